@@ -1,0 +1,57 @@
+# `make` alone prints the targets. Every target makes the environment first when it is absent or out of date.
+
+PYTHON ?= python3
+VENV ?= .venv
+QUICK ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+INSTALLED := $(VENV)/.installed-demo-test-lint
+BENCHMARKS := $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
+
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help: ## print this list
+	@echo "graftwork: graft many tasks onto one frozen transformer"
+	@echo
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' \
+		| awk -F'|' '{ printf "  make %-7s %s\n", $$1, $$2 }'
+	@echo
+	@echo "The first of them makes $(VENV); PYTHON=python3.12 chooses the interpreter (3.11 or later)."
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "graftwork needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+			"Name a newer one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone: the extras then find it in place and never replace the build that was chosen.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) -e ".[demo,test,lint]"
+	@touch $@
+
+demo: $(INSTALLED) ## see it work: the example, from tuning to prediction
+	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## run every benchmark (QUICK=1 for fewer repetitions)
+	@if [ -z "$(BENCHMARKS)" ]; then echo "There is no benchmark in benchmarks/ yet."; fi
+	@status=0; for name in $(BENCHMARKS); do \
+		$(BIN)/python -m benchmarks.$$name $(if $(QUICK),--quick) || status=1; \
+	done; exit $$status
+
+clean: ## remove what the tools leave behind (the environment stays)
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests $(wildcard benchmarks examples) -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Benchmarks: one module each, run as `python -m benchmarks.NAME`; the last line printed is one JSON object."""

@@ -1,0 +1,76 @@
+"""How long a person waits before graftwork does anything: the help text, and the import.
+
+Run as `python -m benchmarks.startup [--quick]`. Each time is the median over whole processes after one warm-up; the
+import's is that of `python -c "import graftwork"` less that of `python -c pass`. The last line is one JSON object; the
+exit status is 1 when a bar is missed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+BARS = {"help_seconds": 0.3, "import_seconds": 0.15}
+
+
+def measure(command: Sequence[str], *, runs: int) -> float:
+    """Return the median wall time, in seconds, of `runs` runs of `command` after a warm-up."""
+    times = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        times.append(time.perf_counter() - start)
+    return median(times[1:])
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return the processor's name, the number of cores this process may use, and Python's version."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": cpu, "cores": cores, "python": platform.python_version()}
+
+
+def find_command() -> str:
+    """Return the `graftwork` command that belongs to this interpreter."""
+    command = Path(sys.executable).parent / "graftwork"
+    if not command.exists():
+        sys.exit(f"{command} is not there: install graftwork into this environment (pip install -e .)")
+    return str(command)
+
+
+def main() -> int:
+    """Measure, print the table and the JSON line, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description="Start-up times of graftwork.")
+    parser.add_argument("--quick", action="store_true", help="3 runs in place of 11")
+    runs = 3 if parser.parse_args().quick else 11
+
+    bare = measure([sys.executable, "-c", "pass"], runs=runs)
+    values = {
+        "help_seconds": measure([find_command(), "--help"], runs=runs),
+        "import_seconds": measure([sys.executable, "-c", "import graftwork"], runs=runs) - bare,
+    }
+    bars = {
+        name: {"value": round(value, 4), "bar": BARS[name], "met": value < BARS[name]} for name, value in values.items()
+    }
+
+    print(f"start-up, median of {runs} runs (bare Python: {bare:.3f} s)")
+    print(f"{'what':<16}{'seconds':>9}{'bar':>9}  met")
+    for name, bar in bars.items():
+        print(f"{name:<16}{bar['value']:>9.3f}{bar['bar']:>9.3f}  {'yes' if bar['met'] else 'NO'}")
+    print(json.dumps({"benchmark": "startup", "machine": describe_machine(), "ratios": {}, "bars": bars}))
+    return 0 if all(bar["met"] for bar in bars.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

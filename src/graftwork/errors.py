@@ -1,0 +1,66 @@
+"""Every error that graftwork raises on purpose: one base class, one small class for each thing that can be wrong.
+
+An error says what was given, what was expected, and what to change. The command line prints the three parts and exits
+with status 2; anything that is not a `GraftworkError` is a bug in graftwork and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class GraftworkError(Exception):
+    """Something the user can put right.
+
+    Args:
+        problem: what was given and why it cannot be used; one sentence without a final full stop.
+        expected: what would have been accepted.
+        change: the flag, column, file or key to change.
+    """
+
+    def __init__(self, problem: str, *, expected: str = "", change: str = "") -> None:
+        self.problem = problem
+        self.expected = expected
+        self.change = change
+        lines = [problem]
+        if expected:
+            lines.append(f"expected: {expected}")
+        if change:
+            lines.append(f"change: {change}")
+        super().__init__("\n  ".join(lines))
+
+
+class BackboneError(GraftworkError):
+    """A backbone that cannot be found, read, or mapped to a family."""
+
+
+class SiteError(GraftworkError):
+    """A site or site pattern that the backbone does not have, or where an op cannot act."""
+
+
+class MethodError(GraftworkError):
+    """An unknown method, or settings that a method does not take."""
+
+
+class AdapterError(GraftworkError):
+    """An adapter folder that is missing, damaged, foreign, or made for another backbone."""
+
+
+class DataError(GraftworkError):
+    """Data that is missing or malformed: files, columns, labels, splits."""
+
+
+class RecipeError(GraftworkError):
+    """A recipe or flag that is unknown, contradictory or of the wrong type."""
+
+
+class OutputError(GraftworkError):
+    """An output folder that exists already, or an interrupted run that is in the way."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """The known names most like `name`, as a phrase for an error's `expected`; all of them when few are known."""
+    known = sorted(set(known))
+    if len(known) <= 2 * count:
+        return "one of " + ", ".join(known) if known else "nothing: there are none"
+    close = get_close_matches(name, known, n=count, cutoff=0.0)
+    return "for example " + ", ".join(close) + f" (of {len(known)})"

@@ -1,0 +1,90 @@
+"""The project's own files agree with one another."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def find_code(markdown: str) -> list[str]:
+    """Return the lines of fenced blocks and the inline code spans."""
+    fenced = re.compile(r"^```.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in fenced.findall(markdown) for line in block.splitlines()]
+    return lines + re.findall(r"`([^`\n]+)`", fenced.sub("", markdown))
+
+
+def list_tracked_files() -> list[Path]:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_version_is_the_same_everywhere():
+    import graftwork
+
+    declared = PYPROJECT["project"]["version"]
+    assert graftwork.__version__ == declared
+    assert version("graftwork") == declared
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_make_targets_in_the_documents_exist(name):
+    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
+    commands = [re.match(r"(?:\$ )?make ([a-z][\w-]*)", code) for code in find_code(read(name))]
+    named = {command[1] for command in commands if command}
+    assert named, f"{name} names no make target"
+    assert named <= targets
+
+
+def test_constraints_pin_every_package_and_torch_to_one_version():
+    lines = [line for line in read("constraints.txt").splitlines() if line and not line.startswith("#")]
+    assert "torch==2.13.0" in lines
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+
+
+def test_constraints_cover_every_declared_dependency():
+    def normalise(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    project = PYPROJECT["project"]
+    declared = list(chain(project["dependencies"], *project["optional-dependencies"].values()))
+    pinned = {normalise(line.partition("==")[0]) for line in read("constraints.txt").splitlines()}
+    assert {normalise(re.match(r"[\w.-]+", requirement)[0]) for requirement in declared} <= pinned
+
+
+def test_licence_is_there():
+    assert PYPROJECT["project"]["license"] == "Apache-2.0"
+    assert re.match(r"\s*Apache License\s+Version 2.0, January 2004", read("LICENSE"))
+
+
+def test_typing_marker_is_shipped():
+    assert (ROOT / "src" / "graftwork" / "py.typed").is_file()
+
+
+def test_no_tracked_file_names_a_path_of_one_machine():
+    own = [re.escape(str(path)) for path in (ROOT, Path.home()) if len(path.parts) > 2]
+    usual = r"/(?:home|root|Users|work|workspaces?|mnt|scratch)/\w"
+    pattern = re.compile(r"(?<![\w.~}\-/])(?:" + "|".join([usual, *own]) + ")")
+    found = []
+    for path in list_tracked_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), start=1):
+            if match := pattern.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {match[0]}")
+    assert not found
