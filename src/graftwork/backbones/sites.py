@@ -1,0 +1,103 @@
+"""Sites: named places in a backbone where something can act, under the same names in every family.
+
+A site is a description (name, kind, sizes, the path of the module it stands for); nothing here touches a model.
+Wrapping the module at a site's path is the work of `graftwork.ops.graft`.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from graftwork.errors import SiteError, nearest
+
+SiteKind = Literal["embedding", "linear", "norm", "result", "attention"]
+"""What a site is: an embedding table, a linear map, a layer norm, a sub-layer's output before the residual is added,
+or the attention between its key-value rows and its queries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One named place in a backbone.
+
+    Attributes:
+        name: canonical name, such as `layers.3.attention.query`.
+        kind: what stands there.
+        path: dotted path of the module in the Hugging Face model.
+        layer: number of the layer it belongs to, counted from 0 at the input; None outside the layers.
+        in_features, out_features: width of what enters and leaves (the vocabulary size and width for an embedding).
+        parameters: shapes of the parameters that the module itself owns, by their name in it (`weight`, `bias`).
+    """
+
+    name: str
+    kind: SiteKind
+    path: str
+    layer: int | None
+    in_features: int
+    out_features: int
+    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def sublayer(self) -> str:
+        """`attention` or `ffn` for a site in a layer; the first part of the name elsewhere."""
+        parts = self.name.split(".")
+        return parts[0] if self.layer is None else parts[parts.index(str(self.layer)) + 1]
+
+
+class Sites(Mapping[str, Site]):
+    """The sites of one backbone, in the order in which a forward pass meets them."""
+
+    def __init__(self, sites: Iterable[Site]) -> None:
+        self._sites = {site.name: site for site in sites}
+
+    def __getitem__(self, name: str) -> Site:
+        try:
+            return self._sites[name]
+        except KeyError:
+            raise SiteError(f"no site is named {name!r}", expected=nearest(name, self._sites)) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sites
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers L."""
+        return 1 + max((site.layer for site in self.values() if site.layer is not None), default=-1)
+
+    def of_kind(self, *kinds: SiteKind) -> list[Site]:
+        """All sites of the given kinds."""
+        return [site for site in self.values() if site.kind in kinds]
+
+    def without(self, names: Collection[str]) -> "Sites":
+        """The same sites less the named ones."""
+        return Sites(site for site in self.values() if site.name not in names)
+
+    def match(self, patterns: Iterable[str], kind: SiteKind) -> list[Site]:
+        """The sites of one kind that match any of the patterns, in site order.
+
+        A pattern is a site's name, or the end of one from a dot on (`attention.query`, `query`), and may hold the
+        wildcards of file names (`layers.*.attention.*`, `layers.[0-3].ffn.up`).
+
+        Raises:
+            SiteError: a pattern matches no site of this kind; each such pattern is named with the nearest sites.
+        """
+        candidates = self.of_kind(kind)
+        chosen: set[str] = set()
+        for pattern in patterns:
+            found = {s.name for s in candidates if fnmatchcase(s.name, pattern) or fnmatchcase(s.name, f"*.{pattern}")}
+            if not found:
+                other = sorted(s.kind for s in self.values() if fnmatchcase(s.name, pattern))
+                why = f"it names a site of kind {other[0]}" if other else "no site has that name"
+                raise SiteError(
+                    f"site pattern {pattern!r} matches no {kind} site: {why}",
+                    expected=nearest(pattern, [s.name for s in candidates]),
+                    change="the method's site patterns",
+                )
+            chosen |= found
+        return [site for site in candidates if site.name in chosen]
