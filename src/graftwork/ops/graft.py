@@ -1,0 +1,144 @@
+"""The graft: site modules put in the place of a backbone's own, so that ops can act there, and taken out again.
+
+A site acts by select-and-replace: the module at a site's path is wrapped by a `SiteModule` that holds it. Only sites
+that some adapter uses are wrapped. Detaching puts back the very modules, and the backbone is then bit for bit what it
+was.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from threading import RLock
+from typing import Any, final
+
+import torch.nn as nn
+
+from graftwork.backbones import Backbone
+from graftwork.errors import SiteError
+from graftwork.ops.op import Op
+from graftwork.ops.routing import Route
+
+Ops = Mapping[str, Sequence[Op]]
+"""Ops by the name of the site where they act."""
+
+
+@dataclass
+class _Running:
+    """What acts during a forward pass: the ops at each site, and the batch's route."""
+
+    ops: Ops = field(default_factory=dict)
+    route: Route = field(default_factory=Route)
+
+
+@final
+class SiteModule(nn.Module):
+    """Stands in the place of one of the backbone's modules and runs it with the ops of its sites around it."""
+
+    def __init__(self, inner: nn.Module, names: Sequence[str], graft: "Graft") -> None:
+        super().__init__()
+        self.inner = inner
+        self.names = tuple(names)
+        self._graft = graft
+
+    @property
+    def route(self) -> Route:
+        return self._graft.running.route
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        forward: Any = self.inner
+        ops = self._graft.running.ops
+        for name in self.names:
+            for op in ops.get(name, ()):
+                forward = op.around(forward, self)
+        return forward(*args, **kwargs)
+
+
+class Graft:
+    """The sites of one backbone at which something can act, and what acts there now.
+
+    One forward pass runs at a time; passes started by several threads wait for each other.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.running = _Running()
+        self._lock = RLock()
+        self._modules: dict[str, SiteModule] = {}
+
+    def attach(self, names: Iterable[str]) -> None:
+        """Wrap the modules of the named sites, where they are not wrapped yet.
+
+        Raises:
+            SiteError: the backbone has no such site; or its module is wrapped by another model already.
+        """
+        for path in {self.backbone.sites[name].path: None for name in names}:
+            if path in self._modules:
+                continue
+            inner = self.backbone.modules[path]
+            if isinstance(self.backbone.model.get_submodule(_through(self._modules, path)), SiteModule):
+                raise SiteError(
+                    f"backbone {self.backbone.name!r} is in use by another AdaptedModel",
+                    expected="one AdaptedModel on a backbone at a time",
+                    change="call detach() on the other one, or load the backbone again",
+                )
+            here = [site.name for site in self.backbone.sites.values() if site.path == path]
+            self._modules[path] = module = SiteModule(inner, here, self)
+            module.train(inner.training)
+            self._put(path, module)
+
+    def detach(self) -> None:
+        """Put the backbone's own modules back."""
+        with self._lock:
+            # Innermost first: a wrapped module may stand inside another wrapped one.
+            for path, module in sorted(self._modules.items(), key=lambda item: -item[0].count(".")):
+                self._put(path, module.inner)
+            self._modules.clear()
+            self.running = _Running()
+
+    def train(self, mode: bool) -> None:
+        """Set whether ops are training (their dropout acts); the backbone's own modules are left alone."""
+        for module in self._modules.values():
+            module.training = mode
+
+    @contextmanager
+    def run(self, ops: Ops, route: Route) -> Iterator[None]:
+        """The ops act inside; afterwards, also after an exception, those that acted before."""
+        with self._lock:
+            before, self.running = self.running, _Running(ordered(ops), route)
+            try:
+                yield
+            finally:
+                self.running = before
+
+    def run_again(self) -> AbstractContextManager[None]:
+        """What runs now, to be run again later: a checkpointed layer is recomputed in the backward pass."""
+        return self.run(self.running.ops, self.running.route)
+
+    def _put(self, path: str, module: nn.Module) -> None:
+        parent, _, leaf = path.rpartition(".")
+        setattr(self.backbone.model.get_submodule(_through(self._modules, parent)), leaf, module)
+
+
+def ordered(ops: Ops) -> Ops:
+    """The ops of each site with the replacing one first.
+
+    Raises:
+        SiteError: two ops replace what one site computes.
+    """
+    for name, acting in ops.items():
+        replacing = [type(op).__name__ for op in acting if op.replaces]
+        if len(replacing) > 1:
+            raise SiteError(f"{' and '.join(replacing)} both replace what site {name!r} computes; only one can")
+    return {name: sorted(acting, key=lambda op: not op.replaces) for name, acting in ops.items()}
+
+
+def _through(wrapped: Mapping[str, SiteModule], path: str) -> str:
+    """The path as it is while modules on the way are wrapped: `a.b` is at `a.inner.b` when `a` is."""
+    parts: list[str] = []
+    original: list[str] = []
+    for part in path.split("."):
+        parts.append(part)
+        original.append(part)
+        if ".".join(original) in wrapped:
+            parts.append("inner")
+    return ".".join(parts)
