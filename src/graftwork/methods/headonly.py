@@ -1,0 +1,28 @@
+"""Head-only tuning: nothing of the backbone changes, and only the task's output layer is trained."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from graftwork.backbones import Site, Sites
+from graftwork.methods.method import Method
+from graftwork.methods.parameters import Parameter
+from graftwork.ops import Op
+
+
+class HeadOnly(Method):
+    """The lower baseline: a linear classifier over the frozen backbone's pooled output."""
+
+    name: ClassVar[str] = "head-only"
+    paper: ClassVar[str] = "the feature-based baseline of Peters et al. 2019, arXiv:1903.05987"
+    learning_rate: ClassVar[float] = 3e-3
+
+    def sites(self, sites: Sites) -> list[Site]:
+        return []
+
+    def declare(self, site: Site) -> dict[str, Parameter]:
+        raise AssertionError("head-only tuning acts at no site")
+
+    def lower(self, site: Site, parameters: Mapping[str, Tensor]) -> Op:
+        raise AssertionError("head-only tuning acts at no site")

@@ -1,0 +1,110 @@
+"""Declared parameters: what a method or head trains, by name, before any tensor exists.
+
+From one declaration follow the counts, the initial tensors, the keys a saved adapter must have, and what weight decay
+spares.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+from torch import Generator, Tensor
+
+from graftwork.backbones import Backbone, Site
+
+Init = Callable[[Tensor, Mapping[str, Tensor], Generator], None]
+"""Fills a new float32 tensor in place, given the frozen parameters at the site and the source of randomness."""
+
+Group = Literal["adapter", "norms", "head"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One trained tensor, declared.
+
+    Attributes:
+        shape: its shape.
+        init: how it starts.
+        group: under which heading it is counted.
+        decay: whether weight decay acts on it (not on biases and norms).
+    """
+
+    shape: tuple[int, ...]
+    init: Init
+    group: Group = "adapter"
+    decay: bool = True
+
+    @property
+    def count(self) -> int:
+        return int(torch.Size(self.shape).numel())
+
+
+def zeros(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+    tensor.zero_()
+
+
+def normal(std: float) -> Init:
+    """N(0, std²)."""
+
+    def fill(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+        tensor.normal_(0.0, std, generator=generator)
+
+    return fill
+
+
+def truncated_normal(std: float) -> Init:
+    """N(0, std²) cut at two standard deviations."""
+
+    def fill(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+        nn.init.trunc_normal_(tensor, 0.0, std, -2 * std, 2 * std, generator=generator)
+
+    return fill
+
+
+def kaiming_uniform(a: float) -> Init:
+    """Kaiming-uniform for a leaky ReLU of slope a, over a matrix (out, in)."""
+
+    def fill(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+        nn.init.kaiming_uniform_(tensor, a=a, generator=generator)
+
+    return fill
+
+
+def frozen_value(name: str) -> Init:
+    """The frozen parameter of that name at the site."""
+
+    def fill(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+        tensor.copy_(frozen[name])
+
+    return fill
+
+
+def initialise(
+    declared: Iterable[tuple[Site | None, Mapping[str, Parameter]]], backbone: Backbone, generator: Generator
+) -> dict[str, Tensor]:
+    """New float32 tensors on the CPU, in the order of the declarations; a name declared again is the same tensor."""
+    tensors: dict[str, Tensor] = {}
+    for site, parameters in declared:
+        frozen = {} if site is None else {name: t.detach().cpu() for name, t in backbone.frozen(site).items()}
+        for name, parameter in parameters.items():
+            if name not in tensors:
+                tensors[name] = torch.empty(parameter.shape, dtype=torch.float32)
+                parameter.init(tensors[name], frozen, generator)
+    return tensors
+
+
+class ParameterTree(nn.Module):
+    """Trainable parameters under dotted names: the keys of its state dict are those names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            *path, leaf = name.split(".")
+            node: nn.Module = self
+            for part in path:
+                if part not in node._modules:
+                    node.add_module(part, nn.Module())
+                node = node.get_submodule(part)
+            node.register_parameter(leaf, nn.Parameter(tensor))
