@@ -1,0 +1,196 @@
+"""An adapter: one trained result of any method, with its head, its labels and the identity of its backbone."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from graftwork.adapters.head import Head
+from graftwork.backbones import Backbone, Sites
+from graftwork.errors import AdapterError
+from graftwork.methods import Method
+from graftwork.methods.parameters import Group, Parameter, initialise
+from graftwork.ops.graft import Ops
+
+
+class BackboneIdentity(BaseModel):
+    """Which backbone an adapter was made for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> "BackboneIdentity":
+        return cls(
+            name=backbone.name,
+            model_type=backbone.config.model_type,
+            hidden_size=backbone.hidden_size,
+            num_layers=backbone.sites.num_layers,
+            fingerprint=backbone.fingerprint,
+        )
+
+    def check(self, backbone: Backbone, *, allow_mismatch: bool = False) -> None:
+        """Refuse another backbone.
+
+        Raises:
+            AdapterError: the fingerprints differ and it was not allowed; or the shapes differ, which nothing can allow.
+        """
+        given = BackboneIdentity.of(backbone)
+        if given.fingerprint == self.fingerprint:
+            return
+        differing = [
+            f"{name} {getattr(given, name)!r} instead of {getattr(self, name)!r}"
+            for name in ("model_type", "hidden_size", "num_layers")
+            if getattr(given, name) != getattr(self, name)
+        ]
+        if allow_mismatch and not differing:
+            return
+        what = ", ".join(differing) or "the same shape but other weights or settings"
+        raise AdapterError(
+            f"the adapter was made for backbone {self.name!r} ({self.fingerprint[:12]}), not for "
+            f"{given.name!r} ({given.fingerprint[:12]}): {what}",
+            expected=f"backbone {self.name!r} as it was",
+            change="--backbone" if differing else "--backbone, or --allow-backbone-mismatch to run it all the same",
+        )
+
+
+class TaskIdentity(BaseModel):
+    """What an adapter must know of its task to be used: its kind, its labels and how its texts are read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    pairs: bool = False
+    labels: tuple[str, ...] | None = None
+    max_length: int = 128
+
+
+def library_versions() -> dict[str, str]:
+    """The versions that an adapter's numbers were made with."""
+    names = ("graftwork", "torch", "transformers", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """One trained result.
+
+    Attributes:
+        method, head: how the tensors are to be read.
+        task: kind, labels and how its texts are read.
+        backbone: which backbone it was made for.
+        tensors: training parameters and the head's, float32 on the CPU, under canonical names.
+        metrics: scores by split, then by metric.
+        seed: of initialisation and training.
+        recipe: everything that the run was started with, as resolved; empty for an adapter made by hand.
+        versions: of the libraries that made it.
+    """
+
+    method: Method
+    head: Head
+    task: TaskIdentity
+    backbone: BackboneIdentity
+    tensors: Mapping[str, Tensor]
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    seed: int = 0
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=library_versions)
+
+    @classmethod
+    def create(cls, backbone: Backbone, method: Method, head: Head, task: TaskIdentity, *, seed: int = 0) -> "Adapter":
+        """A new adapter, initialised as its method says: the backbone's outputs are (nearly) unchanged by it.
+
+        Raises:
+            SiteError, BackboneError: the method or head asks for what the backbone does not have.
+        """
+        sites = usable_sites(backbone, head)
+        declared = [(site, method.declare(site)) for site in method.sites(sites)]
+        generator = torch.Generator().manual_seed(seed)
+        tensors = initialise([*declared, (None, head.declare(backbone.hidden_size))], backbone, generator)
+        return cls(
+            method=method, head=head, task=task, backbone=BackboneIdentity.of(backbone), tensors=tensors, seed=seed
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Adapter":
+        """Read an adapter's folder. See `graftwork.adapters.read_adapter`."""
+        from graftwork.adapters.folder import read_adapter
+
+        return read_adapter(Path(folder))
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write an adapter's folder. See `graftwork.adapters.write_adapter`."""
+        from graftwork.adapters.folder import write_adapter
+
+        write_adapter(self, Path(folder), overwrite=overwrite)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained parameters, head included."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    def check(self, backbone: Backbone, *, allow_mismatch: bool = False) -> None:
+        """Refuse a backbone that this adapter was not made for, and tensors that are not as declared.
+
+        Raises:
+            AdapterError: what differs.
+        """
+        self.backbone.check(backbone, allow_mismatch=allow_mismatch)
+        expected = {name: p.shape for name, p in declare(backbone, self.method, self.head).items()}
+        found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        shapes = [
+            f"{name} is {found[name]} instead of {expected[name]}"
+            for name in sorted(expected.keys() & found.keys())
+            if found[name] != expected[name]
+        ]
+        problems = [f"lacks {name}" for name in missing] + [f"has unknown {name}" for name in extra] + shapes
+        if problems:
+            more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise AdapterError(
+                f"its tensors are not as method {self.method.name!r} declares: {'; '.join(problems[:5])}{more}",
+                expected=f"{len(expected)} tensors",
+            )
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.method!r}, task={self.task.name!r}, {self.num_parameters:,} parameters)"
+
+
+def usable_sites(backbone: Backbone, head: Head) -> Sites:
+    """The backbone's sites less those whose output the head does not read.
+
+    Raises:
+        BackboneError: the head pools by a layer that the backbone lacks.
+    """
+    head.check(backbone)
+    return backbone.sites.without(head.unused_sites(backbone))
+
+
+def declare(backbone: Backbone, method: Method, head: Head) -> dict[str, Parameter]:
+    """Everything that would be trained, by canonical name. Needs no weights."""
+    declared: dict[str, Parameter] = {}
+    for site in method.sites(usable_sites(backbone, head)):
+        declared |= method.declare(site)
+    return declared | head.declare(backbone.hidden_size)
+
+
+def counts(declared: Mapping[str, Parameter]) -> dict[Group, int]:
+    """Number of trained parameters by group."""
+    groups: tuple[Group, ...] = ("adapter", "norms", "head")
+    return {group: sum(p.count for p in declared.values() if p.group == group) for group in groups}
+
+
+def lower(backbone: Backbone, method: Method, head: Head, parameters: Mapping[str, Tensor]) -> Ops:
+    """The ops of an adapter, by site."""
+    return {site.name: (method.lower(site, parameters),) for site in method.sites(usable_sites(backbone, head))}

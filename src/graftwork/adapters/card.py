@@ -1,0 +1,47 @@
+"""The model card that is saved with every adapter."""
+
+from graftwork.adapters.adapter import Adapter
+
+
+def model_card(adapter: Adapter) -> str:
+    """A README for the adapter's folder, with the front matter that model hubs read. The same adapter gives the same
+    text.
+    """
+    settings = ", ".join(f"{name}={value!r}" for name, value in adapter.method.model_dump().items())
+    labels = ", ".join(adapter.task.labels) if adapter.task.labels else "a number"
+    texts = '("first text", "second text")' if adapter.task.pairs else '"some text"'
+    scores = "\n".join(
+        f"| {split} | {metric} | {value:.4f} |"
+        for split, values in adapter.metrics.items()
+        for metric, value in values.items()
+    )
+    table = f"## Scores\n\n| split | metric | value |\n|---|---|---|\n{scores}\n" if scores else ""
+    return f"""---
+library_name: graftwork
+base_model: {adapter.backbone.name}
+tags:
+- graftwork
+- adapter
+- {adapter.method.name}
+---
+
+# {adapter.task.name}: {adapter.method.name} on {adapter.backbone.name}
+
+An adapter made with graftwork. It holds {adapter.num_parameters:,} parameters and runs on the frozen backbone
+`{adapter.backbone.name}` (fingerprint `{adapter.backbone.fingerprint[:12]}`).
+
+- Method: `{adapter.method.name}` ({adapter.method.paper}){": " + settings if settings else ""}
+- Output: {labels}
+- Seed: {adapter.seed}
+
+{table}
+## Use
+
+```python
+import graftwork as gw
+
+backbone = gw.Backbone.load("{adapter.backbone.name}")
+model = gw.AdaptedModel(backbone, {{"{adapter.task.name}": gw.Adapter.load("PATH")}})
+print(model.predict([{texts}]))
+```
+"""

@@ -1,0 +1,206 @@
+"""An adapter's folder on disk: `adapter.json`, `adapter.safetensors`, `README.md`; strict to read, atomic to write.
+
+A write goes to a temporary folder beside the target, which is then renamed: a killed process leaves the old folder or
+the new one, never half of one. Nothing here is ever unpickled.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from graftwork.adapters.adapter import Adapter, BackboneIdentity, TaskIdentity
+from graftwork.adapters.card import model_card
+from graftwork.adapters.head import Head
+from graftwork.errors import AdapterError, GraftworkError, OutputError
+from graftwork.methods import make_method
+
+SCHEMA_VERSION = 1
+CONFIG = "adapter.json"
+TENSORS = "adapter.safetensors"
+CARD = "README.md"
+RECIPE = "recipe.yaml"
+
+
+class AdapterFile(BaseModel):
+    """The contents of `adapter.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1]
+    method: dict[str, Any]
+    sites: list[str]
+    head: Head
+    task: TaskIdentity
+    backbone: BackboneIdentity
+    metrics: dict[str, dict[str, float]]
+    seed: int
+    versions: dict[str, str]
+
+
+def write_adapter(
+    adapter: Adapter, folder: Path, *, overwrite: bool = False, beside: Mapping[str, str] | None = None
+) -> None:
+    """Write the folder, whole or not at all.
+
+    Args:
+        beside: more text files for the folder, by name.
+
+    Raises:
+        OutputError: the folder exists and `overwrite` is off.
+    """
+    with replacing_folder(folder, overwrite=overwrite) as temporary:
+        write_files(adapter, temporary)
+        for name, text in (beside or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+
+
+def write_files(adapter: Adapter, folder: Path) -> None:
+    """An adapter's files, into a folder that exists. The same adapter gives the same bytes."""
+    config = AdapterFile(
+        schema_version=1,
+        method={"name": adapter.method.name, **adapter.method.model_dump(mode="json")},
+        sites=_sites(adapter.tensors),
+        head=adapter.head,
+        task=adapter.task,
+        backbone=adapter.backbone,
+        metrics={split: dict(scores) for split, scores in adapter.metrics.items()},
+        seed=adapter.seed,
+        versions=dict(adapter.versions),
+    )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
+    (folder / TENSORS).write_bytes(save(tensors, metadata={"format": "pt"}))
+    (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(model_card(adapter), encoding="utf-8")
+    if adapter.recipe:
+        (folder / RECIPE).write_text(yaml.safe_dump(dict(adapter.recipe), sort_keys=False), encoding="utf-8")
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read a folder that `write_adapter` wrote.
+
+    Raises:
+        AdapterError: it is missing, damaged, or not an adapter of graftwork; says which file and what is wrong.
+    """
+    config = _read_config(folder)
+    settings = dict(config.method)
+    name = settings.pop("name", "")
+    try:
+        method = make_method(str(name), settings)
+    except GraftworkError as error:
+        raise AdapterError(
+            f"{folder / CONFIG} names a method that this version does not have: {error.problem}",
+            expected=error.expected,
+        ) from error
+    try:
+        tensors = load_file(folder / TENSORS)
+    except FileNotFoundError:
+        raise AdapterError(f"{folder} has no {TENSORS}", expected=f"{CONFIG} and {TENSORS}") from None
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"{folder / TENSORS} is damaged or is not a safetensors file: {error}",
+            expected="the file as graftwork wrote it",
+        ) from error
+    if _sites(tensors) != config.sites:
+        differing = sorted(set(_sites(tensors)) ^ set(config.sites))
+        raise AdapterError(
+            f"{folder / TENSORS} does not belong to {CONFIG}: they differ at {', '.join(differing[:5])}",
+            expected="both files as graftwork wrote them",
+        )
+    recipe = folder / RECIPE
+    return Adapter(
+        method=method,
+        head=config.head,
+        task=config.task,
+        backbone=config.backbone,
+        tensors=tensors,
+        metrics=config.metrics,
+        seed=config.seed,
+        recipe=yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {},
+        versions=config.versions,
+    )
+
+
+@contextmanager
+def replacing_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well, and is removed when it does not.
+
+    Raises:
+        OutputError: the folder exists and `overwrite` is off, or it cannot be written.
+    """
+    refuse_existing(folder, overwrite=overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            os.replace(folder, old)
+            os.replace(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(folder: Path, *, overwrite: bool = False) -> None:
+    """Refuse an output folder that exists already, before any work is done.
+
+    Raises:
+        OutputError: it exists and `overwrite` is off, or it is a file.
+    """
+    if folder.exists() and not (overwrite and folder.is_dir()):
+        raise OutputError(
+            f"output {str(folder)!r} exists already",
+            expected="a folder that does not exist",
+            change="--output" + ("" if folder.is_file() else ", or --overwrite to replace it"),
+        )
+
+
+def _sites(tensors: Mapping[str, Any]) -> list[str]:
+    """The sites whose parameters the tensors are."""
+    return sorted({name.rpartition(".")[0] for name in tensors if not name.startswith("head.")})
+
+
+def _read_config(folder: Path) -> AdapterFile:
+    file = folder / CONFIG
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        what = f"{str(folder)!r} is not an adapter folder: it has no {CONFIG}"
+        raise AdapterError(
+            what if folder.is_dir() else f"adapter folder {str(folder)!r} does not exist",
+            expected="a folder that graftwork wrote",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{file} cannot be read: {error}") from error
+    try:
+        content = json.loads(text)
+        if isinstance(content, dict) and content.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+            raise AdapterError(
+                f"{file} has schema version {content['schema_version']!r}",
+                expected=f"schema version {SCHEMA_VERSION}; a newer graftwork reads newer ones",
+            )
+        return AdapterFile.model_validate(content)
+    except json.JSONDecodeError as error:
+        raise AdapterError(f"{file} is not JSON: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
+        raise AdapterError(f"{file} is not an adapter's configuration: {problems}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,65 @@
+"""An adapter in memory on one backbone: its parameters on the device, and its ops."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from graftwork.adapters.adapter import Adapter, lower
+from graftwork.backbones import Backbone
+from graftwork.methods.parameters import ParameterTree
+from graftwork.ops.graft import Ops
+
+
+class Resident(nn.Module):
+    """An adapter's parameters as a module.
+
+    A trainable one is lowered anew at each forward pass, so that gradients reach its parameters; any other one once.
+    """
+
+    def __init__(self, adapter: Adapter, backbone: Backbone, *, trainable: bool) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.trainable = trainable
+        self._backbone = backbone
+        self._lowered: Ops | None = None
+        self.parameters_by_name = ParameterTree({name: t.clone() for name, t in adapter.tensors.items()})
+        self.parameters_by_name.requires_grad_(trainable)
+        self.to(backbone.device)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The parameters by canonical name."""
+        return dict(self.parameters_by_name.named_parameters())
+
+    def ops(self) -> Ops:
+        """The ops by site, in the backbone's precision."""
+        if self.trainable:
+            return self._lower()
+        if self._lowered is None:
+            with torch.no_grad():
+                self._lowered = self._lower()
+        return self._lowered
+
+    def snapshot(self, adapter: Adapter) -> Adapter:
+        """`adapter` with the parameters as they are now."""
+        return replace(adapter, tensors={n: t.detach().cpu().clone() for n, t in self.tensors().items()})
+
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite the parameters with tensors of the same names and shapes."""
+        own = self.tensors()
+        if own.keys() != tensors.keys():
+            raise KeyError(f"names differ: {sorted(own.keys() ^ tensors.keys())[:5]}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name])
+        self._lowered = None
+
+    def _lower(self) -> Ops:
+        ops = lower(self._backbone, self.adapter.method, self.adapter.head, self.tensors())
+        return {site: [op.to(self._backbone.dtype) for op in acting] for site, acting in ops.items()}
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        self._lowered = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
