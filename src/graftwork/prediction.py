@@ -1,0 +1,87 @@
+"""From texts to predictions: tokenising, padding, batches, labels."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from graftwork.adapters import Adapter
+from graftwork.errors import DataError
+
+if TYPE_CHECKING:
+    from graftwork.model import AdaptedModel
+
+Text = str | tuple[str, str]
+"""One text, or a pair of texts for a task over pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What an adapter says of one text.
+
+    Attributes:
+        label: the class, or the number for regression.
+        score: the class's probability; None for regression.
+        scores: every class's probability; empty for regression.
+    """
+
+    label: str | float
+    score: float | None = None
+    scores: dict[str, float] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: without what does not apply."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def predictions(
+    model: "AdaptedModel", adapter: Adapter, name: str, texts: Sequence[Text], batch_size: int
+) -> list[Prediction]:
+    """Predictions of one adapter, in the order of the texts. Texts of like length share a batch."""
+    logits = torch.cat([rows for _, rows in _in_order(model, adapter, name, texts, batch_size)]) if texts else None
+    if logits is None:
+        return []
+    if adapter.head.kind == "regression":
+        return [Prediction(label=row[0]) for row in logits.tolist()]
+    labels = adapter.task.labels or tuple(str(i) for i in range(adapter.head.num_outputs))
+    found = []
+    for row in logits.softmax(dim=-1).tolist():
+        best = max(range(len(row)), key=row.__getitem__)
+        found.append(Prediction(label=labels[best], score=row[best], scores=dict(zip(labels, row, strict=True))))
+    return found
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], *, pairs: bool, max_length: int) -> Any:
+    """Token ids of texts or pairs, cut to max_length, unpadded.
+
+    Raises:
+        DataError: a pair where the task is over single texts, or the other way round.
+    """
+    for i, text in enumerate(texts):
+        if isinstance(text, str) == pairs:
+            given = "one text" if isinstance(text, str) else "a pair"
+            raise DataError(f"text {i + 1} is {given}", expected="pairs of texts" if pairs else "single texts")
+    first = [text if isinstance(text, str) else text[0] for text in texts]
+    second = [text[1] for text in texts] if pairs else None
+    return tokenizer(first, second, truncation=True, max_length=max_length)
+
+
+def _in_order(
+    model: "AdaptedModel", adapter: Adapter, name: str, texts: Sequence[Text], batch_size: int
+) -> Iterator[tuple[int, Tensor]]:
+    """(row number, its logits), in the order of the texts; computed from the longest batch to the shortest."""
+    tokenizer = model.backbone.require_tokenizer()
+    encoded = encode(tokenizer, texts, pairs=adapter.task.pairs, max_length=adapter.task.max_length)
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    by_length = sorted(range(len(texts)), key=lambda i: -lengths[i])
+    rows: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for start in range(0, len(texts), batch_size):
+            chosen = by_length[start : start + batch_size]
+            batch = tokenizer.pad({k: [v[i] for i in chosen] for k, v in encoded.items()}, return_tensors="pt")
+            logits = model(**{k: v.to(model.device) for k, v in batch.items()}, adapters=name).logits
+            rows.update(zip(chosen, logits.cpu().split(1), strict=True))
+    yield from sorted(rows.items())
