@@ -1,0 +1,22 @@
+"""Task definitions, their data, and the metrics that judge them.
+
+Importing this package imports neither datasets nor torch: they are loaded by the functions that need them.
+"""
+
+from graftwork.tasks.builtin import BUILTIN, find_task
+from graftwork.tasks.data import TaskData, load, load_split
+from graftwork.tasks.metrics import METRICS, Metric, compute
+from graftwork.tasks.task import SplitName, Task
+
+__all__ = [
+    "BUILTIN",
+    "METRICS",
+    "Metric",
+    "SplitName",
+    "Task",
+    "TaskData",
+    "compute",
+    "find_task",
+    "load",
+    "load_split",
+]

@@ -1,0 +1,64 @@
+"""Texts without labels, for predictions: from a table's columns, a file's lines, or standard input."""
+
+import sys
+from pathlib import Path
+
+from graftwork.errors import DataError, nearest
+from graftwork.tasks.reading import READERS, decode, read_file
+
+Texts = list[str | tuple[str, str]]
+
+
+def read_table(path: Path, text: str, text_pair: str | None = None) -> Texts:
+    """The texts in a table's column, or pairs of texts in two.
+
+    Raises:
+        DataError: the file cannot be read, a column is missing, or a text is.
+    """
+    columns = [text] if text_pair is None else [text, text_pair]
+    table = read_file(path, frozenset(columns))
+    for column, flag in zip(columns, ("--text", "--text-pair"), strict=False):
+        if column not in table.names:
+            raise DataError(f"{path} has no column {column!r}", expected=nearest(column, table.names), change=flag)
+        absent = [row for row, value in enumerate(table.columns[column]) if value is None]
+        if absent:
+            raise DataError(f"{path} has no text in column {column!r}: {table.places(absent)}", change=flag)
+    values = [[str(value) for value in table.columns[column]] for column in columns]
+    return list(values[0]) if text_pair is None else list(zip(*values, strict=True))
+
+
+def read_lines(path: Path, *, pairs: bool) -> Texts:
+    """The lines of a text file; for pairs, two texts with a tab between them.
+
+    Raises:
+        DataError: the file cannot be read, is a table, or a line is no pair.
+    """
+    if path.suffix.lower() in READERS:
+        raise DataError(f"{path} is a table", expected="the column of the text", change="--text")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", change="--file") from None
+    return _lines(decode(content, str(path)), str(path), pairs=pairs)
+
+
+def read_stream(*, pairs: bool) -> Texts:
+    """The lines of standard input.
+
+    Raises:
+        DataError: it is not UTF-8, or a line is no pair.
+    """
+    return _lines(decode(sys.stdin.buffer.read(), "standard input"), "standard input", pairs=pairs)
+
+
+def _lines(content: str, origin: str, *, pairs: bool) -> Texts:
+    lines = [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")] if content else []
+    if not pairs:
+        return list(lines)
+    found: Texts = []
+    for number, line in enumerate(lines, 1):
+        first, tab, second = line.partition("\t")
+        if not tab or "\t" in second:
+            raise DataError(f"{origin}, line {number} is no pair", expected="two texts with a tab between them")
+        found.append((first, second))
+    return found

