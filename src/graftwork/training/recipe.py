@@ -1,0 +1,156 @@
+"""A recipe: everything that a tuning run starts from, as one checked and saved file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from graftwork.adapters import Head
+from graftwork.backbones import Backbone, Pooling
+from graftwork.errors import RecipeError, nearest
+from graftwork.methods import Method, make_method
+from graftwork.tasks import Task, find_task
+from graftwork.training.settings import TrainingSettings
+
+
+class Recipe(BaseModel):
+    """What is tuned, on what, and how. The same recipe on the same machine gives the same adapter, byte for byte.
+
+    Attributes:
+        backbone: name, folder or hub id.
+        dtype: the backbone's precision.
+        task: name of a built-in task, path of a task file, or the task's own fields; fields beside `name` of a built-in
+            task override it.
+        method: its name, and its settings beside it.
+        pooling: how the head's input is made; `auto` is the backbone's own way.
+        train: training settings.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str = "minilm"
+    dtype: str = "auto"
+    task: str | dict[str, Any]
+    method: dict[str, Any] = Field(default_factory=lambda: {"name": "houlsby"})
+    pooling: Pooling | Literal["auto"] = "auto"
+    train: TrainingSettings = Field(default_factory=TrainingSettings)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, origin: str = "the recipe") -> "Recipe":
+        """Check plain values.
+
+        Raises:
+            RecipeError: keys are unknown, or values are of the wrong type; all of them are named.
+        """
+        values = dict(values)
+        if isinstance(values.get("method"), str):
+            values["method"] = {"name": values["method"]}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = [_describe(e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
+            raise RecipeError(
+                f"{origin} cannot be used: " + "; ".join(dict.fromkeys(problems)), change=origin
+            ) from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "Recipe":
+        """The recipe in a YAML file, with overrides by dotted key (`train.seed`).
+
+        Raises:
+            RecipeError: the file cannot be read, or its contents are refused by `parse`.
+        """
+        values = read_yaml(Path(path))
+        return cls.parse(override(values, overrides or {}), origin=str(path))
+
+    def find_method(self) -> Method:
+        """The method that the recipe names.
+
+        Raises:
+            MethodError: unknown name or settings.
+            RecipeError: there is no name.
+        """
+        settings = dict(self.method)
+        if "name" not in settings:
+            raise RecipeError("the recipe's method has no name", expected="method: {name: houlsby}", change="--method")
+        return make_method(str(settings.pop("name")), settings)
+
+    def find_task(self) -> Task:
+        """The task that the recipe names.
+
+        Raises:
+            RecipeError: it is unknown, or its fields are refused.
+        """
+        if isinstance(self.task, str):
+            return find_task(self.task)
+        base = self.task.get("base")
+        if base is not None:
+            changes = {name: value for name, value in self.task.items() if name != "base"}
+            return find_task(str(base)).override(**changes)
+        return Task.parse(self.task, origin="the task")
+
+    def resolved(self, backbone: Backbone, task: Task, method: Method) -> "Recipe":
+        """The same recipe with every default written out."""
+        return Recipe(
+            backbone=backbone.name,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            task=task.model_dump(mode="json", exclude_none=True),
+            method={"name": method.name, **method.model_dump(mode="json")},
+            pooling=backbone.pooling if self.pooling == "auto" else self.pooling,
+            train=self.train.resolved(method),
+        )
+
+    def head(self, task: Task, method: Method, backbone: Backbone) -> Head:
+        """The head that the task needs."""
+        return Head(
+            kind=task.kind,
+            num_outputs=len(task.labels) if task.labels else 1,
+            pooling=backbone.pooling if self.pooling == "auto" else self.pooling,
+            extra_layer=method.extra_classifier_layer,
+        )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's keys and values.
+
+    Raises:
+        RecipeError: it is missing, is not UTF-8 or YAML, or is no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {str(path)!r} cannot be read: {error.strerror}", expected="a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {str(path)!r} is not UTF-8 at byte {error.start}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {str(path)!r} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {str(path)!r} has no keys", expected="key: value lines")
+    return values
+
+
+def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with some replaced by dotted key. A method or task given as a name becomes a mapping first."""
+    result = dict(values)
+    for dotted, value in overrides.items():
+        *path, leaf = dotted.split(".")
+        node = result
+        for part in path:
+            inner = node.get(part, {})
+            if isinstance(inner, str):
+                inner = {"base" if part == "task" else "name": inner}
+            node[part] = node = dict(inner)
+        node[leaf] = value
+    return result
+
+
+def _describe(loc: tuple[Any, ...], kind: str, message: str, value: object) -> str:
+    key = ".".join(str(part) for part in loc if part not in ("str", "dict[str,any]"))
+    if kind == "extra_forbidden":
+        known = TrainingSettings.model_fields if key.startswith("train.") else Recipe.model_fields
+        return f"unknown key {key!r} (expected {nearest(key.rpartition('.')[2], known)})"
+    if kind == "missing":
+        return f"key {key!r} is missing"
+    return f"{key}={value!r}: {message}"

@@ -1,0 +1,99 @@
+"""Training settings, under Hugging Face's names, with the defaults of the report and of each method's paper."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from transformers import TrainingArguments
+
+from graftwork.methods import Method
+
+
+class TrainingSettings(BaseModel):
+    """How an adapter is trained.
+
+    Defaults: AdamW at 3e-4 (or the method's own rate) with eps 1e-6 and weight decay 0.01, spared biases and norms; the
+    rate rises linearly over the first tenth of the steps and then falls linearly to 0; gradients clipped at norm 1;
+    batches of 32 texts of at most 128 tokens; the checkpoint with the best validation score is kept.
+
+    Attributes:
+        learning_rate, num_train_epochs: None takes the method's default.
+        max_steps: ends training after this many steps, whatever the epochs; -1 for no such end.
+        warmup_ratio: share of the steps over which the rate rises.
+        max_length: tokens a text (or pair) is cut to.
+        eval_strategy: score and save after each `epoch`, or every `eval_steps` steps.
+        early_stopping_patience: stop after this many scorings without a better one; None never stops early.
+        backbone_dropout: `keep` the backbone's own dropout in training, turn it `off`, or `auto`: off while the
+            backbone is frozen, kept when its own weights are trained.
+        report_to: experiment trackers, as transformers names them, separated by commas.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: NonNegativeInt = 0
+    learning_rate: PositiveFloat | None = None
+    num_train_epochs: PositiveFloat | None = None
+    max_steps: int = Field(default=-1, ge=-1)
+    per_device_train_batch_size: PositiveInt = 32
+    per_device_eval_batch_size: PositiveInt = 64
+    gradient_accumulation_steps: PositiveInt = 1
+    gradient_checkpointing: bool = False
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: NonNegativeFloat = Field(default=0.1, lt=1.0)
+    weight_decay: NonNegativeFloat = 0.01
+    adam_beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    adam_beta2: float = Field(default=0.999, ge=0.0, lt=1.0)
+    adam_epsilon: PositiveFloat = 1e-6
+    max_grad_norm: NonNegativeFloat = 1.0
+    max_length: PositiveInt = 128
+    eval_strategy: Literal["epoch", "steps"] = "epoch"
+    eval_steps: PositiveInt = 500
+    logging_steps: PositiveInt = 10
+    early_stopping_patience: PositiveInt | None = None
+    backbone_dropout: Literal["auto", "keep", "off"] = "auto"
+    report_to: str = "none"
+
+    def resolved(self, method: Method) -> "TrainingSettings":
+        """The same with the method's defaults in the place of what was left open."""
+        dropout = self.backbone_dropout
+        if dropout == "auto":
+            dropout = "off" if method.frozen_backbone else "keep"
+        return self.model_copy(
+            update={
+                "learning_rate": self.learning_rate or method.learning_rate,
+                "num_train_epochs": self.num_train_epochs or float(method.num_train_epochs),
+                "backbone_dropout": dropout,
+            }
+        )
+
+    def arguments(self, folder: Path, *, metric: str, greater_is_better: bool, cpu: bool) -> TrainingArguments:
+        """transformers' arguments for resolved settings.
+
+        Args:
+            folder: where checkpoints go.
+            metric: the validation metric that chooses the best checkpoint.
+            cpu: whether the backbone is on the CPU.
+        """
+        same = (
+            *("seed", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
+            *("per_device_eval_batch_size", "gradient_accumulation_steps"),
+            *("lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+            *("eval_strategy", "eval_steps", "logging_steps"),
+        )
+        return TrainingArguments(
+            output_dir=str(folder),
+            **{name: getattr(self, name) for name in same},
+            warmup_steps=self.warmup_ratio,
+            save_strategy=self.eval_strategy,
+            save_steps=self.eval_steps,
+            save_total_limit=2,
+            load_best_model_at_end=True,
+            metric_for_best_model=metric,
+            greater_is_better=greater_is_better,
+            report_to=[name.strip() for name in self.report_to.split(",")],
+            label_names=["labels"],
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            use_cpu=cpu,
+            dataloader_pin_memory=not cpu,
+        )

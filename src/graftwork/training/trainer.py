@@ -1,0 +1,83 @@
+"""The trainer: transformers' own, saving adapters in the place of models."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.nn as nn
+from safetensors.torch import load_file
+from transformers import Trainer
+
+from graftwork.adapters import Adapter
+from graftwork.adapters.adapter import declare
+from graftwork.adapters.folder import TENSORS, write_files
+from graftwork.model import AdaptedModel
+
+STATE = "trainer_state.json"
+
+
+class AdapterTrainer(Trainer):
+    """Trains the one trainable adapter of an `AdaptedModel`.
+
+    Checkpoints hold the adapter, the optimizer's state and the random states; never the backbone.
+    """
+
+    def __init__(self, *args: Any, adapter_name: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.adapter_name = adapter_name
+
+    @property
+    def adapted(self) -> AdaptedModel:
+        """The model, out of any wrapping for several devices."""
+        model = self.accelerator.unwrap_model(self.model)
+        assert isinstance(model, AdaptedModel)
+        return model
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter as it is now."""
+        return self.adapted.adapter(self.adapter_name)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """What the method and head declare to decay; transformers would guess by name."""
+        adapter = self.adapted.residents[self.adapter_name].adapter
+        declared = declare(self.adapted.backbone, adapter.method, adapter.head)
+        decaying = [name for name, parameter in declared.items() if parameter.decay]
+        return [name for name, p in model.named_parameters() if p.requires_grad and _ends_with(name, decaying)]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_files(self.adapter, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._assign(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self._assign(self.state.best_model_checkpoint)
+
+    def _assign(self, checkpoint: str) -> None:
+        self.adapted.residents[self.adapter_name].assign(load_file(Path(checkpoint) / TENSORS))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest checkpoint that was written to its end; None when there is none.
+
+    A process killed while saving leaves a checkpoint without its state file, which is written last, or with half of
+    one.
+    """
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    for path in sorted(steps, key=lambda path: -int(steps[path])):
+        try:
+            state: Mapping[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if state.get("global_step") == int(steps[path]):
+            return path
+    return None
+
+
+def _ends_with(name: str, endings: list[str]) -> bool:
+    return any(name.endswith(f".parameters_by_name.{ending}") for ending in endings)

@@ -1,0 +1,229 @@
+"""`tune`: from a task's data to a finished adapter.
+
+A run works in a folder beside its output (`.NAME.tuning`), which holds the resolved recipe, a log and checkpoints. A
+killed run leaves it there, and `resume` goes on from the last whole checkpoint to the same result. When the run ends,
+the adapter appears at the output in one rename and the working folder goes.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, EvalPrediction
+from transformers.trainer_callback import PrinterCallback
+
+from graftwork.adapters import Adapter, TaskIdentity
+from graftwork.adapters.folder import refuse_existing, write_adapter
+from graftwork.backbones import Backbone
+from graftwork.errors import OutputError, RecipeError
+from graftwork.methods import Houlsby, Method
+from graftwork.model import AdaptedModel
+from graftwork.tasks import METRICS, Task, TaskData, compute, load
+from graftwork.training.examples import examples
+from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
+from graftwork.training.recipe import Recipe, read_yaml
+from graftwork.training.settings import TrainingSettings
+from graftwork.training.trainer import AdapterTrainer, last_checkpoint
+
+LOG = "log.jsonl"
+RECIPE = "recipe.yaml"
+
+
+def tune(
+    backbone: Backbone,
+    *,
+    task: str | Task,
+    method: Method | None = None,
+    output: str | Path | None = None,
+    data: str | None = None,
+    pooling: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+    **training: Any,
+) -> Adapter:
+    """Tune a backbone on a task.
+
+    Args:
+        backbone: the frozen model. It is as it was when the call returns.
+        task: a built-in task's name, a task file's path, or a `Task`.
+        method: Houlsby adapters when left out.
+        output: folder to save the adapter in; it must not exist. None only returns the adapter.
+        data: where the task's data are, in the place of what the task says.
+        pooling: how the head's input is made: `auto`, `pooler`, `first` or `mean`.
+        resume: go on with a run to the same output that was killed.
+        overwrite: replace an output that exists, and discard what a killed run left.
+        progress: show a progress bar.
+        training: fields of `TrainingSettings`: seed, learning_rate, num_train_epochs, …
+
+    Returns:
+        The adapter with the best validation score, with its scores.
+
+    Raises:
+        GraftworkError: a subclass that says what is wrong with the data, settings or output.
+    """
+    fields = (task if isinstance(task, Task) else Recipe.parse({"task": task}).find_task()).model_dump(mode="json")
+    changes = {} if data is None else {"data": data}
+    method = method or Houlsby()
+    recipe = Recipe.parse(
+        {
+            "backbone": backbone.name,
+            "task": {name: value for name, value in {**fields, **changes}.items() if value is not None},
+            "method": {"name": method.name, **method.model_dump(mode="json")},
+            "pooling": pooling,
+            "train": training,
+        },
+        origin="the arguments of tune",
+    )
+    return tune_recipe(recipe, output=output, backbone=backbone, resume=resume, overwrite=overwrite, progress=progress)
+
+
+def tune_recipe(
+    recipe: Recipe,
+    *,
+    output: str | Path | None = None,
+    backbone: Backbone | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Adapter:
+    """Tune as a recipe says. See `tune`."""
+    if output is None:
+        if resume:
+            raise OutputError("a run without an output cannot be resumed", change="--output")
+        with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
+            return _run(recipe, backbone, Path(folder), resume=False, progress=progress)[0]
+    target = Path(output)
+    refuse_existing(target, overwrite=overwrite)
+    working = target.parent / f".{target.name}.tuning"
+    _refuse_interrupted(working, target, resume=resume, overwrite=overwrite)
+    adapter, log = _run(recipe, backbone, working, resume=resume, progress=progress)
+    write_adapter(adapter, target, overwrite=overwrite, beside={LOG: log})
+    shutil.rmtree(working)
+    return adapter
+
+
+def _run(
+    recipe: Recipe, backbone: Backbone | None, working: Path, *, resume: bool, progress: bool
+) -> tuple[Adapter, str]:
+    """The finished adapter and its log."""
+    method, task = recipe.find_method(), recipe.find_task()
+    backbone = backbone or Backbone.load(recipe.backbone, dtype=recipe.dtype)
+    data = load(task)
+    recipe = recipe.resolved(backbone, task, method)
+    settings = recipe.train
+    _begin(working, recipe, resume=resume)
+    identity = TaskIdentity(
+        name=task.name, pairs=task.text_pair is not None, labels=data.task.labels, max_length=settings.max_length
+    )
+    head = recipe.head(data.task, method, backbone)
+    model = AdaptedModel(backbone, backbone_dropout=settings.backbone_dropout == "keep")
+    try:
+        model.add(task.name, Adapter.create(backbone, method, head, identity, seed=settings.seed), trainable=True)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        trainer = _trainer(model, data, settings, working)
+        bar = ProgressBar(f"{task.name} · {method.name}", task.main_metric)
+        if progress:
+            trainer.add_callback(bar)
+        checkpoint = last_checkpoint(working) if resume else None
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            bar.close()
+        splits = {"validation": data.validation, "test": data.test}
+        metrics = {
+            split: _scores(trainer.evaluate(examples(backbone, rows, max_length=settings.max_length)))
+            for split, rows in splits.items()
+            if rows is not None
+        }
+        adapter = replace(trainer.adapter, metrics=metrics, recipe=recipe.model_dump(mode="json"))
+        history = [row for row in trainer.state.log_history if "step" in row]
+        return adapter, json_lines(repeatable(history[: len(history) - len(metrics)]))
+    finally:
+        model.detach()
+
+
+def _trainer(model: AdaptedModel, data: TaskData, settings: TrainingSettings, working: Path) -> AdapterTrainer:
+    task, backbone = data.task, model.backbone
+    arguments = settings.arguments(
+        working,
+        metric=task.main_metric,
+        greater_is_better=METRICS[task.main_metric].greater_is_better,
+        cpu=backbone.device.type == "cpu",
+    )
+
+    def scores(found: EvalPrediction) -> dict[str, float]:
+        return compute(task.metrics, task.kind, np.asarray(found.predictions), np.asarray(found.label_ids))
+
+    trainer = AdapterTrainer(
+        model=model,
+        args=arguments,
+        adapter_name=task.name,
+        train_dataset=examples(backbone, data.train, max_length=settings.max_length),
+        eval_dataset=examples(backbone, data.validation, max_length=settings.max_length),
+        data_collator=DataCollatorWithPadding(backbone.require_tokenizer()),
+        compute_metrics=scores,
+        callbacks=[Log(working / LOG)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if settings.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
+    return trainer
+
+
+def _begin(working: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Make the working folder, or check that a resumed run is the one that was begun there.
+
+    Raises:
+        RecipeError: the recipe is another one; says where they differ.
+    """
+    file, content = working / RECIPE, recipe.model_dump(mode="json")
+    if resume and file.is_file():
+        begun = read_yaml(file)
+        differing = sorted(_differences(begun, content))
+        if differing:
+            raise RecipeError(
+                f"the run to resume was begun with another recipe: {'; '.join(differing)}",
+                expected=f"the settings in {file}",
+                change="the named settings, or --overwrite without --resume to begin anew",
+            )
+        return
+    working.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def _refuse_interrupted(working: Path, target: Path, *, resume: bool, overwrite: bool) -> None:
+    if resume and not working.is_dir():
+        raise OutputError(
+            f"there is no interrupted run to {str(target)!r}", expected=f"the folder {working}", change="--resume"
+        )
+    if not resume and working.exists():
+        if not overwrite:
+            raise OutputError(
+                f"an interrupted run to {str(target)!r} is in {str(working)!r}",
+                change="--resume to go on with it, or --overwrite to begin anew",
+            )
+        shutil.rmtree(working)
+
+
+def _differences(begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key in {*begun, *now}:
+        was, is_ = begun.get(key), now.get(key)
+        if isinstance(was, dict) and isinstance(is_, dict):
+            found += _differences(was, is_, f"{prefix}{key}.")
+        elif was != is_:
+            found.append(f"{prefix}{key} was {was!r}, is {is_!r}")
+    return found
+
+
+def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The task's own metrics among what the trainer measured, the loss included."""
+    plain = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    return {name: float(value) for name, value in plain.items() if name in METRICS or name == "loss"}
