@@ -1,0 +1,5 @@
+"""`python -m graftwork`."""
+
+from graftwork.cli import main
+
+main()

@@ -1,0 +1,63 @@
+"""`graftwork inspect`: what is in an adapter's folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+Switch = Parameter(negative=())
+
+
+def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
+    """Show what is in an adapter's folder: method, task, scores, sizes, backbone. The backbone is not loaded.
+
+    Parameters
+    ----------
+    adapter
+        The adapter's folder.
+    json
+        Print it as JSON, with every tensor's shape.
+    """
+    from json import dumps
+
+    from graftwork.adapters import Adapter
+    from graftwork.cli.table import print_pairs, readable_bytes
+
+    loaded = Adapter.load(adapter)
+    size = sum(file.stat().st_size for file in adapter.iterdir())
+    settings = loaded.method.model_dump(mode="json")
+    if json:
+        content = {
+            "method": {"name": loaded.method.name, **settings},
+            "task": loaded.task.model_dump(mode="json"),
+            "head": loaded.head.model_dump(mode="json"),
+            "backbone": loaded.backbone.model_dump(mode="json"),
+            "metrics": {split: dict(scores) for split, scores in loaded.metrics.items()},
+            "seed": loaded.seed,
+            "versions": dict(loaded.versions),
+            "parameters": loaded.num_parameters,
+            "bytes": size,
+            "tensors": {name: list(tensor.shape) for name, tensor in loaded.tensors.items()},
+        }
+        print(dumps(content, indent=2))
+        return
+    labels = ", ".join(loaded.task.labels) if loaded.task.labels else "a number"
+    made_for = f"{loaded.backbone.name} ({loaded.backbone.model_type}, {loaded.backbone.num_layers} layers x "
+    scores = {
+        f"{split} {metric}": f"{value:.4f}"
+        for split, found in loaded.metrics.items()
+        for metric, value in found.items()
+    }
+    print_pairs(
+        {
+            "task": f"{loaded.task.name} ({'pairs of texts' if loaded.task.pairs else 'texts'} -> {labels})",
+            "method": f"{loaded.method.name} ({loaded.method.paper})",
+            "settings": ", ".join(f"{name}={value}" for name, value in settings.items()) or "none",
+            "parameters": f"{loaded.num_parameters:,} in {len(loaded.tensors)} tensors",
+            "on disk": readable_bytes(size),
+            "backbone": f"{made_for}{loaded.backbone.hidden_size}, fingerprint {loaded.backbone.fingerprint[:12]})",
+            "seed": loaded.seed,
+            **scores,
+            "made with": ", ".join(f"{name} {version}" for name, version in loaded.versions.items()),
+        }
+    )

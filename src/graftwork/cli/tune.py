@@ -1,0 +1,162 @@
+"""`graftwork tune`: make an adapter out of data."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from graftwork.cli.settings import Settings, parse_settings
+from graftwork.errors import RecipeError
+
+if TYPE_CHECKING:
+    from graftwork.adapters import Adapter
+
+Switch = Parameter(negative=())
+
+
+def tune(
+    recipe: Path | None = None,
+    /,
+    *,
+    output: Path,
+    task: str | None = None,
+    data: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    kind: Literal["classification", "regression"] | None = None,
+    backbone: str | None = None,
+    dtype: str | None = None,
+    method: str | None = None,
+    pooling: str | None = None,
+    report_to: str | None = None,
+    resume: Annotated[bool, Switch] = False,
+    overwrite: Annotated[bool, Switch] = False,
+    quiet: Annotated[bool, Switch] = False,
+    json: Annotated[bool, Switch] = False,
+    settings: Settings = [],  # noqa: B006 (cyclopts makes a new list for each call)
+) -> None:
+    """Tune an adapter on a task and save it.
+
+    Parameters
+    ----------
+    recipe
+        A recipe file (YAML); flags override what it says.
+    output
+        Folder for the adapter. It must not exist.
+    task
+        A built-in task (movie-reviews, cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli) or a task file (YAML).
+    data
+        A file (CSV, TSV, JSON lines, Parquet), a folder, or a hub id. For a GLUE task, a local GLUE folder.
+    text
+        Column of the text.
+    text_pair
+        Column of the second text, for tasks over pairs.
+    label
+        Column of the label.
+    kind
+        What the labels are: classes or numbers.
+    backbone
+        minilm (carried by a Python package), a local folder, or a hub id. Default: minilm.
+    dtype
+        Precision of the frozen backbone: auto, float32, bfloat16, float16. Default: auto.
+    method
+        houlsby, lora, full-fine-tuning or head-only. Default: houlsby. Its settings: --method.KEY VALUE.
+    pooling
+        How a text becomes one vector: auto (the backbone's own way), pooler, first, mean. Default: auto.
+    report_to
+        Experiment trackers, as transformers names them.
+    resume
+        Go on with a run to the same output that was killed.
+    overwrite
+        Replace an output that exists, and discard what a killed run left.
+    quiet
+        No progress bar.
+    json
+        Print the result as JSON.
+    """
+    flags = {
+        "backbone": backbone,
+        "dtype": dtype,
+        "pooling": pooling,
+        "method": method,
+        "train.report_to": report_to,
+        "task.data": data,
+        "task.text": text,
+        "task.text_pair": text_pair,
+        "task.label": label,
+        "task.kind": kind,
+    }
+    overrides = {key: value for key, value in flags.items() if value is not None}
+    dotted = parse_settings(settings)
+    twice = sorted(overrides.keys() & dotted.keys())
+    if twice:
+        raise RecipeError(f"{', '.join(twice)} is given both as a flag and as a setting", expected="one of the two")
+    overrides |= dotted
+    if task is not None:
+        overrides = {"task": task, **overrides}
+    elif recipe is None:
+        if not {"task.data", "task.text"} <= overrides.keys():
+            raise RecipeError(
+                "nothing says what to tune on",
+                expected="a recipe, --task NAME, or --data FILE with --text COLUMN and --label COLUMN",
+            )
+        overrides.setdefault("task.name", Path(str(overrides["task.data"])).stem)
+    _run(recipe, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
+
+
+def _run(
+    recipe: Path | None,
+    overrides: dict[str, Any],
+    *,
+    output: Path,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from graftwork.training.recipe import Recipe, override
+    from graftwork.training.tuning import tune_recipe
+
+    if recipe is not None:
+        resolved = Recipe.from_yaml(recipe, overrides)
+    else:
+        resolved = Recipe.parse(override({}, overrides), origin="the command line")
+    start = time.perf_counter()
+    adapter = tune_recipe(resolved, output=output, resume=resume, overwrite=overwrite, progress=not quiet)
+    _report(adapter, output, time.perf_counter() - start, as_json=as_json)
+
+
+def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) -> None:
+    import json
+
+    from graftwork.backbones import Backbone
+    from graftwork.cli.table import print_table, readable_bytes
+
+    size = sum(file.stat().st_size for file in output.iterdir())
+    total = Backbone.outline(str(adapter.recipe["backbone"])).num_parameters
+    percent = 100 * adapter.num_parameters / total
+    if as_json:
+        result = {
+            "task": adapter.task.name,
+            "method": adapter.method.name,
+            "trained": adapter.num_parameters,
+            "percent": percent,
+            "bytes": size,
+            "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
+            "seconds": seconds,
+            "output": str(output),
+        }
+        print(json.dumps(result))
+        return
+    row = {
+        "task": adapter.task.name,
+        "method": adapter.method.name,
+        "trained": f"{adapter.num_parameters:,} ({percent:.2f} %)",
+        "on disk": readable_bytes(size),
+    }
+    for split, scores in adapter.metrics.items():
+        row |= {f"{split} {metric}": f"{value:.4f}" for metric, value in scores.items() if metric != "loss"}
+    print_table([{**row, "time": f"{seconds:.0f} s"}])
+    print(f"saved in {output}")
