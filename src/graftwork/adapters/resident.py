@@ -38,7 +38,8 @@ class Resident(nn.Module):
         if self.trainable:
             return self._lower()
         if self._lowered is None:
-            with torch.no_grad():
+            # Tensors made in inference mode could not take part in a later pass with gradients.
+            with torch.inference_mode(False), torch.no_grad():
                 self._lowered = self._lower()
         return self._lowered
 

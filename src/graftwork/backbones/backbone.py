@@ -44,7 +44,8 @@ class Backbone:
         tokenizer: its tokenizer, or None when there is none.
         family, sites: its layout and the places where ops can act.
         modules: the very modules at the sites' paths, also while something else stands there.
-        pooling: how its makers pool a text into one vector.
+        pooling: how a text becomes one vector unless a head says otherwise: by the pooling layer where the checkpoint
+            has one, as the papers do; else as its makers declare; else by the first token.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Backbone:
         self.tokenizer = tokenizer
         self.family: Family = family_of(model, model.config.model_type)
         self.sites: Sites = self.family.sites(model, model.config.hidden_size)
-        self.pooling: Pooling = pooling or ("pooler" if self.family.pooler in self.sites else "first")
+        self.pooling: Pooling = "pooler" if self.family.pooler in self.sites else pooling or "first"
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
 
@@ -224,7 +225,7 @@ def _source(name: str) -> str:
 
 
 def _declared_pooling(source: str) -> Pooling | None:
-    """The pooling that a sentence-transformers folder declares; None when it declares none that we know."""
+    """The pooling that a sentence-transformers folder declares; None when it declares none of ours."""
     file = Path(source) / "1_Pooling" / "config.json"
     if not file.is_file():
         return None

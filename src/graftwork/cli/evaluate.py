@@ -12,7 +12,7 @@ def evaluate(
     adapter: Path,
     /,
     *,
-    split: Literal["train", "validation", "test"] = "validation",
+    split: Literal["train", "validation", "test"] | None = None,
     data: str | None = None,
     text: str | None = None,
     text_pair: str | None = None,
@@ -30,7 +30,7 @@ def evaluate(
     adapter
         The adapter's folder.
     split
-        Which split to score on.
+        Which split to score on. Default: validation; all rows of --data that is one file.
     data
         Other data than those the adapter was tuned on: a file, a folder or a hub id.
     text
@@ -56,20 +56,20 @@ def evaluate(
     from graftwork.backbones import Backbone
     from graftwork.cli.table import print_table
     from graftwork.training.evaluation import evaluate as score
-    from graftwork.training.evaluation import task_of
 
     loaded = Adapter.load(adapter)
-    given = {"data": data, "text": text, "text_pair": text_pair, "label": label}
-    task = task_of(loaded, {name: value for name, value in given.items() if value is not None})
+    columns = {"text": text, "text_pair": text_pair, "label": label}
     scores = score(
         loaded,
         backbone=Backbone.load(backbone or loaded.backbone.name, dtype=dtype),
         split=split,
-        task=task,
+        data=data,
+        columns={name: column for name, column in columns.items() if column is not None},
         batch_size=batch_size,
         allow_backbone_mismatch=allow_backbone_mismatch,
     )
+    on = split or (data if data and Path(data).is_file() else "validation")
     if json:
-        print(dumps({"task": task.name, "split": split, **scores}))
+        print(dumps({"task": loaded.task.name, "split": on, **scores}))
         return
-    print_table([{"task": task.name, "split": split, **{name: f"{value:.4f}" for name, value in scores.items()}}])
+    print_table([{"task": loaded.task.name, "split": on, **{name: f"{value:.4f}" for name, value in scores.items()}}])

@@ -1,13 +1,13 @@
 """Scores of an adapter on a split of its task's data, or of other data of the same kind."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
-from graftwork.errors import DataError
+from graftwork.errors import DataError, RecipeError
 from graftwork.model import AdaptedModel
 from graftwork.prediction import Prediction
 from graftwork.tasks import SplitName, Task, compute, load_split
@@ -18,8 +18,9 @@ def evaluate(
     adapter: Adapter,
     *,
     backbone: Backbone | None = None,
-    split: SplitName = "validation",
-    task: Task | None = None,
+    split: SplitName | None = None,
+    data: str | None = None,
+    columns: Mapping[str, str] | None = None,
     batch_size: int = 64,
     allow_backbone_mismatch: bool = False,
 ) -> dict[str, float]:
@@ -27,8 +28,9 @@ def evaluate(
 
     Args:
         backbone: the backbone it was made for; loaded by the name in the adapter when left out.
-        split: which split.
-        task: other data than those it was tuned on; their labels must be among the adapter's.
+        split: which split; when left out, the validation split, or all rows of `data` that are one file.
+        data: other data than those it was tuned on; their labels must be among the adapter's.
+        columns: the columns of those data where they have other names, by `text`, `text_pair` and `label`.
 
     Returns:
         The task's metrics by name.
@@ -37,9 +39,12 @@ def evaluate(
         DataError: the split is not there, has no labels, or has labels that the adapter does not know.
         AdapterError: the adapter was made for another backbone.
     """
+    task = task_of(adapter, data=data, columns=columns)
+    if split is None and data is not None and Path(data).is_file():
+        rows = load_split(task.override(validation_fraction=0.0, test_fraction=0.0), "train")
+    else:
+        rows = load_split(task, split or "validation")
     backbone = backbone or Backbone.load(adapter.backbone.name)
-    task = task or task_of(adapter)
-    rows = load_split(task, split)
     model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
     try:
         model.add(adapter.task.name, adapter)
@@ -49,16 +54,25 @@ def evaluate(
     return compute(task.metrics, task.kind, outputs(found, task), np.asarray(rows["label"]))
 
 
-def task_of(adapter: Adapter, changes: Mapping[str, Any] | None = None) -> Task:
-    """The task that an adapter was tuned on, with the adapter's labels and with changes to where its data are.
+def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, str] | None = None) -> Task:
+    """The task that an adapter was tuned on, with the adapter's labels, and with other data when they are given.
 
     Raises:
         DataError: the adapter holds no recipe, so that its data are not known.
+        RecipeError: other columns without other data.
     """
     if not adapter.recipe:
-        raise DataError("the adapter does not say on which data it was tuned", change="--task, or --data with --text")
-    task = Task.parse(adapter.recipe["task"], origin="the adapter's recipe")
-    return task.override(**{"labels": adapter.task.labels, **(changes or {})})
+        raise DataError("the adapter does not say on which data it was tuned", expected="an adapter made by tune")
+    task = Task.parse(adapter.recipe["task"], origin="the adapter's recipe").override(labels=adapter.task.labels)
+    if data is None and columns:
+        raise RecipeError(f"columns are given ({', '.join(columns)}) without data", change="--data")
+    if data is None:
+        return task
+    # Other columns are those of an ordinary table, whatever the layout of the task's own data.
+    changes: dict[str, object] = {"data": data, **(columns or {})}
+    if columns:
+        changes |= {"layout": "table", "source": None, "subset": None, "splits": {}}
+    return task.override(**changes)
 
 
 def outputs(found: list[Prediction], task: Task) -> np.ndarray:
