@@ -97,10 +97,11 @@ class Backbone:
         source = _source(name)
         place = torch.device(best_device() if device == "auto" else device)
         target = best_dtype(place) if dtype == "auto" else DTYPES[dtype]
-        known = cached_fingerprint(source)
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with quiet_transformers():
             try:
+                commit = getattr(AutoConfig.from_pretrained(source, **options), "_commit_hash", None)
+                known = cached_fingerprint(source, commit)
                 model, report = AutoModel.from_pretrained(
                     source,
                     # The fingerprint is over the weights as stored, so they are cast only afterwards.
@@ -119,7 +120,7 @@ class Backbone:
         _refuse_random_weights(name, model, report)
         fingerprint = known or fingerprint_of(model)
         if not known:
-            remember_fingerprint(source, fingerprint)
+            remember_fingerprint(source, fingerprint, commit)
         model.to(device=place, dtype=target)
         return cls(model, tokenizer, name=name, pooling=_declared_pooling(source), fingerprint=fingerprint)
 
@@ -177,6 +178,8 @@ class Backbone:
         """Hash over the configuration and the weights as stored; computed once. Adapters carry it and are checked by
         it.
         """
+        if self.device.type == "meta":
+            raise BackboneError(f"the outline of backbone {self.name!r} has no weights", expected="Backbone.load")
         if self._fingerprint is None:
             self._fingerprint = fingerprint_of(self.model)
         return self._fingerprint

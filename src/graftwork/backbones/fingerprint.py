@@ -32,17 +32,20 @@ def fingerprint_of(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def cached_fingerprint(source: str) -> str | None:
-    """The fingerprint remembered for a folder whose files have not changed since; None when there is none."""
-    file = _cache_file(source)
+def cached_fingerprint(source: str, commit: str | None = None) -> str | None:
+    """The fingerprint remembered for a folder whose files have not changed since, or for a commit of a hub repository.
+
+    None when there is none.
+    """
+    file = _cache_file(source, commit)
     if file is None or not file.is_file():
         return None
     return file.read_text(encoding="ascii").strip() or None
 
 
-def remember_fingerprint(source: str, fingerprint: str) -> None:
-    """Keep the fingerprint of a folder in graftwork's own cache folder; a cache that cannot be written is no error."""
-    file = _cache_file(source)
+def remember_fingerprint(source: str, fingerprint: str, commit: str | None = None) -> None:
+    """Keep a fingerprint in graftwork's own cache folder. One that cannot be written is no error: it is only slower."""
+    file = _cache_file(source, commit)
     if file is None:
         return
     try:
@@ -54,18 +57,23 @@ def remember_fingerprint(source: str, fingerprint: str) -> None:
         return
 
 
-def _cache_file(source: str) -> Path | None:
-    """Where a local folder's fingerprint is kept: named by the path, size and time of each of its files; None for a
-    hub id.
+def _cache_file(source: str, commit: str | None) -> Path | None:
+    """Where a fingerprint is kept; None when nothing says whether the weights are still the same.
+
+    For a local folder the file is named by the path, size and time of each file in it, for a hub repository by its
+    commit.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    if folder.is_dir():
+        stats = [
+            (str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns)
+            for file in sorted(folder.rglob("*"))
+            if file.is_file() and file.suffix in {".json", ".safetensors", ".bin"}
+        ]
+        content = json.dumps([str(folder), stats])
+    elif commit is not None:
+        content = json.dumps([source, commit])
+    else:
         return None
-    stats = [
-        (str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.suffix in {".json", ".safetensors", ".bin", ".gguf"}
-    ]
-    key = hashlib.sha256(json.dumps([str(folder), stats]).encode()).hexdigest()
     root = os.environ.get("GRAFTWORK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graftwork"
-    return Path(root).expanduser() / "fingerprints" / key
+    return Path(root).expanduser() / "fingerprints" / hashlib.sha256(content.encode()).hexdigest()
