@@ -15,7 +15,7 @@ from graftwork.adapters import Adapter, Resident
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, nearest
 from graftwork.ops import Graft, Route
-from graftwork.prediction import Prediction, Text, predictions
+from graftwork.prediction import Prediction, Text, logits_of, read_logits
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -200,8 +200,8 @@ class AdaptedModel(nn.Module):
             for name in dict.fromkeys(names):
                 rows = [i for i, other in enumerate(names) if other == name]
                 adapter = self._resident(name).adapter
-                chosen = [texts[i] for i in rows]
-                found.update(zip(rows, predictions(self, adapter, name, chosen, batch_size), strict=True))
+                logits = logits_of(self, name, [texts[i] for i in rows], batch_size)
+                found.update(zip(rows, read_logits(adapter, logits), strict=True))
         finally:
             self.train(training)
         return [found[i] for i in range(len(texts))]

@@ -1,10 +1,11 @@
 """From texts to predictions: tokenising, padding, batches, labels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -37,13 +38,30 @@ class Prediction:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def predictions(
-    model: "AdaptedModel", adapter: Adapter, name: str, texts: Sequence[Text], batch_size: int
-) -> list[Prediction]:
-    """Predictions of one adapter, in the order of the texts. Texts of like length share a batch."""
-    logits = torch.cat([rows for _, rows in _in_order(model, adapter, name, texts, batch_size)]) if texts else None
-    if logits is None:
-        return []
+def logits_of(model: "AdaptedModel", name: str, texts: Sequence[Text], batch_size: int) -> Float[Tensor, "N C"]:
+    """What the named adapter's head says of N texts, in their order, on the CPU. Texts of like length share a batch.
+
+    Raises:
+        DataError: a pair where the task is over single texts, or the other way round.
+        BackboneError: the backbone has no tokenizer.
+    """
+    adapter, tokenizer = model.residents[name].adapter, model.backbone.require_tokenizer()
+    logits = torch.empty(len(texts), adapter.head.num_outputs)
+    if not texts:
+        return logits
+    encoded = encode(tokenizer, texts, pairs=adapter.task.pairs, max_length=adapter.task.max_length)
+    # The longest first, so that what does not fit into memory fails at once.
+    by_length = sorted(range(len(texts)), key=lambda i: -len(encoded["input_ids"][i]))
+    with torch.inference_mode():
+        for start in range(0, len(texts), batch_size):
+            rows = by_length[start : start + batch_size]
+            batch = tokenizer.pad({k: [v[i] for i in rows] for k, v in encoded.items()}, return_tensors="pt")
+            logits[rows] = model(**batch.to(model.device), adapters=name).logits.cpu()
+    return logits
+
+
+def read_logits(adapter: Adapter, logits: Float[Tensor, "N C"]) -> list[Prediction]:
+    """What the logits mean, by the adapter's labels."""
     if adapter.head.kind == "regression":
         return [Prediction(label=row[0]) for row in logits.tolist()]
     labels = adapter.task.labels or tuple(str(i) for i in range(adapter.head.num_outputs))
@@ -67,21 +85,3 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], *, pairs: 
     first = [text if isinstance(text, str) else text[0] for text in texts]
     second = [text[1] for text in texts] if pairs else None
     return tokenizer(first, second, truncation=True, max_length=max_length)
-
-
-def _in_order(
-    model: "AdaptedModel", adapter: Adapter, name: str, texts: Sequence[Text], batch_size: int
-) -> Iterator[tuple[int, Tensor]]:
-    """(row number, its logits), in the order of the texts; computed from the longest batch to the shortest."""
-    tokenizer = model.backbone.require_tokenizer()
-    encoded = encode(tokenizer, texts, pairs=adapter.task.pairs, max_length=adapter.task.max_length)
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    by_length = sorted(range(len(texts)), key=lambda i: -lengths[i])
-    rows: dict[int, Tensor] = {}
-    with torch.inference_mode():
-        for start in range(0, len(texts), batch_size):
-            chosen = by_length[start : start + batch_size]
-            batch = tokenizer.pad({k: [v[i] for i in chosen] for k, v in encoded.items()}, return_tensors="pt")
-            logits = model(**{k: v.to(model.device) for k, v in batch.items()}, adapters=name).logits
-            rows.update(zip(chosen, logits.cpu().split(1), strict=True))
-    yield from sorted(rows.items())

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; a run that had saved a checkpoint goes on with --resume", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output has gone, as in `graftwork predict … | head`.

@@ -9,7 +9,7 @@ from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.errors import DataError, RecipeError
 from graftwork.model import AdaptedModel
-from graftwork.prediction import Prediction
+from graftwork.prediction import logits_of
 from graftwork.tasks import SplitName, Task, compute, load_split
 from graftwork.training.examples import texts_of
 
@@ -48,10 +48,10 @@ def evaluate(
     model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
     try:
         model.add(adapter.task.name, adapter)
-        found = model.predict(texts_of(rows), batch_size=batch_size)
+        logits = logits_of(model, adapter.task.name, texts_of(rows), batch_size)
     finally:
         model.detach()
-    return compute(task.metrics, task.kind, outputs(found, task), np.asarray(rows["label"]))
+    return compute(task.metrics, task.kind, logits.numpy(), np.asarray(rows["label"]))
 
 
 def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, str] | None = None) -> Task:
@@ -73,10 +73,3 @@ def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, 
     if columns:
         changes |= {"layout": "table", "source": None, "subset": None, "splits": {}}
     return task.override(**changes)
-
-
-def outputs(found: list[Prediction], task: Task) -> np.ndarray:
-    """What the metrics are computed on: a row of class probabilities a text, or a number."""
-    if task.kind == "regression":
-        return np.asarray([prediction.label for prediction in found])
-    return np.asarray([list((prediction.scores or {}).values()) for prediction in found])

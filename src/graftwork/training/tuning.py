@@ -102,7 +102,13 @@ def tune_recipe(
     refuse_existing(target, overwrite=overwrite)
     working = target.parent / f".{target.name}.tuning"
     _refuse_interrupted(working, target, resume=resume, overwrite=overwrite)
-    adapter, log = _run(recipe, backbone, working, resume=resume, progress=progress)
+    try:
+        adapter, log = _run(recipe, backbone, working, resume=resume, progress=progress)
+    except BaseException:
+        # A run that failed before its first checkpoint has nothing to be resumed.
+        if last_checkpoint(working) is None:
+            shutil.rmtree(working, ignore_errors=True)
+        raise
     write_adapter(adapter, target, overwrite=overwrite, beside={LOG: log})
     shutil.rmtree(working)
     return adapter
@@ -117,7 +123,6 @@ def _run(
     data = load(task)
     recipe = recipe.resolved(backbone, task, method)
     settings = recipe.train
-    _begin(working, recipe, resume=resume)
     identity = TaskIdentity(
         name=task.name, pairs=task.text_pair is not None, labels=data.task.labels, max_length=settings.max_length
     )
@@ -125,6 +130,7 @@ def _run(
     model = AdaptedModel(backbone, backbone_dropout=settings.backbone_dropout == "keep")
     try:
         model.add(task.name, Adapter.create(backbone, method, head, identity, seed=settings.seed), trainable=True)
+        _begin(working, recipe, resume=resume)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         trainer = _trainer(model, data, settings, working)
