@@ -3,18 +3,20 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 from transformers import PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from graftwork.adapters import Adapter, Resident
 from graftwork.backbones import Backbone
-from graftwork.errors import AdapterError, nearest
+from graftwork.errors import AdapterError, DataError, nearest
 from graftwork.ops import Graft, Route
+from graftwork.ops.graft import check
 from graftwork.prediction import Prediction, Text, logits_of, read_logits
 
 DEFAULT_BATCH_SIZE = 32
@@ -57,8 +59,12 @@ class AdaptedModel(nn.Module):
         self.trained = nn.ModuleList()
         self._checkpointing = False
         self._accepted = set(inspect.signature(backbone.model.forward).parameters)
-        for name, adapter in (adapters or {}).items():
-            self.add(name, adapter)
+        try:
+            for name, adapter in (adapters or {}).items():
+                self.add(name, adapter)
+        except BaseException:
+            self.graft.detach()
+            raise
         self.eval()
 
     # -- adapters ----------------------------------------------------------------------------------------------------
@@ -76,7 +82,9 @@ class AdaptedModel(nn.Module):
             raise AdapterError(f"an adapter named {name!r} is here already", expected="another name, or remove() first")
         adapter.check(self.backbone, allow_mismatch=self.allow_backbone_mismatch)
         resident = Resident(adapter, self.backbone, trainable=trainable)
-        self.graft.attach(resident.ops())
+        ops = resident.ops()
+        check(ops, self.backbone.sites)
+        self.graft.attach(ops)
         self.residents[name] = resident
         if trainable:
             self.trained.append(resident)
@@ -143,7 +151,8 @@ class AdaptedModel(nn.Module):
         Raises:
             AdapterError: no adapter of that name; several names in one pass; arguments that the backbone does not take.
         """
-        resident = self._resident(self._one_name(adapters))
+        rows = next((len(given) for given in (input_ids, inputs_embeds) if given is not None), 1)
+        resident = self._resident(self._one_name(adapters, rows))
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -191,7 +200,10 @@ class AdaptedModel(nn.Module):
 
         Raises:
             AdapterError: no adapter of that name; or not one name for each text.
+            DataError: one string in the place of a list; or single texts where the task is over pairs.
         """
+        if isinstance(texts, str):
+            raise DataError("one string was given", expected="a list of texts")
         names = self._names(adapters, len(texts))
         found: dict[int, Prediction] = {}
         training = self.training
@@ -217,32 +229,54 @@ class AdaptedModel(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.device
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "AdaptedModel":
         """Training mode for adapters and heads; for the backbone's own dropout only when it was asked for."""
         super().train(mode)
         self.model.train(mode and self.backbone_dropout)
+        for module in self.model.modules() if self._checkpointing else ():
+            # transformers recomputes only layers in training mode; the dropouts in them keep the mode they have.
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = mode
         self.graft.train(mode)
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         """Recompute layers in the backward pass instead of keeping their activations; ops act in the recomputation too.
 
         Raises:
             AdapterError: reentrant checkpointing, which cannot carry what acts into the recomputation.
         """
-        options = dict(gradient_checkpointing_kwargs or {})
-        if options.get("use_reentrant"):
+        given = dict(activation_checkpointing_kwargs or {})
+        if given.get("use_reentrant"):
             raise AdapterError("reentrant gradient checkpointing is not supported", expected="use_reentrant=False")
-        options |= {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.graft.run_again())}
-        self.model.gradient_checkpointing_enable(options)  # type: ignore[no-untyped-call]
+        given |= {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.graft.run_again())}
+        # transformers named it anew
+        name = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
+        getattr(self.model, f"{name}_checkpointing_enable")(given, **options)
         self._checkpointing = True
+        self.train(self.training)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        name = "activation" if hasattr(self.model, "activation_checkpointing_disable") else "gradient"
+        getattr(self.model, f"{name}_checkpointing_disable")()
+        self.model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+        self._checkpointing = False
+        self.train(self.training)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """The older name of `activation_checkpointing_enable`."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep activations again."""
-        self.model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
-        self._checkpointing = False
+        """The older name of `activation_checkpointing_disable`."""
+        self.activation_checkpointing_disable()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedModel":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for resident in self.residents.values():
             if not resident.trainable:
@@ -271,8 +305,8 @@ class AdaptedModel(nn.Module):
             raise AdapterError(f"{len(adapters)} adapter names were given for {rows} rows", expected="one name a row")
         return list(adapters)
 
-    def _one_name(self, adapters: str | Sequence[str] | None) -> str:
-        names = set(self._names(adapters, 1) if adapters is None or isinstance(adapters, str) else adapters)
+    def _one_name(self, adapters: str | Sequence[str] | None, rows: int) -> str:
+        names = set(self._names(adapters, rows))
         if len(names) != 1:
             raise AdapterError(
                 f"one forward pass was given {len(names)} different adapters",

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from graftwork.adapters import Adapter
-from graftwork.errors import DataError
+from graftwork.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from graftwork.model import AdaptedModel
@@ -26,7 +26,7 @@ class Prediction:
     Attributes:
         label: the class, or the number for regression.
         score: the class's probability; None for regression.
-        scores: every class's probability; empty for regression.
+        scores: every class's probability; None for regression.
     """
 
     label: str | float
@@ -44,7 +44,10 @@ def logits_of(model: "AdaptedModel", name: str, texts: Sequence[Text], batch_siz
     Raises:
         DataError: a pair where the task is over single texts, or the other way round.
         BackboneError: the backbone has no tokenizer.
+        RecipeError: a batch size below 1.
     """
+    if batch_size < 1:
+        raise RecipeError(f"the batch size is {batch_size}", expected="1 or more", change="--batch-size")
     adapter, tokenizer = model.residents[name].adapter, model.backbone.require_tokenizer()
     logits = torch.empty(len(texts), adapter.head.num_outputs)
     if not texts:

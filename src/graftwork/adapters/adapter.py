@@ -1,7 +1,7 @@
 """An adapter: one trained result of any method, with its head, its labels and the identity of its backbone."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -66,7 +66,7 @@ class BackboneIdentity(BaseModel):
 
 
 class TaskIdentity(BaseModel):
-    """What an adapter must know of its task to be used: its kind, its labels and how its texts are read."""
+    """What an adapter must know of its task to be used: its labels and how its texts are read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,8 +88,9 @@ class Adapter:
 
     Attributes:
         method, head: how the tensors are to be read.
-        task: kind, labels and how its texts are read.
+        task: labels and how its texts are read.
         backbone: which backbone it was made for.
+        sites: names of the sites where it acts, in site order.
         tensors: training parameters and the head's, float32 on the CPU, under canonical names.
         metrics: scores by split, then by metric.
         seed: of initialisation and training.
@@ -101,6 +102,7 @@ class Adapter:
     head: Head
     task: TaskIdentity
     backbone: BackboneIdentity
+    sites: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seed: int = 0
@@ -114,12 +116,18 @@ class Adapter:
         Raises:
             SiteError, BackboneError: the method or head asks for what the backbone does not have.
         """
-        sites = usable_sites(backbone, head)
-        declared = [(site, method.declare(site)) for site in method.sites(sites)]
+        sites = method.sites(usable_sites(backbone, head))
+        declared = [(site, method.declare(site)) for site in sites]
         generator = torch.Generator().manual_seed(seed)
         tensors = initialise([*declared, (None, head.declare(backbone.hidden_size))], backbone, generator)
         return cls(
-            method=method, head=head, task=task, backbone=BackboneIdentity.of(backbone), tensors=tensors, seed=seed
+            method=method,
+            head=head,
+            task=task,
+            backbone=BackboneIdentity.of(backbone),
+            sites=tuple(site.name for site in sites),
+            tensors=tensors,
+            seed=seed,
         )
 
     @classmethod
@@ -149,22 +157,35 @@ class Adapter:
         self.backbone.check(backbone, allow_mismatch=allow_mismatch)
         expected = {name: p.shape for name, p in declare(backbone, self.method, self.head).items()}
         found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-        shapes = [
-            f"{name} is {found[name]} instead of {expected[name]}"
-            for name in sorted(expected.keys() & found.keys())
-            if found[name] != expected[name]
+        types = [
+            f"{name} is {tensor.dtype} instead of torch.float32"
+            for name, tensor in self.tensors.items()
+            if tensor.dtype != torch.float32
         ]
-        problems = [f"lacks {name}" for name in missing] + [f"has unknown {name}" for name in extra] + shapes
+        problems = misfits(expected, found) + types
         if problems:
-            more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise AdapterError(
-                f"its tensors are not as method {self.method.name!r} declares: {'; '.join(problems[:5])}{more}",
+                f"its tensors are not as method {self.method.name!r} declares: {first_few(problems)}",
                 expected=f"{len(expected)} tensors",
             )
 
     def __repr__(self) -> str:
         return f"Adapter({self.method!r}, task={self.task.name!r}, {self.num_parameters:,} parameters)"
+
+
+def misfits(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> list[str]:
+    """How tensors differ from what they should be, by name and shape, as phrases."""
+    wrong = [name for name in sorted(expected.keys() & found.keys()) if tuple(found[name]) != tuple(expected[name])]
+    return [
+        *(f"lacks {name}" for name in sorted(expected.keys() - found.keys())),
+        *(f"has unknown {name}" for name in sorted(found.keys() - expected.keys())),
+        *(f"{name} is {tuple(found[name])} instead of {tuple(expected[name])}" for name in wrong),
+    ]
+
+
+def first_few(problems: Sequence[str]) -> str:
+    """At most five of them, and how many more there are."""
+    return "; ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
 
 
 def usable_sites(backbone: Backbone, head: Head) -> Sites:
@@ -193,4 +214,5 @@ def counts(declared: Mapping[str, Parameter]) -> dict[Group, int]:
 
 def lower(backbone: Backbone, method: Method, head: Head, parameters: Mapping[str, Tensor]) -> Ops:
     """The ops of an adapter, by site."""
-    return {site.name: (method.lower(site, parameters),) for site in method.sites(usable_sites(backbone, head))}
+    sites = method.sites(usable_sites(backbone, head))
+    return {site.name: method.lower(site, parameters, backbone.frozen(site)) for site in sites}

@@ -4,6 +4,7 @@ A write goes to a temporary folder beside the target, which is then renamed: a k
 the new one, never half of one. Nothing here is ever unpickled.
 """
 
+import ctypes
 import json
 import os
 import shutil
@@ -18,13 +19,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from graftwork.adapters.adapter import Adapter, BackboneIdentity, TaskIdentity
+from graftwork.adapters.adapter import Adapter, BackboneIdentity, TaskIdentity, first_few, misfits
 from graftwork.adapters.card import model_card
 from graftwork.adapters.head import Head
-from graftwork.errors import AdapterError, GraftworkError, OutputError
+from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeError
 from graftwork.methods import make_method
+from graftwork.yamlfile import read_yaml
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 CONFIG = "adapter.json"
 TENSORS = "adapter.safetensors"
 CARD = "README.md"
@@ -34,11 +36,12 @@ RECIPE = "recipe.yaml"
 class AdapterFile(BaseModel):
     """The contents of `adapter.json`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
-    schema_version: Literal[1]
+    schema_version: Literal[1] = SCHEMA_VERSION
     method: dict[str, Any]
     sites: list[str]
+    tensors: dict[str, list[int]]
     head: Head
     task: TaskIdentity
     backbone: BackboneIdentity
@@ -67,9 +70,9 @@ def write_adapter(
 def write_files(adapter: Adapter, folder: Path) -> None:
     """An adapter's files, into a folder that exists. The same adapter gives the same bytes."""
     config = AdapterFile(
-        schema_version=1,
         method={"name": adapter.method.name, **adapter.method.model_dump(mode="json")},
-        sites=_sites(adapter.tensors),
+        sites=list(adapter.sites),
+        tensors={name: list(tensor.shape) for name, tensor in sorted(adapter.tensors.items())},
         head=adapter.head,
         task=adapter.task,
         backbone=adapter.backbone,
@@ -110,22 +113,22 @@ def read_adapter(folder: Path) -> Adapter:
             f"{folder / TENSORS} is damaged or is not a safetensors file: {error}",
             expected="the file as graftwork wrote it",
         ) from error
-    if _sites(tensors) != config.sites:
-        differing = sorted(set(_sites(tensors)) ^ set(config.sites))
+    problems = misfits(config.tensors, {name: tensor.shape for name, tensor in tensors.items()})
+    if problems:
         raise AdapterError(
-            f"{folder / TENSORS} does not belong to {CONFIG}: they differ at {', '.join(differing[:5])}",
+            f"{folder / TENSORS} does not belong to {CONFIG}: it {first_few(problems)}",
             expected="both files as graftwork wrote them",
         )
-    recipe = folder / RECIPE
     return Adapter(
         method=method,
         head=config.head,
         task=config.task,
         backbone=config.backbone,
+        sites=tuple(config.sites),
         tensors=tensors,
         metrics=config.metrics,
         seed=config.seed,
-        recipe=yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {},
+        recipe=_read_recipe(folder / RECIPE),
         versions=config.versions,
     )
 
@@ -138,20 +141,31 @@ def replacing_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]
         OutputError: the folder exists and `overwrite` is off, or it cannot be written.
     """
     refuse_existing(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.replace(folder, old)
+        if not folder.exists():
             os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
+        elif not _exchange(temporary, folder):
+            _move_over(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that can be written, unless it is there already.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"folder {str(folder)!r} cannot be made: {error.strerror}", change="--output") from None
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"folder {str(folder)!r} cannot be written", change="--output")
 
 
 def refuse_existing(folder: Path, *, overwrite: bool = False) -> None:
@@ -166,11 +180,12 @@ def refuse_existing(folder: Path, *, overwrite: bool = False) -> None:
             expected="a folder that does not exist",
             change="--output" + ("" if folder.is_file() else ", or --overwrite to replace it"),
         )
-
-
-def _sites(tensors: Mapping[str, Any]) -> list[str]:
-    """The sites whose parameters the tensors are."""
-    return sorted({name.rpartition(".")[0] for name in tensors if not name.startswith("head.")})
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise OutputError(
+            f"{str(folder)!r} is not an adapter's folder, so it is not overwritten",
+            expected="an adapter's folder, or a new one",
+            change="--output",
+        )
 
 
 def _read_config(folder: Path) -> AdapterFile:
@@ -198,6 +213,37 @@ def _read_config(folder: Path) -> AdapterFile:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
         raise AdapterError(f"{file} is not an adapter's configuration: {problems}") from error
+
+
+def _read_recipe(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return read_yaml(file)
+    except RecipeError as error:
+        raise AdapterError(error.problem, expected="the recipe as graftwork wrote it") from error
+
+
+def _exchange(new: Path, old: Path) -> bool:
+    """Swap two folders in one step, where the system can (Linux's renameat2)."""
+    here, exchange = -100, 2
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return bool(renameat2(here, os.fsencode(new), here, os.fsencode(old), exchange) == 0)
+
+
+def _move_over(new: Path, old: Path) -> None:
+    """Put a folder in the place of another in two steps, going back when the second fails."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.old.", dir=old.parent))
+    os.replace(old, aside)
+    try:
+        os.replace(new, old)
+    except BaseException:
+        os.replace(aside, old)
+        raise
+    shutil.rmtree(aside)
 
 
 def _umask() -> int:

@@ -82,13 +82,17 @@ class Head(BaseModel):
     ) -> Float[Tensor, "B C"]:
         """What the head says of each text."""
         if self.extra_layer:
-            dense = F.linear(pooled, parameters["head.dense.weight"], parameters["head.dense.bias"])
-            pooled = torch.tanh(dense)
+            pooled = torch.tanh(_linear(pooled, parameters, "head.dense"))
         pooled = F.dropout(pooled, self.dropout, training)
-        return F.linear(pooled, parameters["head.classifier.weight"], parameters["head.classifier.bias"])
+        return _linear(pooled, parameters, "head.classifier")
 
     def loss(self, logits: Float[Tensor, "B C"], labels: Tensor) -> Float[Tensor, ""]:
         """Cross-entropy over class ids, or mean squared error over numbers."""
         if self.kind == "regression":
             return F.mse_loss(logits.squeeze(-1), labels.to(logits))
         return F.cross_entropy(logits, labels)
+
+
+def _linear(x: Tensor, parameters: Mapping[str, Tensor], name: str) -> Tensor:
+    """In the precision of x: whoever calls `.to(dtype)` on a whole model casts the head's parameters too."""
+    return F.linear(x, parameters[f"{name}.weight"].to(x), parameters[f"{name}.bias"].to(x))

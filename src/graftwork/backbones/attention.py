@@ -49,8 +49,8 @@ def attention(
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[Float[Tensor, "B Q h e"], None]:
-    """Attention over the keys and values and, before them, the given rows.
+) -> tuple[Float[Tensor, "B Q h e"], Float[Tensor, "B h Q _"] | None]:
+    """Attention over the keys and values and, before them, the given rows; and its weights, when they are asked for.
 
     Args:
         attention_mask: (B or 1, 1 or h, Q, T): bool with true where a query sees a key, or float to be added to the
@@ -67,9 +67,15 @@ def attention(
         key = torch.cat([_for_batch(rows.keys, key), key], dim=2)
         value = torch.cat([_for_batch(rows.values, value), value], dim=2)
         causal = False
+    if kwargs.pop("output_attentions", False):
+        if attention_mask is None and causal and query.shape[2] > 1:
+            attention_mask = _causal_mask(query.shape[2], key.shape[2], query.device)
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        return _products(query, key, value, attention_mask, dropout, scaling, position_bias)
     plain = attention_mask is not None or not causal or query.shape[2] == 1
-    if plain and position_bias is None and not kwargs.get("softcap") and _products_are_faster(query, key):
-        return _products(query, key, value, attention_mask, dropout, scaling), None
+    if plain and position_bias is None and not kwargs.get("softcap") and _products_are_faster(query, key, value):
+        return _products(query, key, value, attention_mask, dropout, scaling)[0], None
     output, _ = sdpa_attention_forward(
         module,
         query,
@@ -110,27 +116,35 @@ def _for_batch(rows: Tensor, like: Tensor) -> Tensor:
     return rows if rows.dim() == 4 else rows.expand(like.shape[0], *rows.shape)
 
 
-def _products_are_faster(query: Tensor, key: Tensor) -> bool:
+def _products_are_faster(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return (
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
         and query.shape[1] == key.shape[1]
         and key.shape[2] < SHORT
         and torch.is_grad_enabled()
-        and (query.requires_grad or key.requires_grad)
+        and (query.requires_grad or key.requires_grad or value.requires_grad)
     )
 
 
 def _products(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scaling: float | None
-) -> Float[Tensor, "B Q h e"]:
-    """softmax(q kᵀ · scaling + mask) v, by plain matrix products."""
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    position_bias: Tensor | None = None,
+) -> tuple[Float[Tensor, "B Q h e"], Float[Tensor, "B h Q _"]]:
+    """softmax(q kᵀ · scaling + bias + mask) v, by plain matrix products, and the softmax."""
     scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scaling is None else scaling), key.transpose(2, 3))
+    if position_bias is not None:
+        scores = scores + position_bias
     if mask is not None:
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     weights = F.dropout(scores.softmax(dim=-1), dropout)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous()
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
 AttentionInterface.register(ATTENTION, attention)

@@ -1,11 +1,13 @@
 """A backbone: a pretrained Hugging Face model, frozen, with its tokenizer, its sites and its fingerprint."""
 
 import importlib.util
+import inspect
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -15,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from graftwork.backbones.attention import ATTENTION
 from graftwork.backbones.families import Family, family_of
@@ -60,12 +63,21 @@ class Backbone:
         self.name = name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
         self.model = model.requires_grad_(False)
         self.model.train(False)
+        if not model._supports_attention_backend:
+            raise BackboneError(
+                f"{type(model).__name__} does not let its attention be chosen",
+                expected="a model whose attention goes through transformers' attention interface",
+            )
         if model.config._attn_implementation != ATTENTION:
             model.set_attn_implementation(ATTENTION)
         self.tokenizer = tokenizer
+        if tokenizer is not None:
+            # DistilBERT's tokenizer, for one, makes inputs that its model does not take.
+            accepted = inspect.signature(model.forward).parameters
+            tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in accepted]
         self.family: Family = family_of(model, model.config.model_type)
         self.sites: Sites = self.family.sites(model, model.config.hidden_size)
-        self.pooling: Pooling = "pooler" if self.family.pooler in self.sites else pooling or "first"
+        self.pooling: Pooling = pooling or ("pooler" if self.family.pooler in self.sites else "first")
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
 
@@ -95,34 +107,32 @@ class Backbone:
         if dtype != "auto" and dtype not in DTYPES:
             raise BackboneError(f"unknown dtype {dtype!r}", expected="auto, " + ", ".join(DTYPES), change="--dtype")
         source = _source(name)
-        place = torch.device(best_device() if device == "auto" else device)
+        place = _device(device)
         target = best_dtype(place) if dtype == "auto" else DTYPES[dtype]
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with quiet_transformers():
             try:
                 commit = getattr(AutoConfig.from_pretrained(source, **options), "_commit_hash", None)
-                known = cached_fingerprint(source, commit)
-                model, report = AutoModel.from_pretrained(
-                    source,
-                    # The fingerprint is over the weights as stored, so they are cast only afterwards.
-                    dtype=target if known else "auto",
-                    attn_implementation=ATTENTION,
-                    output_loading_info=True,
-                    **options,
-                )
-                tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            except (OSError, ValueError, ImportError) as error:
+                fingerprint = cached_fingerprint(source, commit)
+                if fingerprint is None:
+                    # It is over the weights as stored.
+                    fingerprint = fingerprint_of(_load_model(name, source, "auto", options))
+                    remember_fingerprint(source, fingerprint, commit)
+                model = _load_model(name, source, target, options)
+                tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+                pooling = _declared_pooling(source, options)
+            except (OSError, ValueError, ImportError, SafetensorError) as error:
                 raise BackboneError(
                     f"backbone {name!r} cannot be loaded: {_first_line(error)}",
                     expected=f"{', '.join(EMBEDDED)}, a folder with config.json and weights, or a hub id",
                     change="--backbone",
                 ) from error
-        _refuse_random_weights(name, model, report)
-        fingerprint = known or fingerprint_of(model)
-        if not known:
-            remember_fingerprint(source, fingerprint, commit)
-        model.to(device=place, dtype=target)
-        return cls(model, tokenizer, name=name, pooling=_declared_pooling(source), fingerprint=fingerprint)
+        if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+            tokenizer = None  # transformers makes one up, without words, where the files are missing
+        if getattr(model, "pooler", None) is not None:
+            pooling = None
+        model.to(device=place)  # type: ignore[call-arg]
+        return cls(model, tokenizer, name=name, pooling=pooling, fingerprint=fingerprint)
 
     @classmethod
     def outline(cls, name: str, *, trust_remote_code: bool = False) -> "Backbone":
@@ -139,13 +149,18 @@ class Backbone:
                     model = AutoModel.from_config(  # type: ignore[no-untyped-call]
                         config, attn_implementation=ATTENTION, trust_remote_code=trust_remote_code
                     )
+                pooling = _declared_pooling(source, {})
             except (OSError, ValueError, ImportError) as error:
                 raise BackboneError(
                     f"backbone {name!r} has no readable configuration: {_first_line(error)}",
                     expected=f"{', '.join(EMBEDDED)}, a folder with config.json, or a hub id",
                     change="--backbone",
                 ) from error
-        return cls(model, name=name, pooling=_declared_pooling(source))
+        if _lacks_pooler(source):
+            model._modules["pooler"] = None
+        if getattr(model, "pooler", None) is not None:
+            pooling = None
+        return cls(model, name=name, pooling=pooling)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -157,6 +172,15 @@ class Backbone:
     def hidden_size(self) -> int:
         """Width d of the residual stream."""
         return int(self.model.config.hidden_size)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of the longest text that the position embeddings suffice for; None when there are none."""
+        if "embeddings.position" not in self.sites:
+            return None
+        table: Any = self.modules[self.sites["embeddings.position"].path]
+        # RoBERTa counts positions from the one after its padding.
+        return int(table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
 
     @property
     def device(self) -> torch.device:
@@ -227,15 +251,63 @@ def _source(name: str) -> str:
     return name
 
 
-def _declared_pooling(source: str) -> Pooling | None:
-    """The pooling that a sentence-transformers folder declares; None when it declares none of ours."""
-    file = Path(source) / "1_Pooling" / "config.json"
-    if not file.is_file():
+def _load_model(name: str, source: str, dtype: torch.dtype | str, options: dict[str, Any]) -> PreTrainedModel:
+    """The model without its task head, with all its weights from the checkpoint."""
+    model, report = AutoModel.from_pretrained(
+        source,
+        dtype=dtype,
+        attn_implementation=ATTENTION,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported, and refused below
+        **options,
+    )
+    _refuse_random_weights(name, model, report)
+    return model  # type: ignore[no-any-return]
+
+
+def _declared_pooling(source: str, options: dict[str, Any]) -> Pooling | None:
+    """The pooling that a sentence-transformers repository declares; None when it declares none of ours."""
+    revision = options.get("revision")
+    file = cached_file(
+        source,
+        "1_Pooling/config.json",
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if file is None:
         return None
-    declared = json.loads(file.read_text(encoding="utf-8"))
+    declared = json.loads(Path(file).read_text(encoding="utf-8"))
     if declared.get("pooling_mode_mean_tokens"):
         return "mean"
     return "first" if declared.get("pooling_mode_cls_token") else None
+
+
+def _lacks_pooler(source: str) -> bool:
+    """Whether a folder's weights are there to be seen, and have no pooling layer."""
+    index, weights = Path(source) / "model.safetensors.index.json", Path(source) / "model.safetensors"
+    if index.is_file():
+        keys = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    elif weights.is_file():
+        with safe_open(weights, framework="pt") as file:
+            keys = set(file.keys())
+    else:
+        return False
+    return not any("pooler." in key for key in keys)
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name, if there is one.
+
+    Raises:
+        BackboneError: there is none.
+    """
+    try:
+        device = torch.device(best_device() if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BackboneError(f"there is no device {name!r}: {_first_line(error)}", expected="auto, cpu, cuda") from None
+    return device
 
 
 def _refuse_random_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from graftwork.errors import BackboneError
 
 
 @dataclass(frozen=True)
-class Place:
+class Entry:
     """Where a site is found: its kind, the module's path (`{i}` is the layer), and whether every member has it."""
 
     kind: SiteKind
@@ -29,24 +29,24 @@ class Family:
     Attributes:
         name: how messages call the family.
         layers: path of the list of layers.
-        before, layer, after: canonical names to places, before the layers, in each layer (names are relative to
+        before, layer, after: canonical names to entries, before the layers, in each layer (names are relative to
             `layers.{i}.`), and after them, in the order of a forward pass.
         pooler: canonical name of the site of the pooling layer, when the layout has one.
     """
 
     name: str
     layers: str
-    before: Mapping[str, Place]
-    layer: Mapping[str, Place]
-    after: Mapping[str, Place]
+    before: Mapping[str, Entry]
+    layer: Mapping[str, Entry]
+    after: Mapping[str, Entry]
     pooler: str = "pooler"
 
     def missing(self, model: nn.Module) -> list[str]:
         """The required paths that the model lacks; empty when the layout fits."""
         if not _has(model, f"{self.layers}.0"):
             return [f"{self.layers}.0"]
-        places = [*self.before.values(), *self.layer.values(), *self.after.values()]
-        paths = [place.path.format(i=0) for place in places if place.required]
+        entries = [*self.before.values(), *self.layer.values(), *self.after.values()]
+        paths = [entry.path.format(i=0) for entry in entries if entry.required]
         return [path for path in paths if not _has(model, path)]
 
     def sites(self, model: nn.Module, hidden_size: int) -> Sites:
@@ -55,12 +55,12 @@ class Family:
         Raises:
             BackboneError: parameters of the model belong to no site, so that "all parameters" would not be all.
         """
-        sites = [_site(model, name, place, None, hidden_size) for name, place in self.before.items()]
+        sites = [_site(model, name, entry, None, hidden_size) for name, entry in self.before.items()]
         for i in count():
             if not _has(model, f"{self.layers}.{i}"):
                 break
             sites += [_site(model, f"layers.{i}.{n}", p, i, hidden_size) for n, p in self.layer.items()]
-        sites += [_site(model, name, place, None, hidden_size) for name, place in self.after.items()]
+        sites += [_site(model, name, entry, None, hidden_size) for name, entry in self.after.items()]
         found = Sites(site for site in sites if site is not None)
         owned = {f"{site.path}.{name}" for site in found.values() for name in site.parameters}
         stray = sorted(name for name, _ in model.named_parameters() if name not in owned)
@@ -77,49 +77,49 @@ BERT = Family(
     name="bert-like",
     layers="encoder.layer",
     before={
-        "embeddings.word": Place("embedding", "embeddings.word_embeddings"),
-        "embeddings.position": Place("embedding", "embeddings.position_embeddings", required=False),
-        "embeddings.token_type": Place("embedding", "embeddings.token_type_embeddings", required=False),
-        "embeddings.norm": Place("norm", "embeddings.LayerNorm"),
-        "embeddings.projection": Place("linear", "embeddings_project", required=False),
+        "embeddings.word": Entry("embedding", "embeddings.word_embeddings"),
+        "embeddings.position": Entry("embedding", "embeddings.position_embeddings", required=False),
+        "embeddings.token_type": Entry("embedding", "embeddings.token_type_embeddings", required=False),
+        "embeddings.norm": Entry("norm", "embeddings.LayerNorm"),
+        "embeddings.projection": Entry("linear", "embeddings_project", required=False),
     },
     layer={
-        "attention.query": Place("linear", "encoder.layer.{i}.attention.self.query"),
-        "attention.key": Place("linear", "encoder.layer.{i}.attention.self.key"),
-        "attention.value": Place("linear", "encoder.layer.{i}.attention.self.value"),
-        "attention.kv": Place("attention", "encoder.layer.{i}.attention.self"),
-        "attention.output": Place("linear", "encoder.layer.{i}.attention.output.dense"),
-        "attention.result": Place("result", "encoder.layer.{i}.attention.output.dropout"),
-        "attention.norm": Place("norm", "encoder.layer.{i}.attention.output.LayerNorm"),
-        "ffn.up": Place("linear", "encoder.layer.{i}.intermediate.dense"),
-        "ffn.down": Place("linear", "encoder.layer.{i}.output.dense"),
-        "ffn.result": Place("result", "encoder.layer.{i}.output.dropout"),
-        "ffn.norm": Place("norm", "encoder.layer.{i}.output.LayerNorm"),
+        "attention.query": Entry("linear", "encoder.layer.{i}.attention.self.query"),
+        "attention.key": Entry("linear", "encoder.layer.{i}.attention.self.key"),
+        "attention.value": Entry("linear", "encoder.layer.{i}.attention.self.value"),
+        "attention.kv": Entry("attention", "encoder.layer.{i}.attention.self"),
+        "attention.output": Entry("linear", "encoder.layer.{i}.attention.output.dense"),
+        "attention.result": Entry("result", "encoder.layer.{i}.attention.output.dropout"),
+        "attention.norm": Entry("norm", "encoder.layer.{i}.attention.output.LayerNorm"),
+        "ffn.up": Entry("linear", "encoder.layer.{i}.intermediate.dense"),
+        "ffn.down": Entry("linear", "encoder.layer.{i}.output.dense"),
+        "ffn.result": Entry("result", "encoder.layer.{i}.output.dropout"),
+        "ffn.norm": Entry("norm", "encoder.layer.{i}.output.LayerNorm"),
     },
-    after={"pooler": Place("linear", "pooler.dense", required=False)},
+    after={"pooler": Entry("linear", "pooler.dense", required=False)},
 )
 
 DISTILBERT = Family(
     name="bert-like (DistilBERT's names)",
     layers="transformer.layer",
     before={
-        "embeddings.word": Place("embedding", "embeddings.word_embeddings"),
-        "embeddings.position": Place("embedding", "embeddings.position_embeddings"),
-        "embeddings.norm": Place("norm", "embeddings.LayerNorm"),
+        "embeddings.word": Entry("embedding", "embeddings.word_embeddings"),
+        "embeddings.position": Entry("embedding", "embeddings.position_embeddings"),
+        "embeddings.norm": Entry("norm", "embeddings.LayerNorm"),
     },
     layer={
-        "attention.query": Place("linear", "transformer.layer.{i}.attention.q_lin"),
-        "attention.key": Place("linear", "transformer.layer.{i}.attention.k_lin"),
-        "attention.value": Place("linear", "transformer.layer.{i}.attention.v_lin"),
-        "attention.kv": Place("attention", "transformer.layer.{i}.attention"),
-        "attention.output": Place("linear", "transformer.layer.{i}.attention.out_lin"),
+        "attention.query": Entry("linear", "transformer.layer.{i}.attention.q_lin"),
+        "attention.key": Entry("linear", "transformer.layer.{i}.attention.k_lin"),
+        "attention.value": Entry("linear", "transformer.layer.{i}.attention.v_lin"),
+        "attention.kv": Entry("attention", "transformer.layer.{i}.attention"),
+        "attention.output": Entry("linear", "transformer.layer.{i}.attention.out_lin"),
         # No dropout follows the output projection here: the result is that module's own output.
-        "attention.result": Place("result", "transformer.layer.{i}.attention.out_lin"),
-        "attention.norm": Place("norm", "transformer.layer.{i}.sa_layer_norm"),
-        "ffn.up": Place("linear", "transformer.layer.{i}.ffn.lin1"),
-        "ffn.down": Place("linear", "transformer.layer.{i}.ffn.lin2"),
-        "ffn.result": Place("result", "transformer.layer.{i}.ffn.dropout"),
-        "ffn.norm": Place("norm", "transformer.layer.{i}.output_layer_norm"),
+        "attention.result": Entry("result", "transformer.layer.{i}.attention.out_lin"),
+        "attention.norm": Entry("norm", "transformer.layer.{i}.sa_layer_norm"),
+        "ffn.up": Entry("linear", "transformer.layer.{i}.ffn.lin1"),
+        "ffn.down": Entry("linear", "transformer.layer.{i}.ffn.lin2"),
+        "ffn.result": Entry("result", "transformer.layer.{i}.ffn.dropout"),
+        "ffn.norm": Entry("norm", "transformer.layer.{i}.output_layer_norm"),
     },
     after={},
 )
@@ -153,26 +153,26 @@ def _has(model: nn.Module, path: str) -> bool:
     return True
 
 
-def _site(model: nn.Module, name: str, place: Place, layer: int | None, hidden_size: int) -> Site | None:
-    path = place.path.format(i=layer)
+def _site(model: nn.Module, name: str, entry: Entry, layer: int | None, hidden_size: int) -> Site | None:
+    path = entry.path.format(i=layer)
     if not _has(model, path):
-        if place.required:
+        if entry.required:
             raise BackboneError(f"site {name!r} should stand at {path!r}, where {type(model).__name__} has no module")
         return None
     module = model.get_submodule(path)
     shapes = {n: tuple(p.shape) for n, p in module.named_parameters(recurse=False)}
     in_features = out_features = hidden_size
-    if place.kind == "linear":
+    if entry.kind == "linear":
         out_features, in_features = shapes["weight"]
-    elif place.kind == "embedding":
+    elif entry.kind == "embedding":
         in_features, out_features = shapes["weight"]
-    elif place.kind == "norm":
+    elif entry.kind == "norm":
         in_features = out_features = shapes["weight"][0]
-    elif place.kind in ("result", "attention"):
+    elif entry.kind in ("result", "attention"):
         shapes = {}
     return Site(
         name=name,
-        kind=place.kind,
+        kind=entry.kind,
         path=path,
         layer=layer,
         in_features=in_features,

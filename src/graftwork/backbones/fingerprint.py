@@ -12,7 +12,11 @@ import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import PreTrainedModel
+
+SCHEME = 2
+"""Part of the key under which fingerprints are remembered: a new number when what they cover changes."""
 
 VOLATILE = {
     *("_name_or_path", "_attn_implementation", "architectures", "dtype", "torch_dtype", "transformers_version"),
@@ -24,7 +28,12 @@ VOLATILE = {
 
 def fingerprint_of(model: PreTrainedModel) -> str:
     """SHA-256 over configuration and weights, as 64 hexadecimal digits. Reads every weight once."""
-    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in VOLATILE}
+    defaults = type(model.config)().to_dict()
+    config = {
+        key: value
+        for key, value in model.config.to_dict().items()
+        if key == "model_type" or (key not in VOLATILE and (key not in defaults or value != defaults[key]))
+    }
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -70,9 +79,9 @@ def _cache_file(source: str, commit: str | None) -> Path | None:
             for file in sorted(folder.rglob("*"))
             if file.is_file() and file.suffix in {".json", ".safetensors", ".bin"}
         ]
-        content = json.dumps([str(folder), stats])
+        content = json.dumps([SCHEME, transformers.__version__, str(folder), stats])
     elif commit is not None:
-        content = json.dumps([source, commit])
+        content = json.dumps([SCHEME, transformers.__version__, source, commit])
     else:
         return None
     root = os.environ.get("GRAFTWORK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graftwork"

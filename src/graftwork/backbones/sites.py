@@ -92,8 +92,10 @@ class Sites(Mapping[str, Site]):
         for pattern in patterns:
             found = {s.name for s in candidates if fnmatchcase(s.name, pattern) or fnmatchcase(s.name, f"*.{pattern}")}
             if not found:
-                other = sorted(s.kind for s in self.values() if fnmatchcase(s.name, pattern))
-                why = f"it names a site of kind {other[0]}" if other else "no site has that name"
+                other = {
+                    s.kind for s in self.values() if fnmatchcase(s.name, pattern) or fnmatchcase(s.name, f"*.{pattern}")
+                }
+                why = f"it names sites of kind {', '.join(sorted(other))}" if other else "no site has that name"
                 raise SiteError(
                     f"site pattern {pattern!r} matches no {kind} site: {why}",
                     expected=nearest(pattern, [s.name for s in candidates]),

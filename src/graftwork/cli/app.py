@@ -1,6 +1,6 @@
 """The `graftwork` program: its commands, how its errors look, and its exit status.
 
-Exit status: 0 when the command did what it was asked; 1 for a command line that cannot be parsed; 2 for a
+Exit status: 0 when the command did what it was asked; 2 for a command line that cannot be parsed and for a
 `GraftworkError`.
 """
 

@@ -2,9 +2,7 @@
 
 from typing import Annotated
 
-from cyclopts import Parameter
-
-Switch = Parameter(negative=())
+from graftwork.cli.settings import Switch
 
 
 def env(*, json: Annotated[bool, Switch] = False) -> None:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 
-Switch = Parameter(negative=())
+from graftwork.cli.settings import Switch
 
 
 def evaluate(
@@ -19,7 +19,7 @@ def evaluate(
     label: str | None = None,
     backbone: str | None = None,
     dtype: str = "auto",
-    batch_size: int = 64,
+    batch_size: PositiveInt = 64,
     allow_backbone_mismatch: Annotated[bool, Switch] = False,
     json: Annotated[bool, Switch] = False,
 ) -> None:
@@ -42,7 +42,7 @@ def evaluate(
     backbone
         Where the backbone is, when not where it was.
     dtype
-        Precision of the frozen backbone: auto, float32, bfloat16, float16.
+        Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
     batch_size
         Texts in one forward pass.
     allow_backbone_mismatch

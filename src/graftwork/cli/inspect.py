@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
-Switch = Parameter(negative=())
+from graftwork.cli.settings import Switch
 
 
 def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:

@@ -2,19 +2,16 @@
 
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from graftwork.cli.settings import Settings, parse_settings
+from graftwork.cli.settings import Settings, Switch, parse_settings
 from graftwork.errors import RecipeError
-
-Switch = Parameter(negative=())
 
 
 def plan(
     *,
-    backbone: str,
-    method: str,
+    backbone: str = "minilm",
+    method: str = "houlsby",
     labels: PositiveInt = 2,
     pooling: Literal["auto", "pooler", "first", "mean"] = "auto",
     json: Annotated[bool, Switch] = False,
@@ -25,9 +22,9 @@ def plan(
     Parameters
     ----------
     backbone
-        minilm, a folder with config.json, or a hub id.
+        minilm, a folder with config.json, or a hub id. Default: minilm.
     method
-        houlsby, lora, full-fine-tuning or head-only. Its settings: --method.KEY VALUE.
+        houlsby, lora, full-fine-tuning or head-only. Default: houlsby. Its settings: --method.KEY VALUE.
     labels
         Number of classes; 1 for regression.
     pooling

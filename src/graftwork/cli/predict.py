@@ -3,26 +3,25 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 
+from graftwork.cli.settings import Switch
 from graftwork.errors import DataError
 
 if TYPE_CHECKING:
     from graftwork.prediction import Text
 
-Switch = Parameter(negative=())
-
 
 def predict(
     adapter: Path,
     /,
-    *texts: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    *texts: str,
     file: Path | None = None,
     text: str | None = None,
     text_pair: str | None = None,
     backbone: str | None = None,
     dtype: str = "auto",
-    batch_size: int = 32,
+    batch_size: PositiveInt = 32,
     allow_backbone_mismatch: Annotated[bool, Switch] = False,
     json: Annotated[bool, Switch] = False,
 ) -> None:
@@ -35,7 +34,8 @@ def predict(
     adapter
         The adapter's folder.
     texts
-        The texts. Without any, and without --file, they are read from standard input.
+        The texts; after -- one may begin with a dash. Without any and without --file they are read from standard
+        input.
     file
         A file of texts, one a line; or a table (.csv, .tsv, .jsonl, .json, .parquet) with --text.
     text
@@ -45,7 +45,7 @@ def predict(
     backbone
         Where the backbone is, when not where it was.
     dtype
-        Precision of the frozen backbone: auto, float32, bfloat16, float16.
+        Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
     batch_size
         Texts in one forward pass.
     allow_backbone_mismatch

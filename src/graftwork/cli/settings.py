@@ -23,6 +23,9 @@ Settings = Annotated[
     ),
 ]
 
+Switch = Parameter(negative=())
+"""A flag that is on when it is given."""
+
 DOTTED = re.compile(r"--((?:method|train|task)\.[A-Za-z0-9_.-]+)(?:=(.*))?", re.DOTALL)
 
 

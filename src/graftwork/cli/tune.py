@@ -4,15 +4,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
-
-from graftwork.cli.settings import Settings, parse_settings
+from graftwork.cli.settings import Settings, Switch, parse_settings
 from graftwork.errors import RecipeError
 
 if TYPE_CHECKING:
     from graftwork.adapters import Adapter
-
-Switch = Parameter(negative=())
 
 
 def tune(
@@ -60,7 +56,7 @@ def tune(
     backbone
         minilm (carried by a Python package), a local folder, or a hub id. Default: minilm.
     dtype
-        Precision of the frozen backbone: auto, float32, bfloat16, float16. Default: auto.
+        Precision of the frozen backbone: auto, float32, bfloat16, float16, float64. Default: auto.
     method
         houlsby, lora, full-fine-tuning or head-only. Default: houlsby. Its settings: --method.KEY VALUE.
     pooling
@@ -90,19 +86,23 @@ def tune(
     }
     overrides = {key: value for key, value in flags.items() if value is not None}
     dotted = parse_settings(settings)
-    twice = sorted(overrides.keys() & dotted.keys())
+    named = {"task": task, "method.name": method}
+    given = {*overrides, *(key for key, value in named.items() if value is not None)}
+    twice = sorted(given & dotted.keys())
     if twice:
         raise RecipeError(f"{', '.join(twice)} is given both as a flag and as a setting", expected="one of the two")
     overrides |= dotted
     if task is not None:
         overrides = {"task": task, **overrides}
-    elif recipe is None:
-        if not {"task.data", "task.text"} <= overrides.keys():
+    if recipe is None:
+        overrides = {"method": "houlsby", **overrides}
+        if task is None and not {"task.data", "task.text"} <= overrides.keys():
             raise RecipeError(
                 "nothing says what to tune on",
                 expected="a recipe, --task NAME, or --data FILE with --text COLUMN and --label COLUMN",
             )
-        overrides.setdefault("task.name", Path(str(overrides["task.data"])).stem)
+        if task is None:
+            overrides.setdefault("task.name", Path(str(overrides["task.data"])).stem)
     _run(recipe, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
 
 

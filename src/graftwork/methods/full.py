@@ -4,7 +4,7 @@ What is trained and kept is the difference to the frozen weights, ΔW = 0 at fir
 changes, so that a fully fine-tuned task is an adapter like any other, only larger.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -38,5 +38,5 @@ class FullFineTuning(Method):
             for name, shape in site.parameters.items()
         }
 
-    def lower(self, site: Site, parameters: Mapping[str, Tensor]) -> Op:
-        return Dense(**{name: parameters[f"{site.name}.{name}"] for name in site.parameters})
+    def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
+        return [Dense(**{name: parameters[f"{site.name}.{name}"] for name in site.parameters})]

@@ -1,6 +1,6 @@
 """Head-only tuning: nothing of the backbone changes, and only the task's output layer is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -24,5 +24,5 @@ class HeadOnly(Method):
     def declare(self, site: Site) -> dict[str, Parameter]:
         raise AssertionError("head-only tuning acts at no site")
 
-    def lower(self, site: Site, parameters: Mapping[str, Tensor]) -> Op:
+    def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         raise AssertionError("head-only tuning acts at no site")

@@ -9,17 +9,17 @@ bottlenecks of 2md + m + d parameters each; with `share_positions` one serves bo
 n layers running.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
-from transformers.activations import ACT2FN
 
 from graftwork.backbones import Site, Sites
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, frozen_value, truncated_normal, zeros
 from graftwork.ops import Bottleneck, Norm, Op
+from graftwork.ops.bottleneck import ACTIVATIONS
 
 
 class Houlsby(Method):
@@ -27,7 +27,7 @@ class Houlsby(Method):
 
     Settings:
         bottleneck: size m.
-        activation: σ, by transformers' name for it.
+        activation: σ, one of gelu, gelu_tanh, relu, silu, swish, tanh, sigmoid.
         init_std: standard deviation of the projections' truncated normal (1e-2 in the paper, 1e-3 in its code).
         norms: which layer norms are trained too: `all` (the paper: the embedding's included), `layers` (those in the
             layers), or `none`.
@@ -50,8 +50,8 @@ class Houlsby(Method):
     @field_validator("activation")
     @classmethod
     def _known_activation(cls, name: str) -> str:
-        if name not in ACT2FN:
-            raise ValueError(f"unknown activation; known are {', '.join(sorted(ACT2FN))}")
+        if name not in ACTIVATIONS:
+            raise ValueError(f"unknown activation; known are {', '.join(ACTIVATIONS)}")
         return name
 
     @property
@@ -76,17 +76,12 @@ class Houlsby(Method):
             f"{owner}.up_bias": Parameter(shape=(d,), init=zeros, decay=False),
         }
 
-    def lower(self, site: Site, parameters: Mapping[str, Tensor]) -> Op:
+    def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         if site.kind == "norm":
-            return Norm(gain=parameters[f"{site.name}.weight"], bias=parameters[f"{site.name}.bias"])
+            return [Norm(gain=parameters[f"{site.name}.weight"], bias=parameters.get(f"{site.name}.bias"))]
         owner = self._owner(site)
-        return Bottleneck(
-            down=parameters[f"{owner}.down"],
-            down_bias=parameters[f"{owner}.down_bias"],
-            up=parameters[f"{owner}.up"],
-            up_bias=parameters[f"{owner}.up_bias"],
-            activation=self.activation,
-        )
+        tensors = {name: parameters[f"{owner}.{name}"] for name in ("down", "down_bias", "up", "up_bias")}
+        return [Bottleneck(**tensors, activation=self.activation)]
 
     def _trains_norm(self, site: Site) -> bool:
         return self.norms == "all" or (self.norms == "layers" and site.layer is not None)
@@ -94,5 +89,6 @@ class Houlsby(Method):
     def _owner(self, site: Site) -> str:
         """The first site of those that share one bottleneck: the parameters stand under its name."""
         assert site.layer is not None
-        layer = site.layer - site.layer % self.share_layers
-        return f"layers.{layer}.{'attention' if self.share_positions else site.sublayer}.result"
+        stack, _, _ = site.name.rpartition(f"layers.{site.layer}.")
+        first = site.layer - site.layer % self.share_layers
+        return f"{stack}layers.{first}.{'attention' if self.share_positions else site.sublayer}.result"

@@ -6,7 +6,7 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.
 Shapes: A (r, in), B (out, r). A starts Kaiming-uniform, B zero, so that nothing is changed at first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Annotated, ClassVar
 
@@ -52,9 +52,6 @@ class LoRA(Method):
             f"{site.name}.B": Parameter(shape=(site.out_features, self.rank), init=zeros),
         }
 
-    def lower(self, site: Site, parameters: Mapping[str, Tensor]) -> Op:
-        return LowRank(
-            A=parameters[f"{site.name}.A"],
-            B=parameters[f"{site.name}.B"] * (self.alpha / self.rank),
-            dropout=self.dropout,
-        )
+    def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
+        scaled = parameters[f"{site.name}.B"] * (self.alpha / self.rank)
+        return [LowRank(A=parameters[f"{site.name}.A"], B=scaled, dropout=self.dropout)]

@@ -5,7 +5,7 @@ and lowers them to an op. It knows no model family; ops know no method.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -69,5 +69,10 @@ class Method(BaseModel, ABC):
         """The parameters that one of its sites brings, by canonical name. Sites that share declare the same names."""
 
     @abstractmethod
-    def lower(self, site: Site, parameters: Mapping[str, Tensor]) -> Op:
-        """The op that runs at the site. Differentiable in the parameters."""
+    def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
+        """The ops that run at one of its sites. Differentiable in the parameters.
+
+        Args:
+            parameters: all of the adapter's, by canonical name.
+            frozen: the backbone's own at the site, by their name in its module.
+        """

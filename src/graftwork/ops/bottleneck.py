@@ -1,15 +1,29 @@
 """Bottleneck op: a down projection, a non-linearity and an up projection, with their own residual."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from transformers.activations import ACT2FN
 
 from graftwork.backbones import SiteKind
 from graftwork.ops import routing
 from graftwork.ops.op import Forward, Op, Place
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+"""Non-linearities σ by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +34,7 @@ class Bottleneck(Op):
     m with zeros is exact for every σ, since the padded columns of U are zero.
 
     Attributes:
-        activation: name of σ as transformers knows it (`gelu`, `relu`, `tanh`, …).
+        activation: name of σ among `ACTIVATIONS`.
     """
 
     down: Float[Tensor, "*S m d"]
@@ -32,7 +46,7 @@ class Bottleneck(Op):
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"result"})
 
     def around(self, forward: Forward, place: Place) -> Forward:
-        activation = ACT2FN[self.activation]
+        activation = ACTIVATIONS[self.activation]
 
         def bottleneck(*args: Tensor) -> Tensor:
             h: Tensor = forward(*args)

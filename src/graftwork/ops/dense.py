@@ -21,8 +21,8 @@ class Dense(Op):
     its weights.
     """
 
-    weight: Float[Tensor, "*shape"] | None = None
-    bias: Float[Tensor, "*shape"] | None = None
+    weight: Float[Tensor, "..."] | None = None
+    bias: Float[Tensor, "..."] | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear", "norm", "embedding"})
     replaces: ClassVar[bool] = True

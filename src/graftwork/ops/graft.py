@@ -13,9 +13,9 @@ from typing import Any, final
 
 import torch.nn as nn
 
-from graftwork.backbones import Backbone
+from graftwork.backbones import Backbone, Sites
 from graftwork.errors import SiteError
-from graftwork.ops.op import Op
+from graftwork.ops.op import Op, Place
 from graftwork.ops.routing import Route
 
 Ops = Mapping[str, Sequence[Op]]
@@ -31,22 +31,22 @@ class _Running:
 
 
 @final
-class SiteModule(nn.Module):
+class SiteModule(nn.Module, Place):
     """Stands in the place of one of the backbone's modules and runs it with the ops of its sites around it."""
 
     def __init__(self, inner: nn.Module, names: Sequence[str], graft: "Graft") -> None:
         super().__init__()
         self.inner = inner
         self.names = tuple(names)
-        self._graft = graft
+        self.graft = graft
 
     @property
     def route(self) -> Route:
-        return self._graft.running.route
+        return self.graft.running.route
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward: Any = self.inner
-        ops = self._graft.running.ops
+        ops = self.graft.running.ops
         for name in self.names:
             for op in ops.get(name, ()):
                 forward = op.around(forward, self)
@@ -69,18 +69,18 @@ class Graft:
         """Wrap the modules of the named sites, where they are not wrapped yet.
 
         Raises:
-            SiteError: the backbone has no such site; or its module is wrapped by another model already.
+            SiteError: the backbone has no such site; or another model is on the backbone already.
         """
-        for path in {self.backbone.sites[name].path: None for name in names}:
-            if path in self._modules:
-                continue
+        paths = [path for path in {self.backbone.sites[name].path: None for name in names} if path not in self._modules]
+        others = (m for m in self.backbone.model.modules() if isinstance(m, SiteModule) and m.graft is not self)
+        if paths and next(others, None) is not None:
+            raise SiteError(
+                f"backbone {self.backbone.name!r} is in use by another AdaptedModel",
+                expected="one AdaptedModel on a backbone at a time",
+                change="call detach() on the other one, or load the backbone again",
+            )
+        for path in paths:
             inner = self.backbone.modules[path]
-            if isinstance(self.backbone.model.get_submodule(_through(self._modules, path)), SiteModule):
-                raise SiteError(
-                    f"backbone {self.backbone.name!r} is in use by another AdaptedModel",
-                    expected="one AdaptedModel on a backbone at a time",
-                    change="call detach() on the other one, or load the backbone again",
-                )
             here = [site.name for site in self.backbone.sites.values() if site.path == path]
             self._modules[path] = module = SiteModule(inner, here, self)
             module.train(inner.training)
@@ -119,16 +119,28 @@ class Graft:
         setattr(self.backbone.model.get_submodule(_through(self._modules, parent)), leaf, module)
 
 
-def ordered(ops: Ops) -> Ops:
-    """The ops of each site with the replacing one first.
+def check(ops: Ops, sites: Sites) -> None:
+    """Refuse ops that cannot act where they are to act.
 
     Raises:
-        SiteError: two ops replace what one site computes.
+        SiteError: the backbone has no such site; an op acts at no site of its kind; or two ops replace what one site
+            computes.
     """
     for name, acting in ops.items():
+        site = sites[name]
+        for op in acting:
+            if site.kind not in op.kinds:
+                raise SiteError(
+                    f"{type(op).__name__} cannot act at site {name!r}, which is of kind {site.kind}",
+                    expected=f"a site of kind {' or '.join(sorted(op.kinds))}",
+                )
         replacing = [type(op).__name__ for op in acting if op.replaces]
         if len(replacing) > 1:
             raise SiteError(f"{' and '.join(replacing)} both replace what site {name!r} computes; only one can")
+
+
+def ordered(ops: Ops) -> Ops:
+    """The ops of each site with the one that replaces its computation first, so that it stands innermost."""
     return {name: sorted(acting, key=lambda op: not op.replaces) for name, acting in ops.items()}
 
 

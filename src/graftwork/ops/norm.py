@@ -17,11 +17,12 @@ from graftwork.ops.op import Forward, Op, Place
 class Norm(Op):
     """y = normalised(x) ⊙ γ + β with γ, β in place of the frozen ones.
 
-    Shapes: gain and bias (d), each with a leading slot dimension in a bank, where slot 0 holds the frozen values.
+    Shapes: gain and bias (d), the bias None where the norm has none, each with a leading slot dimension in a bank,
+    where slot 0 holds the frozen values.
     """
 
     gain: Float[Tensor, "*S d"]
-    bias: Float[Tensor, "*S d"]
+    bias: Float[Tensor, "*S d"] | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"norm"})
     replaces: ClassVar[bool] = True
@@ -29,11 +30,16 @@ class Norm(Op):
     def around(self, forward: Forward, place: Place) -> Forward:
         def norm(x: Tensor) -> Tensor:
             if self.gain.dim() == 1:
-                y: Tensor = functional_call(place.inner, {"weight": self.gain, "bias": self.bias}, (x,))
-                return y
-            width = self.gain.shape[-1]
-            plain = {"weight": torch.ones(width).to(x), "bias": torch.zeros(width).to(x)}
-            normalised = functional_call(place.inner, plain, (x,))
-            return routing.scale(normalised, self.gain, place.route) + routing.per_row(self.bias, place.route, x.dim())
+                return self._normalise(place, x, self.gain, self.bias)
+            ones = torch.ones(self.gain.shape[-1]).to(x)
+            normalised = self._normalise(place, x, ones, None if self.bias is None else torch.zeros_like(ones))
+            scaled = routing.scale(normalised, self.gain, place.route)
+            return scaled if self.bias is None else scaled + routing.per_row(self.bias, place.route, x.dim())
 
         return norm
+
+    @staticmethod
+    def _normalise(place: Place, x: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
+        affine = {"weight": gain} if bias is None else {"weight": gain, "bias": bias}
+        y: Tensor = functional_call(place.inner, affine, (x,))
+        return y

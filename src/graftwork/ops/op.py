@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn as nn
@@ -16,6 +16,7 @@ Forward = Callable[..., Any]
 """What a site computes: the frozen module's call, or that with ops around it."""
 
 
+@runtime_checkable
 class Place(Protocol):
     """What an op may know of where it runs: the frozen module, whether training is on, and the batch's route."""
 
@@ -43,7 +44,7 @@ class Op(ABC):
     def around(self, forward: Forward, place: Place) -> Forward:
         """The site's forward with this op applied to it."""
 
-    def to(self, dtype: torch.dtype) -> Self:
+    def to(self, dtype: torch.dtype) -> "Op":
         """The same op with its floating-point tensors in another precision; gradients flow through the cast."""
         cast = {f.name: getattr(self, f.name) for f in fields(self)}
         cast = {n: v.to(dtype) for n, v in cast.items() if isinstance(v, Tensor) and v.is_floating_point()}

@@ -117,7 +117,7 @@ def _read(task: Task, wanted: Sequence[SplitName]) -> dict[SplitName, Table]:
         if split == "train" or split not in source:
             continue
         table = source[split]()
-        if task.layout == "glue" and split == "test" and _unlabelled(task, table):
+        if split == "test" and _unlabelled(task, table):
             logger.info("%s has no labels, so it is no test split", table.origin)
         else:
             tables[split] = _checked(task, table, split)
@@ -132,8 +132,11 @@ def _read(task: Task, wanted: Sequence[SplitName]) -> dict[SplitName, Table]:
 
 
 def _unlabelled(task: Task, table: Table) -> bool:
-    # GLUE's test splits on the hub: -1 in the place of every label, which of a class column is read as None.
-    return all(value is None or value == -1 for value in table.columns.get(task.label, ()))
+    """Whether there are rows but no label at all: no such column, or nothing in it.
+
+    GLUE's test splits on the hub have -1 in the place of every label, which of a class column is read as None.
+    """
+    return len(table) > 0 and all(value is None or value == -1 for value in table.columns.get(task.label, ()))
 
 
 def _checked(task: Task, table: Table, split: SplitName) -> Table:
@@ -231,11 +234,12 @@ def _build(task: Task, table: Table) -> "datasets.Dataset":
 
 
 def _class_ids(task: Task, table: Table) -> list[int]:
-    """The ids of a label column that holds class names, or, where the names are words, ids."""
+    """The ids of a label column that holds class names, or ids where the task says so or its layout may have them."""
     assert task.labels is not None
     texts = [_label_text(value) for value in table.columns[task.label]]
     ids = {name: i for i, name in enumerate(task.labels)}
-    if not any(map(_is_integer, task.labels)) and all(map(_is_integer, texts)):
+    built_in = task.layout != "table" and not any(map(_is_integer, task.labels))
+    if task.label_ids or (built_in and all(map(_is_integer, texts))):
         ids = {str(i): i for i in range(len(task.labels))}
     unknown = [row for row, text in enumerate(texts) if text not in ids]
     if unknown:
@@ -244,7 +248,7 @@ def _class_ids(task: Task, table: Table) -> list[int]:
             f"{table.origin} has {len(unknown)} rows whose label in column {task.label!r} is none of the task's: "
             f"{', '.join(map(repr, values[:5]))} at {table.places(unknown)}",
             expected="a label of the training data: " + nearest(values[0], ids),
-            change="those rows, --label, or the task's labels",
+            change="those rows, --label, or the task's labels (and label_ids, where the column holds ids)",
         )
     return [ids[text] for text in texts]
 

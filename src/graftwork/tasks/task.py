@@ -4,19 +4,23 @@ A `Task` is a declaration; nothing is read until `graftwork.tasks.load`. The tas
 `graftwork.tasks.builtin`, and anyone's own task is the same fields in a YAML file.
 """
 
-from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from graftwork.errors import RecipeError, nearest
 from graftwork.tasks.metrics import DEFAULT_METRICS, Kind, check_metrics
 
-if TYPE_CHECKING:
-    import yaml
-
 SplitName = Literal["train", "validation", "test"]
+
+
+def _split_commas(value: object) -> object:
+    return value.split(",") if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+"""A list of names, or one text with commas between them."""
 
 
 class Task(BaseModel):
@@ -32,6 +36,7 @@ class Task(BaseModel):
         label: the column of the label.
         labels: the names of the classes in the order of their ids. None: those of the training split, sorted (as
             numbers where all are whole numbers), or in the dataset's own order where it declares one.
+        label_ids: whether the label column holds ids, which `labels` then name.
         metrics: keys of `graftwork.tasks.METRICS`; the first chooses the best checkpoint.
         splits: where a split goes by another name: a file (within `data` where that is a folder), or a split's name.
         validation_fraction: the share of the training rows held out where the data have no validation split.
@@ -51,8 +56,9 @@ class Task(BaseModel):
     text: str
     text_pair: str | None = None
     label: str = "label"
-    labels: tuple[str, ...] | None = None
-    metrics: tuple[str, ...] = Field(default_factory=lambda known: DEFAULT_METRICS.get(known.get("kind"), ()))
+    labels: Names | None = None
+    label_ids: bool = False
+    metrics: Names = Field(default_factory=lambda known: DEFAULT_METRICS.get(known.get("kind"), ()))
     splits: dict[SplitName, str] = Field(default_factory=dict)
     validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -68,6 +74,8 @@ class Task(BaseModel):
                 problems.append("labels: a regression task has none")
             elif len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
                 problems.append("labels: two or more different names are needed")
+        if self.label_ids and self.labels is None:
+            problems.append("label_ids: the labels that name the ids are missing")
         if not self.metrics or len(set(self.metrics)) != len(self.metrics):
             problems.append("metrics: one or more different names are needed")
         try:
@@ -125,25 +133,10 @@ class Task(BaseModel):
         Raises:
             RecipeError: the file is missing or is not YAML, or `parse` refuses what it says.
         """
-        import yaml
+        from graftwork.yamlfile import read_yaml
 
         path = Path(path)
-        try:
-            values = yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader())
-        except OSError as error:
-            raise RecipeError(f"{path} cannot be read: {error.strerror}", expected="a task's YAML file") from None
-        except UnicodeDecodeError as error:
-            raise RecipeError(
-                f"{path} is not UTF-8 at byte {error.start}", expected="UTF-8", change=str(path)
-            ) from None
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            place = f" at line {mark.line + 1}" if mark is not None else ""
-            raise RecipeError(
-                f"{path} is not valid YAML{place}: {getattr(error, 'problem', None) or error}",
-                expected="lines of key: value",
-                change=str(path),
-            ) from None
+        values = read_yaml(path)
         task = cls.parse(values, origin=str(path))
         if task.data is not None and (path.parent / task.data).exists():
             return task.model_copy(update={"data": str(path.parent / task.data)})
@@ -172,20 +165,3 @@ def _describe(detail: Any) -> str:
         return message if detail["type"] == "value_error" else "expected keys and values"
     hint = " (put it in quotes)" if detail["type"] == "string_type" and detail["input"] is not None else ""
     return f"{key}: {message[0].lower()}{message[1:]}, not {detail['input']!r}{hint}"
-
-
-def _strict_loader() -> type["yaml.SafeLoader"]:
-    """PyYAML's safe loader, but a key given twice is an error instead of the last one winning."""
-    import yaml
-
-    class StrictLoader(yaml.SafeLoader):
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-            seen = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node, deep=True)
-                if isinstance(key, Hashable) and key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", key_node.start_mark)
-                seen.add(key if isinstance(key, Hashable) else None)
-            return super().construct_mapping(node, deep=deep)
-
-    return StrictLoader

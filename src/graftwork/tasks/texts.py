@@ -16,7 +16,11 @@ def read_table(path: Path, text: str, text_pair: str | None = None) -> Texts:
         DataError: the file cannot be read, a column is missing, or a text is.
     """
     columns = [text] if text_pair is None else [text, text_pair]
-    table = read_file(path, frozenset(columns))
+    try:
+        table = read_file(path, frozenset(columns))
+    except DataError as error:
+        change = error.change.replace("--data", "--file")
+        raise DataError(error.problem, expected=error.expected, change=change) from None
     for column, flag in zip(columns, ("--text", "--text-pair"), strict=False):
         if column not in table.names:
             raise DataError(f"{path} has no column {column!r}", expected=nearest(column, table.names), change=flag)

@@ -68,8 +68,10 @@ def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, 
         raise RecipeError(f"columns are given ({', '.join(columns)}) without data", change="--data")
     if data is None:
         return task
-    # Other columns are those of an ordinary table, whatever the layout of the task's own data.
     changes: dict[str, object] = {"data": data, **(columns or {})}
     if columns:
+        # They are those of an ordinary table, whatever the layout of the task's own data.
         changes |= {"layout": "table", "source": None, "subset": None, "splits": {}}
+    elif Path(data).is_file():
+        changes |= {"splits": {}}
     return task.override(**changes)

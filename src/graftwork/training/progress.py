@@ -104,5 +104,5 @@ def repeatable(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    """One JSON object a line."""
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    """One JSON object a line, its keys in order, so that a log that went through a checkpoint is the same."""
+    return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)

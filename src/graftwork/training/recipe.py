@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graftwork.adapters import Head
@@ -13,6 +12,7 @@ from graftwork.errors import RecipeError, nearest
 from graftwork.methods import Method, make_method
 from graftwork.tasks import Task, find_task
 from graftwork.training.settings import TrainingSettings
+from graftwork.yamlfile import read_yaml
 
 
 class Recipe(BaseModel):
@@ -21,8 +21,8 @@ class Recipe(BaseModel):
     Attributes:
         backbone: name, folder or hub id.
         dtype: the backbone's precision.
-        task: name of a built-in task, path of a task file, or the task's own fields; fields beside `name` of a built-in
-            task override it.
+        task: name of a built-in task, path of a task file, or the task's own fields; with `base`, the name of another
+            task, fields override that one's.
         method: its name, and its settings beside it.
         pooling: how the head's input is made; `auto` is the backbone's own way.
         train: training settings.
@@ -99,7 +99,7 @@ class Recipe(BaseModel):
             task=task.model_dump(mode="json", exclude_none=True),
             method={"name": method.name, **method.model_dump(mode="json")},
             pooling=backbone.pooling if self.pooling == "auto" else self.pooling,
-            train=self.train.resolved(method),
+            train=self.train.resolved(method, backbone),
         )
 
     def head(self, task: Task, method: Method, backbone: Backbone) -> Head:
@@ -112,42 +112,34 @@ class Recipe(BaseModel):
         )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's keys and values.
+def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with some replaced by dotted key. A method or task given as a name becomes a mapping first.
 
     Raises:
-        RecipeError: it is missing, is not UTF-8 or YAML, or is no mapping.
+        RecipeError: a key leads into a value that has no keys.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"recipe {str(path)!r} cannot be read: {error.strerror}", expected="a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"recipe {str(path)!r} is not UTF-8 at byte {error.start}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {str(path)!r} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"recipe {str(path)!r} has no keys", expected="key: value lines")
-    return values
-
-
-def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values with some replaced by dotted key. A method or task given as a name becomes a mapping first."""
     result = dict(values)
     for dotted, value in overrides.items():
         *path, leaf = dotted.split(".")
         node = result
         for part in path:
-            inner = node.get(part, {})
-            if isinstance(inner, str):
-                inner = {"base" if part == "task" else "name": inner}
-            node[part] = node = dict(inner)
+            inner = node.get(part)
+            if isinstance(inner, str) and part in _NAMED:
+                inner = {_NAMED[part]: inner}
+            if not isinstance(inner, Mapping | None):
+                raise RecipeError(f"{dotted!r} cannot be set: {part!r} is {inner!r}", change=f"--{dotted}")
+            node[part] = node = dict(inner or {})
         node[leaf] = value
     return result
 
 
+_NAMED = {"method": "name", "task": "base"}
+"""Keys whose value can be a plain name: under which key the name goes when more is said."""
+
+
 def _describe(loc: tuple[Any, ...], kind: str, message: str, value: object) -> str:
-    key = ".".join(str(part) for part in loc if part not in ("str", "dict[str,any]"))
+    # pydantic names the branch of a union in the location.
+    key = ".".join(str(part) for part in loc if not str(part).startswith(("str", "dict[", "literal[")))
     if kind == "extra_forbidden":
         known = TrainingSettings.model_fields if key.startswith("train.") else Recipe.model_fields
         return f"unknown key {key!r} (expected {nearest(key.rpartition('.')[2], known)})"

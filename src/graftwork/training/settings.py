@@ -3,10 +3,26 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from transformers import TrainingArguments
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+from transformers import SchedulerType, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from graftwork.backbones import Backbone
+from graftwork.errors import RecipeError
 from graftwork.methods import Method
+
+MAX_LENGTH = 128
+EVAL_STEPS = 500
 
 
 class TrainingSettings(BaseModel):
@@ -20,8 +36,8 @@ class TrainingSettings(BaseModel):
         learning_rate, num_train_epochs: None takes the method's default.
         max_steps: ends training after this many steps, whatever the epochs; -1 for no such end.
         warmup_ratio: share of the steps over which the rate rises.
-        max_length: tokens a text (or pair) is cut to.
-        eval_strategy: score and save after each `epoch`, or every `eval_steps` steps.
+        max_length: tokens a text (or pair) is cut to. None: 128, or what the backbone has positions for.
+        eval_strategy: score and save after each `epoch`, or every `eval_steps` (500) `steps`.
         early_stopping_patience: stop after this many scorings without a better one; None never stops early.
         backbone_dropout: `keep` the backbone's own dropout in training, turn it `off`, or `auto`: off while the
             backbone is frozen, kept when its own weights are trained.
@@ -33,28 +49,61 @@ class TrainingSettings(BaseModel):
     seed: NonNegativeInt = 0
     learning_rate: PositiveFloat | None = None
     num_train_epochs: PositiveFloat | None = None
-    max_steps: int = Field(default=-1, ge=-1)
+    max_steps: int = -1
     per_device_train_batch_size: PositiveInt = 32
     per_device_eval_batch_size: PositiveInt = 64
     gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: SchedulerType = SchedulerType.LINEAR
     warmup_ratio: NonNegativeFloat = Field(default=0.1, lt=1.0)
     weight_decay: NonNegativeFloat = 0.01
     adam_beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     adam_beta2: float = Field(default=0.999, ge=0.0, lt=1.0)
     adam_epsilon: PositiveFloat = 1e-6
     max_grad_norm: NonNegativeFloat = 1.0
-    max_length: PositiveInt = 128
+    max_length: PositiveInt | None = None
     eval_strategy: Literal["epoch", "steps"] = "epoch"
-    eval_steps: PositiveInt = 500
+    eval_steps: PositiveInt | None = None
     logging_steps: PositiveInt = 10
     early_stopping_patience: PositiveInt | None = None
     backbone_dropout: Literal["auto", "keep", "off"] = "auto"
     report_to: str = "none"
 
-    def resolved(self, method: Method) -> "TrainingSettings":
-        """The same with the method's defaults in the place of what was left open."""
+    @field_validator("max_steps")
+    @classmethod
+    def _some_steps(cls, steps: int) -> int:
+        if steps < 1 and steps != -1:
+            raise ValueError("expected 1 or more, or -1 for no such end")
+        return steps
+
+    @field_validator("report_to")
+    @classmethod
+    def _known_trackers(cls, names: str) -> str:
+        known = {"none", "all", *INTEGRATION_TO_CALLBACK}
+        unknown = sorted({name.strip() for name in names.split(",")} - known)
+        if unknown:
+            raise ValueError(f"unknown trackers {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        return names
+
+    @model_validator(mode="after")
+    def _eval_steps_belong_to_steps(self) -> "TrainingSettings":
+        if self.eval_strategy == "epoch" and self.eval_steps is not None:
+            raise ValueError("eval_steps needs eval_strategy=steps")
+        return self
+
+    def resolved(self, method: Method, backbone: Backbone) -> "TrainingSettings":
+        """The same with the method's and the backbone's defaults in the place of what was left open.
+
+        Raises:
+            RecipeError: max_length is more than the backbone has positions for.
+        """
+        longest = backbone.max_length
+        if self.max_length and longest and self.max_length > longest:
+            raise RecipeError(
+                f"texts of {self.max_length} tokens are too long for backbone {backbone.name!r}",
+                expected=f"at most {longest}",
+                change="--train.max_length",
+            )
         dropout = self.backbone_dropout
         if dropout == "auto":
             dropout = "off" if method.frozen_backbone else "keep"
@@ -62,6 +111,8 @@ class TrainingSettings(BaseModel):
             update={
                 "learning_rate": self.learning_rate or method.learning_rate,
                 "num_train_epochs": self.num_train_epochs or float(method.num_train_epochs),
+                "max_length": self.max_length or min(MAX_LENGTH, longest or MAX_LENGTH),
+                "eval_steps": self.eval_steps or (EVAL_STEPS if self.eval_strategy == "steps" else None),
                 "backbone_dropout": dropout,
             }
         )
@@ -73,20 +124,25 @@ class TrainingSettings(BaseModel):
             folder: where checkpoints go.
             metric: the validation metric that chooses the best checkpoint.
             cpu: whether the backbone is on the CPU.
+
+        Raises:
+            RecipeError: the run was started as several processes.
         """
         same = (
             *("seed", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
             *("per_device_eval_batch_size", "gradient_accumulation_steps"),
             *("lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-            *("eval_strategy", "eval_steps", "logging_steps"),
+            *("eval_strategy", "logging_steps"),
         )
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(folder),
             **{name: getattr(self, name) for name in same},
             warmup_steps=self.warmup_ratio,
+            eval_steps=self.eval_steps,
             save_strategy=self.eval_strategy,
-            save_steps=self.eval_steps,
+            save_steps=self.eval_steps or 1,
             save_total_limit=2,
+            restore_callback_states_from_checkpoint=True,
             load_best_model_at_end=True,
             metric_for_best_model=metric,
             greater_is_better=greater_is_better,
@@ -97,3 +153,11 @@ class TrainingSettings(BaseModel):
             use_cpu=cpu,
             dataloader_pin_memory=not cpu,
         )
+        if arguments.world_size > 1:
+            raise RecipeError(
+                f"the run was started as {arguments.world_size} processes",
+                expected="one process: train one adapter in each",
+            )
+        # The ops are on one device, so a model cannot be copied to several.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        return arguments

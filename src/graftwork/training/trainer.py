@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.nn as nn
 from safetensors.torch import load_file
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.adapter import declare
@@ -39,6 +39,11 @@ class AdapterTrainer(Trainer):
         """The adapter as it is now."""
         return self.adapted.adapter(self.adapter_name)
 
+    def take_up(self, checkpoint: Path) -> None:
+        """Stand where a run stood that was killed after its last step."""
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
+        self._load_best_model()
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """What the method and head declare to decay; transformers would guess by name."""
         adapter = self.adapted.residents[self.adapter_name].adapter
@@ -62,21 +67,35 @@ class AdapterTrainer(Trainer):
         self.adapted.residents[self.adapter_name].assign(load_file(Path(checkpoint) / TENSORS))
 
 
+def _step_of(checkpoint: Path) -> int:
+    """How many steps had been done when the checkpoint was saved."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The latest checkpoint that was written to its end; None when there is none.
 
     A process killed while saving leaves a checkpoint without its state file, which is written last, or with half of
     one.
     """
-    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
-    for path in sorted(steps, key=lambda path: -int(steps[path])):
-        try:
-            state: Mapping[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if state.get("global_step") == int(steps[path]):
-            return path
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
+        if _state(checkpoint).get("global_step") == _step_of(checkpoint):
+            return checkpoint
     return None
+
+
+def has_ended(checkpoint: Path) -> bool:
+    """Whether training ended with that checkpoint: at its last step, or because it was stopped early."""
+    return bool(_state(checkpoint)["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"])
+
+
+def _state(checkpoint: Path) -> Mapping[str, Any]:
+    """The trainer's saved state; empty when it was not written, or not to its end."""
+    try:
+        state: Mapping[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state
 
 
 def _ends_with(name: str, endings: list[str]) -> bool:

@@ -5,6 +5,7 @@ killed run leaves it there, and `resume` goes on from the last whole checkpoint 
 the adapter appears at the output in one rename and the working folder goes.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,20 +19,21 @@ from transformers import DataCollatorWithPadding, EarlyStoppingCallback, EvalPre
 from transformers.trainer_callback import PrinterCallback
 
 from graftwork.adapters import Adapter, TaskIdentity
-from graftwork.adapters.folder import refuse_existing, write_adapter
+from graftwork.adapters.folder import RECIPE, make_folder, refuse_existing, write_adapter
 from graftwork.backbones import Backbone
+from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import OutputError, RecipeError
 from graftwork.methods import Houlsby, Method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, compute, load
 from graftwork.training.examples import examples
 from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
-from graftwork.training.recipe import Recipe, read_yaml
+from graftwork.training.recipe import Recipe
 from graftwork.training.settings import TrainingSettings
-from graftwork.training.trainer import AdapterTrainer, last_checkpoint
+from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoint
+from graftwork.yamlfile import read_yaml
 
 LOG = "log.jsonl"
-RECIPE = "recipe.yaml"
 
 
 def tune(
@@ -98,7 +100,8 @@ def tune_recipe(
             raise OutputError("a run without an output cannot be resumed", change="--output")
         with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
             return _run(recipe, backbone, Path(folder), resume=False, progress=progress)[0]
-    target = Path(output)
+    # Absolute, because checkpoints note the path of the best one: a run may be resumed from another working folder.
+    target = Path(output).resolve()
     refuse_existing(target, overwrite=overwrite)
     working = target.parent / f".{target.name}.tuning"
     _refuse_interrupted(working, target, resume=resume, overwrite=overwrite)
@@ -123,6 +126,7 @@ def _run(
     data = load(task)
     recipe = recipe.resolved(backbone, task, method)
     settings = recipe.train
+    assert settings.max_length is not None  # resolved
     identity = TaskIdentity(
         name=task.name, pairs=task.text_pair is not None, labels=data.task.labels, max_length=settings.max_length
     )
@@ -133,13 +137,17 @@ def _run(
         _begin(working, recipe, resume=resume)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        checkpoint = last_checkpoint(working) if resume else None
         trainer = _trainer(model, data, settings, working)
         bar = ProgressBar(f"{task.name} · {method.name}", task.main_metric)
         if progress:
             trainer.add_callback(bar)
-        checkpoint = last_checkpoint(working) if resume else None
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if checkpoint is not None and has_ended(checkpoint):
+                trainer.take_up(checkpoint)
+            else:
+                with quiet_transformers():
+                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             bar.close()
         splits = {"validation": data.validation, "test": data.test}
@@ -157,6 +165,7 @@ def _run(
 
 def _trainer(model: AdaptedModel, data: TaskData, settings: TrainingSettings, working: Path) -> AdapterTrainer:
     task, backbone = data.task, model.backbone
+    max_length = model.residents[task.name].adapter.task.max_length
     arguments = settings.arguments(
         working,
         metric=task.main_metric,
@@ -171,8 +180,8 @@ def _trainer(model: AdaptedModel, data: TaskData, settings: TrainingSettings, wo
         model=model,
         args=arguments,
         adapter_name=task.name,
-        train_dataset=examples(backbone, data.train, max_length=settings.max_length),
-        eval_dataset=examples(backbone, data.validation, max_length=settings.max_length),
+        train_dataset=examples(backbone, data.train, max_length=max_length),
+        eval_dataset=examples(backbone, data.validation, max_length=max_length),
         data_collator=DataCollatorWithPadding(backbone.require_tokenizer()),
         compute_metrics=scores,
         callbacks=[Log(working / LOG)],
@@ -200,8 +209,10 @@ def _begin(working: Path, recipe: Recipe, *, resume: bool) -> None:
                 change="the named settings, or --overwrite without --resume to begin anew",
             )
         return
-    working.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    make_folder(working)
+    temporary = working / f".{RECIPE}"
+    temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    os.replace(temporary, file)
 
 
 def _refuse_interrupted(working: Path, target: Path, *, resume: bool, overwrite: bool) -> None:
