@@ -161,8 +161,10 @@ def test_integer_labels_sort_as_numbers(tmp_path):
 
 def test_ids_are_accepted_for_named_classes(tmp_path):
     path = csv(tmp_path, "text,label\na,0\nb,1\nc,1\nd,0\n")
-    data = load(task(path, labels=("no", "yes")))
+    data = load(task(path, labels=("no", "yes"), label_ids=True))
     assert dict(rows_of(data.train) + rows_of(data.validation)) == {"a": 0, "b": 1, "c": 1, "d": 0}
+    with pytest.raises(DataError, match="label_ids"):
+        load(task(path, labels=("no", "yes")))
 
 
 def test_regression(tmp_path):
@@ -268,11 +270,16 @@ def test_splits_that_are_not_there(tmp_path):
     assert len(load_split(task(tmp_path / "dev", labels=("x", "y")), "validation")) == 1
 
 
-def test_a_test_file_without_labels_is_left_alone_where_it_is_not_wanted(tmp_path):
+def test_a_test_file_without_labels_is_no_split(tmp_path):
     csv(tmp_path, "text,label\n" + "a,x\nb,y\n" * 9, "train.csv")
     csv(tmp_path, "text\na\n", "test.csv")
     assert load(task(tmp_path), test=False).test is None
-    with pytest.raises(DataError, match=r"test.csv has no column 'label'"):
+    assert load(task(tmp_path)).test is None
+    csv(tmp_path, "text,label\na,x\nb,\n", "test.csv")
+    with pytest.raises(DataError, match=r"test.csv .*label"):
+        load(task(tmp_path))
+    csv(tmp_path, "text,label\n", "test.csv")
+    with pytest.raises(DataError, match=r"test.csv"):
         load(task(tmp_path))
 
 

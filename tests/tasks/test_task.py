@@ -84,8 +84,9 @@ def test_yaml_finds_data_beside_itself(tmp_path):
         ("name: t\ntext: x\nsplits: {dev: a.csv}\n", ["splits.dev"]),
         ("name: t\nname: u\ntext: x\n", ["line 2: 'name' is there twice"]),
         ("name: [t\n", ["not valid YAML at line"]),
-        ("- t\n", ["expected keys and values"]),
-        ("", ["expected keys and values"]),
+        ("- t\n", ["no keys and values"]),
+        ("", ["no keys and values"]),
+        ("name: t\ntext: x\nlabel_ids: true\n", ["label_ids: the labels"]),
     ],
 )
 def test_wrong_yaml(tmp_path, text, messages):

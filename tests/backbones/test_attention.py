@@ -1,0 +1,304 @@
+"""The attention function against a softmax written out by hand in float64."""
+
+import pytest
+import torch
+import torch.nn as nn
+from tiny import make_batch, make_model
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from graftwork.backbones import attention as ours
+from graftwork.backbones.attention import Rows, attention
+
+B, H, Q, E, L = 2, 4, 5, 8, 3
+EXACT = {"rtol": 0, "atol": 1e-12}
+"""Float64 sums of a few dozen terms of order one: rounding stays below 1e-14; a wrong term is of order 0.1."""
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def make_qkv(keys: int = Q, heads: int = H, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        random(B, H, Q, E, seed=1, dtype=dtype),
+        random(B, heads, keys, E, seed=2, dtype=dtype),
+        random(B, heads, keys, E, seed=3, dtype=dtype),
+    )
+
+
+def by_hand(q, k, v, sees=None, bias=None, scaling=E**-0.5) -> Tensor:
+    """(B, Q, h, e), one query at a time: a softmax over the keys that it sees."""
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    out = torch.zeros_like(q)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            for i in range(q.shape[2]):
+                scores = (k[b, h] @ q[b, h, i]) * scaling
+                if bias is not None:
+                    scores = scores + bias.expand(q.shape[0], q.shape[1], -1, -1)[b, h, i]
+                seen = torch.ones_like(scores, dtype=torch.bool)
+                if sees is not None:
+                    seen = sees.expand(q.shape[0], q.shape[1], q.shape[2], -1)[b, h, i]
+                weights = torch.where(seen, scores.exp(), torch.zeros_like(scores))
+                out[b, h, i] = (weights / weights.sum()) @ v[b, h]
+    return out.transpose(1, 2)
+
+
+def call(q, k, v, mask=None, *, causal=False, **options) -> Tensor:
+    module = nn.Module()
+    module.is_causal, module.num_key_value_groups = causal, q.shape[1] // k.shape[1]
+    output, weights = attention(module, q, k, v, mask, **options)
+    assert weights is None
+    return output
+
+
+def make_rows(length: int = L, batch: int | None = None, heads: int = H) -> Rows:
+    shape = (heads, length, E) if batch is None else (batch, heads, length, E)
+    return Rows(random(*shape, seed=4), random(*shape, seed=5))
+
+
+def with_rows(k: Tensor, v: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    keys, values = (t.expand(k.shape[0], *t.shape[-3:]) for t in (rows.keys, rows.values))
+    return torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
+
+
+PADDED = torch.tensor([[True] * Q, [True] * 3 + [False] * 2])[:, None, None, :].expand(B, 1, Q, Q)
+LOWER = torch.ones(Q, Q, dtype=torch.bool).tril()[None, None]
+
+
+def as_float(mask: Tensor) -> Tensor:
+    return torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, torch.finfo(torch.float64).min)
+
+
+@pytest.mark.parametrize("scaling", [None, 0.7])
+@pytest.mark.parametrize("mask", [None, PADDED, PADDED & LOWER, as_float(PADDED), as_float(LOWER)])
+def test_without_rows(mask, scaling):
+    q, k, v = make_qkv()
+    sees = mask if mask is None or mask.dtype == torch.bool else mask == 0
+    expected = by_hand(q, k, v, sees, scaling=scaling or E**-0.5)
+    torch.testing.assert_close(call(q, k, v, mask, scaling=scaling), expected, **EXACT)
+
+
+@pytest.mark.parametrize("batch", [None, B])
+@pytest.mark.parametrize("mask", [None, PADDED, as_float(PADDED), as_float(LOWER)])
+def test_rows_stand_before_the_keys_and_every_query_sees_them(mask, batch):
+    q, k, v = make_qkv()
+    rows = make_rows(batch=batch)
+    sees = torch.ones(1, 1, Q, Q, dtype=torch.bool) if mask is None else mask
+    sees = sees if sees.dtype == torch.bool else sees == 0
+    sees = torch.cat([torch.ones(*sees.shape[:3], L, dtype=torch.bool), sees], dim=-1)
+    expected = by_hand(q, *with_rows(k, v, rows), sees)
+    torch.testing.assert_close(call(q, k, v, mask, rows=rows), expected, **EXACT)
+
+
+def test_a_causal_module_without_a_mask_is_causal():
+    q, k, v = make_qkv()
+    torch.testing.assert_close(call(q, k, v, causal=True), by_hand(q, k, v, LOWER), **EXACT)
+    torch.testing.assert_close(call(q, k, v, is_causal=True), by_hand(q, k, v, LOWER), **EXACT)
+    torch.testing.assert_close(call(q, k, v, causal=True, is_causal=False), by_hand(q, k, v), **EXACT)
+
+
+@pytest.mark.parametrize("batch", [None, B])
+def test_a_causal_module_with_rows_is_still_causal(batch):
+    q, k, v = make_qkv()
+    rows = make_rows(batch=batch)
+    sees = torch.cat([torch.ones(1, 1, Q, L, dtype=torch.bool), LOWER], dim=-1)
+    expected = by_hand(q, *with_rows(k, v, rows), sees)
+    torch.testing.assert_close(call(q, k, v, causal=True, rows=rows), expected, **EXACT)
+
+
+def test_one_query_of_a_causal_module_sees_the_rows_and_every_cached_key():
+    q, k, v = make_qkv()
+    rows = make_rows()
+    expected = by_hand(q[:, :, :1], *with_rows(k, v, rows))
+    torch.testing.assert_close(call(q[:, :, :1], k, v, causal=True, rows=rows), expected, **EXACT)
+
+
+def test_rows_are_a_gate():
+    """att([P; K]) = (1 - g) att(K) + g att(P), with g the mass of the attention on the rows."""
+    q, k, v = make_qkv()
+    rows = make_rows(batch=B)
+    scale = E**-0.5
+    on_rows = (torch.einsum("bhqe,bhle->bhql", q, rows.keys) * scale).exp().sum(-1)
+    on_keys = (torch.einsum("bhqe,bhte->bhqt", q, k) * scale).exp().sum(-1)
+    g = (on_rows / (on_rows + on_keys)).transpose(1, 2)[..., None]
+    expected = (1 - g) * call(q, k, v) + g * by_hand(q, rows.keys, rows.values)
+    torch.testing.assert_close(call(q, k, v, rows=rows), expected, **EXACT)
+
+
+@pytest.mark.parametrize("mask", [None, PADDED, as_float(PADDED)])
+def test_batch_rows_of_different_lengths_equal_each_alone(mask):
+    q, k, v = make_qkv()
+    long = make_rows(length=L, batch=B)
+    lengths = (1, L)
+    seen = torch.arange(L) < torch.tensor(lengths)[:, None]
+    together = call(q, k, v, mask, rows=long._replace(seen=seen))
+    for b, length in enumerate(lengths):
+        alone = Rows(long.keys[b : b + 1, :, :length], long.values[b : b + 1, :, :length])
+        one = slice(b, b + 1)
+        expected = call(q[one], k[one], v[one], None if mask is None else mask[one], rows=alone)
+        torch.testing.assert_close(together[one], expected, **EXACT)
+
+
+def test_a_row_of_the_batch_without_any_rows_is_as_if_there_were_none():
+    q, k, v = make_qkv()
+    seen = torch.tensor([[False] * L, [True] * L])
+    together = call(q, k, v, rows=make_rows(batch=B)._replace(seen=seen))
+    torch.testing.assert_close(together[:1], call(q[:1], k[:1], v[:1]), **EXACT)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask", [None, PADDED & LOWER, as_float(PADDED & LOWER)])
+def test_position_bias_is_added_to_the_keys_and_not_to_the_rows(mask, causal):
+    q, k, v = make_qkv()
+    bias = random(1, H, Q, Q, seed=6)
+    sees = PADDED & LOWER if mask is not None else LOWER if causal else torch.ones(1, 1, Q, Q, dtype=torch.bool)
+    torch.testing.assert_close(
+        call(q, k, v, mask, causal=causal, position_bias=bias), by_hand(q, k, v, sees, bias), **EXACT
+    )
+    rows = make_rows()
+    wide = torch.cat([torch.zeros(1, H, Q, L, dtype=torch.float64), bias], dim=-1)
+    sees = torch.cat([torch.ones(*sees.shape[:3], L, dtype=torch.bool), sees], dim=-1)
+    expected = by_hand(q, *with_rows(k, v, rows), sees, wide)
+    torch.testing.assert_close(call(q, k, v, mask, causal=causal, position_bias=bias, rows=rows), expected, **EXACT)
+
+
+@pytest.mark.parametrize("mask", [None, PADDED])
+def test_fewer_key_value_heads_than_query_heads(mask):
+    q, k, v = make_qkv(heads=2)
+    rows = make_rows(heads=2)
+    torch.testing.assert_close(call(q, k, v, mask), by_hand(q, k, v, mask), **EXACT)
+    sees = mask if mask is None else torch.cat([torch.ones(B, 1, Q, L, dtype=torch.bool), mask], dim=-1)
+    expected = by_hand(q, *with_rows(k, v, rows), sees)
+    torch.testing.assert_close(call(q, k, v, mask, rows=rows), expected, **EXACT)
+
+
+def test_rows_take_the_precision_of_the_keys_and_gradients_reach_them():
+    q, k, v = make_qkv()
+    rows = Rows(*(t.float().requires_grad_() for t in make_rows()[:2]))
+    output = call(q, k, v, rows=rows)
+    assert output.dtype == torch.float64
+    output.square().sum().backward()
+    assert all(t.grad.abs().min() > 0 for t in rows[:2])
+
+
+# -- the half-precision path with plain products -------------------------------------------------------------------
+
+
+def count_products(monkeypatch) -> list:
+    calls = []
+    products = ours._products
+
+    def counted(*args):
+        calls.append(args)
+        return products(*args)
+
+    monkeypatch.setattr(ours, "_products", counted)
+    return calls
+
+
+@pytest.mark.parametrize("with_mask", ["none", "bool", "float"])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_half_precision_products_equal_the_fused_kernel(monkeypatch, with_mask, prefix):
+    calls = count_products(monkeypatch)
+    q, k, v = make_qkv(dtype=torch.bfloat16)
+    mask = {"none": None, "bool": PADDED, "float": as_float(PADDED).bfloat16().clamp(min=-1e30)}[with_mask]
+    rows = make_rows() if prefix else None
+    fused = call(q, k, v, mask, rows=rows)
+    assert not calls
+    plain = call(q.requires_grad_(), k, v, mask, rows=rows)
+    assert len(calls) == 1
+    assert (plain.shape, plain.dtype, plain.is_contiguous()) == (fused.shape, fused.dtype, True)
+    # Scores of up to about 4 and weights of at most 1, each rounded to 8 bits: a relative error of some 2^-6 in all.
+    torch.testing.assert_close(plain, fused, rtol=0, atol=4 * 2**-6)
+    sees = None if mask is None else PADDED
+    k, v = (t.double() for t in (k, v))
+    if rows is not None:
+        k, v = with_rows(k, v, Rows(*(t.bfloat16().double() for t in rows[:2])))
+        sees = None if sees is None else torch.cat([torch.ones(B, 1, Q, L, dtype=torch.bool), sees], dim=-1)
+    torch.testing.assert_close(plain.double(), by_hand(q.double(), k, v, sees), rtol=0, atol=4 * 2**-6)
+
+
+def test_products_are_exact_where_the_arithmetic_is(monkeypatch):
+    calls = count_products(monkeypatch)
+    monkeypatch.setattr(ours, "_products_are_faster", lambda query, key, value: True)
+    q, k, v = make_qkv()
+    for mask in (None, PADDED, as_float(PADDED)):
+        sees = None if mask is None else PADDED
+        torch.testing.assert_close(call(q, k, v, mask), by_hand(q, k, v, sees), **EXACT)
+    assert len(calls) == 3
+    torch.testing.assert_close(call(q, k, v, causal=True), by_hand(q, k, v, LOWER), **EXACT)
+    bias = random(1, H, Q, Q, seed=6)
+    torch.testing.assert_close(call(q, k, v, position_bias=bias), by_hand(q, k, v, None, bias), **EXACT)
+    assert len(calls) == 3
+
+
+def test_products_are_for_short_half_precision_with_gradients_only():
+    q, k, v = (t.requires_grad_() for t in make_qkv(dtype=torch.bfloat16))
+    assert ours._products_are_faster(q, k, v)
+    assert ours._products_are_faster(q.detach(), k.detach(), v)
+    assert not ours._products_are_faster(q.float(), k.float(), v.float())
+    assert not ours._products_are_faster(q.detach(), k.detach(), v.detach())
+    assert not ours._products_are_faster(q, k[:, :2], v)
+    assert not ours._products_are_faster(q, k[:, :, :1].expand(B, H, ours.SHORT, E), v)
+    assert ours._products_are_faster(q, k[:, :, :1].expand(B, H, ours.SHORT - 1, E), v)
+    with torch.no_grad():
+        assert not ours._products_are_faster(q, k, v)
+
+
+def test_dropout_acts_on_the_weights(monkeypatch):
+    monkeypatch.setattr(ours, "_products_are_faster", lambda query, key, value: True)
+    q, k, v = make_qkv()
+    weights = torch.softmax(q @ k.transpose(2, 3) * E**-0.5, dim=-1)
+    torch.manual_seed(7)
+    found = call(q, k, v, dropout=0.4)
+    torch.manual_seed(7)
+    kept = torch.nn.functional.dropout(torch.ones_like(weights), 0.4)
+    assert 0 < int((kept == 0).sum()) < kept.numel()
+    torch.testing.assert_close(found, ((weights * kept) @ v).transpose(1, 2), **EXACT)
+
+
+def test_dropout_reaches_the_fused_kernel():
+    q, k, v = make_qkv()
+    module = nn.Module()
+    module.is_causal = False
+    torch.manual_seed(7)
+    found = call(q, k, v, dropout=0.4)
+    torch.manual_seed(7)
+    expected, _ = sdpa_attention_forward(module, q, k, v, None, dropout=0.4)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, call(q, k, v))
+
+
+# -- inside a model ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["sdpa", "eager"])
+@pytest.mark.parametrize("lengths", [(7, 7), (7, 4)])
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_an_encoder_computes_the_same(kind, lengths, other):
+    batch = make_batch(*lengths)
+    model = make_model(kind, dtype=torch.float64)
+    with torch.no_grad():
+        model.set_attn_implementation(other)
+        expected = model(**batch).last_hidden_state
+        model.set_attn_implementation("graftwork")
+        found = model(**batch).last_hidden_state
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], **EXACT)
+
+
+@pytest.mark.parametrize("lengths", [(7, 7), (7, 4)])
+def test_a_causal_decoder_computes_the_same(lengths):
+    batch = make_batch(*lengths)
+    model = make_model("bert", dtype=torch.float64, is_decoder=True)
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        expected = model(**batch, use_cache=False).last_hidden_state
+        model.set_attn_implementation("graftwork")
+        found = model(**batch, use_cache=False).last_hidden_state
+        shorter = model(batch["input_ids"][:, :4], use_cache=False).last_hidden_state
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], **EXACT)
+    torch.testing.assert_close(found[:, :4], shorter, **EXACT)

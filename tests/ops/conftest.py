@@ -1,0 +1,20 @@
+"""A place for an op to run at, without a model."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch.nn as nn
+
+from graftwork.ops import Route
+
+
+@dataclass
+class LonePlace:
+    inner: nn.Module = field(default_factory=nn.Identity)
+    route: Route = field(default_factory=Route)
+    training: bool = False
+
+
+@pytest.fixture
+def make_place():
+    return LonePlace

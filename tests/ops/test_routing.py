@@ -1,0 +1,95 @@
+"""The two primitives: a slab is a loop over rows, and one adapter costs no gather."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from graftwork.ops import Bottleneck, KeyValue, LowRank, Norm, Route, routing
+
+SLOTS, IN, OUT = 3, 6, 4
+ROWS = torch.tensor([2, 0, 2, 1])
+EXACT = {"rtol": 0, "atol": 1e-13}
+"""Float64 sums of six terms of order one."""
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("tokens", [(), (5,), (2, 5)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear_with_a_slab_is_a_loop_over_rows(tokens, with_bias):
+    x, W = random(len(ROWS), *tokens, IN, seed=1), random(SLOTS, OUT, IN, seed=2)
+    b = random(SLOTS, OUT, seed=3) if with_bias else None
+    expected = torch.stack([F.linear(x[i], W[s], None if b is None else b[s]) for i, s in enumerate(ROWS)])
+    found = routing.linear(x, W, Route(ROWS), b)
+    assert found.shape == (len(ROWS), *tokens, OUT)
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+@pytest.mark.parametrize("tokens", [(), (5,), (2, 5)])
+def test_scale_with_a_slab_is_a_loop_over_rows(tokens):
+    x, v = random(len(ROWS), *tokens, OUT, seed=1), random(SLOTS, OUT, seed=2)
+    expected = torch.stack([x[i] * v[s] for i, s in enumerate(ROWS)])
+    assert torch.equal(routing.scale(x, v, Route(ROWS)), expected)
+
+
+def test_gradients_of_a_slab_are_those_of_the_loop():
+    x, W, b = random(len(ROWS), 5, IN, seed=1), random(SLOTS, OUT, IN, seed=2), random(SLOTS, OUT, seed=3)
+    grads = []
+    for compute in (
+        lambda W, b: routing.linear(x, W, Route(ROWS), b),
+        lambda W, b: torch.stack([F.linear(x[i], W[s], b[s]) for i, s in enumerate(ROWS)]),
+    ):
+        leaves = W.clone().requires_grad_(), b.clone().requires_grad_()
+        compute(*leaves).square().sum().backward()
+        grads.append([leaf.grad for leaf in leaves])
+    for found, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.fixture
+def no_gather(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a gather")
+
+    for name in ("index_select", "gather", "__getitem__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+
+
+def test_one_adapter_makes_no_gather(no_gather):
+    x, W, v, b = random(4, 5, IN), random(OUT, IN), random(IN), random(OUT)
+    assert torch.equal(routing.linear(x, W, Route(), b), F.linear(x, W, b))
+    assert torch.equal(routing.scale(x, v, Route()), x * v)
+    assert routing.per_row(v, Route(), 3) is v
+
+
+def test_ops_of_one_adapter_make_no_gather(no_gather, make_place):
+    x = random(4, 5, IN)
+    acting = [
+        (LowRank(A=random(2, IN), B=random(OUT, 2)), torch.nn.Linear(IN, OUT).double()),
+        (
+            Bottleneck(
+                down=random(2, IN), down_bias=random(2), up=random(IN, 2), up_bias=random(IN), activation="gelu"
+            ),
+            torch.nn.Identity(),
+        ),
+        (Norm(gain=random(IN), bias=random(IN)), torch.nn.LayerNorm(IN).double()),
+    ]
+    for op, inner in acting:
+        assert op.around(inner, make_place(inner))(x).shape[:2] == (4, 5)
+    op = KeyValue(keys=random(2, 3, 8), values=random(2, 3, 8))
+    rows = op.around(lambda rows: rows, make_place())()
+    assert rows.keys is op.keys
+    assert rows.values is op.values
+    assert rows.seen is None
+
+
+def test_a_slab_needs_a_route():
+    x = random(4, 5, IN)
+    for compute in (
+        lambda: routing.linear(x, random(SLOTS, OUT, IN), Route()),
+        lambda: routing.scale(x, random(SLOTS, IN), Route()),
+    ):
+        with pytest.raises(ValueError, match="a bank's slab needs a route"):
+            compute()
