@@ -1,0 +1,5 @@
+"""Fixtures of the tests of training."""
+
+from training.workbench import backbone, backbone_folder, data, one_thread, other_backbone_folder
+
+__all__ = ["backbone", "backbone_folder", "data", "one_thread", "other_backbone_folder"]
