@@ -22,7 +22,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone
-from graftwork.errors import AdapterError, BackboneError, DataError
+from graftwork.errors import AdapterError, BackboneError, DataError, RecipeError
 from graftwork.methods import METHODS, FullFineTuning, HeadOnly, Houlsby, LoRA
 from graftwork.model import AdaptedModel
 
@@ -507,3 +507,20 @@ def test_transformers_trainer_may_checkpoint_gradients(tmp_path):
 def test_reentrant_checkpointing_is_refused(backbone):
     with pytest.raises(AdapterError, match="reentrant"):
         AdaptedModel(backbone).gradient_checkpointing_enable({"use_reentrant": True})
+
+
+def test_texts_and_batches_of_the_wrong_form_are_refused():
+    backbone = make_backbone("bert", tokenizer=True)
+    model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2))})
+    with pytest.raises(DataError, match="one string was given"):
+        model.predict("a film")
+    for size in (0, -1):
+        with pytest.raises(RecipeError, match=f"batch size is {size}"):
+            model.predict(["a film"], batch_size=size)
+    assert model.predict([]) == []
+
+
+def test_distilbert_reads_texts():
+    backbone = make_backbone("distilbert", tokenizer=True)
+    model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2))})
+    assert len(model.predict(["the good film", "dull"])) == 2

@@ -334,3 +334,22 @@ def test_the_card_says_what_it_is(backbone, adapter, tmp_path):
         assert part in card
     adapter.save(tmp_path / "b")
     assert "## Scores" not in (tmp_path / "b" / "README.md").read_text(encoding="utf-8")
+
+
+def test_only_an_adapters_folder_is_overwritten(adapter, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="is not an adapter's folder"):
+        adapter.save(home, overwrite=True)
+    assert names(home) == {"thesis.txt"}
+    (tmp_path / "empty").mkdir()
+    adapter.save(tmp_path / "empty", overwrite=True)
+    adapter.save(tmp_path / "empty", overwrite=True)
+    assert same(Adapter.load(tmp_path / "empty"), adapter)
+
+
+def test_an_output_that_cannot_be_made(adapter, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be made"):
+        adapter.save(tmp_path / "file" / "below")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import bits, make_backbone, make_batch, make_model, randomised, save_model
-from transformers import AutoModel, BertConfig, BertForSequenceClassification
+from transformers import AutoModel, BertConfig, BertForSequenceClassification, YosoConfig, YosoModel
 from transformers.utils import logging
 
 from graftwork.backbones import Backbone, backbone
@@ -310,3 +310,54 @@ def test_quiet_restores_also_after_an_exception(bars):
     finally:
         logging.set_verbosity(before[0])
         (logging.enable_progress_bar if before[1] else logging.disable_progress_bar)()
+
+
+# -- what cannot be a backbone ---------------------------------------------------------------------------------------
+
+
+def test_a_model_with_a_task_head_is_refused():
+    headed = BertForSequenceClassification(make_model("bert").config)
+    with pytest.raises(BackboneError, match=r"BertForSequenceClassification has a task head.*\n.*base_model"):
+        Backbone(headed)
+    assert Backbone(headed.base_model).hidden_size == headed.config.hidden_size
+
+
+def test_a_model_whose_attention_cannot_be_chosen_is_refused():
+    model = YosoModel(YosoConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
+    with pytest.raises(BackboneError, match="YosoModel does not let its attention be chosen"):
+        Backbone(model)
+
+
+def test_a_tokenizer_that_transformers_makes_up_is_none(folder):
+    for file in folder.glob("*token*"):
+        file.unlink()
+    (folder / "vocab.txt").unlink(missing_ok=True)
+    with pytest.raises(BackboneError, match="has no tokenizer"):
+        load(folder).require_tokenizer()
+
+
+def test_the_tokenizer_makes_only_inputs_that_the_model_takes():
+    assert "token_type_ids" in make_backbone("bert", tokenizer=True).require_tokenizer()("a film")
+    assert "token_type_ids" not in make_backbone("distilbert", tokenizer=True).require_tokenizer()("a film")
+
+
+@pytest.mark.parametrize("device", ["tpu-9", "cuda:77"])
+def test_a_device_that_is_not_there(folder, device):
+    with pytest.raises(BackboneError, match=f"there is no device '{device}'"):
+        Backbone.load(str(folder), device=device)
+
+
+def test_outline_sees_whether_the_weights_have_a_pooler(folder):
+    edit_weights(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("pooler.")])
+    outline, loaded = Backbone.outline(str(folder)), load(folder)
+    assert (outline.pooling, loaded.pooling) == ("first", "first")
+    assert outline.num_parameters == loaded.num_parameters
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("bert", 48), ("roberta", 46), ("distilbert", 512)])
+def test_the_longest_text_is_what_the_positions_suffice_for(kind, longest):
+    backbone = make_backbone(kind)
+    assert backbone.max_length == longest
+    backbone.model(torch.full((1, longest), 7))
+    with pytest.raises((RuntimeError, IndexError)):
+        backbone.model(torch.full((1, longest + 1), 7))

@@ -61,6 +61,10 @@ class Backbone:
         fingerprint: str | None = None,
     ) -> None:
         self.name = name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+        if model.base_model is not model:
+            raise BackboneError(
+                f"{type(model).__name__} has a task head, which a backbone has not", expected="its `base_model`"
+            )
         self.model = model.requires_grad_(False)
         self.model.train(False)
         if not model._supports_attention_backend:
