@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -14,10 +15,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from graftwork.adapters import Adapter, Resident
 from graftwork.backbones import Backbone
-from graftwork.errors import AdapterError, DataError, nearest
+from graftwork.errors import AdapterError, DataError, RecipeError, nearest
 from graftwork.ops import Graft, Route
 from graftwork.ops.graft import check
-from graftwork.prediction import Prediction, Text, logits_of, read_logits
+from graftwork.prediction import Prediction, Text, encode, read_logits
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -26,7 +27,7 @@ class AdaptedModel(nn.Module):
     """A backbone and the adapters on it.
 
     Takes the place of a Hugging Face sequence-classification model: `forward` has its arguments and returns its
-    ModelOutput (loss, logits), so that a Trainer, accelerate or torch.compile takes it as it is. The backbone's
+    ModelOutput (loss, logits), so that a Trainer takes it as it is. The backbone's
     parameters stay frozen. Only one AdaptedModel can be on a backbone at a time; `detach` frees it, and it is then
     bit for bit what it was.
 
@@ -211,12 +212,39 @@ class AdaptedModel(nn.Module):
         try:
             for name in dict.fromkeys(names):
                 rows = [i for i, other in enumerate(names) if other == name]
-                adapter = self._resident(name).adapter
-                logits = logits_of(self, name, [texts[i] for i in rows], batch_size)
-                found.update(zip(rows, read_logits(adapter, logits), strict=True))
+                logits = self.logits([texts[i] for i in rows], name, batch_size=batch_size)
+                found.update(zip(rows, read_logits(self._resident(name).adapter, logits), strict=True))
         finally:
             self.train(training)
         return [found[i] for i in range(len(texts))]
+
+    def logits(
+        self, texts: Sequence[Text], adapter: str, *, batch_size: int = DEFAULT_BATCH_SIZE
+    ) -> Float[Tensor, "N C"]:
+        """What an adapter's head says of N texts, in their order, on the CPU. Texts of like length share a pass.
+
+        Raises:
+            AdapterError: no adapter of that name.
+            DataError: a pair where the task is over single texts, or the other way round.
+            BackboneError: the backbone has no tokenizer.
+            RecipeError: a batch size below 1.
+        """
+        if batch_size < 1:
+            raise RecipeError(f"the batch size is {batch_size}", expected="1 or more", change="--batch-size")
+        head, task = self._resident(adapter).adapter.head, self._resident(adapter).adapter.task
+        logits = torch.empty(len(texts), head.num_outputs)
+        if not texts:
+            return logits
+        tokenizer = self.backbone.require_tokenizer()
+        encoded = encode(tokenizer, texts, pairs=task.pairs, max_length=task.max_length)
+        # The longest first, so that what does not fit into memory fails at once.
+        by_length = sorted(range(len(texts)), key=lambda i: -len(encoded["input_ids"][i]))
+        with torch.inference_mode():
+            for start in range(0, len(texts), batch_size):
+                rows = by_length[start : start + batch_size]
+                batch = tokenizer.pad({k: [v[i] for i in rows] for k, v in encoded.items()}, return_tensors="pt")
+                logits[rows] = self(**batch.to(self.device), adapters=adapter).logits.cpu()
+        return logits
 
     # -- what nn.Module and Hugging Face expect ------------------------------------------------------------------------
 

@@ -1,19 +1,15 @@
-"""From texts to predictions: tokenising, padding, batches, labels."""
+"""What stands on both sides of a forward pass over texts: token ids before it, labels after it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from graftwork.adapters import Adapter
-from graftwork.errors import DataError, RecipeError
-
-if TYPE_CHECKING:
-    from graftwork.model import AdaptedModel
+from graftwork.errors import DataError
 
 Text = str | tuple[str, str]
 """One text, or a pair of texts for a task over pairs."""
@@ -36,31 +32,6 @@ class Prediction:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: without what does not apply."""
         return {name: value for name, value in vars(self).items() if value is not None}
-
-
-def logits_of(model: "AdaptedModel", name: str, texts: Sequence[Text], batch_size: int) -> Float[Tensor, "N C"]:
-    """What the named adapter's head says of N texts, in their order, on the CPU. Texts of like length share a batch.
-
-    Raises:
-        DataError: a pair where the task is over single texts, or the other way round.
-        BackboneError: the backbone has no tokenizer.
-        RecipeError: a batch size below 1.
-    """
-    if batch_size < 1:
-        raise RecipeError(f"the batch size is {batch_size}", expected="1 or more", change="--batch-size")
-    adapter, tokenizer = model.residents[name].adapter, model.backbone.require_tokenizer()
-    logits = torch.empty(len(texts), adapter.head.num_outputs)
-    if not texts:
-        return logits
-    encoded = encode(tokenizer, texts, pairs=adapter.task.pairs, max_length=adapter.task.max_length)
-    # The longest first, so that what does not fit into memory fails at once.
-    by_length = sorted(range(len(texts)), key=lambda i: -len(encoded["input_ids"][i]))
-    with torch.inference_mode():
-        for start in range(0, len(texts), batch_size):
-            rows = by_length[start : start + batch_size]
-            batch = tokenizer.pad({k: [v[i] for i in rows] for k, v in encoded.items()}, return_tensors="pt")
-            logits[rows] = model(**batch.to(model.device), adapters=name).logits.cpu()
-    return logits
 
 
 def read_logits(adapter: Adapter, logits: Float[Tensor, "N C"]) -> list[Prediction]:

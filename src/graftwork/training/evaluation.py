@@ -9,7 +9,6 @@ from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.errors import DataError, RecipeError
 from graftwork.model import AdaptedModel
-from graftwork.prediction import logits_of
 from graftwork.tasks import SplitName, Task, compute, load_split
 from graftwork.training.examples import texts_of
 
@@ -48,7 +47,7 @@ def evaluate(
     model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
     try:
         model.add(adapter.task.name, adapter)
-        logits = logits_of(model, adapter.task.name, texts_of(rows), batch_size)
+        logits = model.logits(texts_of(rows), adapter.task.name, batch_size=batch_size)
     finally:
         model.detach()
     return compute(task.metrics, task.kind, logits.numpy(), np.asarray(rows["label"]))
