@@ -27,9 +27,8 @@ class AdaptedModel(nn.Module):
     """A backbone and the adapters on it.
 
     Takes the place of a Hugging Face sequence-classification model: `forward` has its arguments and returns its
-    ModelOutput (loss, logits), so that a Trainer takes it as it is. The backbone's
-    parameters stay frozen. Only one AdaptedModel can be on a backbone at a time; `detach` frees it, and it is then
-    bit for bit what it was.
+    ModelOutput (loss, logits), so that a Trainer takes it as it is. The backbone's parameters stay frozen. Only one
+    AdaptedModel can be on a backbone at a time; `detach` frees it, and it is then bit for bit what it was.
 
     Args:
         backbone: the frozen model.

@@ -26,7 +26,7 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TimeRemainingColumn(True))
         self.progress = Progress(*columns, TextColumn("{task.fields[now]}"), console=Console(stderr=True))
         self.progress.start()
         self.bar = self.progress.add_task(self.label, total=state.max_steps, completed=state.global_step, now="")
@@ -46,9 +46,9 @@ class ProgressBar(TrainerCallback):
         if self.progress is None or logs is None:
             return
         if f"eval_{self.metric}" in logs:
-            self.score = f"  {self.metric} {logs[f'eval_{self.metric}']:.4f}"
+            self.score = f" {self.metric} {logs[f'eval_{self.metric}']:.3f}"
         if "loss" in logs:
-            now = f"loss {logs['loss']:.4f}  rate {logs.get('learning_rate', 0.0):.2e}{self.score}"
+            now = f"loss {logs['loss']:.3f} rate {logs.get('learning_rate', 0.0):.1e}{self.score}"
             self.progress.update(self.bar, now=now)
 
     def on_train_end(
