@@ -60,8 +60,8 @@ class AdapterTrainer(Trainer):
         self._assign(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        self._assign(self.state.best_model_checkpoint)
+        # By its step and not by the path that the state notes: the folder may have been moved since.
+        self._assign(str(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"))
 
     def _assign(self, checkpoint: str) -> None:
         self.adapted.residents[self.adapter_name].assign(load_file(Path(checkpoint) / TENSORS))
