@@ -524,3 +524,11 @@ def test_distilbert_reads_texts():
     backbone = make_backbone("distilbert", tokenizer=True)
     model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2))})
     assert len(model.predict(["the good film", "dull"])) == 2
+
+
+def test_logits_of_a_model_in_training_are_without_dropout():
+    backbone = make_backbone("bert", tokenizer=True)
+    adapter = make_adapter(backbone, LoRA(rank=2, dropout=0.5), trained=True)
+    model = AdaptedModel(backbone, {"a": adapter}).train()
+    assert torch.equal(model.logits(["a film"] * 9, "a"), model.logits(["a film"] * 9, "a"))
+    assert model.training

@@ -206,21 +206,18 @@ class AdaptedModel(nn.Module):
             raise DataError("one string was given", expected="a list of texts")
         names = self._names(adapters, len(texts))
         found: dict[int, Prediction] = {}
-        training = self.training
-        self.eval()
-        try:
-            for name in dict.fromkeys(names):
-                rows = [i for i, other in enumerate(names) if other == name]
-                logits = self.logits([texts[i] for i in rows], name, batch_size=batch_size)
-                found.update(zip(rows, read_logits(self._resident(name).adapter, logits), strict=True))
-        finally:
-            self.train(training)
+        for name in dict.fromkeys(names):
+            rows = [i for i, other in enumerate(names) if other == name]
+            logits = self.logits([texts[i] for i in rows], name, batch_size=batch_size)
+            found.update(zip(rows, read_logits(self._resident(name).adapter, logits), strict=True))
         return [found[i] for i in range(len(texts))]
 
     def logits(
         self, texts: Sequence[Text], adapter: str, *, batch_size: int = DEFAULT_BATCH_SIZE
     ) -> Float[Tensor, "N C"]:
-        """What an adapter's head says of N texts, in their order, on the CPU. Texts of like length share a pass.
+        """What an adapter's head says of N texts, in their order, on the CPU, without dropout.
+
+        Texts of like length share a pass.
 
         Raises:
             AdapterError: no adapter of that name.
@@ -238,11 +235,16 @@ class AdaptedModel(nn.Module):
         encoded = encode(tokenizer, texts, pairs=task.pairs, max_length=task.max_length)
         # The longest first, so that what does not fit into memory fails at once.
         by_length = sorted(range(len(texts)), key=lambda i: -len(encoded["input_ids"][i]))
-        with torch.inference_mode():
-            for start in range(0, len(texts), batch_size):
-                rows = by_length[start : start + batch_size]
-                batch = tokenizer.pad({k: [v[i] for i in rows] for k, v in encoded.items()}, return_tensors="pt")
-                logits[rows] = self(**batch.to(self.device), adapters=adapter).logits.cpu()
+        training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(texts), batch_size):
+                    rows = by_length[start : start + batch_size]
+                    batch = tokenizer.pad({k: [v[i] for i in rows] for k, v in encoded.items()}, return_tensors="pt")
+                    logits[rows] = self(**batch.to(self.device), adapters=adapter).logits.cpu()
+        finally:
+            self.train(training)
         return logits
 
     # -- what nn.Module and Hugging Face expect ------------------------------------------------------------------------

@@ -353,3 +353,20 @@ def test_an_output_that_cannot_be_made(adapter, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be made"):
         adapter.save(tmp_path / "file" / "below")
+
+
+def test_sites_and_labels_that_do_not_belong_are_refused(backbone, saved):
+    edit(saved, sites=["layers.0.attention.query", "nonsense"])
+    with pytest.raises(AdapterError, match=r"acts at other sites \(layers\.1\.attention\.query, nonsense\)"):
+        AdaptedModel(backbone, {"a": Adapter.load(saved)})
+    adapter = make_adapter(backbone, LoRA(rank=2))
+    named = replace(adapter, task=adapter.task.model_copy(update={"labels": ("x", "y", "z", "w")}))
+    with pytest.raises(AdapterError, match="has 4 labels for 3 outputs"):
+        named.check(backbone)
+
+
+def test_a_link_to_a_folder_stays_a_link(adapter, saved, tmp_path):
+    (tmp_path / "link").symlink_to(saved)
+    adapter.save(tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path) == {"a", "link"}

@@ -157,7 +157,7 @@ def test_a_configuration_that_is_not_json_is_refused(folder):
     (folder / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(BackboneError, match="cannot be loaded"):
         load(folder)
-    with pytest.raises(BackboneError, match="no readable configuration"):
+    with pytest.raises(BackboneError, match="cannot be read"):
         Backbone.outline(str(folder))
 
 

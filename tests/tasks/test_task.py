@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from graftwork.errors import RecipeError
 from graftwork.tasks import BUILTIN, METRICS, Task, find_task
 from graftwork.tasks.builtin import GLUE_FOLDERS
+from graftwork.yamlfile import read_yaml
 
 
 def write(path, text):
@@ -123,3 +124,9 @@ def test_importing_is_light():
     code = f"import sys, graftwork.tasks; print({heavy} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_merge_keys_of_yaml_are_read(tmp_path):
+    text = "a: &common {text: x, label: y}\n"
+    path = write(tmp_path / "merged.yaml", text + "b:\n  <<: *common\n  label: z\n")
+    assert read_yaml(path)["b"] == {"text": "x", "label": "z"}

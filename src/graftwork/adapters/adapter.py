@@ -163,10 +163,16 @@ class Adapter:
             if tensor.dtype != torch.float32
         ]
         problems = misfits(expected, found) + types
+        sites = tuple(site.name for site in self.method.sites(usable_sites(backbone, self.head)))
+        if self.sites != sites:
+            differing = ", ".join(sorted({*self.sites} ^ {*sites})[:3])
+            problems.append(f"acts at other sites ({differing or 'in another order'})")
+        if self.task.labels is not None and len(self.task.labels) != self.head.num_outputs:
+            problems.append(f"has {len(self.task.labels)} labels for {self.head.num_outputs} outputs")
         if problems:
             raise AdapterError(
-                f"its tensors are not as method {self.method.name!r} declares: {first_few(problems)}",
-                expected=f"{len(expected)} tensors",
+                f"the adapter is not as its method {self.method.name!r} declares: it {first_few(problems)}",
+                expected=f"{len(expected)} tensors at {len(sites)} sites",
             )
 
     def __repr__(self) -> str:

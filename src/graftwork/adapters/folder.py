@@ -140,6 +140,7 @@ def replacing_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]
     Raises:
         OutputError: the folder exists and `overwrite` is off, or it cannot be written.
     """
+    folder = folder.resolve()
     refuse_existing(folder, overwrite=overwrite)
     make_folder(folder.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

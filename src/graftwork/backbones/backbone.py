@@ -142,6 +142,9 @@ class Backbone:
     def outline(cls, name: str, *, trust_remote_code: bool = False) -> "Backbone":
         """The backbone's shape without its weights: what `plan` needs. A folder with only config.json is enough.
 
+        Whether a checkpoint has a pooling layer is seen only where its files are on this machine; else it is taken to
+        have the one of its configuration.
+
         Raises:
             BackboneError: as `load`.
         """
@@ -154,13 +157,14 @@ class Backbone:
                         config, attn_implementation=ATTENTION, trust_remote_code=trust_remote_code
                     )
                 pooling = _declared_pooling(source, {})
-            except (OSError, ValueError, ImportError) as error:
+                lacks_pooler = _lacks_pooler(source)
+            except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
                 raise BackboneError(
-                    f"backbone {name!r} has no readable configuration: {_first_line(error)}",
+                    f"backbone {name!r} cannot be read: {_first_line(error)}",
                     expected=f"{', '.join(EMBEDDED)}, a folder with config.json, or a hub id",
                     change="--backbone",
                 ) from error
-        if _lacks_pooler(source):
+        if lacks_pooler:
             model._modules["pooler"] = None
         if getattr(model, "pooler", None) is not None:
             pooling = None
@@ -288,13 +292,18 @@ def _declared_pooling(source: str, options: dict[str, Any]) -> Pooling | None:
 
 
 def _lacks_pooler(source: str) -> bool:
-    """Whether a folder's weights are there to be seen, and have no pooling layer."""
-    index, weights = Path(source) / "model.safetensors.index.json", Path(source) / "model.safetensors"
-    if index.is_file():
-        keys = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    elif weights.is_file():
+    """Whether the weights are on this machine to be seen, and have no pooling layer."""
+    index, weights, pickled = (
+        cached_file(source, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        for name in ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
+    )
+    if index is not None:
+        keys = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
+    elif weights is not None:
         with safe_open(weights, framework="pt") as file:
             keys = set(file.keys())
+    elif pickled is not None:
+        keys = set(torch.load(pickled, map_location="meta", weights_only=True))
     else:
         return False
     return not any("pooler." in key for key in keys)

@@ -32,7 +32,8 @@ def evaluate(
     split
         Which split to score on. Default: validation; all rows of --data that is one file.
     data
-        Other data than those the adapter was tuned on: a file, a folder or a hub id.
+        Other data than those the adapter was tuned on: a file, a folder or a hub id, laid out as the task's own
+        unless --text or --label names columns.
     text
         Column of the text in those data.
     text_pair

@@ -40,7 +40,11 @@ def plan(
     values = parse_settings(settings)
     foreign = [key for key in values if not key.startswith("method.")]
     if foreign:
-        raise RecipeError(f"plan takes no {', '.join(foreign)}", expected="settings of the method", change="--set")
+        raise RecipeError(
+            f"plan takes no {', '.join(foreign)}",
+            expected="settings of the method",
+            change=", ".join(f"--{key}" for key in foreign),
+        )
     found = count(
         backbone,
         method,

@@ -96,12 +96,13 @@ def tune(
         overrides = {"task": task, **overrides}
     if recipe is None:
         overrides = {"method": "houlsby", **overrides}
-        if task is None and not {"task.data", "task.text"} <= overrides.keys():
+        has_task = bool({"task", "task.base"} & overrides.keys())
+        if not has_task and not {"task.data", "task.text"} <= overrides.keys():
             raise RecipeError(
                 "nothing says what to tune on",
                 expected="a recipe, --task NAME, or --data FILE with --text COLUMN and --label COLUMN",
             )
-        if task is None:
+        if not has_task:
             overrides.setdefault("task.name", Path(str(overrides["task.data"])).stem)
     _run(recipe, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
 

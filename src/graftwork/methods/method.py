@@ -23,7 +23,7 @@ class Method(BaseModel, ABC):
     Class attributes:
         name: how the command line and files call it.
         paper: where it is from.
-        learning_rate, num_train_epochs: training defaults, those of its paper or of the report.
+        learning_rate, num_train_epochs: training defaults.
         frozen_backbone: whether the backbone's own weights act as they are.
     """
 

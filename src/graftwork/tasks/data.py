@@ -118,7 +118,8 @@ def _read(task: Task, wanted: Sequence[SplitName]) -> dict[SplitName, Table]:
             continue
         table = source[split]()
         if split == "test" and _unlabelled(task, table):
-            logger.info("%s has no labels, so it is no test split", table.origin)
+            level = logging.INFO if task.layout == "glue" else logging.WARNING
+            logger.log(level, "%s has no labels in column %r, so it is no test split", table.origin, task.label)
         else:
             tables[split] = _checked(task, table, split)
     fractions: dict[SplitName, float] = {"test": task.test_fraction, "validation": task.validation_fraction}

@@ -365,7 +365,9 @@ def _read_reviews(path: Path, task: Task) -> Table:
     lacking = {task.text, "source"} - set(table.names)
     if lacking:
         raise DataError(
-            f"{path} has no column {', '.join(sorted(lacking))}", expected="text, label and source", change="--data"
+            f"{path} has no column {', '.join(sorted(lacking))}",
+            expected="text, label and source",
+            change="--data, or --text and --label for an ordinary table",
         )
     # Some reviews are there more than once, and one of them must not be trained on while another is tested on.
     first: dict[str, int] = {}

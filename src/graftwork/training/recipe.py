@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graftwork.adapters import Head
-from graftwork.backbones import Backbone, Pooling
+from graftwork.backbones import Backbone
 from graftwork.errors import RecipeError, nearest
 from graftwork.methods import Method, make_method
 from graftwork.tasks import Task, find_task
@@ -34,7 +34,7 @@ class Recipe(BaseModel):
     dtype: str = "auto"
     task: str | dict[str, Any]
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "houlsby"})
-    pooling: Pooling | Literal["auto"] = "auto"
+    pooling: Literal["auto", "pooler", "first", "mean"] = "auto"
     train: TrainingSettings = Field(default_factory=TrainingSettings)
 
     @classmethod
@@ -52,7 +52,8 @@ class Recipe(BaseModel):
         except ValidationError as error:
             problems = [_describe(e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
             raise RecipeError(
-                f"{origin} cannot be used: " + "; ".join(dict.fromkeys(problems)), change=origin
+                f"{origin} cannot be used: " + "; ".join(dict.fromkeys(problems)),
+                change=f"{origin}; or --task, if it is a task file" if "text" in values else origin,
             ) from None
 
     @classmethod
@@ -145,4 +146,5 @@ def _describe(loc: tuple[Any, ...], kind: str, message: str, value: object) -> s
         return f"unknown key {key!r} (expected {nearest(key.rpartition('.')[2], known)})"
     if kind == "missing":
         return f"key {key!r} is missing"
-    return f"{key}={value!r}: {message}"
+    given = key if isinstance(value, Mapping) else f"{key}={value!r}"
+    return f"{given}: {message.removeprefix('Value error, ')}"

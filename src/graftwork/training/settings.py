@@ -1,4 +1,4 @@
-"""Training settings, under Hugging Face's names, with the defaults of the report and of each method's paper."""
+"""Training settings, under Hugging Face's names, with the defaults of each method's paper."""
 
 from pathlib import Path
 from typing import Literal
@@ -8,14 +8,13 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
 )
 from transformers import SchedulerType, TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from graftwork.backbones import Backbone
 from graftwork.errors import RecipeError
@@ -23,6 +22,10 @@ from graftwork.methods import Method
 
 MAX_LENGTH = 128
 EVAL_STEPS = 500
+INCOMPLETE = {
+    *(SchedulerType.COSINE_WITH_MIN_LR, SchedulerType.COSINE_WARMUP_WITH_MIN_LR, SchedulerType.WARMUP_STABLE_DECAY),
+}
+"""Schedules that nothing can be done with by name alone."""
 
 
 class TrainingSettings(BaseModel):
@@ -46,7 +49,7 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     learning_rate: PositiveFloat | None = None
     num_train_epochs: PositiveFloat | None = None
     max_steps: int = -1
@@ -79,11 +82,21 @@ class TrainingSettings(BaseModel):
     @field_validator("report_to")
     @classmethod
     def _known_trackers(cls, names: str) -> str:
-        known = {"none", "all", *INTEGRATION_TO_CALLBACK}
-        unknown = sorted({name.strip() for name in names.split(",")} - known)
+        wanted = {name.strip() for name in names.split(",")}
+        unknown = sorted(wanted - {"none", "all", *INTEGRATION_TO_CALLBACK})
         if unknown:
-            raise ValueError(f"unknown trackers {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+            raise ValueError(f"unknown trackers {', '.join(unknown)}; known are {', '.join(INTEGRATION_TO_CALLBACK)}")
+        absent = sorted(wanted - {"none", "all", *get_available_reporting_integrations()})  # type: ignore[no-untyped-call]
+        if absent:
+            raise ValueError(f"{', '.join(absent)} cannot be used: the package is not installed")
         return names
+
+    @field_validator("lr_scheduler_type")
+    @classmethod
+    def _complete_schedule(cls, schedule: SchedulerType) -> SchedulerType:
+        if schedule in INCOMPLETE:
+            raise ValueError("this schedule needs settings of its own, which cannot be given")
+        return schedule
 
     @model_validator(mode="after")
     def _eval_steps_belong_to_steps(self) -> "TrainingSettings":

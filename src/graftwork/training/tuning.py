@@ -100,7 +100,7 @@ def tune_recipe(
             raise OutputError("a run without an output cannot be resumed", change="--output")
         with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
             return _run(recipe, backbone, Path(folder), resume=False, progress=progress)[0]
-    # Absolute, because checkpoints note the path of the best one: a run may be resumed from another working folder.
+    # Out of links and independent of the current folder: the working folder stands beside the real output.
     target = Path(output).resolve()
     refuse_existing(target, overwrite=overwrite)
     working = target.parent / f".{target.name}.tuning"
@@ -150,12 +150,9 @@ def _run(
                     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             bar.close()
-        splits = {"validation": data.validation, "test": data.test}
-        metrics = {
-            split: _scores(trainer.evaluate(examples(backbone, rows, max_length=settings.max_length)))
-            for split, rows in splits.items()
-            if rows is not None
-        }
+        metrics = {"validation": _scores(trainer.evaluate())}
+        if data.test is not None:
+            metrics["test"] = _scores(trainer.evaluate(examples(backbone, data.test, max_length=settings.max_length)))
         adapter = replace(trainer.adapter, metrics=metrics, recipe=recipe.model_dump(mode="json"))
         history = [row for row in trainer.state.log_history if "step" in row]
         return adapter, json_lines(repeatable(history[: len(history) - len(metrics)]))
