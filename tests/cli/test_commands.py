@@ -11,6 +11,7 @@ from training.workbench import FAST, contents, flags, make_rows, names_in, write
 
 from graftwork import Adapter
 from graftwork.cli.app import app
+from graftwork.cli.table import print_table
 
 COMMANDS = [name for name in app if not name.startswith("-")]
 KINDS = ("classes", "pairs", "numbers")
@@ -20,8 +21,25 @@ def type_in(monkeypatch, content):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
 
 
+def cells(line):
+    return re.split(r" {2,}", line)
+
+
 def same_file(folder, name):
     return json.loads((folder / name).read_text())
+
+
+# Tables
+
+
+def test_a_row_too_wide_for_the_terminal_is_names_and_values(capsys, monkeypatch):
+    row = {"task": "reviews", "validation accuracy": "0.8171"}
+    print_table([row])
+    assert capsys.readouterr().out == "task     validation accuracy\nreviews  0.8171\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    print_table([row])
+    assert capsys.readouterr().out == "task                 reviews\nvalidation accuracy  0.8171\n"
 
 
 # Help
@@ -103,12 +121,12 @@ def test_tune_in_words(graftwork, backbone_folder, data, tmp_path):
     arguments = ["--data", data["classes"], "--text", "text", "--backbone", backbone_folder, "--train.max_steps=1"]
     run = graftwork("tune", *arguments, "--output", tmp_path / "a")
     header, values, saved = run.out.splitlines()
-    row = dict(zip(header.split("\t"), values.split("\t"), strict=True))
+    row = dict(zip(cells(header), cells(values), strict=True))
     assert row["method"] == "houlsby", "the method of the design, where none is named"
     scores = Adapter.load(tmp_path / "a").metrics["validation"]
     assert row["validation accuracy"] == f"{scores['accuracy']:.4f}"
     assert saved == f"saved in {tmp_path / 'a'}"
-    assert "classes · houlsby" in run.err, "the progress bar goes to standard error"
+    assert "classes ━" in run.err, "the progress bar goes to standard error"
 
 
 def test_tune_by_flags_by_a_recipe_and_by_its_own_recipe_is_the_same(graftwork, adapters, data, tmp_path):
@@ -163,8 +181,8 @@ def test_evaluate_gives_the_scores_in_the_folder(graftwork, adapters, kind):
 
 def test_evaluate_in_words(graftwork, adapters):
     header, values = graftwork("evaluate", adapters / "classes", "--split", "train").out.splitlines()
-    assert header.split("\t") == ["task", "split", "accuracy", "f1_macro"]
-    assert values.split("\t")[:2] == ["classes", "train"]
+    assert cells(header) == ["task", "split", "accuracy", "f1_macro"]
+    assert cells(values)[:2] == ["classes", "train"]
 
 
 def test_evaluate_scores_every_row_of_another_file(graftwork, adapters, tmp_path):

@@ -2,22 +2,20 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from shutil import get_terminal_size
 
 
 def print_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Rows under the keys of the first; drawn with lines on a terminal, separated by tabs elsewhere."""
-    if not sys.stdout.isatty():
-        print("\t".join(rows[0]))
-        for row in rows:
-            print("\t".join(row.values()))
-        return
-    from rich.console import Console
-    from rich.table import Table
+    """Rows under the keys of the first, in columns at least two spaces apart.
 
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
+    One row that is too wide for a terminal is printed as names and values.
+    """
+    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]]
+    if len(rows) == 1 and sys.stdout.isatty() and sum(widths) + 2 * len(widths) > get_terminal_size().columns:
+        print_pairs(rows[0])
+        return
+    for line in [list(rows[0]), *(list(row.values()) for row in rows)]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def print_pairs(pairs: Mapping[str, object]) -> None:

@@ -80,6 +80,7 @@ BUILTIN: dict[str, Task] = {
         name="movie-reviews",
         text="text",
         labels=("negative", "positive"),
+        metrics=("accuracy",),
         validation_fraction=0.1,
         test_fraction=0.1,
         layout="movie-reviews",

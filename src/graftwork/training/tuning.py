@@ -139,7 +139,7 @@ def _run(
             model.gradient_checkpointing_enable()
         checkpoint = last_checkpoint(working) if resume else None
         trainer = _trainer(model, data, settings, working)
-        bar = ProgressBar(f"{task.name} · {method.name}", task.main_metric)
+        bar = ProgressBar(task.name, task.main_metric)
         if progress:
             trainer.add_callback(bar)
         try:
