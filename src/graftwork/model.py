@@ -106,8 +106,7 @@ class AdaptedModel(nn.Module):
         Raises:
             AdapterError: there is none of that name.
         """
-        resident = self._resident(name)
-        return resident.snapshot(resident.adapter)
+        return self._resident(name).snapshot()
 
     def detach(self) -> Backbone:
         """Take everything off. The backbone has its very modules back, and its outputs and state dict are bit for bit

@@ -361,3 +361,19 @@ def test_the_longest_text_is_what_the_positions_suffice_for(kind, longest):
     backbone.model(torch.full((1, longest), 7))
     with pytest.raises((RuntimeError, IndexError)):
         backbone.model(torch.full((1, longest + 1), 7))
+
+
+def test_a_refused_model_is_left_as_it_was():
+    model = YosoModel(YosoConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
+    with pytest.raises(BackboneError):
+        Backbone(model.train())
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x80\x02}q\x00."])
+def test_damaged_pickled_weights_are_refused(folder, content):
+    (folder / WEIGHTS).unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        load(folder)

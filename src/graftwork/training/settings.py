@@ -31,9 +31,9 @@ INCOMPLETE = {
 class TrainingSettings(BaseModel):
     """How an adapter is trained.
 
-    Defaults: AdamW at 3e-4 (or the method's own rate) with eps 1e-6 and weight decay 0.01, spared biases and norms; the
-    rate rises linearly over the first tenth of the steps and then falls linearly to 0; gradients clipped at norm 1;
-    batches of 32 texts of at most 128 tokens; the checkpoint with the best validation score is kept.
+    Defaults: AdamW at the method's own rate, with eps 1e-6 and weight decay 0.01 that spares biases and norms; the rate
+    rises linearly over the first tenth of the steps and then falls linearly to 0; gradients clipped at norm 1; batches
+    of 32 texts of at most 128 tokens; the checkpoint with the best validation score is kept.
 
     Attributes:
         learning_rate, num_train_epochs: None takes the method's default.
