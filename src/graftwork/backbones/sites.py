@@ -11,9 +11,11 @@ from typing import Literal
 
 from graftwork.errors import SiteError, nearest
 
-SiteKind = Literal["embedding", "linear", "norm", "result", "attention"]
-"""What a site is: an embedding table, a linear map, a layer norm, a sub-layer's output before the residual is added,
-or the attention between its key-value rows and its queries."""
+SiteKind = Literal["stack", "embedding", "linear", "fused", "norm", "result", "attention", "convolution", "module"]
+"""What a site is: a whole stack of layers, where rows can enter before the input embeddings; an embedding table; a
+linear map; the module behind several linear maps, when one product computes them all; a normalisation; a sub-layer's
+output before the residual is added; the attention between its key-value rows and its queries; a convolution; or a
+module whose parameters are none of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +25,22 @@ class Site:
     Attributes:
         name: canonical name, such as `layers.3.attention.query`.
         kind: what stands there.
-        path: dotted path of the module in the Hugging Face model.
+        path: dotted path of the module in the Hugging Face model; empty for the model itself.
+        stack: `encoder` or `decoder` in a model that has both; empty elsewhere.
         layer: number of the layer it belongs to, counted from 0 at the input; None outside the layers.
+        height: how many layers stand above its own, a decoder's above an encoder's; for what comes before the layers,
+            all of them; for what comes after, 0.
         in_features, out_features: width of what enters and leaves (the vocabulary size and width for an embedding).
-        parameters: shapes of the parameters that the module itself owns, by their name in it (`weight`, `bias`).
+        parameters: shapes of the parameters that the module itself owns, by their name in it and as it holds them. A
+            linear map that is a part of a fused one owns none.
+        owner: the site under whose name those parameters are trained: another one's where both hold the same tensors
+            (tied embeddings), else its own.
+        columns: which of the module's output columns are this linear map's, from and to; None for all.
+        transposed: whether the module holds its weight as (in, out).
+        biased: whether a linear map has a bias.
+        source: of a result, the linear site whose input is the sub-layer's input.
+        follows_residual: of a norm, whether it normalises the sum of a sub-layer's output and its residual.
+        heads, head_dim: of an attention, its key-value heads and their width.
     """
 
     name: str
@@ -35,7 +49,21 @@ class Site:
     layer: int | None
     in_features: int
     out_features: int
+    stack: str = ""
+    height: int = 0
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    owner: str = ""
+    columns: tuple[int, int] | None = None
+    transposed: bool = False
+    biased: bool = False
+    source: str | None = None
+    follows_residual: bool = False
+    heads: int = 0
+    head_dim: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.owner:
+            object.__setattr__(self, "owner", self.name)
 
     @property
     def sublayer(self) -> str:
@@ -66,9 +94,14 @@ class Sites(Mapping[str, Site]):
         return len(self._sites)
 
     @property
+    def stacks(self) -> tuple[str, ...]:
+        """The stacks that have layers, in order: `("encoder", "decoder")`, or `("",)`."""
+        return tuple(dict.fromkeys(site.stack for site in self.values() if site.layer is not None))
+
+    @property
     def num_layers(self) -> int:
-        """Number of layers L."""
-        return 1 + max((site.layer for site in self.values() if site.layer is not None), default=-1)
+        """Number of layers L, those of an encoder and a decoder together."""
+        return len({(site.stack, site.layer) for site in self.values() if site.layer is not None})
 
     def of_kind(self, *kinds: SiteKind) -> list[Site]:
         """All sites of the given kinds."""

@@ -1,0 +1,305 @@
+"""What a family is: a table from canonical site names to module paths, and how a model's sites are read off by it.
+
+Everything that is particular to a Hugging Face class stands in such a table, one file a family, and nowhere else.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Literal
+
+import torch.nn as nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from graftwork.backbones.sites import Site, SiteKind, Sites
+from graftwork.errors import BackboneError
+
+Part = Literal["query", "key", "value", "first", "second"]
+"""Which columns of a fused product a linear map has: those of its queries, keys or values, or a half."""
+
+SOURCES = {
+    "attention.result": "attention.query",
+    "cross_attention.result": "cross_attention.query",
+    "ffn.result": "ffn.up",
+}
+"""A sub-layer's result, and the linear map whose input is the sub-layer's own."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a site is found.
+
+    Attributes:
+        kind: what stands there.
+        path: the module's path: in a layer's table from the layer on, else from the model without its task head on.
+            Of several, the first that the model has.
+        required: whether every member of the family has it.
+        part: of a linear map in a fused product, which columns are its own.
+        follows_residual: of a norm, whether it normalises the sum of a sub-layer's output and its residual.
+    """
+
+    kind: SiteKind
+    path: str | tuple[str, ...]
+    required: bool = True
+    part: Part | None = None
+    follows_residual: bool = False
+
+    def paths(self, start: str = "") -> list[str]:
+        """The paths where it may be."""
+        return [start + path for path in ([self.path] if isinstance(self.path, str) else self.path)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A run of layers of one layout.
+
+    Attributes:
+        name: `encoder` or `decoder` where a model has both, else empty; it stands before the names of its sites.
+        path: where the module of the whole stack is; empty for the model itself.
+        layers: path of a layer, with `{i}` for its number.
+        before, layer, after: canonical names to entries, before the layers, in each layer (names are relative to
+            `layers.{i}.`), and after them, in the order of a forward pass.
+        prompts: whether rows can enter before its input embeddings.
+    """
+
+    name: str = ""
+    path: str = ""
+    layers: str
+    before: Mapping[str, Entry] = field(default_factory=dict)
+    layer: Mapping[str, Entry]
+    after: Mapping[str, Entry] = field(default_factory=dict)
+    prompts: bool = True
+
+    def entries(self) -> Iterator[tuple[str, Entry, bool]]:
+        """Each name and entry, and whether it stands in every layer."""
+        for table, layered in ((self.before, False), (self.layer, True), (self.after, False)):
+            for name, entry in table.items():
+                yield name, entry, layered
+
+    def layer_path(self, layer: int | None) -> str:
+        """What stands before the paths in a layer's table; nothing outside the layers."""
+        return "" if layer is None else f"{self.layers.format(i=layer)}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A group of model types with one layout.
+
+    Attributes:
+        name: how messages call the family.
+        model_types: the model types it was made and tested for.
+        stacks: its stacks, in the order of a forward pass.
+        before: canonical names to entries that belong to no stack (shared embeddings).
+        causal: whether each token sees only what stands before it, so that the last one has seen all.
+        note: what is particular about what acts here, for people.
+    """
+
+    name: str
+    model_types: frozenset[str]
+    stacks: tuple[Stack, ...]
+    before: Mapping[str, Entry] = field(default_factory=dict)
+    causal: bool = False
+    note: str = ""
+
+    def missing(self, model: PreTrainedModel) -> list[str]:
+        """The required paths that the model lacks; empty when the layout fits."""
+        prefix = base_path(model)
+        wanted = [(entry, "") for entry in self.before.values()]
+        for stack in self.stacks:
+            wanted += [(entry, stack.layer_path(0 if layered else None)) for _, entry, layered in stack.entries()]
+        places = [entry.paths(prefix + start) for entry, start in wanted if entry.required]
+        return [paths[0] for paths in places if not any(has_module(model, path) for path in paths)]
+
+    def sites(self, model: PreTrainedModel) -> Sites:
+        """The model's sites, each checked against the module that stands there.
+
+        Raises:
+            BackboneError: a site's module is missing; or parameters of the model belong to no site, so that "all
+                parameters" would not be all.
+        """
+        reader = SiteReader(model, self.name)
+        for name, entry in self.before.items():
+            reader.read(name, entry)
+        for stack in self.stacks:
+            reader.read_stack(stack)
+        return reader.finish()
+
+
+class SiteReader:
+    """Reads sites off one model, one entry after the other."""
+
+    def __init__(self, model: PreTrainedModel, family: str) -> None:
+        self.model = model
+        self.family = family
+        self.prefix = base_path(model)
+        self.found: list[Site] = []
+        self._owners: dict[int, str] = {}
+
+    def read_stack(self, stack: Stack) -> None:
+        """All sites of a stack."""
+        start = f"{stack.name}." if stack.name else ""
+        if stack.prompts:
+            width = hidden_size(self.model.config)
+            path = (self.prefix + stack.path).rstrip(".")
+            self.found.append(
+                Site(
+                    name=f"{start}input",
+                    kind="stack",
+                    path=path,
+                    stack=stack.name,
+                    layer=None,
+                    in_features=width,
+                    out_features=width,
+                )
+            )
+        for name, entry in stack.before.items():
+            self.read(start + name, entry, stack)
+        for i in count():
+            if not has_module(self.model, self.prefix + stack.layers.format(i=i)):
+                break
+            for name, entry in stack.layer.items():
+                self.read(f"{start}layers.{i}.{name}", entry, stack, i)
+        for name, entry in stack.after.items():
+            self.read(start + name, entry, stack)
+
+    def read(self, name: str, entry: Entry, stack: Stack | None = None, layer: int | None = None) -> None:
+        """One site, where the model has it.
+
+        Raises:
+            BackboneError: it is required and is not there.
+        """
+        paths = entry.paths(self.prefix + (stack.layer_path(layer) if stack else ""))
+        path = next((path for path in paths if has_module(self.model, path)), None)
+        if path is None:
+            if entry.required:
+                kind = type(self.model).__name__
+                raise BackboneError(f"site {name!r} should stand at {paths[0]!r}, where {kind} has no module")
+            return
+        module = self.model.get_submodule(path)
+        own = dict(module.named_parameters(recurse=False))
+        shapes = (
+            {} if entry.part or entry.kind in ("result", "attention") else {n: tuple(p.shape) for n, p in own.items()}
+        )
+        width = hidden_size(self.model.config)
+        site = Site(
+            name=name,
+            kind=entry.kind,
+            path=path,
+            stack=stack.name if stack else "",
+            layer=layer,
+            in_features=width,
+            out_features=width,
+            parameters=shapes,
+            follows_residual=entry.follows_residual,
+        )
+        if entry.kind in ("linear", "fused"):
+            transposed = isinstance(module, Conv1D)
+            into, out = own["weight"].shape if transposed else reversed(own["weight"].shape)
+            columns = None if entry.part is None else _columns(entry.part, out, self._head_sizes(stack))
+            if columns is not None:
+                out = columns[1] - columns[0]
+            site = replace(
+                site,
+                in_features=into,
+                out_features=out,
+                columns=columns,
+                transposed=transposed,
+                biased=own.get("bias") is not None,
+            )
+        elif entry.kind == "embedding":
+            site = replace(site, in_features=own["weight"].shape[0], out_features=own["weight"].shape[1])
+        elif entry.kind == "norm":
+            size = next(iter(own.values())).shape[0]
+            site = replace(site, in_features=size, out_features=size)
+        elif entry.kind == "attention":
+            heads, key_value_heads, dim = self._head_sizes(stack)
+            site = replace(site, heads=key_value_heads, head_dim=dim, in_features=heads * dim, out_features=heads * dim)
+        elif entry.kind == "result":
+            suffix = next(end for end in SOURCES if name.endswith(end))
+            site = replace(site, source=name.removesuffix(suffix) + SOURCES[suffix])
+        for parameter, tensor in own.items() if shapes else ():
+            owner = self._owners.setdefault(id(tensor), name)
+            if owner != name and parameter == "weight":
+                site = replace(site, owner=owner)
+        self.found.append(site)
+
+    def finish(self) -> Sites:
+        """The sites in order, each with its height.
+
+        Raises:
+            BackboneError: a parameter belongs to none.
+        """
+        if has_module(self.model, "lm_head"):
+            self.prefix = ""
+            self.read("lm_head", Entry("linear", "lm_head"))
+        stray = sorted(name for name, tensor in self.model.named_parameters() if id(tensor) not in self._owners)
+        if stray:
+            raise BackboneError(
+                f"parameters of {type(self.model).__name__} have no site in the {self.family} layout: "
+                + ", ".join(stray[:5]),
+                expected="every parameter of the model at a site",
+                change="the family's table in graftwork/backbones/families",
+            )
+        depths: dict[str, int] = {}
+        for site in self.found:
+            if site.layer is not None:
+                depths[site.stack] = site.layer + 1
+        total, below = sum(depths.values()), 0
+        starts: dict[str, int] = {}
+        for stack, depth in depths.items():
+            starts[stack], below = below, below + depth
+        sites: list[Site] = []
+        met: set[str] = set()
+        for site in self.found:
+            if site.layer is not None:
+                met.add(site.stack)
+                height = total - 1 - starts[site.stack] - site.layer
+            elif site.stack in starts:
+                height = total - starts[site.stack] - (depths[site.stack] if site.stack in met else 0)
+            else:
+                height = 0 if met else total
+            sites.append(replace(site, height=height))
+        return Sites(sites)
+
+    def _head_sizes(self, stack: Stack | None) -> tuple[int, int, int]:
+        """Query heads, key-value heads, and the width of a head, in a stack."""
+        return head_sizes(self.model.config, stack.name if stack else "")
+
+
+def head_sizes(config: PretrainedConfig, stack: str = "") -> tuple[int, int, int]:
+    """Query heads, key-value heads, and the width of a head, as a configuration says."""
+    heads = getattr(config, f"{stack}_attention_heads", None) or config.num_attention_heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    dim = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
+    return int(heads), int(key_value_heads), int(dim)
+
+
+def hidden_size(config: PretrainedConfig) -> int:
+    """Width of the residual stream, where it ends: a convolutional network's grows."""
+    return int(config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size)
+
+
+def base_path(model: PreTrainedModel) -> str:
+    """The path of the model without its task head, with a dot behind; empty when that is the model itself."""
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def has_module(model: nn.Module, path: str) -> bool:
+    """Whether there is a module at a path."""
+    try:
+        return model.get_submodule(path) is not None
+    except AttributeError:
+        return False
+
+
+def _columns(part: Part, out: int, sizes: tuple[int, int, int]) -> tuple[int, int]:
+    heads, key_value_heads, dim = sizes
+    query, key = heads * dim, key_value_heads * dim
+    return {
+        "query": (0, query),
+        "key": (query, query + key),
+        "value": (query + key, query + 2 * key),
+        "first": (0, out // 2),
+        "second": (out // 2, out),
+    }[part]
