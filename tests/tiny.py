@@ -19,8 +19,9 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from graftwork.adapters import Adapter, Head, TaskIdentity
+from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone
+from graftwork.heads import PooledHead
 from graftwork.methods import METHODS, Houlsby, LoRA, Method
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a film book man woman sleeps rests is was not very good bad gripping dull"
@@ -101,13 +102,13 @@ def batch_for(backbone: Backbone, *lengths: int, seed: int = 0) -> dict[str, Ten
     return make_batch(*lengths, seed=seed, pad=backbone.config.pad_token_id)
 
 
-def make_head(pooling: str = "first", **fields) -> Head:
-    return Head(**{"kind": "classification", "num_outputs": 3, "pooling": pooling, "dropout": 0.0, **fields})
+def make_head(pooling: str = "first", **fields) -> PooledHead:
+    return PooledHead(**{"kind": "classification", "num_outputs": 3, "pooling": pooling, "dropout": 0.0, **fields})
 
 
 def make_adapter(backbone: Backbone, method: Method, *, seed: int = 0, trained: bool = False, **head) -> Adapter:
     """A new adapter; with `trained`, every parameter is moved so that nothing about it is as initialised."""
-    chosen = make_head(**{"pooling": backbone.pooling, "extra_layer": method.extra_classifier_layer, **head})
+    chosen = make_head(**{"pooling": backbone.pooling, **method.head_fields, **head})
     labels = None if chosen.kind == "regression" else tuple("abcdefgh"[: chosen.num_outputs])
     adapter = Adapter.create(backbone, method, chosen, TaskIdentity(name="t", labels=labels), seed=seed)
     if trained:

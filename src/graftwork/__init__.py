@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graftwork.adapters import Adapter, Head
+    from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
     from graftwork.errors import GraftworkError
     from graftwork.methods import FullFineTuning, HeadOnly, Houlsby, LoRA, Method
@@ -25,7 +25,6 @@ _HOMES = {
     "Backbone": "backbones",
     "FullFineTuning": "methods",
     "GraftworkError": "errors",
-    "Head": "adapters",
     "HeadOnly": "methods",
     "Houlsby": "methods",
     "LoRA": "methods",
@@ -43,7 +42,6 @@ __all__ = [
     "Backbone",
     "FullFineTuning",
     "GraftworkError",
-    "Head",
     "HeadOnly",
     "Houlsby",
     "LoRA",

@@ -3,7 +3,9 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
@@ -11,23 +13,47 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils.generic import ModelOutput
 
 from graftwork.adapters import Adapter, Resident
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, DataError, RecipeError, nearest
+from graftwork.heads import Head, States
+from graftwork.heads.language import require_language_model
 from graftwork.ops import Graft, Route
 from graftwork.ops.graft import check
 from graftwork.prediction import Prediction, Text, encode, read_logits
 
 DEFAULT_BATCH_SIZE = 32
 
+MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
+OTHER_INPUTS = ("attention_mask", "token_type_ids", "position_ids", "decoder_input_ids", "decoder_attention_mask")
+
+
+@dataclass
+class AdaptedOutput(ModelOutput):
+    """What a pass gives.
+
+    Shapes: loss (), logits (B, C), (B, T, C) for tags, (B, T, V) in generation.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    def require(self, name: Literal["loss", "logits"]) -> Tensor:
+        """A tensor that is known to be there."""
+        tensor = getattr(self, name)
+        assert isinstance(tensor, Tensor)
+        return tensor
+
 
 class AdaptedModel(nn.Module):
     """A backbone and the adapters on it.
 
-    Takes the place of a Hugging Face sequence-classification model: `forward` has its arguments and returns its
-    ModelOutput (loss, logits), so that a Trainer takes it as it is. The backbone's parameters stay frozen. Only one
+    Takes the place of a Hugging Face model with a task head: `forward` has its arguments and returns a ModelOutput
+    (loss, logits), so that a Trainer takes it as it is. The backbone's parameters stay frozen. Only one
     AdaptedModel can be on a backbone at a time; `detach` frees it, and it is then bit for bit what it was.
 
     Args:
@@ -59,6 +85,8 @@ class AdaptedModel(nn.Module):
         self.trained = nn.ModuleList()
         self._checkpointing = False
         self._accepted = set(inspect.signature(backbone.model.forward).parameters)
+        # T5 with its language-model head is no T5 with a head on top: there is no inner model to run.
+        self._decodes_whole = backbone.generates and not backbone.base_path
         try:
             for name, adapter in (adapters or {}).items():
                 self.add(name, adapter)
@@ -129,56 +157,79 @@ class AdaptedModel(nn.Module):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        targets: Tensor | None = None,
         adapters: str | Sequence[str] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
-    ) -> SequenceClassifierOutput | tuple[Any, ...]:
+    ) -> AdaptedOutput | tuple[Any, ...]:
         """One pass of the backbone with an adapter, and its head.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (B, T).
+            input_ids, attention_mask, token_type_ids, position_ids: (B, T); for multiple choice (B, C, T).
             inputs_embeds: (B, T, d), in the place of input_ids.
-            labels: (B,) class ids, or numbers for regression; with them the output has a loss.
+            pixel_values: (B, channels, height, width), for a backbone of images.
+            decoder_input_ids, decoder_attention_mask: (B, T'), for an encoder-decoder. Left out, they follow from the
+                labels in generation, and else are one start token a row.
+            labels: (B,) class ids, choices, or numbers for regression; (B, T) tags or token ids, -100 where there is
+                none. With them the output has a loss.
+            targets: (B, C, T), each choice's own tokens, -100 elsewhere, where choices are judged by likelihood.
             adapters: name of the adapter, or one name a row (in this version all rows of one pass must use the same);
                 may be left out when there is only one.
 
         Returns:
-            loss (when labels are given), logits (B, C) in float32, hidden_states and attentions when asked for.
+            loss (when labels are given), logits in float32 ((B, C), (B, T, C) for tags, (B, T, V) in generation),
+            hidden_states and attentions when asked for.
 
         Raises:
             AdapterError: no adapter of that name; several names in one pass; arguments that the backbone does not take.
         """
-        rows = next((len(given) for given in (input_ids, inputs_embeds) if given is not None), 1)
-        resident = self._resident(self._one_name(adapters, rows))
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
-            "output_hidden_states": output_hidden_states,
-            "output_attentions": output_attentions,
+            "pixel_values": pixel_values,
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
         }
-        arguments = {name: value for name, value in given.items() if value is not None}
-        refused = sorted(arguments.keys() - self._accepted - {"output_hidden_states", "output_attentions"})
-        if refused:
-            raise AdapterError(
-                f"the backbone's forward does not take {', '.join(refused)}",
-                expected=", ".join(sorted(self._accepted & given.keys())),
-            )
-        with self.graft.run(resident.ops(), Route()):
-            output = self.model(**arguments)
-        head, parameters = resident.adapter.head, resident.tensors()
-        logits = head.logits(head.pool(output, attention_mask), parameters, training=self.training)
-        result = SequenceClassifierOutput(
-            loss=None if labels is None else head.loss(logits, labels),
-            logits=logits,
-            hidden_states=output.get("hidden_states"),
-            attentions=output.get("attentions"),
-        )
+        inputs = {name: value for name, value in given.items() if value is not None}
+        self._refuse(inputs)
+        rows = next((len(inputs[name]) for name in MAIN_INPUTS if name in inputs), 1)
+        resident = self._resident(self._one_name(adapters, rows))
+        wishes = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        asked = {name: value for name, value in wishes.items() if value is not None}
+        run = partial(self._pass, resident, inputs, labels=labels, targets=targets, asked=asked)
+        result = run()
+        method, head = resident.adapter.method, resident.adapter.head
+        if labels is not None and self.training and resident.trainable:
+            for _ in range(method.passes - 1):
+                result.loss = result.require("loss") + head.divergence(
+                    result.require("logits"), run().require("logits")
+                )
         return result if return_dict is not False else result.to_tuple()
+
+    def generate(self, *args: Any, adapters: str | Sequence[str] | None = None, **options: Any) -> Any:
+        """The backbone's own `generate`, with an adapter.
+
+        Args:
+            args, options: as transformers' `generate` takes them.
+            adapters: as for `forward`.
+
+        Raises:
+            BackboneError: the backbone has no language-model head.
+            AdapterError: no adapter of that name; several names in one pass.
+        """
+        require_language_model(self.backbone)
+        inputs = args[0] if args else options.get("inputs", options.get("input_ids"))
+        resident = self._resident(self._one_name(adapters, 1 if inputs is None else len(inputs)))
+        with self.graft.run(resident.ops(), Route()):
+            return self.model.generate(*args, **options)  # type: ignore[operator]
 
     def predict(
         self,
@@ -310,6 +361,84 @@ class AdaptedModel(nn.Module):
             if not resident.trainable:
                 resident._apply(fn)
         return self
+
+    # -- a pass --------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, inputs: Mapping[str, Tensor]) -> None:
+        refused = sorted(inputs.keys() - self._accepted)
+        if refused:
+            raise AdapterError(
+                f"the backbone's forward does not take {', '.join(refused)}",
+                expected=", ".join(sorted(self._accepted & {*MAIN_INPUTS, *OTHER_INPUTS})),
+            )
+
+    def _pass(
+        self,
+        resident: Resident,
+        inputs: Mapping[str, Tensor],
+        *,
+        labels: Tensor | None,
+        targets: Tensor | None,
+        asked: Mapping[str, bool],
+    ) -> AdaptedOutput:
+        """One pass with what acts in it drawn anew."""
+        head, parameters = resident.adapter.head, resident.tensors()
+        choices = inputs["input_ids"].shape[1] if "input_ids" in inputs and inputs["input_ids"].dim() == 3 else 1
+        inputs = {name: value.flatten(0, 1) if choices > 1 else value for name, value in inputs.items()}
+        targets = targets.flatten(0, 1) if targets is not None and targets.dim() == 3 else targets
+        wanted = labels if head.kind == "generation" else targets
+        output, states = self._states(resident, self._with_decoder(inputs, head, wanted), asked)
+        states = replace(states, targets=targets, choices=choices)
+        logits = head.logits(states, parameters, training=self.training)
+        return AdaptedOutput(
+            loss=None if labels is None else head.loss(logits, labels, states, parameters),
+            logits=logits,
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
+
+    def _with_decoder(self, inputs: Mapping[str, Tensor], head: Head, wanted: Tensor | None) -> Mapping[str, Tensor]:
+        """What an encoder-decoder needs besides: the wanted tokens moved by one place, or one start token a row."""
+        if not self.backbone.is_encoder_decoder or head.reads == "tokens" or "decoder_input_ids" in inputs:
+            return inputs
+        if head.reads == "vocabulary" and wanted is not None:
+            moved = self.model.prepare_decoder_input_ids_from_labels(labels=wanted)  # type: ignore[operator]
+            return {**inputs, "decoder_input_ids": moved}
+        first = next(iter(inputs.values()))
+        start = self.config.decoder_start_token_id
+        return {**inputs, "decoder_input_ids": torch.full((len(first), 1), start, device=first.device)}
+
+    def _states(
+        self, resident: Resident, inputs: Mapping[str, Tensor], asked: Mapping[str, bool]
+    ) -> tuple[Any, States]:
+        """The backbone's output, and what a head reads of it."""
+        head, mask = resident.adapter.head, inputs.get("attention_mask")
+        asked = dict(asked)
+        if head.reads == "layers" or (head.reads != "vocabulary" and self._decodes_whole):
+            asked["output_hidden_states"] = True
+        with self.graft.run(resident.ops(), Route()):
+            if self.backbone.is_encoder_decoder and head.reads == "tokens":
+                output = self.graft.encoder(**inputs, **asked)
+            elif head.reads == "vocabulary":
+                output = self.graft.root(**inputs, **asked)
+            else:
+                output = self.graft.base(**inputs, **asked)
+        if head.reads == "vocabulary":
+            return output, States(scores=output.logits, mask=mask)
+        last = output.get("last_hidden_state")
+        if last is None:
+            last = output.decoder_hidden_states[-1]
+        if head.reads == "tokens":
+            # A prompt's own rows come first in an encoder's output.
+            length = next(inputs[name].shape[1] for name in ("input_ids", "inputs_embeds") if name in inputs)
+            last = last[:, -length:]
+        return output, States(
+            last=last,
+            pooled=output.get("pooler_output"),
+            layers=output.get("hidden_states") if head.reads == "layers" else None,
+            mask=None if "decoder_input_ids" in inputs else mask,
+            segments=inputs.get("token_type_ids"),
+        )
 
     # -- names ---------------------------------------------------------------------------------------------------------
 

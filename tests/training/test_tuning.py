@@ -8,8 +8,9 @@ import torch
 from training.workbench import FAST, contents, names_in
 
 from graftwork import AdaptedModel, Adapter, HeadOnly, Houlsby, LoRA, Task, evaluate, tune
-from graftwork.adapters import Head, TaskIdentity
+from graftwork.adapters import TaskIdentity
 from graftwork.errors import OutputError, RecipeError
+from graftwork.heads import PooledHead
 from graftwork.methods import METHODS
 from graftwork.training import Recipe, TrainingSettings, tune_recipe
 from graftwork.training.trainer import AdapterTrainer
@@ -247,7 +248,7 @@ def test_steps_count_accumulated_batches(backbone, classes, tmp_path):
 
 @pytest.mark.parametrize("method", [Houlsby(bottleneck=4), LORA, METHODS["full-fine-tuning"]()], ids=lambda m: m.name)
 def test_weight_decay_spares_biases_and_norms(backbone, classes, tmp_path, method):
-    head = Head(kind="classification", num_outputs=2, pooling="pooler")
+    head = PooledHead(kind="classification", num_outputs=2, pooling="pooler")
     identity = TaskIdentity(name="c", labels=("negative", "positive"))
     model = AdaptedModel(backbone)
     try:

@@ -11,9 +11,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from graftwork.adapters.head import Head
 from graftwork.backbones import Backbone, Sites
 from graftwork.errors import AdapterError
+from graftwork.heads import Head
 from graftwork.methods import Method
 from graftwork.methods.parameters import Group, Parameter, initialise
 from graftwork.ops.graft import Ops
@@ -92,6 +92,7 @@ class Adapter:
         backbone: which backbone it was made for.
         sites: names of the sites where it acts, in site order.
         tensors: training parameters and the head's, float32 on the CPU, under canonical names.
+        fixed: the names of those tensors that are kept but never trained.
         metrics: scores by split, then by metric.
         seed: of initialisation and training.
         recipe: everything that the run was started with, as resolved; empty for an adapter made by hand.
@@ -104,6 +105,7 @@ class Adapter:
     backbone: BackboneIdentity
     sites: tuple[str, ...]
     tensors: Mapping[str, Tensor]
+    fixed: tuple[str, ...] = ()
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seed: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -119,7 +121,7 @@ class Adapter:
         sites = method.sites(usable_sites(backbone, head))
         declared = [(site, method.declare(site)) for site in sites]
         generator = torch.Generator().manual_seed(seed)
-        tensors = initialise([*declared, (None, head.declare(backbone.hidden_size))], backbone, generator)
+        tensors = initialise([*declared, (None, head.declare(backbone))], backbone, generator)
         return cls(
             method=method,
             head=head,
@@ -127,6 +129,7 @@ class Adapter:
             backbone=BackboneIdentity.of(backbone),
             sites=tuple(site.name for site in sites),
             tensors=tensors,
+            fixed=tuple(n for _, parameters in declared for n, p in parameters.items() if not p.trained),
             seed=seed,
         )
 
@@ -146,7 +149,7 @@ class Adapter:
     @property
     def num_parameters(self) -> int:
         """Number of trained parameters, head included."""
-        return sum(tensor.numel() for tensor in self.tensors.values())
+        return sum(tensor.numel() for name, tensor in self.tensors.items() if name not in self.fixed)
 
     def check(self, backbone: Backbone, *, allow_mismatch: bool = False) -> None:
         """Refuse a backbone that this adapter was not made for, and tensors that are not as declared.
@@ -155,7 +158,8 @@ class Adapter:
             AdapterError: what differs.
         """
         self.backbone.check(backbone, allow_mismatch=allow_mismatch)
-        expected = {name: p.shape for name, p in declare(backbone, self.method, self.head).items()}
+        declared = declare(backbone, self.method, self.head)
+        expected = {name: p.shape for name, p in declared.items()}
         found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         types = [
             f"{name} is {tensor.dtype} instead of torch.float32"
@@ -167,8 +171,11 @@ class Adapter:
         if self.sites != sites:
             differing = ", ".join(sorted({*self.sites} ^ {*sites})[:3])
             problems.append(f"acts at other sites ({differing or 'in another order'})")
-        if self.task.labels is not None and len(self.task.labels) != self.head.num_outputs:
-            problems.append(f"has {len(self.task.labels)} labels for {self.head.num_outputs} outputs")
+        fixed = {name for name, p in declared.items() if not p.trained}
+        if fixed != set(self.fixed):
+            problems.append(f"trains or fixes what it should not: {', '.join(sorted(fixed ^ set(self.fixed))[:3])}")
+        if self.task.labels is not None and len(self.task.labels) != self.head.num_labels:
+            problems.append(f"has {len(self.task.labels)} labels for {self.head.num_labels} outputs")
         if problems:
             raise AdapterError(
                 f"the adapter is not as its method {self.method.name!r} declares: it {first_few(problems)}",
@@ -209,16 +216,20 @@ def declare(backbone: Backbone, method: Method, head: Head) -> dict[str, Paramet
     declared: dict[str, Parameter] = {}
     for site in method.sites(usable_sites(backbone, head)):
         declared |= method.declare(site)
-    return declared | head.declare(backbone.hidden_size)
+    return declared | head.declare(backbone)
 
 
 def counts(declared: Mapping[str, Parameter]) -> dict[Group, int]:
     """Number of trained parameters by group."""
     groups: tuple[Group, ...] = ("adapter", "norms", "head")
-    return {group: sum(p.count for p in declared.values() if p.group == group) for group in groups}
+    return {group: sum(p.count for p in declared.values() if p.group == group and p.trained) for group in groups}
 
 
-def lower(backbone: Backbone, method: Method, head: Head, parameters: Mapping[str, Tensor]) -> Ops:
-    """The ops of an adapter, by site."""
+def lower(
+    backbone: Backbone, method: Method, head: Head, parameters: Mapping[str, Tensor], *, training: bool = False
+) -> Ops:
+    """The ops of an adapter, by site. Sites at which nothing acts in this pass are left out."""
     sites = method.sites(usable_sites(backbone, head))
-    return {site.name: method.lower(site, parameters, backbone.frozen(site)) for site in sites}
+    prepared = method.prepare(parameters, sites, training=training)
+    ops = {site.name: method.lower(site, prepared, backbone.frozen(site)) for site in sites}
+    return {name: acting for name, acting in ops.items() if acting}

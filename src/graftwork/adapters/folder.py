@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save
 
 from graftwork.adapters.adapter import Adapter, BackboneIdentity, TaskIdentity, first_few, misfits
 from graftwork.adapters.card import model_card
-from graftwork.adapters.head import Head
 from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeError
+from graftwork.heads import AnyHead
 from graftwork.methods import make_method
 from graftwork.yamlfile import read_yaml
 
@@ -42,7 +42,8 @@ class AdapterFile(BaseModel):
     method: dict[str, Any]
     sites: list[str]
     tensors: dict[str, list[int]]
-    head: Head
+    fixed: list[str] = []
+    head: AnyHead
     task: TaskIdentity
     backbone: BackboneIdentity
     metrics: dict[str, dict[str, float]]
@@ -73,7 +74,8 @@ def write_files(adapter: Adapter, folder: Path) -> None:
         method={"name": adapter.method.name, **adapter.method.model_dump(mode="json")},
         sites=list(adapter.sites),
         tensors={name: list(tensor.shape) for name, tensor in sorted(adapter.tensors.items())},
-        head=adapter.head,
+        fixed=sorted(adapter.fixed),
+        head=adapter.head,  # type: ignore[arg-type] # every head is one of them
         task=adapter.task,
         backbone=adapter.backbone,
         metrics={split: dict(scores) for split, scores in adapter.metrics.items()},
@@ -126,6 +128,7 @@ def read_adapter(folder: Path) -> Adapter:
         backbone=config.backbone,
         sites=tuple(config.sites),
         tensors=tensors,
+        fixed=tuple(config.fixed),
         metrics=config.metrics,
         seed=config.seed,
         recipe=_read_recipe(folder / RECIPE),

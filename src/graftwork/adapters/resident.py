@@ -25,22 +25,22 @@ class Resident(nn.Module):
         self.trainable = trainable
         self._backbone = backbone
         self._lowered: Ops | None = None
-        self.parameters_by_name = ParameterTree({name: t.clone() for name, t in adapter.tensors.items()})
+        self.parameters_by_name = ParameterTree({n: t.clone() for n, t in adapter.tensors.items()}, adapter.fixed)
         self.parameters_by_name.requires_grad_(trainable)
         self.to(backbone.device)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The parameters by canonical name."""
-        return dict(self.parameters_by_name.named_parameters())
+        return self.parameters_by_name.by_name()
 
     def ops(self) -> Ops:
         """The ops by site, in the backbone's precision."""
         if self.trainable:
-            return self._lower()
+            return self._lower(training=self.training)
         if self._lowered is None:
             # Tensors made in inference mode could not take part in a later pass with gradients.
             with torch.inference_mode(False), torch.no_grad():
-                self._lowered = self._lower()
+                self._lowered = self._lower(training=False)
         return self._lowered
 
     def snapshot(self) -> Adapter:
@@ -57,8 +57,8 @@ class Resident(nn.Module):
                 tensor.copy_(tensors[name])
         self._lowered = None
 
-    def _lower(self) -> Ops:
-        ops = lower(self._backbone, self.adapter.method, self.adapter.head, self.tensors())
+    def _lower(self, *, training: bool) -> Ops:
+        ops = lower(self._backbone, self.adapter.method, self.adapter.head, self.tensors(), training=training)
         return {site: [op.to(self._backbone.dtype) for op in acting] for site, acting in ops.items()}
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]

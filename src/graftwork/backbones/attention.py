@@ -35,6 +35,31 @@ class Rows(NamedTuple):
     values: Tensor
     seen: Tensor | None = None
 
+    def before(self, other: "Rows") -> "Rows":
+        """These rows, and behind them others for the same batch."""
+        seen = None
+        if self.seen is not None or other.seen is not None:
+            batch = max(len(rows.seen) for rows in (self, other) if rows.seen is not None)
+            seen = torch.cat([rows._all_seen(batch) for rows in (self, other)], dim=1)
+        keys, values = (
+            torch.cat(_as_wide(*pair), dim=-2) for pair in ((self.keys, other.keys), (self.values, other.values))
+        )
+        return Rows(keys, values, seen)
+
+    def _all_seen(self, batch: int) -> Tensor:
+        if self.seen is not None:
+            return self.seen
+        return torch.ones(batch, self.keys.shape[-2], dtype=torch.bool, device=self.keys.device)
+
+
+def _as_wide(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with a batch dimension where one of them has it."""
+    if one.dim() == other.dim():
+        return one, other
+    if one.dim() < other.dim():
+        return one.expand(len(other), *one.shape), other
+    return one, other.expand(len(one), *other.shape)
+
 
 def attention(
     module: nn.Module,

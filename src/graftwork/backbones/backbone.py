@@ -140,7 +140,7 @@ class Backbone:
                 model = _load_model(name, source, config, target, options)
                 images = model.main_input_name == "pixel_values"
                 tokenizer: Any = None if images else AutoTokenizer.from_pretrained(source, **options)
-                processor: Any = AutoImageProcessor.from_pretrained(source, **options) if images else None
+                processor: Any = AutoImageProcessor.from_pretrained(source, **options) if images else None  # type: ignore[no-untyped-call]
                 pooling = _declared_pooling(source, options)
             except UNREADABLE as error:
                 raise BackboneError(
@@ -320,7 +320,7 @@ def _source(name: str) -> str:
 
 def generates(model: PreTrainedModel) -> bool:
     """Whether a model has a language-model head and generates text with it."""
-    return model.can_generate() and model.get_output_embeddings() is not None
+    return model.can_generate() and model.get_output_embeddings() is not None  # type: ignore[no-untyped-call]
 
 
 def _auto_class(config: PretrainedConfig) -> Any:

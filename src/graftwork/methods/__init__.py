@@ -12,7 +12,7 @@ from graftwork.methods.method import Method
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Houlsby, LoRA, FullFineTuning, HeadOnly)}
 
-__all__ = ["METHODS", "FullFineTuning", "HeadOnly", "Houlsby", "LoRA", "Method", "make_method"]
+__all__ = ["METHODS", "NAMED", "FullFineTuning", "HeadOnly", "Houlsby", "LoRA", "Method", "make_method"]
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:

@@ -29,7 +29,7 @@ class FullFineTuning(Method):
 
     def declare(self, site: Site) -> dict[str, Parameter]:
         return {
-            f"{site.name}.{name}": Parameter(
+            f"{site.owner}.{name}": Parameter(
                 shape=shape,
                 init=zeros,
                 group="norms" if site.kind == "norm" else "adapter",
@@ -39,4 +39,4 @@ class FullFineTuning(Method):
         }
 
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
-        return [Dense(**{name: parameters[f"{site.name}.{name}"] for name in site.parameters})]
+        return [Dense(differences={name: parameters[f"{site.owner}.{name}"] for name in site.parameters})]

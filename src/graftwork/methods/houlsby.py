@@ -10,7 +10,7 @@ n layers running.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
@@ -55,8 +55,8 @@ class Houlsby(Method):
         return name
 
     @property
-    def extra_classifier_layer(self) -> bool:
-        return self.extra_classifier
+    def head_fields(self) -> Mapping[str, Any]:
+        return {"extra_layer": True} if self.extra_classifier else {}
 
     def sites(self, sites: Sites) -> list[Site]:
         return [site for site in sites.of_kind("result", "norm") if site.kind == "result" or self._trains_norm(site)]
@@ -80,8 +80,10 @@ class Houlsby(Method):
         if site.kind == "norm":
             return [Norm(gain=parameters[f"{site.name}.weight"], bias=parameters.get(f"{site.name}.bias"))]
         owner = self._owner(site)
-        tensors = {name: parameters[f"{owner}.{name}"] for name in ("down", "down_bias", "up", "up_bias")}
-        return [Bottleneck(**tensors, activation=self.activation)]
+        tensors: dict[str, Any] = {
+            name: parameters[f"{owner}.{name}"] for name in ("down", "down_bias", "up", "up_bias")
+        }
+        return [Bottleneck(activation=self.activation, **tensors)]
 
     def _trains_norm(self, site: Site) -> bool:
         return self.norms == "all" or (self.norms == "layers" and site.layer is not None)

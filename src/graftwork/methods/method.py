@@ -23,8 +23,10 @@ class Method(BaseModel, ABC):
     Class attributes:
         name: how the command line and files call it.
         paper: where it is from.
-        learning_rate, num_train_epochs: training defaults.
+        learning_rate, num_train_epochs, optim, lr_scheduler_type: training defaults.
         frozen_backbone: whether the backbone's own weights act as they are.
+        passes: forward passes of a training step, each with draws of its own; what two of them say is drawn together
+            (AdaMix).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +35,10 @@ class Method(BaseModel, ABC):
     paper: ClassVar[str]
     learning_rate: ClassVar[float] = 3e-4
     num_train_epochs: ClassVar[int] = 10
+    optim: ClassVar[str] = "adamw_torch"
+    lr_scheduler_type: ClassVar[str] = "linear"
     frozen_backbone: ClassVar[bool] = True
+    passes: ClassVar[int] = 1
 
     def __init__(self, **settings: Any) -> None:
         """Settings by name.
@@ -52,9 +57,14 @@ class Method(BaseModel, ABC):
             ) from None
 
     @property
-    def extra_classifier_layer(self) -> bool:
-        """Whether the head has one more dense layer with tanh before its classifier."""
-        return False
+    def head_fields(self) -> Mapping[str, Any]:
+        """The fields of the head that it decides."""
+        return {}
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """How many positions it takes from the text's, because it puts vectors before the input embeddings."""
+        return 0
 
     @abstractmethod
     def sites(self, sites: Sites) -> list[Site]:
@@ -68,11 +78,29 @@ class Method(BaseModel, ABC):
     def declare(self, site: Site) -> dict[str, Parameter]:
         """The parameters that one of its sites brings, by canonical name. Sites that share declare the same names."""
 
+    def prepare(
+        self, parameters: Mapping[str, Tensor], sites: Sequence[Site], *, training: bool
+    ) -> Mapping[str, Tensor]:
+        """What `lower` is given in the place of the parameters, made once a pass: encoders that serve all sites are run
+        here, and what is random in training is drawn here, from torch's own source.
+
+        Args:
+            parameters: all of the adapter's, by canonical name.
+            sites: where the method acts.
+            training: whether it is a pass of training.
+        """
+        return parameters
+
+    def finish(self, parameters: Mapping[str, Tensor], sites: Sequence[Site]) -> "tuple[Method, dict[str, Tensor]]":
+        """The method and parameters of the adapter that is kept when training has ended, saying the same (AdaMix
+        averages its experts)."""
+        return self, dict(parameters)
+
     @abstractmethod
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         """The ops that run at one of its sites. Differentiable in the parameters.
 
         Args:
-            parameters: all of the adapter's, by canonical name.
-            frozen: the backbone's own at the site, by their name in its module.
+            parameters: what `prepare` gave: all of the adapter's, by canonical name.
+            frozen: the backbone's own at the site, as `Backbone.frozen` gives them.
         """

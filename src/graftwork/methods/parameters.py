@@ -1,10 +1,10 @@
 """Declared parameters: what a method or head trains, by name, before any tensor exists.
 
-From one declaration follow the counts, the initial tensors, the keys a saved adapter must have, and what weight decay
-spares.
+From one declaration follow the counts, the initial tensors, the keys a saved adapter must have, what weight decay
+spares, and the rate of each.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,19 +22,25 @@ Group = Literal["adapter", "norms", "head"]
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One trained tensor, declared.
+    """One tensor of an adapter, declared.
 
     Attributes:
         shape: its shape.
         init: how it starts.
         group: under which heading it is counted.
         decay: whether weight decay acts on it (not on biases and norms).
+        trained: whether it is trained. One that is not is kept with the others and counted nowhere.
+        rate: its learning rate, as a multiple of the run's.
+        thaws: the epoch, counted from 0, from which on it is trained.
     """
 
     shape: tuple[int, ...]
     init: Init
     group: Group = "adapter"
     decay: bool = True
+    trained: bool = True
+    rate: float = 1.0
+    thaws: int = 0
 
     @property
     def count(self) -> int:
@@ -96,9 +102,14 @@ def initialise(
 
 
 class ParameterTree(nn.Module):
-    """Trainable parameters under dotted names: the keys of its state dict are those names."""
+    """Parameters under dotted names: the keys of its state dict are those names.
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    Args:
+        tensors: by name.
+        fixed: the names of those that are never trained; they become buffers.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], fixed: Collection[str] = ()) -> None:
         super().__init__()
         for name, tensor in tensors.items():
             *path, leaf = name.split(".")
@@ -107,4 +118,11 @@ class ParameterTree(nn.Module):
                 if part not in node._modules:
                     node.add_module(part, nn.Module())
                 node = node.get_submodule(part)
-            node.register_parameter(leaf, nn.Parameter(tensor))
+            if name in fixed:
+                node.register_buffer(leaf, tensor)
+            else:
+                node.register_parameter(leaf, nn.Parameter(tensor))
+
+    def by_name(self) -> dict[str, Tensor]:
+        """Every tensor by its name."""
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}

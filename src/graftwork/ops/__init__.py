@@ -1,5 +1,6 @@
 """What runs at a site: a short closed list of ops, each written once over the primitives of `routing`."""
 
+from graftwork.ops.bias import Bias
 from graftwork.ops.bottleneck import Bottleneck
 from graftwork.ops.dense import Dense
 from graftwork.ops.graft import Graft
@@ -7,6 +8,24 @@ from graftwork.ops.keyvalue import KeyValue
 from graftwork.ops.lowrank import LowRank
 from graftwork.ops.norm import Norm
 from graftwork.ops.op import Forward, Op
+from graftwork.ops.prompt import Prompt, PromptedEncoder
+from graftwork.ops.remember import Remember
 from graftwork.ops.routing import Route
+from graftwork.ops.scale import Scale
 
-__all__ = ["Bottleneck", "Dense", "Forward", "Graft", "KeyValue", "LowRank", "Norm", "Op", "Route"]
+__all__ = [
+    "Bias",
+    "Bottleneck",
+    "Dense",
+    "Forward",
+    "Graft",
+    "KeyValue",
+    "LowRank",
+    "Norm",
+    "Op",
+    "Prompt",
+    "PromptedEncoder",
+    "Remember",
+    "Route",
+    "Scale",
+]

@@ -1,7 +1,8 @@
-"""Dense op: a difference added to a module's own weights (full, partial and head-only fine-tuning lower to it)."""
+"""Dense op: differences added to a module's own parameters (full, partial and head-only fine-tuning lower to it)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,36 +15,36 @@ from graftwork.ops.op import Forward, Op, Place
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(Op):
-    """The module run with W + ΔW and b + Δb; the frozen W and b stay as they are.
+    """The module run with p + Δp in the place of each of its parameters p that is trained; the frozen ones stay as they
+    are.
 
-    Shapes: weight and bias as the module's own parameters; None where the module has none or it is not trained. The
-    sum is made in the difference's precision and then rounded to the backbone's, as mixed-precision training rounds
-    its weights.
+    Shapes: each difference as the module's own parameter of that name. The sum is made in the difference's precision
+    and then rounded to the backbone's, as mixed-precision training rounds its weights.
     """
 
-    weight: Float[Tensor, "..."] | None = None
-    bias: Float[Tensor, "..."] | None = None
+    differences: Mapping[str, Float[Tensor, "..."]]
 
-    kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear", "norm", "embedding"})
+    kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear", "fused", "norm", "embedding", "convolution", "module"})
     replaces: ClassVar[bool] = True
 
     def around(self, forward: Forward, place: Place) -> Forward:
-        deltas = {n: t for n, t in (("weight", self.weight), ("bias", self.bias)) if t is not None}
         frozen = dict(place.inner.named_parameters(recurse=False))
-        for name, delta in deltas.items():
-            if delta.shape != frozen[name].shape:
+        for name, difference in self.differences.items():
+            if difference.shape != frozen[name].shape:
                 raise SiteError(
-                    f"a difference of shape {tuple(delta.shape)} meets a {name} of shape {tuple(frozen[name].shape)}",
+                    f"a difference of shape {tuple(difference.shape)} meets a {name} of shape "
+                    f"{tuple(frozen[name].shape)}",
                     expected="one adapter for the whole batch: dense differences are not routed by row",
                 )
 
-        def dense(*args: Tensor) -> Tensor:
-            sums = {
-                name: (frozen[name].to(delta.dtype) + delta).to(frozen[name].dtype) for name, delta in deltas.items()
-            }
-            return functional_call(place.inner, sums, args)  # type: ignore[no-any-return]
+        def dense(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(place.inner, self.into(frozen), args, kwargs)
 
         return dense
+
+    def into(self, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums. Here `frozen` has the parameters as the module holds them."""
+        return {n: (frozen[n].to(d.dtype) + d).to(frozen[n].dtype) for n, d in self.differences.items()}
 
     def to(self, dtype: object) -> "Dense":
         """Itself: a difference is far smaller than its weight, so it must not be rounded before the two are added."""

@@ -8,14 +8,17 @@ was.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import RLock
 from typing import Any, final
 
+import torch
 import torch.nn as nn
+from torch import Tensor
 
-from graftwork.backbones import Backbone, Sites
+from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import SiteError
-from graftwork.ops.op import Op, Place
+from graftwork.ops.op import Forward, Op, Place
 from graftwork.ops.routing import Route
 
 Ops = Mapping[str, Sequence[Op]]
@@ -24,33 +27,68 @@ Ops = Mapping[str, Sequence[Op]]
 
 @dataclass
 class _Running:
-    """What acts during a forward pass: the ops at each site, and the batch's route."""
+    """What acts during a forward pass: the ops at each site, the batch's route, and what ops left for later ones."""
 
     ops: Ops = field(default_factory=dict)
     route: Route = field(default_factory=Route)
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
 
 @final
 class SiteModule(nn.Module, Place):
     """Stands in the place of one of the backbone's modules and runs it with the ops of its sites around it."""
 
-    def __init__(self, inner: nn.Module, names: Sequence[str], graft: "Graft") -> None:
+    def __init__(self, inner: nn.Module, sites: Sequence[Site], graft: "Graft") -> None:
         super().__init__()
         self.inner = inner
-        self.names = tuple(names)
+        self.sites = tuple(sites)
         self.graft = graft
 
     @property
     def route(self) -> Route:
         return self.graft.running.route
 
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        return self.graft.running.memory
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward: Any = self.inner
         ops = self.graft.running.ops
-        for name in self.names:
-            for op in ops.get(name, ()):
+        parts = []
+        for site in self.sites:
+            acting = ops.get(site.name, ())
+            if site.columns is not None and acting:
+                parts.append((site.columns, acting))
+                continue
+            for op in acting:
                 forward = op.around(forward, self)
+        if parts:
+            forward = self._around_parts(forward, parts)
         return forward(*args, **kwargs)
+
+    def _around_parts(self, forward: Forward, parts: Sequence[tuple[tuple[int, int], Sequence[Op]]]) -> Forward:
+        """A fused product, with ops around the linear maps that are its columns."""
+
+        def parted(x: Tensor) -> Tensor:
+            whole: Tensor = forward(x)
+            pieces, done = [], 0
+            for (start, end), acting in sorted(parts, key=lambda part: part[0]):
+                piece: Forward = partial(_columns, whole, start, end)
+                for op in acting:
+                    piece = op.around(piece, self)
+                pieces += [whole[..., done:start], piece(x)]
+                done = end
+            return torch.cat([*pieces, whole[..., done:]], dim=-1)
+
+        return parted
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models read a module's weight, or call its other methods.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inner, name)
 
 
 class Graft:
@@ -62,8 +100,21 @@ class Graft:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.running = _Running()
+        self.root: nn.Module = backbone.model
         self._lock = RLock()
         self._modules: dict[str, SiteModule] = {}
+
+    @property
+    def base(self) -> nn.Module:
+        """What to call for a pass of the backbone without its language-model head."""
+        path = self.backbone.base_path
+        return self.root.get_submodule(path) if path else self.root
+
+    @property
+    def encoder(self) -> nn.Module:
+        """What to call for a pass of an encoder-decoder's encoder alone."""
+        base: Any = self.base
+        return base.encoder  # type: ignore[no-any-return]
 
     def attach(self, names: Iterable[str]) -> None:
         """Wrap the modules of the named sites, where they are not wrapped yet.
@@ -81,7 +132,7 @@ class Graft:
             )
         for path in paths:
             inner = self.backbone.modules[path]
-            here = [site.name for site in self.backbone.sites.values() if site.path == path]
+            here = [site for site in self.backbone.sites.values() if site.path == path]
             self._modules[path] = module = SiteModule(inner, here, self)
             module.train(inner.training)
             self._put(path, module)
@@ -90,7 +141,7 @@ class Graft:
         """Put the backbone's own modules back."""
         with self._lock:
             # Innermost first: a wrapped module may stand inside another wrapped one.
-            for path, module in sorted(self._modules.items(), key=lambda item: -item[0].count(".")):
+            for path, module in sorted(self._modules.items(), key=lambda item: -len(item[0])):
                 self._put(path, module.inner)
             self._modules.clear()
             self.running = _Running()
@@ -115,8 +166,15 @@ class Graft:
         return self.run(self.running.ops, self.running.route)
 
     def _put(self, path: str, module: nn.Module) -> None:
+        if not path:
+            self.root = module
+            return
         parent, _, leaf = path.rpartition(".")
         setattr(self.backbone.model.get_submodule(_through(self._modules, parent)), leaf, module)
+
+
+def _columns(whole: Tensor, start: int, end: int, x: Tensor) -> Tensor:
+    return whole[..., start:end]
 
 
 def check(ops: Ops, sites: Sites) -> None:

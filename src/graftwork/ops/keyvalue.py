@@ -24,10 +24,12 @@ class KeyValue(Op):
     seen: Bool[Tensor, "S l"] | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"attention"})
+    unmergeable: ClassVar[str] = "an attention has no weights for keys and values that do not come from its input"
 
     def around(self, forward: Forward, place: Place) -> Forward:
-        def attend(*args: Any, **kwargs: Any) -> Any:
-            return forward(*args, rows=self._rows(place), **kwargs)
+        def attend(*args: Any, rows: Rows | None = None, **kwargs: Any) -> Any:
+            own = self._rows(place)
+            return forward(*args, rows=own if rows is None else own.before(rows), **kwargs)
 
         return attend
 

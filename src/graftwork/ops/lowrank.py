@@ -1,5 +1,6 @@
 """Low-rank op: y + B(A x) at a linear site (LoRA and its relatives lower to it)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,3 +33,7 @@ class LowRank(Op):
             return inner + routing.linear(shrunk, self.B, place.route)
 
         return low_rank
+
+    def into(self, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        difference = self.B.double() @ self.A.double()
+        return {**frozen, "weight": (frozen["weight"].double() + difference).to(frozen["weight"])}

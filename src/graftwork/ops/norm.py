@@ -1,5 +1,6 @@
 """Norm op: a layer norm's gain and bias, replaced by trained ones."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +38,10 @@ class Norm(Op):
             return scaled if self.bias is None else scaled + routing.per_row(self.bias, place.route, x.dim())
 
         return norm
+
+    def into(self, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        bias = {} if self.bias is None else {"bias": self.bias.to(frozen["bias"])}
+        return {**frozen, "weight": self.gain.to(frozen["weight"]), **bias}
 
     @staticmethod
     def _normalise(place: Place, x: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from graftwork.adapters import Head
 from graftwork.adapters.adapter import counts, declare
 from graftwork.backbones import Backbone, Pooling
+from graftwork.heads import head_for
 from graftwork.methods import make_method
 
 BYTES = 4
@@ -31,11 +31,12 @@ def count(
     """
     outline = Backbone.outline(backbone)
     chosen = make_method(method, settings)
-    head = Head(
-        kind="classification" if num_labels > 1 else "regression",
-        num_outputs=num_labels,
+    head = head_for(
+        "classification" if num_labels > 1 else "regression",
+        outline,
+        num_labels=num_labels,
         pooling=outline.pooling if pooling == "auto" else pooling,
-        extra_layer=chosen.extra_classifier_layer,
+        **chosen.head_fields,
     )
     declared = declare(outline, chosen, head)
     groups = counts(declared)

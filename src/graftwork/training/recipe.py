@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from graftwork.adapters import Head
 from graftwork.backbones import Backbone
 from graftwork.errors import RecipeError, nearest
+from graftwork.heads import Head, head_for
 from graftwork.methods import Method, make_method
 from graftwork.tasks import Task, find_task
 from graftwork.training.settings import TrainingSettings
@@ -34,7 +34,7 @@ class Recipe(BaseModel):
     dtype: str = "auto"
     task: str | dict[str, Any]
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "houlsby"})
-    pooling: Literal["auto", "pooler", "first", "mean"] = "auto"
+    pooling: Literal["auto", "pooler", "first", "last", "mean"] = "auto"
     train: TrainingSettings = Field(default_factory=TrainingSettings)
 
     @classmethod
@@ -105,12 +105,8 @@ class Recipe(BaseModel):
 
     def head(self, task: Task, method: Method, backbone: Backbone) -> Head:
         """The head that the task needs."""
-        return Head(
-            kind=task.kind,
-            num_outputs=len(task.labels) if task.labels else 1,
-            pooling=backbone.pooling if self.pooling == "auto" else self.pooling,
-            extra_layer=method.extra_classifier_layer,
-        )
+        pooling = backbone.pooling if self.pooling == "auto" else self.pooling
+        return head_for(task.kind, backbone, num_labels=len(task.labels or ()), pooling=pooling, **method.head_fields)
 
 
 def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""The head of multiple choice on a backbone without a language-model head: a score for each choice."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from graftwork.backbones import Backbone, Pooling
+from graftwork.heads.head import Head, Reading, States, linear
+from graftwork.heads.pooled import check_pooling, pool, unused_by
+from graftwork.methods.parameters import Parameter, normal, zeros
+
+
+class ChoiceHead(Head):
+    """One number for each pair of a question and a choice; the logits of a question are its choices' (Devlin et al.
+    2019, section 4.4).
+
+    Attributes:
+        pooling, dropout, init_std: as for `PooledHead`.
+    """
+
+    reads: ClassVar[Reading] = "text"
+
+    kind: Literal["multiple-choice"] = "multiple-choice"
+    pooling: Pooling
+    dropout: NonNegativeFloat = Field(default=0.1, lt=1.0)
+    init_std: PositiveFloat = 0.02
+
+    def check(self, backbone: Backbone) -> None:
+        check_pooling(self.pooling, backbone)
+
+    def unused_sites(self, backbone: Backbone) -> tuple[str, ...]:
+        return unused_by(self.pooling)
+
+    def declare(self, backbone: Backbone) -> dict[str, Parameter]:
+        shape = (1, backbone.hidden_size)
+        return {
+            "head.classifier.weight": Parameter(shape=shape, init=normal(self.init_std), group="head"),
+            "head.classifier.bias": Parameter(shape=(1,), init=zeros, group="head", decay=False),
+        }
+
+    def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Float[Tensor, "B C"]:
+        pooled = F.dropout(pool(states, self.pooling), self.dropout, training)
+        return linear(pooled, parameters, "head.classifier").view(-1, states.choices)
+
+    def loss(
+        self, logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], states: States, parameters: Mapping[str, Tensor]
+    ) -> Float[Tensor, ""]:
+        return F.cross_entropy(logits, labels)

@@ -1,0 +1,105 @@
+"""The interface of a head: a task's output layer, and what it reads of a pass of the backbone.
+
+Notation: B rows, T tokens, d hidden size, V vocabulary, C outputs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from graftwork.backbones import Backbone
+from graftwork.methods.parameters import Parameter
+
+
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """What a pass of the backbone says.
+
+    Attributes:
+        last: (B, T, d), the last layer's output; of an encoder-decoder, the decoder's, or the encoder's where the head
+            reads one state a token of the text.
+        pooled: (B, d), the pooling layer's output, where there is one.
+        layers: (B, T, d) for the embeddings and each layer, where the head asked for them.
+        scores: (B, T, V), the language-model head's, where the head asked for them.
+        mask: (B, T), 1 for real tokens; None when all are real.
+        segments: (B, T), 0 and 1 for the first and second text of a pair, where the backbone tells them apart.
+        targets: (B, T), the tokens whose scores a head asks for, where there are any; -100 where there is none.
+        choices: how many rows running are the choices of one question.
+    """
+
+    last: Float[Tensor, "B T d"] | None = None
+    pooled: Float[Tensor, "B d"] | None = None
+    layers: tuple[Tensor, ...] | None = None
+    scores: Float[Tensor, "B T V"] | None = None
+    mask: Tensor | None = None
+    segments: Tensor | None = None
+    targets: Tensor | None = None
+    choices: int = 1
+
+
+Reading = Literal["text", "tokens", "layers", "vocabulary"]
+"""What a head reads: one vector a text; one a token; all layers; or the language-model head's scores."""
+
+
+class Head(BaseModel, ABC):
+    """A task's output layer, computed in float32.
+
+    Attributes:
+        kind: which head it is, in files.
+
+    Class attributes:
+        reads: what it reads.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    reads: ClassVar[Reading]
+
+    @property
+    def num_labels(self) -> int | None:
+        """How many labels its task has; None when it has none."""
+        return None
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a backbone that does not have what the head reads.
+
+        Raises:
+            BackboneError: what it lacks.
+        """
+
+    def unused_sites(self, backbone: Backbone) -> tuple[str, ...]:
+        """Sites whose output the head does not read, so that training them would do nothing."""
+        return ()
+
+    @abstractmethod
+    def declare(self, backbone: Backbone) -> dict[str, Parameter]:
+        """The head's parameters, by name in an adapter; each begins with `head.`."""
+
+    @abstractmethod
+    def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Tensor:
+        """What the head says, in float32."""
+
+    @abstractmethod
+    def loss(
+        self, logits: Tensor, labels: Tensor, states: States, parameters: Mapping[str, Tensor]
+    ) -> Float[Tensor, ""]:
+        """How far that is from the labels."""
+
+    def divergence(self, one: Tensor, other: Tensor) -> Float[Tensor, ""]:
+        """How far apart two passes over the same rows are: half the sum of the two Kullback-Leibler divergences, each
+        target detached (Wang et al. 2022, "AdaMix", eq. 9)."""
+        p, q = one.log_softmax(dim=-1), other.log_softmax(dim=-1)
+        both = [F.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1).mean() for a, b in ((p, q), (q, p))]
+        return (both[0] + both[1]) / 2
+
+
+def linear(x: Tensor, parameters: Mapping[str, Tensor], name: str) -> Tensor:
+    """In the precision of x: whoever calls `.to(dtype)` on a whole model casts the head's parameters too."""
+    return F.linear(x, parameters[f"{name}.weight"].to(x), parameters[f"{name}.bias"].to(x))

@@ -1,0 +1,129 @@
+"""Heads that read the backbone's own language-model head: generation, and multiple choice by likelihood.
+
+Notation: B rows, C choices, T tokens, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from graftwork.backbones import Backbone
+from graftwork.errors import BackboneError
+from graftwork.heads.head import Head, Reading, States
+from graftwork.heads.tokens import IGNORED
+from graftwork.methods.parameters import Parameter
+
+
+class LanguageHead(Head):
+    """Generation with the backbone's own language-model head, which brings no parameters.
+
+    Attributes:
+        shifted: whether the scores at a token are those of the one after it (a causal model's are; a decoder's inputs
+            are shifted already).
+    """
+
+    reads: ClassVar[Reading] = "vocabulary"
+
+    kind: Literal["generation"] = "generation"
+    shifted: bool
+
+    def check(self, backbone: Backbone) -> None:
+        require_language_model(backbone)
+
+    def unused_sites(self, backbone: Backbone) -> tuple[str, ...]:
+        return ("pooler",)
+
+    def declare(self, backbone: Backbone) -> dict[str, Parameter]:
+        return {}
+
+    def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Float[Tensor, "B T V"]:
+        assert states.scores is not None
+        return states.scores.float()
+
+    def loss(
+        self,
+        logits: Float[Tensor, "B T V"],
+        labels: Int[Tensor, "B T"],
+        states: States,
+        parameters: Mapping[str, Tensor],
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy over the tokens that have a label."""
+        if self.shifted:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+class LikelihoodHead(Head):
+    """Multiple choice by the likelihood that the language model gives each choice, trained by the three losses of T-Few
+    (Liu et al. 2022, section 3.2): L_LM + L_UL + L_LN.
+
+    A choice's score is its mean log-probability a token; the scores of a question are its logits.
+
+    Attributes:
+        shifted: as for `LanguageHead`.
+        unlikelihood, length_normalised: whether L_UL and L_LN are added.
+    """
+
+    reads: ClassVar[Reading] = "vocabulary"
+
+    kind: Literal["likelihood"] = "likelihood"
+    shifted: bool
+    unlikelihood: bool = True
+    length_normalised: bool = True
+
+    def check(self, backbone: Backbone) -> None:
+        require_language_model(backbone)
+
+    def unused_sites(self, backbone: Backbone) -> tuple[str, ...]:
+        return ("pooler",)
+
+    def declare(self, backbone: Backbone) -> dict[str, Parameter]:
+        return {}
+
+    def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Float[Tensor, "B C"]:
+        found, real = self._log_probabilities(states)
+        return (found.sum(-1) / real.sum(-1)).view(-1, states.choices)
+
+    def loss(
+        self, logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], states: States, parameters: Mapping[str, Tensor]
+    ) -> Float[Tensor, ""]:
+        right = F.one_hot(labels, states.choices).bool()
+        # L_LM is the mean over the right choice's tokens, which is what its logit is.
+        loss = -logits[right].mean()
+        if self.unlikelihood:
+            found, real = self._log_probabilities(states)
+            wrong = ~right.flatten()
+            unlikely = -torch.log1p(-found[wrong].exp().clamp(max=1 - 1e-6)) * real[wrong]
+            loss = loss + unlikely.sum() / real[wrong].sum()
+        if self.length_normalised:
+            loss = loss + F.cross_entropy(logits, labels)
+        return loss
+
+    def _log_probabilities(self, states: States) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
+        """Of each target token, 0 where there is none, and 1 where there is one."""
+        assert states.scores is not None
+        assert states.targets is not None
+        scores, targets = states.scores.float(), states.targets
+        if self.shifted:
+            scores, targets = scores[:, :-1], targets[:, 1:]
+        real = (targets != IGNORED).to(scores)
+        chosen = scores.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1) - scores.logsumexp(dim=-1)
+        return chosen * real, real
+
+
+def require_language_model(backbone: Backbone) -> None:
+    """Refuse a backbone without a language-model head.
+
+    Raises:
+        BackboneError: it has none.
+    """
+    if not backbone.generates:
+        raise BackboneError(
+            f"backbone {backbone.name!r} has no language-model head, so it cannot generate text",
+            expected="a causal or an encoder-decoder language model (GPT-2, Llama, T5, BART, ...)",
+            change="--backbone",
+        )

@@ -1,0 +1,117 @@
+"""Heads over one vector a text or image: classification and regression."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from graftwork.backbones import Backbone, Pooling
+from graftwork.errors import BackboneError
+from graftwork.heads.head import Head, Reading, States, linear
+from graftwork.methods.parameters import Parameter, normal, zeros
+
+
+class PooledHead(Head):
+    """A classifier or a regressor: logits = W · dropout(pooled) + b.
+
+    With `extra_layer`, pooled is first sent through tanh(V · pooled + c), V (d, d).
+
+    Attributes:
+        kind: `classification` gives num_outputs logits, `regression` one number.
+        pooling: how one vector is made of a text.
+        dropout: before the classifier, in training.
+        init_std: the classifier starts N(0, init_std²) with bias 0.
+    """
+
+    reads: ClassVar[Reading] = "text"
+
+    kind: Literal["classification", "regression"]
+    num_outputs: PositiveInt
+    pooling: Pooling
+    extra_layer: bool = False
+    dropout: NonNegativeFloat = Field(default=0.1, lt=1.0)
+    init_std: PositiveFloat = 0.02
+
+    @property
+    def num_labels(self) -> int | None:
+        return self.num_outputs if self.kind == "classification" else None
+
+    def check(self, backbone: Backbone) -> None:
+        check_pooling(self.pooling, backbone)
+
+    def unused_sites(self, backbone: Backbone) -> tuple[str, ...]:
+        return unused_by(self.pooling)
+
+    def declare(self, backbone: Backbone) -> dict[str, Parameter]:
+        d, c = backbone.hidden_size, self.num_outputs
+        weight = normal(self.init_std)
+        extra = {
+            "head.dense.weight": Parameter(shape=(d, d), init=weight, group="head"),
+            "head.dense.bias": Parameter(shape=(d,), init=zeros, group="head", decay=False),
+        }
+        return {
+            **(extra if self.extra_layer else {}),
+            "head.classifier.weight": Parameter(shape=(c, d), init=weight, group="head"),
+            "head.classifier.bias": Parameter(shape=(c,), init=zeros, group="head", decay=False),
+        }
+
+    def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Float[Tensor, "B C"]:
+        pooled = pool(states, self.pooling)
+        if self.extra_layer:
+            pooled = torch.tanh(linear(pooled, parameters, "head.dense"))
+        pooled = F.dropout(pooled, self.dropout, training)
+        return linear(pooled, parameters, "head.classifier")
+
+    def loss(
+        self, logits: Float[Tensor, "B C"], labels: Tensor, states: States, parameters: Mapping[str, Tensor]
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy over class ids, or mean squared error over numbers."""
+        if self.kind == "regression":
+            return F.mse_loss(logits.squeeze(-1), labels.to(logits))
+        return F.cross_entropy(logits, labels)
+
+    def divergence(self, one: Tensor, other: Tensor) -> Float[Tensor, ""]:
+        """Of two numbers, the squared difference."""
+        return F.mse_loss(one, other) if self.kind == "regression" else super().divergence(one, other)
+
+
+def check_pooling(pooling: Pooling, backbone: Backbone) -> None:
+    """Refuse a pooling that the backbone does not have.
+
+    Raises:
+        BackboneError: `pooler` on a backbone without a pooling layer.
+    """
+    if pooling == "pooler" and getattr(backbone.base, "pooler", None) is None:
+        raise BackboneError(
+            f"backbone {backbone.name!r} has no pooling layer",
+            expected="pooling first, last or mean",
+            change="--pooling",
+        )
+
+
+def unused_by(pooling: Pooling) -> tuple[str, ...]:
+    """The sites that are not read when vectors are made in that way."""
+    return ("lm_head",) if pooling == "pooler" else ("lm_head", "pooler")
+
+
+def pool(states: States, pooling: Pooling) -> Float[Tensor, "B d"]:
+    """One float32 vector a text."""
+    if pooling == "pooler":
+        assert states.pooled is not None  # the head has been checked
+        return states.pooled.float().flatten(1)
+    assert states.last is not None
+    hidden, mask = states.last.float(), states.mask
+    if pooling == "first":
+        return hidden[:, 0]
+    if mask is None:
+        return hidden.mean(dim=1) if pooling == "mean" else hidden[:, -1]
+    if pooling == "last":
+        positions = torch.arange(hidden.shape[1], device=hidden.device)
+        last = (mask * positions).argmax(dim=1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    weights = mask.to(hidden).unsqueeze(-1)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)

@@ -1,0 +1,65 @@
+"""The head over every token: sequence tagging."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from graftwork.backbones import Backbone
+from graftwork.heads.head import Head, Reading, States, linear
+from graftwork.methods.parameters import Parameter, normal, zeros
+
+IGNORED = -100
+"""The label of what no loss is taken over: padding, and all word-pieces of a word but the first."""
+
+
+class TokenHead(Head):
+    """A classifier of tokens: logits_t = W · dropout(h_t) + b (Devlin et al. 2019, section 5.3).
+
+    A word is judged by its first word-piece.
+
+    Attributes:
+        num_outputs: number of tags.
+        dropout: before the classifier, in training.
+        init_std: the classifier starts N(0, init_std²) with bias 0.
+    """
+
+    reads: ClassVar[Reading] = "tokens"
+
+    kind: Literal["token-classification"] = "token-classification"
+    num_outputs: PositiveInt
+    dropout: NonNegativeFloat = Field(default=0.1, lt=1.0)
+    init_std: PositiveFloat = 0.02
+
+    @property
+    def num_labels(self) -> int:
+        return self.num_outputs
+
+    def unused_sites(self, backbone: Backbone) -> tuple[str, ...]:
+        """A decoder is not run: of an encoder-decoder the encoder's states are read."""
+        decoder = [site.name for site in backbone.sites.values() if site.stack == "decoder"]
+        return ("lm_head", "pooler", *decoder)
+
+    def declare(self, backbone: Backbone) -> dict[str, Parameter]:
+        d, c = backbone.hidden_size, self.num_outputs
+        return {
+            "head.classifier.weight": Parameter(shape=(c, d), init=normal(self.init_std), group="head"),
+            "head.classifier.bias": Parameter(shape=(c,), init=zeros, group="head", decay=False),
+        }
+
+    def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Float[Tensor, "B T C"]:
+        assert states.last is not None
+        return linear(F.dropout(states.last.float(), self.dropout, training), parameters, "head.classifier")
+
+    def loss(
+        self,
+        logits: Float[Tensor, "B T C"],
+        labels: Int[Tensor, "B T"],
+        states: States,
+        parameters: Mapping[str, Tensor],
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy over the tags of the tokens that have one."""
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)

@@ -1,0 +1,31 @@
+"""Remember op: what enters a linear map, kept for an op that acts further on in the same sub-layer."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from graftwork.backbones import SiteKind
+from graftwork.ops.op import Forward, Op, Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remember(Op):
+    """Changes nothing. A parallel bottleneck acts at a sub-layer's result and reads the sub-layer's input.
+
+    Attributes:
+        key: under which the input stands in the pass's memory until it is overwritten.
+    """
+
+    key: str
+
+    kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear"})
+    unmergeable: ClassVar[str] = "what is parallel to a sub-layer is no part of it"
+
+    def around(self, forward: Forward, place: Place) -> Forward:
+        def remembering(x: Tensor) -> Tensor:
+            place.memory[self.key] = x
+            y: Tensor = forward(x)
+            return y
+
+        return remembering
