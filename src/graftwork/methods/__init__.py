@@ -12,20 +12,25 @@ from graftwork.methods.method import Method
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Houlsby, LoRA, FullFineTuning, HeadOnly)}
 
+NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {}
+"""What papers call by a name of its own and is another method with other settings: name -> (method, settings)."""
+
 __all__ = ["METHODS", "NAMED", "FullFineTuning", "HeadOnly", "Houlsby", "LoRA", "Method", "make_method"]
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     """The method of that name (`houlsby`, `LoRA`, `full_fine_tuning`: case and separators do not matter) with its
-    settings.
+    settings. Those of a named one (`NAMED`) can be set anew.
 
     Raises:
         MethodError: unknown name or settings.
     """
-    plain = {_plain(known): method for known, method in METHODS.items()}
-    if _plain(name) not in plain:
-        raise MethodError(f"unknown method {name!r}", expected=nearest(name, METHODS), change="--method")
-    return plain[_plain(name)](**(settings or {}))
+    known: dict[str, tuple[str, Mapping[str, Any]]] = {_plain(given): (given, {}) for given in METHODS}
+    known |= {_plain(given): named for given, named in NAMED.items()}
+    if _plain(name) not in known:
+        raise MethodError(f"unknown method {name!r}", expected=nearest(name, {*METHODS, *NAMED}), change="--method")
+    method, preset = known[_plain(name)]
+    return METHODS[method](**{**preset, **(settings or {})})
 
 
 def _plain(name: str) -> str:
