@@ -206,7 +206,7 @@ def _through(wrapped: Mapping[str, SiteModule], path: str) -> str:
     """The path as it is while modules on the way are wrapped: `a.b` is at `a.inner.b` when `a` is."""
     parts: list[str] = []
     original: list[str] = []
-    for part in path.split("."):
+    for part in path.split(".") if path else ():
         parts.append(part)
         original.append(part)
         if ".".join(original) in wrapped:
