@@ -150,8 +150,10 @@ def _chrf(predictions: Sequence[str], references: References) -> float:
 def _rouge(name: str) -> Callable[[Sequence[str], References], float]:
     def mean_f1(predictions: Sequence[str], references: References) -> float:
         from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.tokenizers import DefaultTokenizer
 
-        scorer = RougeScorer([name])
+        # The scorer's default as well, but it would log so each time. Lower case, and only a-z and 0-9 are kept.
+        scorer = RougeScorer([name], tokenizer=DefaultTokenizer())
         rows = zip(predictions, references, strict=True)
         scores = [float(scorer.score_multi(known, said)[name].fmeasure) for said, known in rows]
         return sum(scores) / len(scores)

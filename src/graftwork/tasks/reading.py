@@ -79,6 +79,10 @@ def _read_split(path: Path, task: Task, wanted: frozenset[str]) -> Table:
     # Tables with a delimiter cannot hold lists, so of those only .jsonl and the like are no lines of words and tags.
     if task.layout == "conll" and path.suffix.lower() not in (".json", ".jsonl", ".parquet"):
         return read_conll(path, task)
+    if task.header is not None:
+        raise DataError(
+            f"{path} names its columns itself", expected="no header for such a file", change="the task's header"
+        )
     return read_file(path, wanted)
 
 
@@ -299,8 +303,7 @@ def _read_e2e(path: Path, split: SplitName, wanted: frozenset[str]) -> Table:
         raise DataError(
             f"{path} is missing",
             expected=f"the E2E release's file, or another in its place (there are {', '.join(there)})",
-            change=f"--data, or --task.splits.{split} FILE; a split that loses its own file so is held out of the "
-            "training rows",
+            change=f"--data, or --task.splits.{split} FILE (a split whose own file is taken is held out of training)",
         )
     return read_file(path, wanted)
 

@@ -209,8 +209,10 @@ class Task(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
+            # A default that depends on a field that is wrong is no problem of its own.
+            details = [detail for detail in error.errors() if detail["type"] != "default_factory_not_called"]
             raise RecipeError(
-                f"{origin} is no valid task: " + "; ".join(_describe(detail) for detail in error.errors()),
+                f"{origin} is no valid task: " + "; ".join(map(_describe, details)),
                 expected="the keys " + ", ".join(cls.model_fields),
                 change=origin,
             ) from None
