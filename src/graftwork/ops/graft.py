@@ -44,6 +44,15 @@ class SiteModule(nn.Module, Place):
     def route(self) -> Route:
         return self.graft.running.route
 
+    def __getattr__(self, name: str) -> Any:
+        """What it has not itself is the module's that it holds: the backbone's code reads weights and settings."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "inner":
+                raise
+            return getattr(self.inner, name)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward: Any = self.inner
         ops = self.graft.running.ops

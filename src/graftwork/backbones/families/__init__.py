@@ -2,14 +2,28 @@
 
 from transformers import PreTrainedModel
 
+from graftwork.backbones.families.albert import ALBERT
+from graftwork.backbones.families.bart import BART, MBART, PEGASUS
 from graftwork.backbones.families.bert import BERT, DISTILBERT
+from graftwork.backbones.families.deberta import DEBERTA
 from graftwork.backbones.families.family import Entry, Family, Stack, base_path, has_module, hidden_size
+from graftwork.backbones.families.gemma import GEMMA
 from graftwork.backbones.families.gpt2 import GPT2
 from graftwork.backbones.families.llama import LLAMA
+from graftwork.backbones.families.modernbert import MODERNBERT
+from graftwork.backbones.families.mpnet import MPNET
+from graftwork.backbones.families.phi3 import PHI3
+from graftwork.backbones.families.resnet import RESNET
 from graftwork.backbones.families.t5 import T5
+from graftwork.backbones.families.vit import DINOV2, VIT
 from graftwork.errors import BackboneError
 
-FAMILIES = (BERT, DISTILBERT, GPT2, LLAMA, T5)
+FAMILIES = (
+    *(BERT, DISTILBERT, ALBERT, MPNET, DEBERTA, MODERNBERT),
+    *(GPT2, LLAMA, GEMMA, PHI3),
+    *(T5, BART, MBART, PEGASUS),
+    *(VIT, DINOV2, RESNET),
+)
 
 __all__ = ["FAMILIES", "Entry", "Family", "Stack", "base_path", "family_of", "has_module", "hidden_size"]
 
