@@ -60,8 +60,8 @@ CONFIGS: dict[str, dict[str, object]] = {
     "modernbert": {**SIZES, **LOCAL, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "norm_bias": True}
     | {"cls_token_id": 1, "sep_token_id": 2},
     "gpt2": {
-        **{"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 48, "vocab_size": 100},
-        **{"bos_token_id": 1, "eos_token_id": 2},
+        **{"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 48, "n_inner": INNER},
+        **{"vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2},
     },
     "llama": GROUPED,
     "mistral": {**GROUPED, "sliding_window": 4},
@@ -72,7 +72,7 @@ CONFIGS: dict[str, dict[str, object]] = {
     "gemma3_text": {**GROUPED, **LOCAL, "query_pre_attn_scalar": 8},
     "phi3": {key: value for key, value in GROUPED.items() if key != "head_dim"},
     "t5": {**T5, "feed_forward_proj": "relu"},
-    "mt5": {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "mt5": {**T5, "feed_forward_proj": "gated-gelu"},
     "bart": BART,
     "mbart": BART,
     "pegasus": BART,

@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from graftwork.backbones.families.albert import ALBERT
-from graftwork.backbones.families.bart import BART, MBART, PEGASUS
+from graftwork.backbones.families.bart import BART, MBART
 from graftwork.backbones.families.bert import BERT, DISTILBERT
 from graftwork.backbones.families.deberta import DEBERTA
 from graftwork.backbones.families.family import Entry, Family, Stack, base_path, has_module, hidden_size
@@ -21,7 +21,7 @@ from graftwork.errors import BackboneError
 
 TABLES = {
     "albert.py": (ALBERT,),
-    "bart.py": (BART, MBART, PEGASUS),
+    "bart.py": (BART, MBART),
     "bert.py": (BERT, DISTILBERT),
     "deberta.py": (DEBERTA,),
     "gemma.py": (GEMMA,),
@@ -73,7 +73,7 @@ def family_of(model: PreTrainedModel) -> Family:
                 why[family.name] = error.problem
             if not why[family.name]:
                 return family
-    nearest = min(FAMILIES, key=lambda family: len(lacks[family.name]))
+    nearest = min(FAMILIES, key=lambda family: len(lacks[family.name]) / family.num_required)
     file = next(file for file, families in TABLES.items() if nearest in families)
     raise BackboneError(
         f"model type {model_type!r} has the layout of no known family (nearest: {nearest.name}, but"

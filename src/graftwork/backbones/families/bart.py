@@ -1,5 +1,5 @@
 """BART, whose norms follow its sub-layers, and mBART and Pegasus, whose norms stand before them. Their dropout is a
-function, not a module: each result is the output of the sub-layer's last linear map.
+function, not a module: each result is the output of the sub-layer's last linear map. Pegasus computes its positions.
 """
 
 from graftwork.backbones.families.family import Entry, Family, Stack
@@ -28,7 +28,7 @@ def _ffn(*, post: bool) -> dict[str, Entry]:
     return {**sublayer, **norm} if post else {**norm, **sublayer}
 
 
-def _stack(name: str, position: Entry, *, post: bool) -> Stack:
+def _stack(name: str, *, post: bool) -> Stack:
     layer = _attention("attention", "self_attn", post=post)
     if name == "decoder":
         layer |= _attention("cross_attention", "encoder_attn", post=post)
@@ -38,7 +38,7 @@ def _stack(name: str, position: Entry, *, post: bool) -> Stack:
         layers=f"{name}.layers.*",
         before={
             "embeddings.word": Entry("embedding", f"{name}.embed_tokens"),
-            "embeddings.position": position,
+            "embeddings.position": Entry("embedding", f"{name}.embed_positions", rowwise=False),
             "embeddings.norm": Entry("norm", f"{name}.layernorm_embedding", required=False),
         },
         layer={**layer, **_ffn(post=post)},
@@ -46,18 +46,14 @@ def _stack(name: str, position: Entry, *, post: bool) -> Stack:
     )
 
 
-def _family(name: str, model_type: str, *, post: bool, sinusoids: bool = False) -> Family:
-    def position(stack: str) -> Entry:
-        return Entry("embedding", f"{stack}.embed_positions", constant=sinusoids, rowwise=False)
-
+def _family(name: str, *model_types: str, post: bool) -> Family:
     return Family(
         name=name,
-        model_types=frozenset({model_type}),
+        model_types=frozenset(model_types),
         before={"embeddings.word": Entry("embedding", "shared")},
-        stacks=tuple(_stack(stack, position(stack), post=post) for stack in ("encoder", "decoder")),
+        stacks=tuple(_stack(stack, post=post) for stack in ("encoder", "decoder")),
     )
 
 
 BART = _family("bart", "bart", post=True)
-MBART = _family("mbart", "mbart", post=False)
-PEGASUS = _family("pegasus", "pegasus", post=False, sinusoids=True)
+MBART = _family("mbart", "mbart", "pegasus", post=False)

@@ -38,7 +38,6 @@ class Entry:
         follows_residual: of a norm, whether it normalises the sum of a sub-layer's output and its residual.
         reads: names of the parameters that the module reads from modules within it without calling them; where there
             are some, they alone are the site's.
-        constant: whether its parameters are computed and never trained (sinusoids).
         rowwise: whether what enters has a row for each row of the batch.
     """
 
@@ -48,7 +47,6 @@ class Entry:
     part: Part | None = None
     follows_residual: bool = False
     reads: tuple[str, ...] = ()
-    constant: bool = False
     rowwise: bool = True
 
     def paths(self, start: str = "") -> list[str]:
@@ -132,6 +130,12 @@ class Family:
         places = [entry.paths(start) for entry, start in wanted if entry.required]
         return [paths[0] for paths in places if not any(has_module(model, path) for path in paths)]
 
+    @property
+    def num_required(self) -> int:
+        """Number of required paths, of which `missing` names those that are not there."""
+        entries = [*self.before.values(), *(entry for stack in self.stacks for _, entry, _ in stack.entries())]
+        return sum(entry.required for entry in entries)
+
     def sites(self, model: PreTrainedModel) -> Sites:
         """The model's sites, each checked against the module that stands there.
 
@@ -208,6 +212,8 @@ class SiteReader:
             own_here: dict[str, nn.Parameter] = {}
         else:
             own_here = own
+        if entry.kind in ("linear", "fused", "embedding", "norm", "convolution") and "weight" not in own:
+            raise BackboneError(f"what stands at {path!r} has no weight, so that it is no {entry.kind} ({name})")
         width = hidden_size(self.model.config)
         site = Site(
             name=name,
@@ -217,7 +223,7 @@ class SiteReader:
             layer=layer,
             in_features=width,
             out_features=width,
-            parameters={} if entry.constant else {n: tuple(p.shape) for n, p in own_here.items()},
+            parameters={n: tuple(p.shape) for n, p in own_here.items() if not _computed(module)},
             follows_residual=entry.follows_residual,
             rowwise=entry.rowwise,
         )
@@ -241,7 +247,7 @@ class SiteReader:
             convolution: Any = module
             site = replace(site, in_features=convolution.in_channels, out_features=convolution.out_channels)
         elif entry.kind == "norm":
-            size = next(iter(own.values())).shape[0]
+            size = own["weight"].shape[0]
             site = replace(site, in_features=size, out_features=size)
         elif entry.kind == "attention":
             heads, key_value_heads, dim = self._head_sizes(stack)
@@ -338,6 +344,11 @@ def has_module(model: nn.Module, path: str) -> bool:
 def _numbers(model: nn.Module, path: str) -> range:
     """The numbers of the modules in a list at a path; none where there is no list."""
     return range(len(list(model.get_submodule(path).children()))) if has_module(model, path) else range(0)
+
+
+def _computed(module: nn.Module) -> bool:
+    """Whether a table is computed and never trained: transformers names such classes so."""
+    return "Sinusoidal" in type(module).__name__
 
 
 def _columns(part: Part, out: int, sizes: tuple[int, int, int]) -> tuple[int, int]:

@@ -42,7 +42,8 @@ def disprove(model: PreTrainedModel, family: Family, sites: Sites) -> str:
         if wants_attention:
             model.set_attn_implementation(PROBE)
         try:
-            return _Proof(model, family, sites).failure()
+            with torch.no_grad():
+                return _Proof(model, family, sites).failure()
         except FAILURES as error:
             return f"it cannot be run on a tiny input ({type(error).__name__}: {error})"
 
@@ -60,7 +61,7 @@ class _Run:
         self._results = {site.path for site in sites.of_kind("result")}
         self._attentions = {site.path for site in sites.of_kind("attention")}
         self._generator = torch.Generator().manual_seed(0)
-        with ExitStack() as hooks, torch.no_grad():
+        with ExitStack() as hooks:
             for path in paths:
                 module = model.get_submodule(path)
                 before = module.register_forward_pre_hook(self._before(path), with_kwargs=True)
@@ -125,6 +126,8 @@ class _Proof:
                 yield from self._result(site)
             yield from self._gates()
             yield from self._causality()
+            if not torch.equal(*(self.model(**tiny_input(self.model))[0] for _ in range(2))):
+                yield "two passes over one input give different outputs"
 
     def _calls(self) -> Iterator[str]:
         run = self.run
@@ -204,8 +207,7 @@ class _Proof:
         inputs = tiny_input(self.model)
         changed = {**inputs, "input_ids": inputs["input_ids"].clone()}
         changed["input_ids"][:, -1] = (changed["input_ids"][:, -1] + 1) % int(self.model.config.vocab_size)
-        with torch.no_grad():
-            first, second = (self.model(**each)[0][:, 0] for each in (inputs, changed))
+        first, second = (self.model(**each)[0][:, 0] for each in (inputs, changed))
         if torch.allclose(first, second) != self.family.causal:
             yield "a token sees what stands behind it" if self.family.causal else "no token sees what stands behind it"
 

@@ -12,9 +12,7 @@ def _convolution(name: str, path: str, *, required: bool = True) -> dict[str, En
     }
 
 
-NO_TRANSFORMER = (
-    "a convolutional network has no such part; full and partial fine-tuning act at its convolutions and norms"
-)
+NO_TRANSFORMER = "a convolutional network has none; fine-tuning of some or all weights acts at convolutions and norms"
 
 RESNET = Family(
     name="resnet",
