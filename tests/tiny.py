@@ -1,5 +1,7 @@
 """Tiny random models of every model type, and what tests make with them."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,8 +17,8 @@ from transformers import (
 )
 
 from graftwork.adapters import Adapter, TaskIdentity
-from graftwork.backbones import Backbone
-from graftwork.heads import PooledHead
+from graftwork.backbones import Backbone, Pooling
+from graftwork.heads import Head, PooledHead, head_for
 from graftwork.methods import METHODS, Houlsby, LoRA, Method
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a film book man woman sleeps rests is was not very good bad gripping dull"
@@ -119,9 +121,6 @@ SAMPLES: dict[str, Method] = {
 }
 """Every registered method, small; some of them in several variants."""
 
-MATRIX = [(name, kind) for name in SAMPLES for kind in ENCODERS if name in METHODS or kind in ("bert", "distilbert")]
-"""Every method on every encoder; the variants on two."""
-
 
 def randomised(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:
     """The model with every parameter random and none of them small, norms and biases included."""
@@ -132,13 +131,21 @@ def randomised(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+@cache
+def original(kind: str, seed: int, dtype: torch.dtype, head: bool, config: tuple[tuple[str, object], ...]):
+    """The model that every test's own is a copy of: a copy is made faster than a model."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return randomised((GENERATORS if head else MODELS)[kind](**dict(config)), seed=seed).to(dtype).eval()
+
+
 def make_model(
     kind: str = "bert", *, seed: int = 0, dtype: torch.dtype = torch.float32, head: bool = False, **config
 ) -> PreTrainedModel:
     """A model of that type; with `head`, with its language-model head."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return randomised((GENERATORS if head else MODELS)[kind](**config), seed=seed).to(dtype).eval()
+    if all(value.__hash__ for value in config.values()):
+        return deepcopy(original(kind, seed, dtype, head, tuple(sorted(config.items()))))
+    return original.__wrapped__(kind, seed, dtype, head, tuple(config.items()))
 
 
 def make_tokenizer() -> BertTokenizer:
@@ -183,15 +190,33 @@ def make_head(pooling: str = "first", **fields) -> PooledHead:
     return PooledHead(**{"kind": "classification", "num_outputs": 3, "pooling": pooling, "dropout": 0.0, **fields})
 
 
-def make_adapter(backbone: Backbone, method: Method, *, seed: int = 0, trained: bool = False, **head) -> Adapter:
-    """A new adapter; with `trained`, every parameter is moved so that nothing about it is as initialised."""
-    chosen = make_head(**{"pooling": backbone.pooling, **method.head_fields, **head})
-    labels = None if chosen.kind == "regression" else tuple("abcdefgh"[: chosen.num_outputs])
+def make_adapter(
+    backbone: Backbone,
+    method: Method,
+    *,
+    seed: int = 0,
+    trained: bool = False,
+    head: Head | None = None,
+    kind: str = "classification",
+    pooling: Pooling | None = None,
+    num_labels: int = 3,
+    **fields,
+) -> Adapter:
+    """A new adapter with a head for that kind of task, or with the given head.
+
+    With `trained`, every parameter is moved so that nothing about it is as initialised.
+    """
+    if head is None:
+        given = {"dropout": 0.0, **method.head_fields, **fields}
+        head = head_for(kind, backbone, num_labels=num_labels, pooling=pooling or backbone.pooling, **given)
+    labels = None if head.num_labels is None else tuple("abcdefgh"[: head.num_labels])
+    chosen = head
     adapter = Adapter.create(backbone, method, chosen, TaskIdentity(name="t", labels=labels), seed=seed)
     if trained:
         generator = torch.Generator().manual_seed(seed + 1)
-        for tensor in adapter.tensors.values():
-            tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
+        for name, tensor in adapter.tensors.items():
+            if name not in adapter.fixed:
+                tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
     return adapter
 
 

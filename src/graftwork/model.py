@@ -85,6 +85,7 @@ class AdaptedModel(nn.Module):
         self.trained = nn.ModuleList()
         self._checkpointing = False
         self._accepted = set(inspect.signature(backbone.model.forward).parameters)
+        self._caches = "use_cache" in self._accepted
         # T5 with its language-model head is no T5 with a head on top: there is no inner model to run.
         self._decodes_whole = backbone.generates and not backbone.base_path
         try:
@@ -312,10 +313,9 @@ class AdaptedModel(nn.Module):
         """Training mode for adapters and heads; for the backbone's own dropout only when it was asked for."""
         super().train(mode)
         self.model.train(mode and self.backbone_dropout)
-        for module in self.model.modules() if self._checkpointing else ():
-            # transformers recomputes only layers in training mode; the dropouts in them keep the mode they have.
-            if isinstance(module, GradientCheckpointingLayer):
-                module.training = mode
+        for module in self._recomputed():
+            # transformers recomputes only layers in training mode; `_recompute` runs them in the backbone's own.
+            module.training = mode
         self.graft.train(mode)
         return self
 
@@ -335,6 +335,8 @@ class AdaptedModel(nn.Module):
         name = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
         getattr(self.model, f"{name}_checkpointing_enable")(given, **options)
         self._checkpointing = True
+        for layer in self._recomputed():
+            layer._gradient_checkpointing_func = partial(self._recompute, layer._gradient_checkpointing_func)
         self.train(self.training)
 
     def activation_checkpointing_disable(self) -> None:
@@ -354,6 +356,24 @@ class AdaptedModel(nn.Module):
     def gradient_checkpointing_disable(self) -> None:
         """The older name of `activation_checkpointing_disable`."""
         self.activation_checkpointing_disable()
+
+    def _recomputed(self) -> list[GradientCheckpointingLayer]:
+        """The layers that are recomputed in the backward pass."""
+        found = self.model.modules() if self._checkpointing else ()
+        return [module for module in found if isinstance(module, GradientCheckpointingLayer)]
+
+    def _recompute(self, checkpoint: Callable[..., Any], forward: partial[Any], *args: Any) -> Any:
+        """A layer run by a checkpointing function, with the backbone's own dropout as it was asked for."""
+        layer = forward.args[0]
+
+        def run(*inputs: Any) -> Any:
+            mode, layer.training = layer.training, self.backbone_dropout
+            try:
+                return forward(*inputs)
+            finally:
+                layer.training = mode
+
+        return checkpoint(run, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedModel":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -416,8 +436,11 @@ class AdaptedModel(nn.Module):
         asked = dict(asked)
         if head.reads == "layers" or (head.reads != "vocabulary" and self._decodes_whole):
             asked["output_hidden_states"] = True
+        if self._caches:
+            asked["use_cache"] = False
         with self.graft.run(resident.ops(), Route()):
             if self.backbone.is_encoder_decoder and head.reads == "tokens":
+                asked.pop("use_cache", None)
                 output = self.graft.encoder(**inputs, **asked)
             elif head.reads == "vocabulary":
                 output = self.graft.root(**inputs, **asked)
@@ -425,16 +448,19 @@ class AdaptedModel(nn.Module):
                 output = self.graft.base(**inputs, **asked)
         if head.reads == "vocabulary":
             return output, States(scores=output.logits, mask=mask)
-        last = output.get("last_hidden_state")
+        last, pooled = output.get("last_hidden_state"), output.get("pooler_output")
         if last is None:
             last = output.decoder_hidden_states[-1]
+        if last.dim() == 4:
+            # A convolutional network's map of features: its places are the tokens.
+            last = last.flatten(2).transpose(1, 2)
         if head.reads == "tokens":
             # A prompt's own rows come first in an encoder's output.
             length = next(inputs[name].shape[1] for name in ("input_ids", "inputs_embeds") if name in inputs)
             last = last[:, -length:]
         return output, States(
             last=last,
-            pooled=output.get("pooler_output"),
+            pooled=None if pooled is None else pooled.flatten(1),
             layers=output.get("hidden_states") if head.reads == "layers" else None,
             mask=None if "decoder_input_ids" in inputs else mask,
             segments=inputs.get("token_type_ids"),
