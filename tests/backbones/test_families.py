@@ -235,7 +235,9 @@ def test_every_table_is_proven(kind):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules.values())
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "deberta-v2"])  # it looks at its input's values
+@pytest.mark.parametrize(
+    "kind", ["bert", "albert", "modernbert", "gpt2", "gemma2", "phi3", "t5", "bart", "vit", "resnet"]
+)
 def test_every_table_is_proven_of_an_outline(kind):
     with torch.device("meta"):
         model = MODELS[kind]()
