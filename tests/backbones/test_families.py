@@ -557,6 +557,14 @@ def test_another_layout_is_refused_and_told_how_to_be_added(kind, fields, why):
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["bert", "gemma3_text", "mt5", "vit"])
+def test_a_proof_allows_for_rounding(kind, dtype):
+    model = make_model(kind, dtype=dtype)
+    family = family_of(model)
+    assert disprove(model, family, family.sites(model)) == ""
+
+
 @pytest.mark.parametrize(
     ("family", "kind", "why"),
     [

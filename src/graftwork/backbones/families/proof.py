@@ -191,7 +191,8 @@ class _Proof:
         for gate in (site for site in self.sites.values() if site.name.endswith("layers.0.ffn.gate")):
             up, down = (self.sites[gate.name.removesuffix("gate") + name] for name in ("up", "down"))
             run = _Run(self.model, self.sites, self.paths, doubled=up)
-            if not torch.allclose(2 * self.run.inputs[down.path][0], run.inputs[down.path][0]):
+            once, twice = (each.inputs[down.path][0] for each in (self.run, run))
+            if not _is_sum(once, once, twice):
                 yield f"what enters {down.path!r} does not grow with what {up.path!r} ({up.name}) gives"
 
     def _causality(self) -> Iterator[str]:
