@@ -19,7 +19,7 @@ from transformers import (
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone, Pooling
 from graftwork.heads import Head, PooledHead, head_for
-from graftwork.methods import METHODS, Houlsby, LoRA, Method
+from graftwork.methods import METHODS, AdaMix, Compacter, Houlsby, LoRA, Method, Parallel, Pfeiffer
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a film book man woman sleeps rests is was not very good bad gripping dull"
 VOCABULARY = {token: i for i, token in enumerate(WORDS.split(" "))}
@@ -117,8 +117,17 @@ SAMPLES: dict[str, Method] = {
     "houlsby-not-shared": Houlsby(bottleneck=6, norms="layers", extra_classifier=True, activation="relu"),
     "lora": LoRA(rank=3),
     "lora-query-value": LoRA(rank=3, alpha=6, targets="query,value"),
-    **{name: method() for name, method in METHODS.items() if name not in ("houlsby", "lora")},
+    "pfeiffer": Pfeiffer(bottleneck=6),
+    "pfeiffer-deep": Pfeiffer(bottleneck=6, depth=3, layer_norm="input", scale="learned", norms="all", init_std=None),
+    "parallel": Parallel(bottleneck=6, scale=4.0),
+    "parallel-multiplying": Parallel(
+        bottleneck=6, sublayers="attention,ffn", interaction="multiply", layer_norm="output", skip_layers=1
+    ),
+    "compacter": Compacter(bottleneck=8),
+    "phm": Compacter(bottleneck=8, phm_rank=None, share_rule=False, sublayers="ffn", norms="none"),
+    "adamix": AdaMix(bottleneck=6),
 }
+SAMPLES |= {name: method() for name, method in METHODS.items() if name not in SAMPLES}
 """Every registered method, small; some of them in several variants."""
 
 

@@ -11,7 +11,17 @@ if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
     from graftwork.errors import GraftworkError
-    from graftwork.methods import FullFineTuning, HeadOnly, Houlsby, LoRA, Method
+    from graftwork.methods import (
+        AdaMix,
+        Compacter,
+        FullFineTuning,
+        HeadOnly,
+        Houlsby,
+        LoRA,
+        Method,
+        Parallel,
+        Pfeiffer,
+    )
     from graftwork.model import AdaptedModel
     from graftwork.prediction import Prediction
     from graftwork.tasks import Task
@@ -20,15 +30,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AdaMix": "methods",
     "AdaptedModel": "model",
     "Adapter": "adapters",
     "Backbone": "backbones",
+    "Compacter": "methods",
     "FullFineTuning": "methods",
     "GraftworkError": "errors",
     "HeadOnly": "methods",
     "Houlsby": "methods",
     "LoRA": "methods",
     "Method": "methods",
+    "Parallel": "methods",
+    "Pfeiffer": "methods",
     "Prediction": "prediction",
     "Task": "tasks",
     "TrainingSettings": "training",
@@ -37,15 +51,19 @@ _HOMES = {
 }
 
 __all__ = [
+    "AdaMix",
     "AdaptedModel",
     "Adapter",
     "Backbone",
+    "Compacter",
     "FullFineTuning",
     "GraftworkError",
     "HeadOnly",
     "Houlsby",
     "LoRA",
     "Method",
+    "Parallel",
+    "Pfeiffer",
     "Prediction",
     "Task",
     "TrainingSettings",

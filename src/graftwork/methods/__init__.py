@@ -4,18 +4,42 @@ from collections.abc import Mapping
 from typing import Any
 
 from graftwork.errors import MethodError, nearest
+from graftwork.methods.adamix import AdaMix
+from graftwork.methods.compacter import Compacter
 from graftwork.methods.full import FullFineTuning
 from graftwork.methods.headonly import HeadOnly
 from graftwork.methods.houlsby import Houlsby
 from graftwork.methods.lora import LoRA
 from graftwork.methods.method import Method
+from graftwork.methods.parallel import Parallel
+from graftwork.methods.pfeiffer import Pfeiffer
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Houlsby, LoRA, FullFineTuning, HeadOnly)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Houlsby, Pfeiffer, Parallel, Compacter, AdaMix, LoRA, FullFineTuning, HeadOnly)
+}
 
-NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {}
+NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "scaled-parallel": ("parallel", {"scale": 4.0}),
+    "adapterdrop": ("pfeiffer", {"robust_drop": True}),
+    "compacter++": ("compacter", {"sublayers": ("ffn",)}),
+    "phm": ("compacter", {"phm_rank": None, "share_rule": False}),
+}
 """What papers call by a name of its own and is another method with other settings: name -> (method, settings)."""
 
-__all__ = ["METHODS", "NAMED", "FullFineTuning", "HeadOnly", "Houlsby", "LoRA", "Method", "make_method"]
+__all__ = [
+    "METHODS",
+    "NAMED",
+    "AdaMix",
+    "Compacter",
+    "FullFineTuning",
+    "HeadOnly",
+    "Houlsby",
+    "LoRA",
+    "Method",
+    "Parallel",
+    "Pfeiffer",
+    "make_method",
+]
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
