@@ -22,7 +22,7 @@ from transformers import (
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone
 from graftwork.heads import PooledHead
-from graftwork.methods import METHODS, Houlsby, LoRA, Method
+from graftwork.methods import IA3, METHODS, DoRA, Houlsby, LayerNormTuning, LoRA, Method, VeRA
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a film book man woman sleeps rests is was not very good bad gripping dull"
 VOCABULARY = {token: i for i, token in enumerate(WORDS.split(" "))}
@@ -53,7 +53,13 @@ SAMPLES: dict[str, Method] = {
     "houlsby-not-shared": Houlsby(bottleneck=6, norms="layers", extra_classifier=True, activation="relu"),
     "lora": LoRA(rank=3),
     "lora-query-value": LoRA(rank=3, alpha=6, targets="query,value"),
-    **{name: method() for name, method in METHODS.items() if name not in ("houlsby", "lora")},
+    "lora-pissa": LoRA(rank=3, init="pissa"),
+    "lora-stabilised": LoRA(rank=3, rank_stabilised=True, b_rate=16, targets="ffn.*"),
+    "dora": DoRA(rank=3),
+    "vera": VeRA(rank=5),
+    "ia3-attention": IA3(outputs="attention.output,value", inputs="attention.output"),
+    "layer-norm-tuning-ffn": LayerNormTuning(targets="ffn.norm"),
+    **{name: method() for name, method in METHODS.items() if name not in ("houlsby", "lora", "dora", "vera")},
 }
 """Every registered method, small; some of them in several variants."""
 

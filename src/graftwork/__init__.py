@@ -11,7 +11,18 @@ if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
     from graftwork.errors import GraftworkError
-    from graftwork.methods import FullFineTuning, HeadOnly, Houlsby, LoRA, Method
+    from graftwork.methods import (
+        IA3,
+        BitFit,
+        DoRA,
+        FullFineTuning,
+        HeadOnly,
+        Houlsby,
+        LayerNormTuning,
+        LoRA,
+        Method,
+        VeRA,
+    )
     from graftwork.model import AdaptedModel
     from graftwork.prediction import Prediction
     from graftwork.tasks import Task
@@ -20,6 +31,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "VeRA": "methods",
+    "LayerNormTuning": "methods",
+    "IA3": "methods",
+    "DoRA": "methods",
+    "BitFit": "methods",
     "AdaptedModel": "model",
     "Adapter": "adapters",
     "Backbone": "backbones",
@@ -37,18 +53,23 @@ _HOMES = {
 }
 
 __all__ = [
+    "IA3",
     "AdaptedModel",
     "Adapter",
     "Backbone",
+    "BitFit",
+    "DoRA",
     "FullFineTuning",
     "GraftworkError",
     "HeadOnly",
     "Houlsby",
+    "LayerNormTuning",
     "LoRA",
     "Method",
     "Prediction",
     "Task",
     "TrainingSettings",
+    "VeRA",
     "evaluate",
     "tune",
 ]

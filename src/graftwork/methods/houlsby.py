@@ -38,6 +38,7 @@ class Houlsby(Method):
 
     name: ClassVar[str] = "houlsby"
     paper: ClassVar[str] = "Houlsby et al. 2019, arXiv:1902.00751"
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (Bottleneck, Norm)
 
     bottleneck: PositiveInt = 64
     activation: str = "gelu"

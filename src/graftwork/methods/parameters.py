@@ -51,6 +51,15 @@ def zeros(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) ->
     tensor.zero_()
 
 
+def constant(value: float) -> Init:
+    """The same number everywhere."""
+
+    def fill(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+        tensor.fill_(value)
+
+    return fill
+
+
 def normal(std: float) -> Init:
     """N(0, std²)."""
 
