@@ -19,7 +19,20 @@ from transformers import (
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone, Pooling
 from graftwork.heads import Head, PooledHead, head_for
-from graftwork.methods import METHODS, AdaMix, Compacter, Houlsby, LoRA, Method, Parallel, Pfeiffer
+from graftwork.methods import (
+    IA3,
+    METHODS,
+    AdaMix,
+    Compacter,
+    DoRA,
+    Houlsby,
+    LayerNormTuning,
+    LoRA,
+    Method,
+    Parallel,
+    Pfeiffer,
+    VeRA,
+)
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a film book man woman sleeps rests is was not very good bad gripping dull"
 VOCABULARY = {token: i for i, token in enumerate(WORDS.split(" "))}
@@ -126,6 +139,12 @@ SAMPLES: dict[str, Method] = {
     "compacter": Compacter(bottleneck=8),
     "phm": Compacter(bottleneck=8, phm_rank=None, share_rule=False, sublayers="ffn", norms="none"),
     "adamix": AdaMix(bottleneck=6),
+    "lora-pissa": LoRA(rank=3, init="pissa"),
+    "lora-stabilised": LoRA(rank=3, rank_stabilised=True, b_rate=16, targets="ffn.*"),
+    "dora": DoRA(rank=3),
+    "vera": VeRA(rank=5),
+    "ia3-attention": IA3(outputs="attention.output,value", inputs="attention.output"),
+    "layer-norm-tuning-ffn": LayerNormTuning(targets="ffn.norm"),
 }
 SAMPLES |= {name: method() for name, method in METHODS.items() if name not in SAMPLES}
 """Every registered method, small; some of them in several variants."""

@@ -12,15 +12,20 @@ if TYPE_CHECKING:
     from graftwork.backbones import Backbone
     from graftwork.errors import GraftworkError
     from graftwork.methods import (
+        IA3,
         AdaMix,
+        BitFit,
         Compacter,
+        DoRA,
         FullFineTuning,
         HeadOnly,
         Houlsby,
+        LayerNormTuning,
         LoRA,
         Method,
         Parallel,
         Pfeiffer,
+        VeRA,
     )
     from graftwork.model import AdaptedModel
     from graftwork.prediction import Prediction
@@ -31,6 +36,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdaMix": "methods",
+    "VeRA": "methods",
+    "LayerNormTuning": "methods",
+    "IA3": "methods",
+    "DoRA": "methods",
+    "BitFit": "methods",
     "AdaptedModel": "model",
     "Adapter": "adapters",
     "Backbone": "backbones",
@@ -51,15 +61,19 @@ _HOMES = {
 }
 
 __all__ = [
+    "IA3",
     "AdaMix",
     "AdaptedModel",
     "Adapter",
     "Backbone",
+    "BitFit",
     "Compacter",
+    "DoRA",
     "FullFineTuning",
     "GraftworkError",
     "HeadOnly",
     "Houlsby",
+    "LayerNormTuning",
     "LoRA",
     "Method",
     "Parallel",
@@ -67,6 +81,7 @@ __all__ = [
     "Prediction",
     "Task",
     "TrainingSettings",
+    "VeRA",
     "evaluate",
     "tune",
 ]

@@ -17,11 +17,12 @@ from transformers.utils.generic import ModelOutput
 
 from graftwork.adapters import Adapter, Resident
 from graftwork.backbones import Backbone
-from graftwork.errors import AdapterError, DataError, RecipeError, nearest
+from graftwork.errors import AdapterError, DataError, RecipeError, SiteError, nearest
 from graftwork.heads import Head, States
 from graftwork.heads.language import require_language_model
 from graftwork.ops import Graft, Route
-from graftwork.ops.graft import check
+from graftwork.ops.graft import Ops, check
+from graftwork.ops.merging import put_into_weights
 from graftwork.prediction import Prediction, Text, encode, read_logits
 
 DEFAULT_BATCH_SIZE = 32
@@ -82,6 +83,7 @@ class AdaptedModel(nn.Module):
         self.backbone_dropout = backbone_dropout
         self.graft = Graft(backbone)
         self.residents: dict[str, Resident] = {}
+        self.merged: str | None = None
         self.trained = nn.ModuleList()
         self._checkpointing = False
         self._accepted = set(inspect.signature(backbone.model.forward).parameters)
@@ -126,6 +128,8 @@ class AdaptedModel(nn.Module):
             AdapterError: there is none of that name.
         """
         resident = self._resident(name)
+        if name == self.merged:
+            self.unmerge()
         del self.residents[name]
         self.trained = nn.ModuleList(r for r in self.trained if r is not resident)
 
@@ -137,10 +141,44 @@ class AdaptedModel(nn.Module):
         """
         return self._resident(name).snapshot()
 
+    def merge(self, name: str) -> None:
+        """Put an adapter into the backbone's weights, so that it costs nothing in a pass. Its head acts as before.
+
+        The new weights are computed in float64 and rounded once to the backbone's precision. The backbone's own are
+        kept beside them, untouched. Until `unmerge`, no other adapter can run.
+
+        Raises:
+            AdapterError: there is none of that name; one is merged already; it is being trained; or one of its ops
+                cannot be put into weights. Nothing has changed then.
+        """
+        resident = self._resident(name)
+        if self.merged is not None:
+            raise AdapterError(f"adapter {self.merged!r} is merged already", expected="unmerge() first")
+        if resident.trainable:
+            raise AdapterError(
+                f"adapter {name!r} is being trained: in the weights, no gradient would reach it",
+                expected="an adapter that was added without trainable=True",
+            )
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                self.graft.merge(put_into_weights(resident.exact_ops(), self.backbone))
+        except SiteError as error:
+            raise AdapterError(
+                f"adapter {name!r} of method {resident.adapter.method.name!r} cannot be merged: {error.problem}",
+                expected="it beside the weights, as it is now",
+            ) from error
+        self.merged = name
+
+    def unmerge(self) -> None:
+        """Give the backbone its own weights back, the very tensors. Does nothing when no adapter is merged."""
+        self.graft.unmerge()
+        self.merged = None
+
     def detach(self) -> Backbone:
         """Take everything off. The backbone has its very modules back, and its outputs and state dict are bit for bit
         what they were.
         """
+        self.unmerge()
         self.residents.clear()
         self.trained = nn.ModuleList()
         self.graft.detach()
@@ -187,7 +225,8 @@ class AdaptedModel(nn.Module):
             hidden_states and attentions when asked for.
 
         Raises:
-            AdapterError: no adapter of that name; several names in one pass; arguments that the backbone does not take.
+            AdapterError: no adapter of that name; several names in one pass; another one is merged; arguments that the
+                backbone does not take.
         """
         given = {
             "input_ids": input_ids,
@@ -202,7 +241,7 @@ class AdaptedModel(nn.Module):
         inputs = {name: value for name, value in given.items() if value is not None}
         self._refuse(inputs)
         rows = next((len(inputs[name]) for name in MAIN_INPUTS if name in inputs), 1)
-        resident = self._resident(self._one_name(adapters, rows))
+        resident = self._running(self._one_name(adapters, rows))
         wishes = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         asked = {name: value for name, value in wishes.items() if value is not None}
         run = partial(self._pass, resident, inputs, labels=labels, targets=targets, asked=asked)
@@ -228,8 +267,8 @@ class AdaptedModel(nn.Module):
         """
         require_language_model(self.backbone)
         inputs = args[0] if args else options.get("inputs", options.get("input_ids"))
-        resident = self._resident(self._one_name(adapters, 1 if inputs is None else len(inputs)))
-        with self.graft.run(resident.ops(), Route()):
+        resident = self._running(self._one_name(adapters, 1 if inputs is None else len(inputs)))
+        with self.graft.run(self._ops(resident), Route()):
             return self.model.generate(*args, **options)  # type: ignore[operator]
 
     def predict(
@@ -336,7 +375,8 @@ class AdaptedModel(nn.Module):
         getattr(self.model, f"{name}_checkpointing_enable")(given, **options)
         self._checkpointing = True
         for layer in self._recomputed():
-            layer._gradient_checkpointing_func = partial(self._recompute, layer._gradient_checkpointing_func)
+            inner: Any = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = partial(self._recompute, inner)  # type: ignore[assignment]
         self.train(self.training)
 
     def activation_checkpointing_disable(self) -> None:
@@ -380,6 +420,7 @@ class AdaptedModel(nn.Module):
         for resident in self.residents.values():
             if not resident.trainable:
                 resident._apply(fn)
+        self.graft.apply(fn)
         return self
 
     # -- a pass --------------------------------------------------------------------------------------------------------
@@ -438,7 +479,7 @@ class AdaptedModel(nn.Module):
             asked["output_hidden_states"] = True
         if self._caches:
             asked["use_cache"] = False
-        with self.graft.run(resident.ops(), Route()):
+        with self.graft.run(self._ops(resident), Route()):
             if self.backbone.is_encoder_decoder and head.reads == "tokens":
                 asked.pop("use_cache", None)
                 output = self.graft.encoder(**inputs, **asked)
@@ -466,12 +507,26 @@ class AdaptedModel(nn.Module):
             segments=inputs.get("token_type_ids"),
         )
 
+    def _ops(self, resident: Resident) -> Ops:
+        """What acts beside the weights: nothing when it is in them."""
+        return resident.ops() if self.merged is None else {}
+
     # -- names ---------------------------------------------------------------------------------------------------------
 
     def _resident(self, name: str) -> Resident:
         if name not in self.residents:
             raise AdapterError(f"no adapter is named {name!r}", expected=nearest(name, self.residents))
         return self.residents[name]
+
+    def _running(self, name: str) -> Resident:
+        """The adapter of that name, unless the backbone's weights are another's at the moment."""
+        resident = self._resident(name)
+        if self.merged not in (None, name):
+            raise AdapterError(
+                f"adapter {name!r} cannot run while {self.merged!r} is merged into the backbone's weights",
+                expected=f"{self.merged!r}, or unmerge() first",
+            )
+        return resident
 
     def _names(self, adapters: str | Sequence[str] | None, rows: int) -> list[str]:
         """One name a row."""

@@ -62,6 +62,7 @@ class BottleneckMethod(Method, ABC):
         extra_classifier: one more dense layer with tanh before the head's classifier.
     """
 
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (Bottleneck, Norm)
     placement: ClassVar[Placement]
 
     bottleneck: PositiveInt | None = None

@@ -55,6 +55,15 @@ def ones(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> 
     tensor.fill_(1.0)
 
 
+def constant(value: float) -> Init:
+    """The same number everywhere."""
+
+    def fill(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+        tensor.fill_(value)
+
+    return fill
+
+
 def normal(std: float) -> Init:
     """N(0, std²)."""
 
