@@ -9,7 +9,8 @@ from torch import Tensor
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.heads import Head, LanguageHead
-from graftwork.methods import METHODS, HeadOnly, Houlsby, Method
+from graftwork.methods import METHODS, HeadOnly, Method
+from graftwork.methods.bottleneck import BottleneckMethod
 
 REPRESENTATIVES = ("bert", "gpt2", "llama", "t5", "bart", "vit", "resnet")
 """One model type of each family; ALBERT, DeBERTa and the others are variations of them."""
@@ -72,7 +73,7 @@ def near_nothing(method: Method) -> tuple[Method, float]:
     """The method with so small an initialisation that it changes nothing up to the bound; 0 where it starts exactly at
     nothing.
     """
-    if isinstance(method, Houlsby):
+    if isinstance(method, BottleneckMethod) and method.placement != "parallel":
         # Up and down are of order 1e-6 and their sums run over 32 and 6 terms: 1e-12 · 192 · |h|, and the norms'
         # float32 copies of float64 gains and biases are off by 2^-25 of their size.
         return method.model_copy(update={"init_std": 1e-6}), 2e-5
