@@ -30,11 +30,11 @@ def methods(*, backbone: str | None = None, json: Annotated[bool, Switch] = Fals
     for row in rows:
         line = {"method": row.name, "ops": ", ".join(row.ops) or "none", "merges": "no" if row.unmergeable else "yes"}
         if backbone is not None:
-            line |= {
-                "trained": "-" if row.trained is None else f"{row.trained:,}",
-                "sites": (row.refused and "refused") or ", ".join(row.sites) or "none",
-            }
-        table.append({**line, "paper": row.paper})
+            line["trained"] = "refused" if row.trained is None else f"{row.trained:,}"
+        line["paper"] = row.paper
+        if backbone is not None:
+            line["sites"] = ", ".join(row.sites) or "none"
+        table.append(line)
     print_table(table)
     refused = [f"{row.name}: {row.refused}" for row in rows if row.refused]
     if refused:

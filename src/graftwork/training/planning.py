@@ -75,10 +75,8 @@ def survey(backbone: str | None = None) -> list[Surveyed]:
     outline = None if backbone is None else Backbone.outline(backbone)
     rows: list[tuple[str, str, Mapping[str, Any]]] = []
     for own in METHODS:
-        rows += [
-            (own, own, {}),
-            *((name, own, settings) for name, (method, settings) in NAMED.items() if method == own),
-        ]
+        named = [(name, own, settings) for name, (method, settings) in NAMED.items() if method == own]
+        rows += [(own, own, {}), *named]
     return [_surveyed(name, method, settings, outline) for name, method, settings in rows]
 
 
