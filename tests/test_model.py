@@ -18,13 +18,12 @@ from tiny import (
     make_tokenizer,
 )
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, BackboneError, DataError, RecipeError
 from graftwork.methods import METHODS, FullFineTuning, HeadOnly, Houlsby, LoRA
-from graftwork.model import AdaptedModel
+from graftwork.model import AdaptedModel, AdaptedOutput
 
 TEXTS = ["the good film", "a man", "the woman was not very good", "bad", "the book is dull"]
 
@@ -87,7 +86,7 @@ def test_classification_loss_is_cross_entropy(backbone, batch):
         output = model(**batch, labels=labels)
     z = output.logits.double()
     expected = (z.exp().sum(1).log() - z[torch.arange(2), labels]).mean()
-    assert isinstance(output, SequenceClassifierOutput)
+    assert isinstance(output, AdaptedOutput)
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert model(**batch).loss is None
 

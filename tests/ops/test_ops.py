@@ -122,7 +122,7 @@ def test_dense_adds_to_the_frozen_parameters(names, make_place):
     x, inner = random(B, T, D), make_linear()
     deltas = {"weight": random(OUT, D, seed=1), "bias": random(OUT, seed=2)}
     before = inner.weight.clone(), inner.bias.clone()
-    found = Dense(**{name: deltas[name] for name in names}).around(inner, make_place(inner))(x)
+    found = Dense(differences={name: deltas[name] for name in names}).around(inner, make_place(inner))(x)
     W = inner.weight + (deltas["weight"] if "weight" in names else 0)
     b = inner.bias + (deltas["bias"] if "bias" in names else 0)
     torch.testing.assert_close(found, x @ W.T + b, **EXACT)
@@ -133,11 +133,11 @@ def test_dense_adds_to_the_frozen_parameters(names, make_place):
 def test_dense_at_a_norm_and_at_an_embedding(make_place):
     x, inner = random(B, T, D), make_norm()
     gain, bias = random(D, seed=1), random(D, seed=2)
-    found = Dense(weight=gain, bias=bias).around(inner, make_place(inner))(x)
+    found = Dense(differences={"weight": gain, "bias": bias}).around(inner, make_place(inner))(x)
     torch.testing.assert_close(found, norm_by_hand(x, inner.weight + gain, inner.bias + bias), **EXACT)
     table = nn.Embedding(9, D).double().requires_grad_(False)
     ids, delta = torch.tensor([[1, 8], [0, 3]]), random(9, D, seed=3)
-    found = Dense(weight=delta).around(table, make_place(table))(ids)
+    found = Dense(differences={"weight": delta}).around(table, make_place(table))(ids)
     assert torch.equal(found, (table.weight + delta)[ids])
 
 
@@ -145,8 +145,8 @@ def test_dense_sums_in_the_differences_precision(make_place):
     """A difference below half a unit of the weight's last place must not be lost before it has grown."""
     inner = nn.Linear(D, OUT).bfloat16().requires_grad_(False)
     x = torch.ones(1, D, dtype=torch.bfloat16)
-    op = Dense(weight=torch.full((OUT, D), 1e-6)).to(torch.bfloat16)
-    assert op.weight.dtype == torch.float32
+    op = Dense(differences={"weight": torch.full((OUT, D), 1e-6)}).to(torch.bfloat16)
+    assert op.differences["weight"].dtype == torch.float32
     expected = F.linear(x, (inner.weight.float() + 1e-6).bfloat16(), inner.bias)
     assert torch.equal(op.around(inner, make_place(inner))(x), expected)
 
@@ -156,7 +156,7 @@ def test_dense_refuses_a_slab(make_place):
     with pytest.raises(
         SiteError, match=r"a difference of shape \(3, 3, 6\) meets a weight of shape \(3, 6\)"
     ) as caught:
-        Dense(weight=random(SLOTS, OUT, D)).around(inner, make_place(inner, Route(ROWS)))
+        Dense(differences={"weight": random(SLOTS, OUT, D)}).around(inner, make_place(inner, Route(ROWS)))
     assert "not routed by row" in caught.value.expected
 
 
@@ -185,7 +185,7 @@ def test_key_value_gives_each_row_its_own_rows(make_place):
 
 def test_ops_that_cannot_act_where_they_should_are_refused():
     sites = make_backbone("bert").sites
-    replacing = Norm(**norm(1)), Dense(weight=random(D))
+    replacing = Norm(**norm(1)), Dense(differences={"weight": random(D)})
     with pytest.raises(SiteError, match=r"Norm and Dense both replace what site 'embeddings\.norm' computes"):
         check({"embeddings.norm": replacing}, sites)
     with pytest.raises(SiteError, match=r"Norm cannot act at site 'pooler'.* linear\n  expected: a site of kind norm"):
@@ -196,7 +196,7 @@ def test_ops_that_cannot_act_where_they_should_are_refused():
 
 
 def test_the_replacing_op_stands_innermost(make_place):
-    low, dense = LowRank(**low_rank(1)), Dense(weight=random(OUT, D, seed=2))
+    low, dense = LowRank(**low_rank(1)), Dense(differences={"weight": random(OUT, D, seed=2)})
     for given in ((low, dense), (dense, low)):
         acting = ordered({"s": given})["s"]
         assert list(acting) == [dense, low]
@@ -204,7 +204,7 @@ def test_the_replacing_op_stands_innermost(make_place):
         for op in acting:
             forward = op.around(forward, make_place(inner))
         x = random(B, T, D)
-        expected = low_rank_by_hand(x, **low_rank(1)) + x @ dense.weight.T
+        expected = low_rank_by_hand(x, **low_rank(1)) + x @ dense.differences["weight"].T
         torch.testing.assert_close(forward(x), expected, **EXACT)
 
 

@@ -184,3 +184,37 @@ def test_movie_reviews_from_a_file(tmp_path):
     path.write_text("text,label\n")
     with pytest.raises(DataError, match="no column source"):
         load(task)
+
+
+@pytest.fixture
+def shared():
+    root = os.environ.get("GRAFTWORK_DATA")
+    if root is None or not {"conll2003", "e2e_nlg"} <= {path.name for path in Path(root).iterdir()}:
+        pytest.skip("GRAFTWORK_DATA names no folder that holds conll2003/ and e2e_nlg/")
+    return Path(root)
+
+
+def test_real_conll2003(shared):
+    data = load(find_task("conll2003").override(data=str(shared / "conll2003")))
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [14041, 3250, 3453]
+    # The published numbers of tokens, and of the test split's entities.
+    assert [sum(map(len, split["words"])) for split in (data.train, data.validation, data.test)] == [
+        203621,
+        51362,
+        46435,
+    ]
+    begins = {i for i, name in enumerate(data.task.labels) if name.startswith("B-")}
+    assert sum(tag in begins for tags in data.test["tags"] for tag in tags) == 5648
+
+
+def test_real_e2e(shared):
+    task = find_task("e2e_nlg").override(data=str(shared / "e2e_nlg"))
+    if not (shared / "e2e_nlg" / "trainset.csv").exists():
+        task = task.override(splits={"train": "devset.csv"})
+    data = load(task)
+    assert len(data.test) == 630
+    assert sum(map(len, data.test["references"])) == 4693
+    if "train" in task.splits:
+        assert len(data.validation) == 55
+        assert len(data.train) + sum(map(len, data.validation["references"])) == 4672
+        assert not set(data.train["text"]) & set(data.validation["text"])

@@ -5,6 +5,7 @@ import pytest
 
 from graftwork.errors import RecipeError
 from graftwork.tasks import METRICS, compute
+from graftwork.tasks.metrics import DEFAULT_METRICS
 
 
 def logits(classes, num_classes):
@@ -53,7 +54,7 @@ def test_correlation_with_a_constant_is_zero(name, value):
 
 @pytest.mark.parametrize("labels", [[0, 0], [0, 1], [1, 1]])
 def test_constant_classes_warn_of_nothing(labels):
-    names = [name for name, metric in METRICS.items() if metric.kind == "classification"]
+    names = [name for name, metric in METRICS.items() if "classification" in metric.kinds]
     values = compute(names, "classification", logits([0, 0], 2), np.array(labels))
     assert values["matthews_correlation"] == 0.0
 
@@ -75,3 +76,129 @@ def test_errors():
     for predictions, labels in (((2,), 2), ((3, 2), 2), ((0, 2), 0)):
         with pytest.raises(ValueError, match="do not fit classification"):
             compute(("accuracy",), "classification", np.zeros(predictions), np.zeros(labels))
+
+
+# Tagging
+
+
+GOLD = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG"]]
+SAID = [["B-PER", "I-PER", "O", "O"], ["B-ORG", "B-ORG"]]
+
+
+def test_tagging_metrics():
+    # Spans: 3 there, 3 said, 2 right (a span's bounds and type must both be right). Tags: 4 of 6.
+    values = compute(DEFAULT_METRICS["token-classification"], "token-classification", SAID, GOLD)
+    assert values == pytest.approx(
+        {"seqeval_f1": 2 / 3, "seqeval_precision": 2 / 3, "seqeval_recall": 2 / 3, "token_accuracy": 4 / 6}
+    )
+
+
+def test_a_span_may_begin_with_inside():
+    """As the shared task's conlleval counts, so that tags in IOB1 are right, too."""
+    values = compute(
+        ("seqeval_f1",), "token-classification", [["I-PER", "I-PER", "I-LOC"]], [["B-PER", "I-PER", "B-LOC"]]
+    )
+    assert values == {"seqeval_f1": 1.0}
+
+
+@pytest.mark.parametrize(("said", "there"), [("O", "O"), ("B-X", "O"), ("O", "B-X")])
+def test_no_span_warns_of_nothing(said, there):
+    values = compute(DEFAULT_METRICS["token-classification"], "token-classification", [[said]], [[there]])
+    assert values["seqeval_f1"] == values["seqeval_precision"] == values["seqeval_recall"] == 0.0
+    assert values["token_accuracy"] == float(said == there)
+
+
+def test_tagging_errors():
+    assert compute(("token_accuracy",), "token-classification", [["NN"]], [["NN"]]) == {"token_accuracy": 1.0}
+    with pytest.raises(RecipeError, match=r"'seqeval_f1' is for tags that mark spans .* has 'NN'(.|\n)*token_accuracy"):
+        compute(("seqeval_f1",), "token-classification", [["NN"]], [["NN"]])
+    for said, there in (([["O"]], [["O", "O"]]), ([["O"]], []), ([], []), ([[]], [[]])):
+        with pytest.raises(ValueError, match="do not fit token-classification"):
+            compute(("token_accuracy",), "token-classification", said, there)
+
+
+# Multiple choice and images
+
+
+def test_multiple_choice_with_fewer_choices_in_some_rows():
+    predictions = np.array([[-3.0, -1.0, -np.inf], [0.5, 1.0, 2.0], [1.0, 0.0, -np.inf]])
+    assert compute(("accuracy",), "multiple-choice", predictions, np.array([1, 0, 0])) == {"accuracy": 2 / 3}
+    with pytest.raises(RecipeError, match="1 of 3 rows are not finite"):
+        compute(("accuracy",), "multiple-choice", predictions, np.array([2, 0, 0]))
+    with pytest.raises(RecipeError, match="1 of 3 rows are not finite"):
+        compute(
+            ("accuracy",), "multiple-choice", np.where(predictions == 0.5, np.nan, predictions), np.array([1, 1, 0])
+        )
+
+
+def test_images_are_judged_as_texts_are():
+    predictions, labels = logits([0, 1, 0], 3), np.array([0, 1, 2])
+    names = DEFAULT_METRICS["image-classification"]
+    assert compute(names, "image-classification", predictions, labels) == compute(
+        names, "classification", predictions, labels
+    )
+
+
+# Generation
+
+
+def test_bleu():
+    # Unigrams 5 of 6, bigrams 3 of 5, trigrams 2 of 4, four-grams 1 of 3; the lengths are equal. BLEU is their
+    # geometric mean (Papineni et al. 2002), times 100.
+    values = compute(("bleu",), "generation", ["the cat sat on the mat"], [["the cat sat on a mat"]])
+    assert values["bleu"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
+
+
+def test_brevity_is_judged_by_the_nearest_reference():
+    said, near, far = "a b c d e", "a b c d e f", "a b c d e f g h i j"
+    values = compute(("bleu",), "generation", [said, said], [[far, near], [near]])
+    assert values["bleu"] == pytest.approx(100 * np.exp(1 - 6 / 5))
+
+
+def test_rouge():
+    # The longest common subsequence with "a cat sat" is "cat sat", 2 words of 3 and of 4; the other has none.
+    values = compute(("rougeL", "rouge1", "rouge2"), "generation", ["a cat sat"], [["dogs", "the cat has sat"]])
+    f1 = 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)
+    assert values == pytest.approx({"rougeL": f1, "rouge1": f1, "rouge2": 0.0})
+    assert compute(("rouge2",), "generation", ["a b c", "x"], [["a b d"], ["x"]]) == {"rouge2": 0.25}
+
+
+def test_chrf():
+    import sacrebleu
+
+    said, known = ["the cat", "a dog"], [["the cats", "a cat"], ["a dog"]]
+    # With one reference a row, by the library's own hand; with more, the best one counts.
+    single = sacrebleu.corpus_chrf(said, [["the cats", "a dog"]]).score
+    assert compute(("chrf",), "generation", said, [[row[0]] for row in known])["chrf"] == single
+    assert compute(("chrf",), "generation", said, known)["chrf"] == pytest.approx(single)
+
+
+def test_exact_match_of_any_reference():
+    values = compute(("exact_match",), "generation", [" a ", "b", "c"], [["x", "a"], ["b\n"], ["C"]])
+    assert values == {"exact_match": 2 / 3}
+
+
+def test_the_loss_is_not_one_of_predictions():
+    assert compute(("loss", "exact_match"), "generation", ["a"], [["a"]]) == {"exact_match": 1.0}
+    assert not METRICS["loss"].greater_is_better
+
+
+@pytest.mark.parametrize("text", ["", "."])
+def test_empty_texts_warn_of_nothing(text):
+    names = [name for name, metric in METRICS.items() if "generation" in metric.kinds]
+    assert set(compute(names, "generation", [text], [["a b"]]).values()) == {0.0}
+
+
+def test_many_texts_that_look_tokenized_say_nothing(caplog):
+    compute(("bleu", "rouge1"), "generation", ["a b c d ."] * 101, [["a b c d ."]] * 101)
+    assert not caplog.records
+
+
+def test_generation_errors():
+    for said, known in ((["a"], ["a"]), (["a"], [[]]), ([], []), (["a"], [["a"], ["b"]]), ("a", [["a"]])):
+        with pytest.raises(ValueError, match="fit generation"):
+            compute(("bleu",), "generation", said, known)
+    with pytest.raises(
+        RecipeError, match="'accuracy' is for classification and image-classification and multiple-choice"
+    ):
+        compute(("accuracy",), "generation", ["a"], [["a"]])

@@ -45,6 +45,24 @@ def test_json_round_trip():
         ({"source": "imdb"}, "source: it is given for the layout movie-reviews"),
         ({"validation_fraction": 1.0}, "validation_fraction"),
         ({"kind": "ranking"}, "kind"),
+        ({"kind": "generation", "text_pair": "b"}, "text_pair: a generation task has none"),
+        ({"kind": "generation", "labels": ("a", "b")}, "labels: a generation task has none"),
+        ({"choices": ("a", "b")}, "choices: a classification task has none"),
+        ({"image": "photo"}, "image: a classification task has none"),
+        ({"kind": "image-classification"}, "text: an image-classification task has none"),
+        (
+            {"kind": "multiple-choice", "choices": "a,b", "label_ids": True},
+            "label_ids: a multiple-choice task has none",
+        ),
+        ({"kind": "multiple-choice", "choices": "a,b", "labels": "A,B,C"}, "labels: 2 are needed, one for each column"),
+        ({"kind": "multiple-choice", "choices": "a,a"}, "text, choices, label: each needs a column of its own"),
+        ({"kind": "token-classification", "labels": ("O", "NN")}, "for tags that mark spans .*'NN'.*token_accuracy"),
+        ({"kind": "token-classification", "header": "text,label"}, "header: .* layout conll"),
+        ({"kind": "token-classification", "layout": "conll", "header": "text,pos"}, "header: 'label' is not in it"),
+        ({"kind": "token-classification", "layout": "conll", "header": "text,text,label"}, "header: each field"),
+        ({"layout": "conll"}, "layout: conll is for token-classification"),
+        ({"kind": "generation", "layout": "glue"}, "layout: glue is for classification and regression"),
+        ({"metrics": ("loss",)}, "'loss' is for generation"),
     ],
 )
 def test_contradictions_are_refused(fields, message):
@@ -52,6 +70,29 @@ def test_contradictions_are_refused(fields, message):
         Task(**{"name": "t", "text": "text", **fields})
     with pytest.raises(RecipeError, match=message):
         Task.parse({"name": "t", "text": "text", **fields}, origin="t.yaml")
+
+
+def test_every_kind_takes_its_fields():
+    def columns(**fields):
+        task = Task(name="t", **fields)
+        return task.columns, task.main_metric
+
+    assert columns(kind="token-classification", text="w", label="t") == (("w", "t"), "seqeval_f1")
+    assert (
+        columns(kind="token-classification", text="w", labels="O,NN", metrics="token_accuracy")[1] == "token_accuracy"
+    )
+    assert columns(kind="multiple-choice", text="q", choices="a,b") == (("q", "a", "b", "label"), "accuracy")
+    assert columns(kind="generation", text="mr", label="ref") == (("mr", "ref"), "loss")
+    assert columns(kind="image-classification") == (("image", "label"), "accuracy")
+    assert columns(kind="image-classification", image="photo")[0] == ("photo", "label")
+
+
+def test_what_is_missing_is_said_beside_what_is_wrong():
+    with pytest.raises(RecipeError) as caught:
+        Task.parse({"name": "t", "kind": "multiple-choice", "txt": "x"}, origin="t.yaml")
+    for message in ("text: this key is missing", "choices: this key is missing", "txt: there is no such key"):
+        assert message in str(caught.value)
+    assert "metrics: " not in str(caught.value)
 
 
 def test_override_is_checked_and_keeps_the_rest():
@@ -110,8 +151,8 @@ def test_unknown_task_names_the_nearest():
         find_task("sst-2")
 
 
-def test_the_nine_of_glue():
-    assert set(BUILTIN) == {"movie-reviews", *GLUE_FOLDERS}
+def test_built_in_tasks():
+    assert set(BUILTIN) == {"movie-reviews", *GLUE_FOLDERS, "conll2003", "e2e_nlg", "digits"}
     assert len(GLUE_FOLDERS) == 9
     assert find_task("cola").main_metric == "matthews_correlation"
     assert find_task("mrpc").main_metric == find_task("qqp").main_metric == "f1"
@@ -120,7 +161,9 @@ def test_the_nine_of_glue():
 
 
 def test_importing_is_light():
-    heavy = "{'datasets', 'pandas', 'sklearn', 'scipy', 'torch', 'numpy', 'pyarrow'}"
+    heavy = (
+        "{'PIL', 'nltk', 'sacrebleu', 'seqeval', 'datasets', 'pandas', 'sklearn', 'scipy', 'torch', 'numpy', 'pyarrow'}"
+    )
     code = f"import sys, graftwork.tasks; print({heavy} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

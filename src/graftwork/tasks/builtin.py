@@ -1,8 +1,12 @@
-"""The tasks that come with the library: movie reviews, and the nine of GLUE, as data.
+"""The tasks that come with the library, as data: movie reviews, GLUE's nine, CoNLL-2003, E2E, and digits.
 
 GLUE: Wang et al. (2019), "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding". The
 columns, and the classes in the order of their ids, are those of `nyu-mll/glue` on the hub, which each task reads unless
 `data` says otherwise; the benchmark's own folders differ, and `GLUE_FOLDERS` says in what.
+
+CoNLL-2003: see `graftwork.tasks.conll`. E2E: Novikova, Dušek and Rieser (2017), "The E2E Dataset: New Challenges for
+End-to-End Generation". Neither is on the hub in a form that can be read from there, so both want `data`: the folder of
+train.txt, valid.txt and test.txt, and that of the release.
 """
 
 from collections.abc import Mapping
@@ -10,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from graftwork.errors import RecipeError, nearest
-from graftwork.tasks.task import Task
+from graftwork.tasks.task import SplitName, Task
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,14 @@ _GLUE: dict[str, tuple[str, str | None, tuple[str, ...] | None, tuple[str, ...]]
 }
 
 
+E2E_FILES: dict[SplitName, str] = {
+    "train": "trainset.csv",
+    "validation": "devset.csv",
+    "test": "testset_w_refs.csv",
+}
+"""The files of the E2E release. Its testset.csv has no references."""
+
+
 def _glue(
     name: str, text: str, text_pair: str | None, labels: tuple[str, ...] | None, metrics: tuple[str, ...]
 ) -> Task:
@@ -87,6 +99,23 @@ BUILTIN: dict[str, Task] = {
         source="rotten_tomatoes",
     ),
     **{name: _glue(name, *columns) for name, columns in _GLUE.items()},
+    "conll2003": Task(
+        name="conll2003",
+        kind="token-classification",
+        text="words",
+        label="tags",
+        labels=("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"),
+        layout="conll",
+    ),
+    "e2e_nlg": Task(name="e2e_nlg", kind="generation", text="mr", label="ref", layout="e2e"),
+    "digits": Task(
+        name="digits",
+        kind="image-classification",
+        labels=tuple("0123456789"),
+        validation_fraction=0.1,
+        test_fraction=0.2,
+        layout="digits",
+    ),
 }
 
 

