@@ -16,8 +16,8 @@ from transformers import (
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone
-from graftwork.heads import PooledHead
-from graftwork.methods import METHODS, Houlsby, LoRA, Method
+from graftwork.heads import FeatureHead, Head, PooledHead
+from graftwork.methods import METHODS, FeatureExtraction, FullFineTuning, Houlsby, LoRA, Method
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a film book man woman sleeps rests is was not very good bad gripping dull"
 VOCABULARY = {token: i for i, token in enumerate(WORDS.split(" "))}
@@ -115,6 +115,9 @@ SAMPLES: dict[str, Method] = {
     "houlsby-not-shared": Houlsby(bottleneck=6, norms="layers", extra_classifier=True, activation="relu"),
     "lora": LoRA(rank=3),
     "lora-query-value": LoRA(rank=3, alpha=6, targets="query,value"),
+    "full-fine-tuning-top": FullFineTuning(top_layers=1),
+    "full-fine-tuning-subset": FullFineTuning(random_subset=0.2, layer_decay=2.6),
+    "feature-extraction-bilstm": FeatureExtraction(model="bilstm", hidden_size=5),
     **{name: method() for name, method in METHODS.items() if name not in ("houlsby", "lora")},
 }
 """Every registered method, small; some of them in several variants."""
@@ -179,14 +182,17 @@ def batch_for(backbone: Backbone, *lengths: int, seed: int = 0) -> dict[str, Ten
     return make_batch(*lengths, seed=seed, pad=backbone.config.pad_token_id)
 
 
-def make_head(pooling: str = "first", **fields) -> PooledHead:
+def make_head(pooling: str = "first", **fields) -> Head:
+    if "model" in fields:
+        mixed = "mean" if pooling == "pooler" else pooling
+        return FeatureHead(**{"task": "classification", "num_outputs": 3, "pooling": mixed, **fields, "dropout": 0.0})
     return PooledHead(**{"kind": "classification", "num_outputs": 3, "pooling": pooling, "dropout": 0.0, **fields})
 
 
 def make_adapter(backbone: Backbone, method: Method, *, seed: int = 0, trained: bool = False, **head) -> Adapter:
     """A new adapter; with `trained`, every parameter is moved so that nothing about it is as initialised."""
     chosen = make_head(**{"pooling": backbone.pooling, **method.head_fields, **head})
-    labels = None if chosen.kind == "regression" else tuple("abcdefgh"[: chosen.num_outputs])
+    labels = None if chosen.num_labels is None else tuple("abcdefgh"[: chosen.num_labels])
     adapter = Adapter.create(backbone, method, chosen, TaskIdentity(name="t", labels=labels), seed=seed)
     if trained:
         generator = torch.Generator().manual_seed(seed + 1)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
     from graftwork.errors import GraftworkError
-    from graftwork.methods import FullFineTuning, HeadOnly, Houlsby, LoRA, Method
+    from graftwork.methods import FeatureExtraction, FullFineTuning, HeadOnly, Houlsby, LoRA, Method, ULMFiT
     from graftwork.model import AdaptedModel
     from graftwork.prediction import Prediction
     from graftwork.tasks import Task
@@ -23,6 +23,7 @@ _HOMES = {
     "AdaptedModel": "model",
     "Adapter": "adapters",
     "Backbone": "backbones",
+    "FeatureExtraction": "methods",
     "FullFineTuning": "methods",
     "GraftworkError": "errors",
     "HeadOnly": "methods",
@@ -32,6 +33,7 @@ _HOMES = {
     "Prediction": "prediction",
     "Task": "tasks",
     "TrainingSettings": "training",
+    "ULMFiT": "methods",
     "evaluate": "training",
     "tune": "training",
 }
@@ -40,6 +42,7 @@ __all__ = [
     "AdaptedModel",
     "Adapter",
     "Backbone",
+    "FeatureExtraction",
     "FullFineTuning",
     "GraftworkError",
     "HeadOnly",
@@ -49,6 +52,7 @@ __all__ = [
     "Prediction",
     "Task",
     "TrainingSettings",
+    "ULMFiT",
     "evaluate",
     "tune",
 ]

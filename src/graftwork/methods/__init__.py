@@ -4,18 +4,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from graftwork.errors import MethodError, nearest
+from graftwork.methods.features import FeatureExtraction
 from graftwork.methods.full import FullFineTuning
 from graftwork.methods.headonly import HeadOnly
 from graftwork.methods.houlsby import Houlsby
 from graftwork.methods.lora import LoRA
 from graftwork.methods.method import Method
+from graftwork.methods.ulmfit import ULMFiT
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Houlsby, LoRA, FullFineTuning, HeadOnly)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Houlsby, LoRA, FullFineTuning, ULMFiT, HeadOnly, FeatureExtraction)
+}
 
-NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {}
+NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "top-layers": ("full-fine-tuning", {"top_layers": 1}),
+    "random-subset": ("full-fine-tuning", {"random_subset": 0.01}),
+    "discriminative": ("full-fine-tuning", {"layer_decay": 2.6}),
+    "gradual-unfreezing": ("full-fine-tuning", {"gradual_unfreezing": True}),
+}
 """What papers call by a name of its own and is another method with other settings: name -> (method, settings)."""
 
-__all__ = ["METHODS", "NAMED", "FullFineTuning", "HeadOnly", "Houlsby", "LoRA", "Method", "make_method"]
+__all__ = [
+    "METHODS",
+    "NAMED",
+    "FeatureExtraction",
+    "FullFineTuning",
+    "HeadOnly",
+    "Houlsby",
+    "LoRA",
+    "Method",
+    "ULMFiT",
+    "make_method",
+]
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
