@@ -18,13 +18,15 @@ from transformers import (
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone, Pooling
-from graftwork.heads import Head, PooledHead, head_for
+from graftwork.heads import FeatureHead, Head, PooledHead, head_for
 from graftwork.methods import (
     IA3,
     METHODS,
     AdaMix,
     Compacter,
     DoRA,
+    FeatureExtraction,
+    FullFineTuning,
     Houlsby,
     LayerNormTuning,
     LoRA,
@@ -145,6 +147,9 @@ SAMPLES: dict[str, Method] = {
     "vera": VeRA(rank=5),
     "ia3-attention": IA3(outputs="attention.output,value", inputs="attention.output"),
     "layer-norm-tuning-ffn": LayerNormTuning(targets="ffn.norm"),
+    "full-fine-tuning-top": FullFineTuning(top_layers=1),
+    "full-fine-tuning-subset": FullFineTuning(random_subset=0.2, layer_decay=2.6),
+    "feature-extraction-bilstm": FeatureExtraction(model="bilstm", hidden_size=5),
 }
 SAMPLES |= {name: method() for name, method in METHODS.items() if name not in SAMPLES}
 """Every registered method, small; some of them in several variants."""
@@ -214,7 +219,10 @@ def batch_for(backbone: Backbone, *lengths: int, seed: int = 0) -> dict[str, Ten
     return make_batch(*lengths, seed=seed, pad=backbone.config.pad_token_id)
 
 
-def make_head(pooling: str = "first", **fields) -> PooledHead:
+def make_head(pooling: str = "first", **fields) -> Head:
+    if "model" in fields:
+        mixed = "mean" if pooling == "pooler" else pooling
+        return FeatureHead(**{"task": "classification", "num_outputs": 3, "pooling": mixed, **fields, "dropout": 0.0})
     return PooledHead(**{"kind": "classification", "num_outputs": 3, "pooling": pooling, "dropout": 0.0, **fields})
 
 
@@ -238,8 +246,7 @@ def make_adapter(
         given = {"dropout": 0.0, **method.head_fields, **fields}
         head = head_for(kind, backbone, num_labels=num_labels, pooling=pooling or backbone.pooling, **given)
     labels = None if head.num_labels is None else tuple("abcdefgh"[: head.num_labels])
-    chosen = head
-    adapter = Adapter.create(backbone, method, chosen, TaskIdentity(name="t", labels=labels), seed=seed)
+    adapter = Adapter.create(backbone, method, head, TaskIdentity(name="t", labels=labels), seed=seed)
     if trained:
         generator = torch.Generator().manual_seed(seed + 1)
         for name, tensor in adapter.tensors.items():

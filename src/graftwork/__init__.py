@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         BitFit,
         Compacter,
         DoRA,
+        FeatureExtraction,
         FullFineTuning,
         HeadOnly,
         Houlsby,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         Method,
         Parallel,
         Pfeiffer,
+        ULMFiT,
         VeRA,
     )
     from graftwork.model import AdaptedModel
@@ -45,6 +47,7 @@ _HOMES = {
     "Adapter": "adapters",
     "Backbone": "backbones",
     "Compacter": "methods",
+    "FeatureExtraction": "methods",
     "FullFineTuning": "methods",
     "GraftworkError": "errors",
     "HeadOnly": "methods",
@@ -56,6 +59,7 @@ _HOMES = {
     "Prediction": "prediction",
     "Task": "tasks",
     "TrainingSettings": "training",
+    "ULMFiT": "methods",
     "evaluate": "training",
     "tune": "training",
 }
@@ -69,6 +73,7 @@ __all__ = [
     "BitFit",
     "Compacter",
     "DoRA",
+    "FeatureExtraction",
     "FullFineTuning",
     "GraftworkError",
     "HeadOnly",
@@ -81,6 +86,7 @@ __all__ = [
     "Prediction",
     "Task",
     "TrainingSettings",
+    "ULMFiT",
     "VeRA",
     "evaluate",
     "tune",

@@ -460,7 +460,7 @@ class AdaptedModel(nn.Module):
 
     def _with_decoder(self, inputs: Mapping[str, Tensor], head: Head, wanted: Tensor | None) -> Mapping[str, Tensor]:
         """What an encoder-decoder needs besides: the wanted tokens moved by one place, or one start token a row."""
-        if not self.backbone.is_encoder_decoder or head.reads == "tokens" or "decoder_input_ids" in inputs:
+        if not self.backbone.is_encoder_decoder or head.reads in ("tokens", "layers") or "decoder_input_ids" in inputs:
             return inputs
         if head.reads == "vocabulary" and wanted is not None:
             moved = self.model.prepare_decoder_input_ids_from_labels(labels=wanted)  # type: ignore[operator]
@@ -480,7 +480,7 @@ class AdaptedModel(nn.Module):
         if self._caches:
             asked["use_cache"] = False
         with self.graft.run(self._ops(resident), Route()):
-            if self.backbone.is_encoder_decoder and head.reads == "tokens":
+            if self.backbone.is_encoder_decoder and head.reads in ("tokens", "layers"):
                 asked.pop("use_cache", None)
                 output = self.graft.encoder(**inputs, **asked)
             elif head.reads == "vocabulary":
@@ -495,21 +495,33 @@ class AdaptedModel(nn.Module):
         if last.dim() == 4:
             # A convolutional network's map of features: its places are the tokens.
             last = last.flatten(2).transpose(1, 2)
-        if head.reads == "tokens":
+        layers = output.get("hidden_states") if head.reads == "layers" else None
+        if head.reads in ("tokens", "layers"):
             # A prompt's own rows come first in an encoder's output.
-            length = next(inputs[name].shape[1] for name in ("input_ids", "inputs_embeds") if name in inputs)
+            length = next((inputs[name].shape[1] for name in ("input_ids", "inputs_embeds") if name in inputs), 0)
             last = last[:, -length:]
+            layers = layers and tuple(layer[:, -length:] for layer in layers)
         return output, States(
             last=last,
             pooled=None if pooled is None else pooled.flatten(1),
-            layers=output.get("hidden_states") if head.reads == "layers" else None,
+            layers=layers,
             mask=None if "decoder_input_ids" in inputs else mask,
-            segments=inputs.get("token_type_ids"),
+            segments=self._segments(inputs) if head.reads == "layers" else None,
         )
 
     def _ops(self, resident: Resident) -> Ops:
         """What acts beside the weights: nothing when it is in them."""
         return resident.ops() if self.merged is None else {}
+
+    def _segments(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Which text of a pair each token belongs to: as the tokenizer marks it, or else by the first separator, which
+        ends the first text.
+        """
+        separator = getattr(self.backbone.tokenizer, "sep_token_id", None)
+        if "token_type_ids" in inputs or "input_ids" not in inputs or separator is None:
+            return inputs.get("token_type_ids")
+        ends: Tensor = (inputs["input_ids"] == separator).long()
+        return ((ends.cumsum(dim=1) - ends) > 0).long()
 
     # -- names ---------------------------------------------------------------------------------------------------------
 

@@ -74,6 +74,11 @@ class PooledHead(Head):
             return F.mse_loss(logits.squeeze(-1), labels.to(logits))
         return F.cross_entropy(logits, labels)
 
+    def decide(self, logits: Tensor, mask: Tensor | None, parameters: Mapping[str, Tensor]) -> Tensor:
+        if self.kind == "regression":
+            return logits.squeeze(-1)
+        return super().decide(logits, mask, parameters)
+
     def divergence(self, one: Tensor, other: Tensor) -> Float[Tensor, ""]:
         """Of two numbers, the squared difference."""
         return F.mse_loss(one, other) if self.kind == "regression" else super().divergence(one, other)

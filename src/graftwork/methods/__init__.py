@@ -8,6 +8,7 @@ from graftwork.methods.adamix import AdaMix
 from graftwork.methods.bitfit import BitFit
 from graftwork.methods.compacter import Compacter
 from graftwork.methods.dora import DoRA
+from graftwork.methods.features import FeatureExtraction
 from graftwork.methods.full import FullFineTuning
 from graftwork.methods.headonly import HeadOnly
 from graftwork.methods.houlsby import Houlsby
@@ -17,6 +18,7 @@ from graftwork.methods.lora import LoRA
 from graftwork.methods.method import Method
 from graftwork.methods.parallel import Parallel
 from graftwork.methods.pfeiffer import Pfeiffer
+from graftwork.methods.ulmfit import ULMFiT
 from graftwork.methods.vera import VeRA
 
 METHODS: dict[str, type[Method]] = {
@@ -26,7 +28,7 @@ METHODS: dict[str, type[Method]] = {
         *(Compacter, AdaMix),
         *(LoRA, DoRA, VeRA),
         *(IA3, BitFit, LayerNormTuning),
-        *(FullFineTuning, HeadOnly),
+        *(FullFineTuning, ULMFiT, HeadOnly, FeatureExtraction),
     )
 }
 
@@ -38,6 +40,10 @@ NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {
     "rslora": ("lora", {"rank_stabilised": True}),
     "lora+": ("lora", {"b_rate": 16.0}),
     "pissa": ("lora", {"init": "pissa"}),
+    "top-layers": ("full-fine-tuning", {"top_layers": 1}),
+    "random-subset": ("full-fine-tuning", {"random_subset": 0.01}),
+    "discriminative": ("full-fine-tuning", {"layer_decay": 2.6}),
+    "gradual-unfreezing": ("full-fine-tuning", {"gradual_unfreezing": True}),
 }
 """What papers call by a name of its own and is another method with other settings: name -> (method, settings)."""
 
@@ -49,6 +55,7 @@ __all__ = [
     "BitFit",
     "Compacter",
     "DoRA",
+    "FeatureExtraction",
     "FullFineTuning",
     "HeadOnly",
     "Houlsby",
@@ -57,6 +64,7 @@ __all__ = [
     "Method",
     "Parallel",
     "Pfeiffer",
+    "ULMFiT",
     "VeRA",
     "make_method",
 ]
