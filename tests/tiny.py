@@ -22,7 +22,7 @@ from transformers import (
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone
 from graftwork.heads import PooledHead
-from graftwork.methods import METHODS, Houlsby, LoRA, Method
+from graftwork.methods import METHODS, Houlsby, LoRA, Method, PrefixTuning, PromptTuning, PTuning, Union
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a film book man woman sleeps rests is was not very good bad gripping dull"
 VOCABULARY = {token: i for i, token in enumerate(WORDS.split(" "))}
@@ -53,7 +53,14 @@ SAMPLES: dict[str, Method] = {
     "houlsby-not-shared": Houlsby(bottleneck=6, norms="layers", extra_classifier=True, activation="relu"),
     "lora": LoRA(rank=3),
     "lora-query-value": LoRA(rank=3, alpha=6, targets="query,value"),
-    **{name: method() for name, method in METHODS.items() if name not in ("houlsby", "lora")},
+    "prompt-tuning": PromptTuning(num_virtual_tokens=3, init="uniform"),
+    "p-tuning": PTuning(num_virtual_tokens=3),
+    "p-tuning-mlp": PTuning(num_virtual_tokens=3, encoder="mlp", encoder_hidden_size=5),
+    "prefix-tuning": PrefixTuning(num_virtual_tokens=3, encoder_hidden_size=8),
+    "prefix-tuning-direct": PrefixTuning(num_virtual_tokens=3, reparametrise=False),
+    "union": Union(methods=[LoRA(rank=3), PrefixTuning(num_virtual_tokens=3, reparametrise=False)]),
+    "union-gated": Union(methods=[LoRA(rank=3), Houlsby(bottleneck=6, norms="none")], gated=True),
+    **{name: method() for name, method in METHODS.items() if name in ("full-fine-tuning", "head-only")},
 }
 """Every registered method, small; some of them in several variants."""
 

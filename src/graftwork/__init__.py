@@ -11,7 +11,17 @@ if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
     from graftwork.errors import GraftworkError
-    from graftwork.methods import FullFineTuning, HeadOnly, Houlsby, LoRA, Method
+    from graftwork.methods import (
+        FullFineTuning,
+        HeadOnly,
+        Houlsby,
+        LoRA,
+        Method,
+        PrefixTuning,
+        PromptTuning,
+        PTuning,
+        Union,
+    )
     from graftwork.model import AdaptedModel
     from graftwork.prediction import Prediction
     from graftwork.tasks import Task
@@ -29,9 +39,13 @@ _HOMES = {
     "Houlsby": "methods",
     "LoRA": "methods",
     "Method": "methods",
+    "PTuning": "methods",
     "Prediction": "prediction",
+    "PrefixTuning": "methods",
+    "PromptTuning": "methods",
     "Task": "tasks",
     "TrainingSettings": "training",
+    "Union": "methods",
     "evaluate": "training",
     "tune": "training",
 }
@@ -46,9 +60,13 @@ __all__ = [
     "Houlsby",
     "LoRA",
     "Method",
+    "PTuning",
     "Prediction",
+    "PrefixTuning",
+    "PromptTuning",
     "Task",
     "TrainingSettings",
+    "Union",
     "evaluate",
     "tune",
 ]

@@ -9,13 +9,49 @@ from graftwork.methods.headonly import HeadOnly
 from graftwork.methods.houlsby import Houlsby
 from graftwork.methods.lora import LoRA
 from graftwork.methods.method import Method
+from graftwork.methods.prefix import PrefixTuning
+from graftwork.methods.prompts import PromptTuning
+from graftwork.methods.ptuning import PTuning
+from graftwork.methods.union import Union
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Houlsby, LoRA, FullFineTuning, HeadOnly)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        *(Houlsby, LoRA, PromptTuning, PTuning, PrefixTuning),
+        *(FullFineTuning, HeadOnly, Union),
+    )
+}
 
-NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {}
+NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "p-tuning-v2": ("prefix-tuning", {"reparametrise": False, "num_virtual_tokens": 40}),
+    "unipelt": (
+        "union",
+        {
+            "methods": [
+                {"name": "lora", "targets": ["query", "value"]},
+                {"name": "prefix-tuning"},
+                {"name": "houlsby", "norms": "none"},
+            ],
+            "gated": True,
+        },
+    ),
+}
 """What papers call by a name of its own and is another method with other settings: name -> (method, settings)."""
 
-__all__ = ["METHODS", "NAMED", "FullFineTuning", "HeadOnly", "Houlsby", "LoRA", "Method", "make_method"]
+__all__ = [
+    "METHODS",
+    "NAMED",
+    "FullFineTuning",
+    "HeadOnly",
+    "Houlsby",
+    "LoRA",
+    "Method",
+    "PTuning",
+    "PrefixTuning",
+    "PromptTuning",
+    "Union",
+    "make_method",
+]
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:

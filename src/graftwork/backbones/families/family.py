@@ -6,7 +6,7 @@ Everything that is particular to a Hugging Face class stands in such a table, on
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn as nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -140,7 +140,9 @@ class SiteReader:
         """All sites of a stack."""
         start = f"{stack.name}." if stack.name else ""
         if stack.prompts:
-            width = hidden_size(self.model.config)
+            # Rows enter where the tokens' embeddings do, which may be narrower than the layers.
+            word: Any = self.model.get_submodule(self.prefix + stack.before["embeddings.word"].paths()[0])
+            width = int(word.weight.shape[1])
             path = (self.prefix + stack.path).rstrip(".")
             self.found.append(
                 Site(
