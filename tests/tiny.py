@@ -5,18 +5,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import (
-    BertConfig,
-    BertModel,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     BertTokenizer,
-    DistilBertConfig,
-    DistilBertModel,
-    ElectraConfig,
-    ElectraModel,
+    PretrainedConfig,
     PreTrainedModel,
-    RobertaConfig,
-    RobertaModel,
-    XLMRobertaConfig,
-    XLMRobertaModel,
 )
 
 from graftwork.adapters import Adapter, TaskIdentity
@@ -36,16 +31,83 @@ SIZES = {
     "vocab_size": 100,
     "max_position_embeddings": 48,
 }
-MODELS = {
-    "bert": lambda **c: BertModel(BertConfig(**{**SIZES, **c})),
-    "roberta": lambda **c: RobertaModel(RobertaConfig(**{**SIZES, **c})),
-    "xlm-roberta": lambda **c: XLMRobertaModel(XLMRobertaConfig(**{**SIZES, **c})),
-    "electra": lambda **c: ElectraModel(ElectraConfig(**{**SIZES, "embedding_size": 16, **c})),
-    "distilbert": lambda **c: DistilBertModel(
-        DistilBertConfig(dim=WIDTH, n_layers=LAYERS, n_heads=4, hidden_dim=INNER, vocab_size=100, **c)
-    ),
+GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+LOCAL = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
+T5 = {
+    **{"d_model": WIDTH, "d_kv": 8, "d_ff": INNER, "num_layers": LAYERS, "num_heads": 4, "vocab_size": 100},
+    **{"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
 }
-"""By model type. The ELECTRA one has embeddings narrower than its layers, so that it projects them."""
+BART = {
+    **{"d_model": WIDTH, "encoder_layers": LAYERS, "decoder_layers": LAYERS, "vocab_size": 100},
+    **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": INNER, "decoder_ffn_dim": INNER},
+    **{"max_position_embeddings": 48, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
+    **{"decoder_start_token_id": 2, "forced_eos_token_id": None, "scale_embedding": True},
+}
+IMAGES = {"image_size": 16, "patch_size": 8}
+CONFIGS: dict[str, dict[str, object]] = {
+    "bert": SIZES,
+    "roberta": SIZES,
+    "xlm-roberta": SIZES,
+    "camembert": SIZES,
+    "electra": {**SIZES, "embedding_size": 16},
+    "distilbert": {"dim": WIDTH, "n_layers": LAYERS, "n_heads": 4, "hidden_dim": INNER, "vocab_size": 100},
+    "albert": {**SIZES, "embedding_size": 16},
+    "mpnet": SIZES,
+    "deberta-v2": {
+        **{**SIZES, "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm"},
+        **{"pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_biased_input": False},
+        **{"type_vocab_size": 0, "conv_kernel_size": 3, "conv_act": "gelu"},
+    },
+    "modernbert": {**SIZES, **LOCAL, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "norm_bias": True}
+    | {"cls_token_id": 1, "sep_token_id": 2},
+    "gpt2": {
+        **{"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 48, "n_inner": INNER},
+        **{"vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2},
+    },
+    "llama": GROUPED,
+    "mistral": {**GROUPED, "sliding_window": 4},
+    "qwen2": GROUPED,
+    "qwen3": GROUPED,
+    "smollm3": {**GROUPED, "no_rope_layers": [1, 0]},
+    "gemma2": {**GROUPED, **LOCAL, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {**GROUPED, **LOCAL, "query_pre_attn_scalar": 8},
+    "phi3": {key: value for key, value in GROUPED.items() if key != "head_dim"},
+    "t5": {**T5, "feed_forward_proj": "relu"},
+    "mt5": {**T5, "feed_forward_proj": "gated-gelu"},
+    "bart": BART,
+    "mbart": BART,
+    "pegasus": BART,
+    "vit": {**SIZES, **IMAGES},
+    "deit": {**SIZES, **IMAGES},
+    "dinov2": {**SIZES, **IMAGES, "mlp_ratio": 2},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [16, WIDTH], "depths": [1, 1], "layer_type": "bottleneck"},
+}
+"""What each model type's configuration is made of."""
+
+
+def make_config(kind: str, **fields: object) -> PretrainedConfig:
+    return AutoConfig.for_model(kind, **{**CONFIGS[kind], **fields})
+
+
+MODELS = {kind: lambda kind=kind, **c: AutoModel.from_config(make_config(kind, **c)) for kind in CONFIGS}
+"""By model type. Some have embeddings narrower than their layers, so that they project them; each decoder that can
+have them has fewer key-value heads than query heads; Gemma's and ModernBERT's first layer looks back four tokens.
+"""
+
+GENERATORS = {
+    **{
+        kind: lambda kind=kind, **c: AutoModelForCausalLM.from_config(make_config(kind, **c))
+        for kind in ("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3")
+    },
+    **{
+        kind: lambda kind=kind, **c: AutoModelForSeq2SeqLM.from_config(make_config(kind, **c))
+        for kind in ("t5", "mt5", "bart", "mbart", "pegasus")
+    },
+}
+"""Those that generate text, with their language-model head."""
+
+ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
+"""Those of BERT's shape, which tests of whole adapted models use."""
 
 SAMPLES: dict[str, Method] = {
     "houlsby": Houlsby(bottleneck=6),
@@ -64,8 +126,8 @@ SAMPLES: dict[str, Method] = {
 }
 """Every registered method, small; some of them in several variants."""
 
-MATRIX = [(name, kind) for name in SAMPLES for kind in MODELS if name in METHODS or kind in ("bert", "distilbert")]
-"""Every method on every model type; the variants on two."""
+MATRIX = [(name, kind) for name in SAMPLES for kind in ENCODERS if name in METHODS or kind in ("bert", "distilbert")]
+"""Every method on every encoder; the variants on two."""
 
 
 def randomised(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:
@@ -77,10 +139,13 @@ def randomised(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def make_model(kind: str = "bert", *, seed: int = 0, dtype: torch.dtype = torch.float32, **config) -> PreTrainedModel:
+def make_model(
+    kind: str = "bert", *, seed: int = 0, dtype: torch.dtype = torch.float32, head: bool = False, **config
+) -> PreTrainedModel:
+    """A model of that type; with `head`, with its language-model head."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return randomised(MODELS[kind](**config), seed=seed).to(dtype).eval()
+        return randomised((GENERATORS if head else MODELS)[kind](**config), seed=seed).to(dtype).eval()
 
 
 def make_tokenizer() -> BertTokenizer:
@@ -103,6 +168,18 @@ def make_batch(*lengths: int, seed: int = 0, pad: int = 0) -> dict[str, Tensor]:
     ids = torch.randint(5, 100, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed))
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     return {"input_ids": ids.masked_fill(mask == 0, pad), "attention_mask": mask}
+
+
+def inputs_for(model: PreTrainedModel, *lengths: int, seed: int = 0) -> dict[str, Tensor]:
+    """Random inputs of the kind that the model takes: texts of the given lengths, or as many images."""
+    if model.main_input_name == "pixel_values":
+        shape = (len(lengths), 3, 16, 16)
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return {"pixel_values": images.to(model.dtype)}
+    batch = make_batch(*lengths, seed=seed, pad=model.config.pad_token_id or 0)
+    if model.config.is_encoder_decoder:
+        batch["decoder_input_ids"] = make_batch(*[4] * len(lengths), seed=seed + 1)["input_ids"]
+    return batch
 
 
 def batch_for(backbone: Backbone, *lengths: int, seed: int = 0) -> dict[str, Tensor]:

@@ -52,6 +52,15 @@ class SiteModule(nn.Module, Place):
     def memory(self) -> dict[str, Tensor]:
         return self.graft.running.memory
 
+    def __getattr__(self, name: str) -> Any:
+        """What it has not itself is the module's that it holds: the backbone's code reads weights and settings."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "inner":
+                raise
+            return getattr(self.inner, name)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward: Any = self.inner
         ops = self.graft.running.ops
@@ -82,13 +91,6 @@ class SiteModule(nn.Module, Place):
             return torch.cat([*pieces, whole[..., done:]], dim=-1)
 
         return parted
-
-    def __getattr__(self, name: str) -> Any:
-        # Some models read a module's weight, or call its other methods.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.inner, name)
 
 
 class Graft:
