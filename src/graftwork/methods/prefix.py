@@ -79,8 +79,9 @@ class PrefixTuning(Method):
     def sites(self, sites: Sites) -> list[Site]:
         if not sites.of_kind("attention"):
             raise SiteError(
-                f"{self.name} puts rows before keys and values, and this backbone has no attention that takes them",
-                expected="a backbone whose attention runs through transformers' attention interface",
+                f"{self.name} puts rows before keys and values, which this backbone does not take: "
+                + sites.refusals.get("attention", "none of its layers has an attention"),
+                expected="a method that acts elsewhere, or another backbone",
                 change="--method, or --backbone",
             )
         return sites.match(self.targets, "attention")

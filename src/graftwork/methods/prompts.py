@@ -108,8 +108,9 @@ def prompted_sites(sites: Sites, method: str) -> list[Site]:
     found = sites.of_kind("stack")
     if not found:
         raise SiteError(
-            f"{method} puts vectors before the embedded text, and this backbone has no stack where rows could enter",
-            expected="a backbone of texts whose positions are not fixed in number",
+            f"{method} puts vectors before an embedded text, which this backbone does not take: "
+            + sites.refusals.get("stack", "none of its stacks reads one"),
+            expected="a method that acts elsewhere, or another backbone",
             change="--method, or --backbone",
         )
     return found
