@@ -147,7 +147,7 @@ def test_dropout_is_of_the_rows_in_training_only():
 # -- how a prefix starts -----------------------------------------------------------------------------------------------
 
 
-def start(kind, method, *, text_length=L, tokenizer=True, **options):
+def start(kind, method, *, tokenizer=True, **options):
     backbone = make_backbone(kind, tokenizer=tokenizer, **options)
     pooling = "mean" if backbone.is_encoder_decoder else backbone.pooling
     task = TaskIdentity(name="t", labels=("good", "bad"))
@@ -156,9 +156,8 @@ def start(kind, method, *, text_length=L, tokenizer=True, **options):
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5", "bart", "modernbert"])
 def test_activations_are_the_backbones_keys_and_values(kind):
-    """The rows of a text, put before the same text's own, weigh twice what they weighed: attention is unchanged."""
     method = DIRECT.model_copy(update={"init": "activations", "text": "a good film"})
-    backbone, tensors = start(kind, method, tokenizer=False) if False else start(kind, method)
+    backbone, tensors = start(kind, method)
     ids = torch.tensor([make_tokenizer()("a good film", add_special_tokens=False)["input_ids"]])
     site = backbone.sites.of_kind("attention")[0]
     seen = {}

@@ -1,9 +1,21 @@
 """Prompt tuning and P-tuning: where their vectors stand, what makes them, and how they start."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn as nn
-from tiny import VOCABULARY, WIDTH, batch_for, make_adapter, make_backbone, make_head, make_model, make_tokenizer
+from tiny import (
+    VOCABULARY,
+    WIDTH,
+    batch_for,
+    inputs_for,
+    make_adapter,
+    make_backbone,
+    make_head,
+    make_model,
+    make_tokenizer,
+)
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone
@@ -54,7 +66,7 @@ def test_a_prompt_is_embeddings_before_the_text(kind):
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "electra", "llama", "gpt2"])
 def test_padding_before_a_text_changes_nothing(kind):
     backbone = make_backbone(kind, dtype=torch.float64)
-    batch = batch_for(backbone, 5)
+    batch = inputs_for(backbone.model, 5)
     pad = backbone.config.pad_token_id or 0
     model = AdaptedModel(backbone, {"a": make_adapter(backbone, PROMPT, trained=True)})
     alone = states(model, batch)
@@ -67,8 +79,9 @@ def test_padding_before_a_text_changes_nothing(kind):
         torch.testing.assert_close(one[:, 2:], other, **EXACT)
 
 
-def test_the_pooling_layer_reads_the_first_real_token():
-    backbone = make_backbone("bert", dtype=torch.float64)
+@pytest.mark.parametrize("kind", ["bert", "albert"])
+def test_the_pooling_layer_reads_the_first_real_token(kind):
+    backbone = make_backbone(kind, dtype=torch.float64)
     batch = batch_for(backbone, 7, 7)
     model = AdaptedModel(backbone, {"a": make_adapter(backbone, PROMPT, trained=True, pooling="pooler")})
     with torch.no_grad():
@@ -76,7 +89,8 @@ def test_the_pooling_layer_reads_the_first_real_token():
         tensors = model.adapter("a").tensors
         model.detach()
         output = backbone.model(**with_prompt(backbone, tensors["input.prompt"].double(), batch["input_ids"]))
-        pooled = backbone.model.pooler(output.last_hidden_state[:, L:])
+        pooler = backbone.modules[backbone.sites["pooler"].path]
+        pooled = torch.tanh(pooler(output.last_hidden_state[:, L]))
     expected = pooled.float() @ tensors["head.classifier.weight"].T + tensors["head.classifier.bias"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -153,8 +167,6 @@ def test_a_kept_table_is_prompt_tuning_that_says_the_same(encoder, tmp_path):
     ended, tensors = method.finish(adapter.tensors, method.sites(backbone.sites))
     assert ended == PROMPT
     assert set(tensors) == {"input.prompt", "head.classifier.weight", "head.classifier.bias"}
-    from dataclasses import replace
-
     table = replace(adapter, method=ended, tensors=tensors)
     table.save(tmp_path / "a")
     logits = []
@@ -215,7 +227,7 @@ def test_from_labels():
 
 def test_from_text():
     prompt, table = start(PromptTuning(num_virtual_tokens=5, init="text", text="a good film"))
-    assert rows_of(prompt, table) == [VOCABULARY[word] for word in "a good film a good".split()]
+    assert rows_of(prompt, table) == [VOCABULARY[word] for word in ["a", "good", "film", "a", "good"]]
     prompt, table = start(PromptTuning(num_virtual_tokens=2, init="text", text="a good film"))
     assert rows_of(prompt, table) == [VOCABULARY["a"], VOCABULARY["good"]]
 

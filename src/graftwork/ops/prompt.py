@@ -148,5 +148,12 @@ def _without(output: Any, length: int, seam: Tensor | None, place: Place) -> Any
     if output.get("hidden_states") is not None:
         output.hidden_states = tuple(stripped(states) for states in output.hidden_states)
     if output.get("pooler_output") is not None:
-        output.pooler_output = place.inner.pooler(output.last_hidden_state)  # type: ignore[operator]
+        output.pooler_output = _pooled(place.inner, output.last_hidden_state)
     return output
+
+
+def _pooled(stack: Any, states: Tensor) -> Tensor:
+    """What the stack's pooling layer makes of other states. ALBERT's is a linear map without its activation."""
+    activation = getattr(stack, "pooler_activation", None)
+    pooled: Tensor = stack.pooler(states) if activation is None else activation(stack.pooler(states[:, 0]))
+    return pooled
