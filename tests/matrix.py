@@ -15,13 +15,20 @@ from graftwork.methods.bottleneck import BottleneckMethod
 REPRESENTATIVES = ("bert", "gpt2", "llama", "t5", "bart", "vit", "resnet")
 """One model type of each family; ALBERT, DeBERTa and the others are variations of them."""
 
-CLASSIC = {"full-fine-tuning", "head-only"}
+CLASSIC = {"full-fine-tuning", "ulmfit", "head-only", "feature-extraction", "layer-norm-tuning", "bitfit"}
 """All that can act on a network without transformer layers."""
 
-REFUSALS: dict[str, set[str]] = {}
+PROMPTS = {"prompt-tuning", "p-tuning"}
+WITHOUT_ROWS = {"prefix-tuning", "union"}
+
+REFUSALS: dict[str, set[str]] = {
+    **dict.fromkeys(("vit", "deit", "dinov2"), PROMPTS),
+    **dict.fromkeys(("deberta-v2", "mpnet"), WITHOUT_ROWS),
+    **dict.fromkeys(("llama", "mistral", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "t5", "mt5"), {"bitfit"}),
+}
 """By model type, the methods that cannot act there, beside those that need transformer layers."""
 
-CHANGED_AT_START: set[str] = set()
+CHANGED_AT_START = {name for name, method in SAMPLES.items() if method.name in (*PROMPTS, *WITHOUT_ROWS)}
 """Samples whose new adapter says something else than the backbone alone, by design."""
 
 

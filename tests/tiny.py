@@ -33,6 +33,10 @@ from graftwork.methods import (
     Method,
     Parallel,
     Pfeiffer,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    Union,
     VeRA,
 )
 
@@ -150,6 +154,13 @@ SAMPLES: dict[str, Method] = {
     "full-fine-tuning-top": FullFineTuning(top_layers=1),
     "full-fine-tuning-subset": FullFineTuning(random_subset=0.2, layer_decay=2.6),
     "feature-extraction-bilstm": FeatureExtraction(model="bilstm", hidden_size=5),
+    "prompt-tuning": PromptTuning(num_virtual_tokens=3, init="uniform"),
+    "p-tuning": PTuning(num_virtual_tokens=3),
+    "p-tuning-mlp": PTuning(num_virtual_tokens=3, encoder="mlp", encoder_hidden_size=5),
+    "prefix-tuning": PrefixTuning(num_virtual_tokens=3, encoder_hidden_size=8),
+    "prefix-tuning-direct": PrefixTuning(num_virtual_tokens=3, reparametrise=False),
+    "union": Union(methods=[LoRA(rank=3), PrefixTuning(num_virtual_tokens=3, reparametrise=False)]),
+    "union-gated": Union(methods=[LoRA(rank=3), Houlsby(bottleneck=6, norms="none")], gated=True),
 }
 SAMPLES |= {name: method() for name, method in METHODS.items() if name not in SAMPLES}
 """Every registered method, small; some of them in several variants."""

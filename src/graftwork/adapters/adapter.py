@@ -117,11 +117,13 @@ class Adapter:
 
         Raises:
             SiteError, BackboneError: the method or head asks for what the backbone does not have.
+            MethodError: the method asks for what the task does not have.
         """
         sites = method.sites(usable_sites(backbone, head))
         declared = [(site, method.declare(site)) for site in sites]
         generator = torch.Generator().manual_seed(seed)
         tensors = initialise([*declared, (None, head.declare(backbone))], backbone, generator)
+        tensors |= method.initial(tensors, sites, backbone, task.labels, generator)
         return cls(
             method=method,
             head=head,

@@ -16,9 +16,14 @@ from graftwork.methods.ia3 import IA3
 from graftwork.methods.layernorm import LayerNormTuning
 from graftwork.methods.lora import LoRA
 from graftwork.methods.method import Method
+from graftwork.methods.named import NAMED, Named
 from graftwork.methods.parallel import Parallel
 from graftwork.methods.pfeiffer import Pfeiffer
+from graftwork.methods.prefix import PrefixTuning
+from graftwork.methods.prompts import PromptTuning
+from graftwork.methods.ptuning import PTuning
 from graftwork.methods.ulmfit import ULMFiT
+from graftwork.methods.union import Union
 from graftwork.methods.vera import VeRA
 
 METHODS: dict[str, type[Method]] = {
@@ -28,24 +33,12 @@ METHODS: dict[str, type[Method]] = {
         *(Compacter, AdaMix),
         *(LoRA, DoRA, VeRA),
         *(IA3, BitFit, LayerNormTuning),
+        *(PromptTuning, PTuning, PrefixTuning),
         *(FullFineTuning, ULMFiT, HeadOnly, FeatureExtraction),
+        Union,
     )
 }
-
-NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {
-    "scaled-parallel": ("parallel", {"scale": 4.0}),
-    "adapterdrop": ("pfeiffer", {"robust_drop": True}),
-    "compacter++": ("compacter", {"sublayers": ("ffn",)}),
-    "phm": ("compacter", {"phm_rank": None, "share_rule": False}),
-    "rslora": ("lora", {"rank_stabilised": True}),
-    "lora+": ("lora", {"b_rate": 16.0}),
-    "pissa": ("lora", {"init": "pissa"}),
-    "top-layers": ("full-fine-tuning", {"top_layers": 1}),
-    "random-subset": ("full-fine-tuning", {"random_subset": 0.01}),
-    "discriminative": ("full-fine-tuning", {"layer_decay": 2.6}),
-    "gradual-unfreezing": ("full-fine-tuning", {"gradual_unfreezing": True}),
-}
-"""What papers call by a name of its own and is another method with other settings: name -> (method, settings)."""
+"""Methods by name, group by group."""
 
 __all__ = [
     "IA3",
@@ -62,9 +55,13 @@ __all__ = [
     "LayerNormTuning",
     "LoRA",
     "Method",
+    "PTuning",
     "Parallel",
     "Pfeiffer",
+    "PrefixTuning",
+    "PromptTuning",
     "ULMFiT",
+    "Union",
     "VeRA",
     "make_method",
 ]
@@ -77,12 +74,12 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     Raises:
         MethodError: unknown name or settings.
     """
-    known: dict[str, tuple[str, Mapping[str, Any]]] = {_plain(given): (given, {}) for given in METHODS}
-    known |= {_plain(given): named for given, named in NAMED.items()}
+    known = {_plain(own): Named(own, method.paper) for own, method in METHODS.items()}
+    known |= {_plain(other): named for other, named in NAMED.items()}
     if _plain(name) not in known:
         raise MethodError(f"unknown method {name!r}", expected=nearest(name, {*METHODS, *NAMED}), change="--method")
-    method, preset = known[_plain(name)]
-    return METHODS[method](**{**preset, **(settings or {})})
+    named = known[_plain(name)]
+    return METHODS[named.method](**{**named.settings, **(settings or {})})
 
 
 def _plain(name: str) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
+from torch import Generator, Tensor
 
-from graftwork.backbones import Site, Sites
+from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import MethodError
 from graftwork.methods.parameters import Parameter
 from graftwork.ops import Op
@@ -58,10 +58,10 @@ class Method(BaseModel, ABC):
                 change=", ".join(sorted({f"--method.{e['loc'][0]}" for e in error.errors() if e["loc"]})),
             ) from None
 
-    @classmethod
-    def why_unmergeable(cls) -> str:
+    @property
+    def unmergeable(self) -> str:
         """Why its adapters cannot be merged into a backbone's weights; empty when they can."""
-        return "; ".join(dict.fromkeys(op.unmergeable for op in cls.lowers_to if op.unmergeable))
+        return "; ".join(dict.fromkeys(op.unmergeable for op in self.lowers_to if op.unmergeable))
 
     @property
     def head_fields(self) -> Mapping[str, Any]:
@@ -84,6 +84,29 @@ class Method(BaseModel, ABC):
     @abstractmethod
     def declare(self, site: Site) -> dict[str, Parameter]:
         """The parameters that one of its sites brings, by canonical name. Sites that share declare the same names."""
+
+    def initial(
+        self,
+        tensors: Mapping[str, Tensor],
+        sites: Sequence[Site],
+        backbone: Backbone,
+        labels: Sequence[str] | None,
+        generator: Generator,
+    ) -> Mapping[str, Tensor]:
+        """Of a new adapter, the parameters that start from the backbone's words, by canonical name; the others start as
+        they are declared.
+
+        Args:
+            tensors: all as declared.
+            sites: where the method acts.
+            labels: the task's, where it has some.
+            generator: the source of randomness.
+
+        Raises:
+            BackboneError: the backbone has no tokenizer, and its words are needed.
+            MethodError: the task has no labels, and they are needed.
+        """
+        return {}
 
     def prepare(
         self, parameters: Mapping[str, Tensor], sites: Sequence[Site], *, training: bool

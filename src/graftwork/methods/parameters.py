@@ -106,6 +106,15 @@ def each(init: Init) -> Init:
     return fill
 
 
+def uniform(bound: float) -> Init:
+    """Uniform between -bound and bound."""
+
+    def fill(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+        tensor.uniform_(-bound, bound, generator=generator)
+
+    return fill
+
+
 def frozen_value(name: str) -> Init:
     """The frozen parameter of that name at the site."""
 

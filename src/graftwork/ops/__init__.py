@@ -3,6 +3,7 @@
 from graftwork.ops.bias import Bias
 from graftwork.ops.bottleneck import Bottleneck
 from graftwork.ops.dense import Dense
+from graftwork.ops.gated import Gated
 from graftwork.ops.graft import Graft
 from graftwork.ops.keyvalue import KeyValue
 from graftwork.ops.lowrank import LowRank
@@ -18,6 +19,7 @@ __all__ = [
     "Bottleneck",
     "Dense",
     "Forward",
+    "Gated",
     "Graft",
     "KeyValue",
     "LowRank",

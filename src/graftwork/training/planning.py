@@ -10,6 +10,7 @@ from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import GraftworkError
 from graftwork.heads import head_for
 from graftwork.methods import METHODS, NAMED, Method, make_method
+from graftwork.methods.named import Named
 
 BYTES = 4
 """An adapter's parameters are kept in float32."""
@@ -73,28 +74,26 @@ def survey(backbone: str | None = None) -> list[Surveyed]:
         BackboneError: the backbone is unknown.
     """
     outline = None if backbone is None else Backbone.outline(backbone)
-    rows: list[tuple[str, str, Mapping[str, Any]]] = []
-    for own in METHODS:
-        named = [(name, own, settings) for name, (method, settings) in NAMED.items() if method == own]
-        rows += [(own, own, {}), *named]
-    return [_surveyed(name, method, settings, outline) for name, method, settings in rows]
+    known: dict[str, Named] = {}
+    for own, method in METHODS.items():
+        known[own] = Named(own, method.paper)
+        known |= {name: named for name, named in NAMED.items() if named.method == own}
+    return [_surveyed(name, named, outline) for name, named in known.items()]
 
 
-def _surveyed(name: str, method: str, settings: Mapping[str, Any], outline: Backbone | None) -> Surveyed:
-    kind = METHODS[method]
-    ops = tuple(op.__name__ for op in kind.lowers_to)
+def _surveyed(name: str, named: Named, outline: Backbone | None) -> Surveyed:
+    chosen = make_method(name)
     known = Surveyed(
         name=name,
-        settings=settings,
-        method=method,
-        paper=kind.paper,
-        ops=ops,
-        unmergeable=kind.why_unmergeable(),
+        settings=named.settings,
+        method=named.method,
+        paper=named.paper,
+        ops=tuple(op.__name__ for op in chosen.lowers_to),
+        unmergeable=chosen.unmergeable,
     )
     if outline is None:
         return known
     try:
-        chosen = make_method(name)
         groups = _count(outline, chosen, num_labels=2, pooling="auto")["trained"]
         sites = chosen.sites(outline.sites)
     except GraftworkError as error:

@@ -43,7 +43,8 @@ class TrainingSettings(BaseModel):
             `warmup_ratio` from 1/32 of the rate and falls back to it.
         max_steps: ends training after this many steps, whatever the epochs; -1 for no such end.
         warmup_ratio: share of the steps over which the rate rises.
-        max_length: tokens a text (or pair) is cut to. None: 128, or what the backbone has positions for.
+        max_length: tokens a text (or pair) is cut to. None: 128, or what the backbone has positions for, less those
+            of a prompt.
         eval_strategy: score and save after each `epoch`, or every `eval_steps` (500) `steps`.
         early_stopping_patience: stop after this many scorings without a better one; None never stops early.
         backbone_dropout: `keep` the backbone's own dropout in training, turn it `off`, or `auto`: off while the
@@ -116,15 +117,24 @@ class TrainingSettings(BaseModel):
         """The same with the method's and the backbone's defaults in the place of what was left open.
 
         Raises:
-            RecipeError: max_length is more than the backbone has positions for.
+            RecipeError: max_length is more than the backbone has positions for, less those that the method takes.
         """
-        longest = backbone.max_length
-        if self.max_length and longest and self.max_length > longest:
-            raise RecipeError(
-                f"texts of {self.max_length} tokens are too long for backbone {backbone.name!r}",
-                expected=f"at most {longest}",
-                change="--train.max_length",
-            )
+        longest, taken = backbone.max_length, method.num_prompt_tokens
+        if longest:
+            longest -= taken
+            beside = f" beside {taken} prompt tokens" if taken else ""
+            if longest < 1:
+                raise RecipeError(
+                    f"{taken} prompt tokens leave no positions for texts on backbone {backbone.name!r}",
+                    expected=f"fewer than {backbone.max_length}",
+                    change="--method.num_virtual_tokens",
+                )
+            if self.max_length and self.max_length > longest:
+                raise RecipeError(
+                    f"texts of {self.max_length} tokens{beside} are too long for backbone {backbone.name!r}",
+                    expected=f"at most {longest}",
+                    change="--train.max_length",
+                )
         dropout = self.backbone_dropout
         if dropout == "auto":
             dropout = "off" if method.frozen_backbone else "keep"

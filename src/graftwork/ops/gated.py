@@ -1,0 +1,46 @@
+"""Gated op: another op whose effect is multiplied, at each token, by a gate that reads what enters the site."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from graftwork.backbones import SiteKind
+from graftwork.errors import SiteError
+from graftwork.ops import routing
+from graftwork.ops.op import Forward, Op, Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gated(Op):
+    """y = f(x) + σ(w x + b) · (op(f)(x) − f(x)), for one gate a token (Mao et al. 2022, section 3).
+
+    Shapes: weight (1, in), bias (1).
+    """
+
+    op: Op
+    weight: Float[Tensor, "*S 1 in"]
+    bias: Float[Tensor, "*S 1"]
+
+    kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear", "result", "norm"})
+    unmergeable: ClassVar[str] = "a gate depends on the text"
+
+    def __post_init__(self) -> None:
+        if self.op.replaces:
+            raise SiteError(f"{type(self.op).__name__} replaces what its site computes: a gate cannot be put on that")
+
+    def around(self, forward: Forward, place: Place) -> Forward:
+        def gated(x: Tensor) -> Tensor:
+            y: Tensor = forward(x)
+            # What the op asks of the frozen module is at hand, unless it asks it of something else.
+            changed = self.op.around(lambda other: y if other is x else forward(other), place)(x)
+            gate = torch.sigmoid(routing.linear(x, self.weight, place.route, self.bias))
+            result: Tensor = y + gate * (changed - y)
+            return result
+
+        return gated
+
+    def to(self, dtype: torch.dtype) -> "Op":
+        return replace(self, op=self.op.to(dtype), weight=self.weight.to(dtype), bias=self.bias.to(dtype))
