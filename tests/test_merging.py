@@ -16,8 +16,8 @@ from graftwork.ops.merging import put_into_weights
 
 MERGEABLE = [name for name, method in SAMPLES.items() if not method.why_unmergeable()]
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
-"""Of a state's largest number. In float64 only the order of sums differs; in float32 each weight is rounded once. T5 does
-not divide its attention scores by √d, and rounding grows with them: four times as much.
+"""Of a state's largest number. In float64 only the order of sums differs; in float32 each weight is rounded once. T5
+does not divide its attention scores by √d, and rounding grows with them: four times as much.
 """
 
 
@@ -53,8 +53,9 @@ def test_merged_is_beside_and_unmerging_restores_the_bits(name, kind, dtype):
     assert model.merged == "a"
     bounded(run(backbone.model, batch), expected, backbone)
     with torch.no_grad():
-        # The head computes in float32.
-        torch.testing.assert_close(model(**batch).logits, logits, rtol=0, atol=1e-5 * logits.abs().max().item())
+        # The head computes in float32, and of one state what it says is as uncertain as the state.
+        close = BOUNDS[torch.float32] * (4 if kind == "t5" else 1) * expected[-1].abs().max().item()
+        torch.testing.assert_close(model(**batch).logits, logits, rtol=0, atol=close)
     merged = without_inner(bits(backbone.model))
     assert merged.keys() == frozen.keys()
     if name != "head-only":

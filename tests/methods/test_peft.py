@@ -87,8 +87,8 @@ def test_low_rank_methods_are_pefts(name, kind, dtype):
 
 
 IA3_MODULES = {
-    # peft's own default for BERT, `output.dense`, also scales what enters attention's output projection, and its own for
-    # GPT-2 scales queries too: neither is in the paper.
+    # peft's own default for BERT, `output.dense`, also scales what enters attention's output projection, and its own
+    # for GPT-2 scales queries too: neither is in the paper.
     "bert": (["key", "value", r"\d+.output.dense"], [r"\d+.output.dense"]),
     "gpt2": (["attn.c_attn", "mlp.c_proj"], ["mlp.c_proj"]),
     "llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
