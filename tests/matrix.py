@@ -19,12 +19,15 @@ CLASSIC = {"full-fine-tuning", "ulmfit", "head-only", "feature-extraction", "lay
 """All that can act on a network without transformer layers."""
 
 PROMPTS = {"prompt-tuning", "p-tuning"}
+WITH_BIASES = {"bitfit"}
 WITHOUT_ROWS = {"prefix-tuning", "union"}
 
 REFUSALS: dict[str, set[str]] = {
     **dict.fromkeys(("vit", "deit", "dinov2"), PROMPTS),
     **dict.fromkeys(("deberta-v2", "mpnet"), WITHOUT_ROWS),
-    **dict.fromkeys(("llama", "mistral", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "t5", "mt5"), {"bitfit"}),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "t5", "mt5"), WITH_BIASES
+    ),
 }
 """By model type, the methods that cannot act there, beside those that need transformer layers."""
 
