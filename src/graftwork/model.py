@@ -428,6 +428,10 @@ class AdaptedModel(nn.Module):
         last = output.get("last_hidden_state")
         if last is None:
             last = output.decoder_hidden_states[-1]
+        if last.dim() == 4:
+            # The places of an image, channels first.
+            last = last.flatten(2).transpose(1, 2)
+        pooled = output.get("pooler_output")
         layers = output.get("hidden_states") if head.reads == "layers" else None
         if head.reads in ("tokens", "layers"):
             # A prompt's own rows come first in an encoder's output.
@@ -436,7 +440,7 @@ class AdaptedModel(nn.Module):
             layers = layers and tuple(layer[:, -length:] for layer in layers)
         return output, States(
             last=last,
-            pooled=output.get("pooler_output"),
+            pooled=None if pooled is None else pooled.flatten(1),
             layers=layers,
             mask=None if "decoder_input_ids" in inputs else mask,
             segments=self._segments(inputs) if head.reads == "layers" else None,
