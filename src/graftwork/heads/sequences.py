@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from graftwork.methods.parameters import Parameter, kaiming_uniform, normal, zeros
 
-DIRECTIONS = (("forward", 1), ("backward", -1))
+DIRECTIONS = (("forwards", 1), ("backwards", -1))
 
 
 def declare_bilstm(name: str, inputs: int, hidden: int) -> dict[str, Parameter]:
@@ -42,8 +42,8 @@ def declare_linear(name: str, inputs: int, outputs: int, *, std: float | None = 
 
 def bilstm(
     x: Float[Tensor, "B T i"], mask: Bool[Tensor, "B T"], parameters: Mapping[str, Tensor], name: str
-) -> Float[Tensor, "B T 2*h"]:
-    """The states of both directions at each token of the sequence, 0 elsewhere."""
+) -> Float[Tensor, "B T e"]:
+    """The states of both directions at each token of the sequence, e = 2h, and 0 elsewhere."""
     found = []
     for direction, sign in DIRECTIONS:
         order = _reading_order(mask, sign).unsqueeze(-1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from graftwork.errors import DataError
 from graftwork.heads.head import linear
 from graftwork.heads.sequences import attend, bilstm, declare_bilstm, declare_linear, maximum, mean
-from graftwork.methods.parameters import Parameter
+from graftwork.methods.parameters import Parameter, normal
 
 Parameters = Mapping[str, Tensor]
 Segments = Int[Tensor, "B T"] | None
@@ -48,16 +48,18 @@ def biattention(
     """The bi-attentive classification network of McCann et al. (2017, "Learned in Translation", section 5), of one text
     with itself:
         X = biLSTM(σ(W x + b));  C_t = Σ_s softmax_s(X_t · X_s) X_s;  Z = biLSTM([X; X - C; X ⊙ C])
-        pooled = [max Z; mean Z; min Z; Σ_t softmax_t(v · Z_t + c) Z_t].
+        pooled = [max Z; mean Z; min Z; Σ_t softmax_t(v · Z_t) Z_t].
 
-    Simplified: what two texts would tell apart is one here, and tanh(V pooled + c) stands for the three maxout layers.
+    Simplified: the two texts are one here, tanh(V pooled + c) stands for the three maxout layers, and v has no bias,
+    which would change no softmax.
     """
     states = bilstm(torch.relu(linear(x, parameters, "head.project")), mask, parameters, "head.encoder")
     context = attend(states, states, mask)
     integrated = torch.cat([states, states - context, states * context], dim=-1)
     z = bilstm(integrated, mask, parameters, "head.integrator")
-    weights = linear(z, parameters, "head.attention").masked_fill(~mask.unsqueeze(-1), float("-inf")).softmax(dim=1)
-    pooled = torch.cat([maximum(z, mask), mean(z, mask), -maximum(-z, mask), (weights * z).sum(dim=1)], dim=-1)
+    scores = (z @ parameters["head.attention"].to(z)).masked_fill(~mask, float("-inf"))
+    own = torch.einsum("bt,bte->be", scores.softmax(dim=1), z)
+    pooled = torch.cat([maximum(z, mask), mean(z, mask), -maximum(-z, mask), own], dim=-1)
     return torch.tanh(linear(pooled, parameters, "head.dense"))
 
 
@@ -66,7 +68,7 @@ def _declare_biattention(d: int, h: int) -> dict[str, Parameter]:
         **declare_linear("head.project", d, h),
         **declare_bilstm("head.encoder", h, h),
         **declare_bilstm("head.integrator", 6 * h, h),
-        **declare_linear("head.attention", 2 * h, 1),
+        "head.attention": Parameter(shape=(2 * h,), init=normal(0.02), group="head"),
         **declare_linear("head.dense", 8 * h, h),
     }
 
@@ -85,14 +87,15 @@ def esim(
     Raises:
         DataError: there are no pairs.
     """
-    if segments is None or not bool((mask & (segments == 1)).any(dim=1).all()):
+    marks = torch.zeros_like(mask, dtype=torch.long) if segments is None else segments
+    first, second = mask & (marks == 0), mask & (marks == 1)
+    if not bool((first.any(dim=1) & second.any(dim=1)).all()):
         raise DataError(
             "the task model esim compares two texts, and "
             + ("the backbone does not tell which is which" if segments is None else "a row has only one"),
             expected="a task over pairs of texts, and a backbone whose tokenizer marks or separates them",
             change="--method.model, or the task's text_pair",
         )
-    first, second = mask & (segments != 1), mask & (segments == 1)
     a, b = (bilstm(x, part, parameters, "head.encoder") for part in (first, second))
     pooled: list[Tensor] = []
     for own, other, part, rest in ((a, b, first, second), (b, a, second, first)):

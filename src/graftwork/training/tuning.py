@@ -5,6 +5,7 @@ killed run leaves it there, and `resume` goes on from the last whole checkpoint 
 the adapter appears at the output in one rename and the working folder goes.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -34,6 +35,8 @@ from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoin
 from graftwork.yamlfile import read_yaml
 
 LOG = "log.jsonl"
+
+logger = logging.getLogger(__name__)
 
 
 def tune(
@@ -139,6 +142,7 @@ def _run(
             model.gradient_checkpointing_enable()
         checkpoint = last_checkpoint(working) if resume else None
         trainer = _trainer(model, data, settings, working)
+        _tell_of_late_thawing(trainer, settings)
         bar = ProgressBar(task.name, task.main_metric)
         if progress:
             trainer.add_callback(bar)
@@ -192,6 +196,18 @@ def _trainer(model: AdaptedModel, data: TaskData, settings: TrainingSettings, wo
     if settings.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
     return trainer
+
+
+def _tell_of_late_thawing(trainer: AdapterTrainer, settings: TrainingSettings) -> None:
+    """Say so when a run ends before everything in it is trained."""
+    epochs = 1 + max((parameter.thaws for _, parameter in trainer.declared()), default=0)
+    if settings.max_steps == -1 and (settings.num_train_epochs or epochs) < epochs:
+        logger.warning(
+            "a run of %g epochs ends before all layers are unfrozen, one an epoch: the last of them are trained from "
+            "epoch %d (--train.num_train_epochs)",
+            settings.num_train_epochs,
+            epochs,
+        )
 
 
 def _begin(working: Path, recipe: Recipe, *, resume: bool) -> None:
