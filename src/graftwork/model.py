@@ -416,13 +416,15 @@ class AdaptedModel(nn.Module):
         asked = dict(asked)
         if head.reads == "layers" or (head.reads != "vocabulary" and self._decodes_whole):
             asked["output_hidden_states"] = True
+        # No cache: a checkpointed layer would write to it twice.
+        uncached = {"use_cache": False} if "use_cache" in self._accepted else {}
         with self.graft.run(resident.ops(), Route()):
             if self.backbone.is_encoder_decoder and head.reads == "tokens":
                 output = self.graft.encoder(**inputs, **asked)
             elif head.reads == "vocabulary":
-                output = self.graft.root(**inputs, **asked)
+                output = self.graft.root(**inputs, **asked, **uncached)
             else:
-                output = self.graft.base(**inputs, **asked)
+                output = self.graft.base(**inputs, **asked, **uncached)
         if head.reads == "vocabulary":
             return output, States(scores=output.logits, mask=mask)
         last = output.get("last_hidden_state")

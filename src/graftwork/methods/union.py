@@ -175,7 +175,7 @@ class Union(Method):
             ops = self.members[member].lower(own, under, frozen)
             replacing += [member for op in ops if op.replaces]
             if self.gated and f"{own.name}.gate.bias" in under:
-                ops = [_gated(op, own, under) for op in ops]
+                ops = [_gated(op, own, under, member) for op in ops]
             acting += ops
         if len(replacing) > 1:
             raise MethodError(
@@ -237,7 +237,13 @@ def _members_at(site: Site) -> Mapping[str, Site]:
     return site.members
 
 
-def _gated(op: Op, site: Site, parameters: Mapping[str, Tensor]) -> Op:
+def _gated(op: Op, site: Site, parameters: Mapping[str, Tensor], member: str) -> Op:
+    if op.replaces:
+        raise MethodError(
+            f"{member} replaces what site {site.name!r} computes: a gate cannot be put on that",
+            expected="members that add to the frozen backbone (norms=none, say)",
+            change="--method.methods, or --method.gated",
+        )
     bias = parameters[f"{site.name}.gate.bias"]
     if isinstance(op, KeyValue):
         gate = torch.sigmoid(bias)
