@@ -1,5 +1,7 @@
 """Tiny random models of every model type, and what tests make with them."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,9 +17,28 @@ from transformers import (
 )
 
 from graftwork.adapters import Adapter, TaskIdentity
-from graftwork.backbones import Backbone
-from graftwork.heads import PooledHead
-from graftwork.methods import METHODS, Houlsby, LoRA, Method, PrefixTuning, PromptTuning, PTuning, Union
+from graftwork.backbones import Backbone, Pooling
+from graftwork.heads import FeatureHead, Head, PooledHead, head_for
+from graftwork.methods import (
+    IA3,
+    METHODS,
+    AdaMix,
+    Compacter,
+    DoRA,
+    FeatureExtraction,
+    FullFineTuning,
+    Houlsby,
+    LayerNormTuning,
+    LoRA,
+    Method,
+    Parallel,
+    Pfeiffer,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    Union,
+    VeRA,
+)
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a film book man woman sleeps rests is was not very good bad gripping dull"
 VOCABULARY = {token: i for i, token in enumerate(WORDS.split(" "))}
@@ -115,6 +136,24 @@ SAMPLES: dict[str, Method] = {
     "houlsby-not-shared": Houlsby(bottleneck=6, norms="layers", extra_classifier=True, activation="relu"),
     "lora": LoRA(rank=3),
     "lora-query-value": LoRA(rank=3, alpha=6, targets="query,value"),
+    "pfeiffer": Pfeiffer(bottleneck=6),
+    "pfeiffer-deep": Pfeiffer(bottleneck=6, depth=3, layer_norm="input", scale="learned", norms="all", init_std=None),
+    "parallel": Parallel(bottleneck=6, scale=4.0),
+    "parallel-multiplying": Parallel(
+        bottleneck=6, sublayers="attention,ffn", interaction="multiply", layer_norm="output", skip_layers=1
+    ),
+    "compacter": Compacter(bottleneck=8),
+    "phm": Compacter(bottleneck=8, phm_rank=None, share_rule=False, sublayers="ffn", norms="none"),
+    "adamix": AdaMix(bottleneck=6),
+    "lora-pissa": LoRA(rank=3, init="pissa"),
+    "lora-stabilised": LoRA(rank=3, rank_stabilised=True, b_rate=16, targets="ffn.*"),
+    "dora": DoRA(rank=3),
+    "vera": VeRA(rank=5),
+    "ia3-attention": IA3(outputs="attention.output,value", inputs="attention.output"),
+    "layer-norm-tuning-ffn": LayerNormTuning(targets="ffn.norm"),
+    "full-fine-tuning-top": FullFineTuning(top_layers=1),
+    "full-fine-tuning-subset": FullFineTuning(random_subset=0.2, layer_decay=2.6),
+    "feature-extraction-bilstm": FeatureExtraction(model="bilstm", hidden_size=5),
     "prompt-tuning": PromptTuning(num_virtual_tokens=3, init="uniform"),
     "p-tuning": PTuning(num_virtual_tokens=3),
     "p-tuning-mlp": PTuning(num_virtual_tokens=3, encoder="mlp", encoder_hidden_size=5),
@@ -122,12 +161,9 @@ SAMPLES: dict[str, Method] = {
     "prefix-tuning-direct": PrefixTuning(num_virtual_tokens=3, reparametrise=False),
     "union": Union(methods=[LoRA(rank=3), PrefixTuning(num_virtual_tokens=3, reparametrise=False)]),
     "union-gated": Union(methods=[LoRA(rank=3), Houlsby(bottleneck=6, norms="none")], gated=True),
-    **{name: method() for name, method in METHODS.items() if name in ("full-fine-tuning", "head-only")},
 }
+SAMPLES |= {name: method() for name, method in METHODS.items() if name not in SAMPLES}
 """Every registered method, small; some of them in several variants."""
-
-MATRIX = [(name, kind) for name in SAMPLES for kind in ENCODERS if name in METHODS or kind in ("bert", "distilbert")]
-"""Every method on every encoder; the variants on two."""
 
 
 def randomised(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:
@@ -139,13 +175,21 @@ def randomised(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+@cache
+def original(kind: str, seed: int, dtype: torch.dtype, head: bool, config: tuple[tuple[str, object], ...]):
+    """The model that every test's own is a copy of: a copy is made faster than a model."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return randomised((GENERATORS if head else MODELS)[kind](**dict(config)), seed=seed).to(dtype).eval()
+
+
 def make_model(
     kind: str = "bert", *, seed: int = 0, dtype: torch.dtype = torch.float32, head: bool = False, **config
 ) -> PreTrainedModel:
     """A model of that type; with `head`, with its language-model head."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return randomised((GENERATORS if head else MODELS)[kind](**config), seed=seed).to(dtype).eval()
+    if all(value.__hash__ for value in config.values()):
+        return deepcopy(original(kind, seed, dtype, head, tuple(sorted(config.items()))))
+    return original.__wrapped__(kind, seed, dtype, head, tuple(config.items()))
 
 
 def make_tokenizer() -> BertTokenizer:
@@ -186,19 +230,39 @@ def batch_for(backbone: Backbone, *lengths: int, seed: int = 0) -> dict[str, Ten
     return make_batch(*lengths, seed=seed, pad=backbone.config.pad_token_id)
 
 
-def make_head(pooling: str = "first", **fields) -> PooledHead:
+def make_head(pooling: str = "first", **fields) -> Head:
+    if "model" in fields:
+        mixed = "mean" if pooling == "pooler" else pooling
+        return FeatureHead(**{"task": "classification", "num_outputs": 3, "pooling": mixed, **fields, "dropout": 0.0})
     return PooledHead(**{"kind": "classification", "num_outputs": 3, "pooling": pooling, "dropout": 0.0, **fields})
 
 
-def make_adapter(backbone: Backbone, method: Method, *, seed: int = 0, trained: bool = False, **head) -> Adapter:
-    """A new adapter; with `trained`, every parameter is moved so that nothing about it is as initialised."""
-    chosen = make_head(**{"pooling": backbone.pooling, **method.head_fields, **head})
-    labels = None if chosen.kind == "regression" else tuple("abcdefgh"[: chosen.num_outputs])
-    adapter = Adapter.create(backbone, method, chosen, TaskIdentity(name="t", labels=labels), seed=seed)
+def make_adapter(
+    backbone: Backbone,
+    method: Method,
+    *,
+    seed: int = 0,
+    trained: bool = False,
+    head: Head | None = None,
+    kind: str = "classification",
+    pooling: Pooling | None = None,
+    num_labels: int = 3,
+    **fields,
+) -> Adapter:
+    """A new adapter with a head for that kind of task, or with the given head.
+
+    With `trained`, every parameter is moved so that nothing about it is as initialised.
+    """
+    if head is None:
+        given = {"dropout": 0.0, **method.head_fields, **fields}
+        head = head_for(kind, backbone, num_labels=num_labels, pooling=pooling or backbone.pooling, **given)
+    labels = None if head.num_labels is None else tuple("abcdefgh"[: head.num_labels])
+    adapter = Adapter.create(backbone, method, head, TaskIdentity(name="t", labels=labels), seed=seed)
     if trained:
         generator = torch.Generator().manual_seed(seed + 1)
-        for tensor in adapter.tensors.values():
-            tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
+        for name, tensor in adapter.tensors.items():
+            if name not in adapter.fixed:
+                tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
     return adapter
 
 

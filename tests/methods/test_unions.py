@@ -76,6 +76,25 @@ def test_members_start_as_they_do_alone_and_their_counts_add_up():
     assert "lora.layers.0.ffn.up.A" in found.tensors
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
+def test_mam_is_a_prefix_and_a_parallel_bottleneck(kind):
+    """They act at different places, so that either order of the two is the same."""
+    backbone = make_backbone(kind, dtype=torch.float64)
+    batch = inputs_for(backbone.model, 7, 4)
+    pooling = "mean" if backbone.is_encoder_decoder else backbone.pooling
+    mam = make_method("mam")
+    assert [method.name for method in mam.methods] == ["prefix-tuning", "parallel"]
+    one = make_adapter(backbone, mam, trained=True, pooling=pooling)
+    other = replace(one, method=Union(methods=mam.methods[::-1]))
+    logits = []
+    for adapter in (one, other):
+        model = AdaptedModel(backbone, {"a": adapter})
+        with torch.no_grad():
+            logits.append(model(**batch).logits)
+        model.detach()
+    assert torch.equal(*logits)
+
+
 def test_two_members_of_one_name():
     union = Union(methods=[LoRA(rank=2, targets="query"), LoRA(rank=3, targets="query,ffn.up")])
     backbone = make_backbone("bert", dtype=torch.float64)
@@ -239,8 +258,8 @@ def test_gates_stand_at_half():
     tensors = make_adapter(make_backbone("bert"), make_method("unipelt")).tensors
     biases = [t for n, t in tensors.items() if n.endswith("gate.bias")]
     weights = torch.cat([t.flatten() for n, t in tensors.items() if n.endswith("gate.weight")])
-    # Two layers: query and value, the attention, and two bottlenecks.
-    assert len(biases) == 2 * (2 + 1 + 2)
+    # Two layers: query and value, the attention, and a bottleneck.
+    assert len(biases) == 2 * (2 + 1 + 1)
     assert not any(t.any() for t in biases)
     assert 0.015 < weights.std() < 0.025
 

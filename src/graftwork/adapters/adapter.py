@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,14 @@ class Adapter:
         from graftwork.adapters.folder import write_adapter
 
         write_adapter(self, Path(folder), overwrite=overwrite)
+
+    def finished(self, backbone: Backbone) -> "Adapter":
+        """The adapter that its method keeps when training has ended, which says the same."""
+        sites = usable_sites(backbone, self.head)
+        method, tensors = self.method.finish(self.tensors, self.method.sites(sites))
+        fixed = (name for name, p in declare(backbone, method, self.head).items() if not p.trained)
+        acting = tuple(site.name for site in method.sites(sites))
+        return replace(self, method=method, tensors=tensors, sites=acting, fixed=tuple(fixed))
 
     @property
     def num_parameters(self) -> int:

@@ -95,12 +95,14 @@ def attention(
         key = torch.cat([_for_batch(rows.keys, key), key], dim=2)
         value = torch.cat([_for_batch(rows.values, value), value], dim=2)
         causal = False
-    if kwargs.pop("output_attentions", False) or softcap is not None:
+    asked = kwargs.pop("output_attentions", False)
+    if asked or softcap is not None:
         if attention_mask is None and causal and query.shape[2] > 1:
             attention_mask = _causal_mask(query.shape[2], key.shape[2], query.device)
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        return _products(query, key, value, attention_mask, dropout, scaling, position_bias, softcap)
+        output, weights = _products(query, key, value, attention_mask, dropout, scaling, position_bias, softcap)
+        return output, weights if asked else None
     plain = attention_mask is not None or not causal or query.shape[2] == 1
     if plain and position_bias is None and _products_are_faster(query, key, value):
         return _products(query, key, value, attention_mask, dropout, scaling)[0], None

@@ -5,19 +5,24 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from graftwork.backbones import Backbone, Pooling
+from graftwork.errors import MethodError
 from graftwork.heads.choice import ChoiceHead
+from graftwork.heads.features import FeatureHead
 from graftwork.heads.head import Head, States
 from graftwork.heads.language import LanguageHead, LikelihoodHead
 from graftwork.heads.pooled import PooledHead
 from graftwork.heads.tokens import IGNORED, TokenHead
 
-AnyHead = Annotated[PooledHead | TokenHead | ChoiceHead | LanguageHead | LikelihoodHead, Field(discriminator="kind")]
+AnyHead = Annotated[
+    PooledHead | TokenHead | ChoiceHead | LanguageHead | LikelihoodHead | FeatureHead, Field(discriminator="kind")
+]
 """Any head, as files have it: told by its kind."""
 
 __all__ = [
     "IGNORED",
     "AnyHead",
     "ChoiceHead",
+    "FeatureHead",
     "Head",
     "LanguageHead",
     "LikelihoodHead",
@@ -35,11 +40,15 @@ def head_for(kind: str, backbone: Backbone, *, num_labels: int, pooling: Pooling
         kind: the task's.
         num_labels: classes or tags.
         pooling: how one vector is made of a text, where the head needs one.
-        fields: more fields of the head, which a method decides.
+        fields: more fields of the head, which a method decides; a task `model` makes it the head of feature extraction,
+            which mixes layers and pools them itself: the pooling layer is of no use to it, and means are taken instead.
 
     Raises:
         pydantic.ValidationError: the head has no such fields.
+        MethodError: the task model is not for this kind of task.
     """
+    if "model" in fields:
+        return _feature_head(kind, num_labels=num_labels, pooling="mean" if pooling == "pooler" else pooling, **fields)
     if kind == "generation":
         return LanguageHead(shifted=not backbone.is_encoder_decoder, **fields)
     if kind == "multiple-choice" and backbone.generates:
@@ -55,3 +64,15 @@ def head_for(kind: str, backbone: Backbone, *, num_labels: int, pooling: Pooling
         pooling=pooling,
         **fields,
     )
+
+
+def _feature_head(kind: str, *, num_labels: int, **fields: Any) -> FeatureHead:
+    if kind == "generation":
+        raise MethodError(
+            "feature extraction cannot generate text: its task models read the backbone's layers and not its "
+            "language-model head",
+            change="--method",
+        )
+    task = kind if kind in ("regression", "multiple-choice", "token-classification") else "classification"
+    single = task in ("regression", "multiple-choice")
+    return FeatureHead(task=task, num_outputs=1 if single else num_labels, **fields)  # type: ignore[arg-type]

@@ -92,6 +92,17 @@ class Head(BaseModel, ABC):
     ) -> Float[Tensor, ""]:
         """How far that is from the labels."""
 
+    def decide(self, logits: Tensor, mask: Tensor | None, parameters: Mapping[str, Tensor]) -> Tensor:
+        """What the head chooses: a class, a choice, a tag for each token, a token, or a number.
+
+        Args:
+            logits: what it said, with its classes last.
+            mask: (B, T), 1 for the tokens that are judged (the first word-piece of each word), where each token is
+                judged; None for all. What is chosen for the others says nothing.
+            parameters: the adapter's.
+        """
+        return logits.argmax(dim=-1)
+
     def divergence(self, one: Tensor, other: Tensor) -> Float[Tensor, ""]:
         """How far apart two passes over the same rows are: half the sum of the two Kullback-Leibler divergences, each
         target detached (Wang et al. 2022, "AdaMix", eq. 9)."""

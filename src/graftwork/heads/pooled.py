@@ -74,6 +74,11 @@ class PooledHead(Head):
             return F.mse_loss(logits.squeeze(-1), labels.to(logits))
         return F.cross_entropy(logits, labels)
 
+    def decide(self, logits: Tensor, mask: Tensor | None, parameters: Mapping[str, Tensor]) -> Tensor:
+        if self.kind == "regression":
+            return logits.squeeze(-1)
+        return super().decide(logits, mask, parameters)
+
     def divergence(self, one: Tensor, other: Tensor) -> Float[Tensor, ""]:
         """Of two numbers, the squared difference."""
         return F.mse_loss(one, other) if self.kind == "regression" else super().divergence(one, other)
@@ -102,7 +107,7 @@ def pool(states: States, pooling: Pooling) -> Float[Tensor, "B d"]:
     """One float32 vector a text."""
     if pooling == "pooler":
         assert states.pooled is not None  # the head has been checked
-        return states.pooled.float().flatten(1)
+        return states.pooled.float()
     assert states.last is not None
     hidden, mask = states.last.float(), states.mask
     if pooling == "first":

@@ -4,52 +4,65 @@ from collections.abc import Mapping
 from typing import Any
 
 from graftwork.errors import MethodError, nearest
+from graftwork.methods.adamix import AdaMix
+from graftwork.methods.bitfit import BitFit
+from graftwork.methods.compacter import Compacter
+from graftwork.methods.dora import DoRA
+from graftwork.methods.features import FeatureExtraction
 from graftwork.methods.full import FullFineTuning
 from graftwork.methods.headonly import HeadOnly
 from graftwork.methods.houlsby import Houlsby
+from graftwork.methods.ia3 import IA3
+from graftwork.methods.layernorm import LayerNormTuning
 from graftwork.methods.lora import LoRA
 from graftwork.methods.method import Method
+from graftwork.methods.named import NAMED, Named
+from graftwork.methods.parallel import Parallel
+from graftwork.methods.pfeiffer import Pfeiffer
 from graftwork.methods.prefix import PrefixTuning
 from graftwork.methods.prompts import PromptTuning
 from graftwork.methods.ptuning import PTuning
+from graftwork.methods.ulmfit import ULMFiT
 from graftwork.methods.union import Union
+from graftwork.methods.vera import VeRA
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
-        *(Houlsby, LoRA, PromptTuning, PTuning, PrefixTuning),
-        *(FullFineTuning, HeadOnly, Union),
+        *(Houlsby, Pfeiffer, Parallel),
+        *(Compacter, AdaMix),
+        *(LoRA, DoRA, VeRA),
+        *(IA3, BitFit, LayerNormTuning),
+        *(PromptTuning, PTuning, PrefixTuning),
+        *(FullFineTuning, ULMFiT, HeadOnly, FeatureExtraction),
+        Union,
     )
 }
-
-NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {
-    "p-tuning-v2": ("prefix-tuning", {"reparametrise": False, "num_virtual_tokens": 40}),
-    "unipelt": (
-        "union",
-        {
-            "methods": [
-                {"name": "lora", "targets": ["query", "value"]},
-                {"name": "prefix-tuning"},
-                {"name": "houlsby", "norms": "none"},
-            ],
-            "gated": True,
-        },
-    ),
-}
-"""What papers call by a name of its own and is another method with other settings: name -> (method, settings)."""
+"""Methods by name, group by group."""
 
 __all__ = [
+    "IA3",
     "METHODS",
     "NAMED",
+    "AdaMix",
+    "BitFit",
+    "Compacter",
+    "DoRA",
+    "FeatureExtraction",
     "FullFineTuning",
     "HeadOnly",
     "Houlsby",
+    "LayerNormTuning",
     "LoRA",
     "Method",
     "PTuning",
+    "Parallel",
+    "Pfeiffer",
     "PrefixTuning",
     "PromptTuning",
+    "ULMFiT",
     "Union",
+    "VeRA",
     "make_method",
 ]
 
@@ -61,12 +74,12 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     Raises:
         MethodError: unknown name or settings.
     """
-    known: dict[str, tuple[str, Mapping[str, Any]]] = {_plain(given): (given, {}) for given in METHODS}
-    known |= {_plain(given): named for given, named in NAMED.items()}
+    known = {_plain(own): Named(own, method.paper) for own, method in METHODS.items()}
+    known |= {_plain(other): named for other, named in NAMED.items()}
     if _plain(name) not in known:
         raise MethodError(f"unknown method {name!r}", expected=nearest(name, {*METHODS, *NAMED}), change="--method")
-    method, preset = known[_plain(name)]
-    return METHODS[method](**{**preset, **(settings or {})})
+    named = known[_plain(name)]
+    return METHODS[named.method](**{**named.settings, **(settings or {})})
 
 
 def _plain(name: str) -> str:

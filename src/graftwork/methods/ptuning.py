@@ -24,7 +24,7 @@ from graftwork.backbones import Site, Sites
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, normal, uniform
 from graftwork.methods.prompts import PromptTuning, lower_prompt, prompted_sites
-from graftwork.ops import Op
+from graftwork.ops import Op, Prompt, PromptedEncoder
 
 LSTM_LAYERS = 2
 
@@ -43,6 +43,7 @@ class PTuning(Method):
 
     name: ClassVar[str] = "p-tuning"
     paper: ClassVar[str] = "Liu et al. 2021, arXiv:2103.10385"
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (Prompt, PromptedEncoder)
     learning_rate: ClassVar[float] = 1e-3
 
     num_virtual_tokens: PositiveInt = 20

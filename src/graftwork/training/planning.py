@@ -1,12 +1,16 @@
 """What a method would train on a backbone: counts by group, from shapes alone."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from graftwork.adapters.adapter import counts, declare
 from graftwork.backbones import Backbone, Pooling
+from graftwork.errors import GraftworkError
 from graftwork.heads import head_for
-from graftwork.methods import make_method
+from graftwork.methods import METHODS, NAMED, Method, make_method
+from graftwork.methods.named import Named
 
 BYTES = 4
 """An adapter's parameters are kept in float32."""
@@ -29,8 +33,76 @@ def count(
     Raises:
         BackboneError, MethodError, SiteError: the backbone or method is unknown, or they do not suit each other.
     """
-    outline = Backbone.outline(backbone)
-    chosen = make_method(method, settings)
+    return _count(Backbone.outline(backbone), make_method(method, settings), num_labels=num_labels, pooling=pooling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """One method, and what it would do on a backbone.
+
+    Attributes:
+        name: how it is called.
+        settings: what differs from the method of another name that it is; empty for a method of its own.
+        method: the name of the method that it is.
+        paper: where it is from.
+        ops: what it lowers to.
+        unmergeable: why it cannot be merged into weights; empty when it can.
+        sites: where it acts on the backbone, without the layers' numbers; empty without a backbone.
+        trained: number of trained parameters on the backbone, without the head; None without a backbone.
+        refused: why it cannot act on the backbone; empty when it can.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    method: str
+    paper: str
+    ops: tuple[str, ...]
+    unmergeable: str
+    sites: tuple[str, ...] = ()
+    trained: int | None = None
+    refused: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def survey(backbone: str | None = None) -> list[Surveyed]:
+    """Every method and every named one, in the order of `METHODS`, and what it would train on a backbone.
+
+    Raises:
+        BackboneError: the backbone is unknown.
+    """
+    outline = None if backbone is None else Backbone.outline(backbone)
+    known: dict[str, Named] = {}
+    for own, method in METHODS.items():
+        known[own] = Named(own, method.paper)
+        known |= {name: named for name, named in NAMED.items() if named.method == own}
+    return [_surveyed(name, named, outline) for name, named in known.items()]
+
+
+def _surveyed(name: str, named: Named, outline: Backbone | None) -> Surveyed:
+    chosen = make_method(name)
+    known = Surveyed(
+        name=name,
+        settings=named.settings,
+        method=named.method,
+        paper=named.paper,
+        ops=tuple(op.__name__ for op in chosen.lowers_to),
+        unmergeable=chosen.unmergeable,
+    )
+    if outline is None:
+        return known
+    try:
+        groups = _count(outline, chosen, num_labels=2, pooling="auto")["trained"]
+        sites = chosen.sites(outline.sites)
+    except GraftworkError as error:
+        return replace(known, refused=error.problem)
+    places = dict.fromkeys(re.sub(r"layers\.\d+\.", "", site.name) for site in sites)
+    return replace(known, sites=tuple(places), trained=groups["total"] - groups["head"])
+
+
+def _count(outline: Backbone, chosen: Method, *, num_labels: int, pooling: Pooling | Literal["auto"]) -> dict[str, Any]:
     head = head_for(
         "classification" if num_labels > 1 else "regression",
         outline,

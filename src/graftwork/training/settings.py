@@ -19,6 +19,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from graftwork.backbones import Backbone
 from graftwork.errors import RecipeError
 from graftwork.methods import Method
+from graftwork.training.schedules import SCHEDULES, Schedule
 
 MAX_LENGTH = 128
 EVAL_STEPS = 500
@@ -36,7 +37,10 @@ class TrainingSettings(BaseModel):
     of 32 texts of at most 128 tokens; the checkpoint with the best validation score is kept.
 
     Attributes:
-        learning_rate, num_train_epochs: None takes the method's default.
+        learning_rate, num_train_epochs, optim, lr_scheduler_type: None takes the method's default.
+        optim: `adafactor` takes its rate from the schedule and does not scale it by the parameters.
+        lr_scheduler_type: one of transformers' schedules, or `slanted_triangular`, which rises over the steps of
+            `warmup_ratio` from 1/32 of the rate and falls back to it.
         max_steps: ends training after this many steps, whatever the epochs; -1 for no such end.
         warmup_ratio: share of the steps over which the rate rises.
         max_length: tokens a text (or pair) is cut to. None: 128, or what the backbone has positions for, less those
@@ -58,7 +62,8 @@ class TrainingSettings(BaseModel):
     per_device_eval_batch_size: PositiveInt = 64
     gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
-    lr_scheduler_type: SchedulerType = SchedulerType.LINEAR
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] | None = None
+    lr_scheduler_type: str | None = None
     warmup_ratio: NonNegativeFloat = Field(default=0.1, lt=1.0)
     weight_decay: NonNegativeFloat = 0.01
     adam_beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
@@ -94,9 +99,12 @@ class TrainingSettings(BaseModel):
 
     @field_validator("lr_scheduler_type")
     @classmethod
-    def _complete_schedule(cls, schedule: SchedulerType) -> SchedulerType:
+    def _complete_schedule(cls, schedule: str | None) -> str | None:
         if schedule in INCOMPLETE:
             raise ValueError("this schedule needs settings of its own, which cannot be given")
+        known = [*(kind.value for kind in SchedulerType if kind not in INCOMPLETE), *SCHEDULES]
+        if schedule is not None and schedule not in known:
+            raise ValueError(f"unknown schedule; known are {', '.join(known)}")
         return schedule
 
     @model_validator(mode="after")
@@ -134,11 +142,18 @@ class TrainingSettings(BaseModel):
             update={
                 "learning_rate": self.learning_rate or method.learning_rate,
                 "num_train_epochs": self.num_train_epochs or float(method.num_train_epochs),
+                "optim": self.optim or method.optim,
+                "lr_scheduler_type": self.lr_scheduler_type or method.lr_scheduler_type,
                 "max_length": self.max_length or min(MAX_LENGTH, longest or MAX_LENGTH),
                 "eval_steps": self.eval_steps or (EVAL_STEPS if self.eval_strategy == "steps" else None),
                 "backbone_dropout": dropout,
             }
         )
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The schedule, where it is none of transformers'."""
+        return SCHEDULES.get(self.lr_scheduler_type or "")
 
     def arguments(self, folder: Path, *, metric: str, greater_is_better: bool, cpu: bool) -> TrainingArguments:
         """transformers' arguments for resolved settings.
@@ -153,13 +168,15 @@ class TrainingSettings(BaseModel):
         """
         same = (
             *("seed", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
-            *("per_device_eval_batch_size", "gradient_accumulation_steps"),
-            *("lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+            *("per_device_eval_batch_size", "gradient_accumulation_steps", "optim"),
+            *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
             *("eval_strategy", "logging_steps"),
         )
         arguments = TrainingArguments(
             output_dir=str(folder),
             **{name: getattr(self, name) for name in same},
+            # The trainer is given a schedule of our own by itself.
+            lr_scheduler_type="constant" if self.schedule else self.lr_scheduler_type or SchedulerType.LINEAR,
             warmup_steps=self.warmup_ratio,
             eval_steps=self.eval_steps,
             save_strategy=self.eval_strategy,

@@ -1,4 +1,6 @@
-"""The trainer: transformers' own, saving adapters in the place of models."""
+"""The trainer: transformers' own, with the rates and the thawing that methods declare, saving adapters in the place of
+models.
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,12 +9,17 @@ from typing import Any
 
 import torch.nn as nn
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerState
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.adapter import declare
 from graftwork.adapters.folder import TENSORS, write_files
+from graftwork.methods.parameters import Parameter
 from graftwork.model import AdaptedModel
+from graftwork.training.schedules import Schedule, scheduler
 
 STATE = "trainer_state.json"
 
@@ -21,11 +28,17 @@ class AdapterTrainer(Trainer):
     """Trains the one trainable adapter of an `AdaptedModel`.
 
     Checkpoints hold the adapter, the optimizer's state and the random states; never the backbone.
+
+    Args:
+        adapter_name: the adapter's, on the model.
+        schedule: the learning rate's, in the place of transformers' own.
     """
 
-    def __init__(self, *args: Any, adapter_name: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, adapter_name: str, schedule: Schedule | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.adapter_name = adapter_name
+        self.schedule = schedule
+        self.add_callback(Thawing(self))
 
     @property
     def adapted(self) -> AdaptedModel:
@@ -44,12 +57,49 @@ class AdapterTrainer(Trainer):
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         self._load_best_model()
 
+    def declared(self) -> list[tuple[Tensor, Parameter]]:
+        """What is trained, each tensor with its declaration."""
+        resident = self.adapted.residents[self.adapter_name]
+        declared = declare(self.adapted.backbone, resident.adapter.method, resident.adapter.head)
+        tensors = resident.tensors()
+        return [(tensors[name], parameter) for name, parameter in declared.items() if parameter.trained]
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """What the method and head declare to decay; transformers would guess by name."""
-        adapter = self.adapted.residents[self.adapter_name].adapter
-        declared = declare(self.adapted.backbone, adapter.method, adapter.head)
-        decaying = [name for name, parameter in declared.items() if parameter.decay]
-        return [name for name, p in model.named_parameters() if p.requires_grad and _ends_with(name, decaying)]
+        decaying = {id(tensor) for tensor, parameter in self.declared() if parameter.decay}
+        return [name for name, tensor in model.named_parameters() if id(tensor) in decaying]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """The optimizer, with a group of parameters for each declared rate, and for what decays or not. The highest
+        rate comes first: it is the one that is logged.
+        """
+        if self.optimizer is None:
+            groups: dict[tuple[float, bool], list[Tensor]] = {}
+            for tensor, parameter in self.declared():
+                groups.setdefault((parameter.rate, parameter.decay), []).append(tensor)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(
+                [
+                    {
+                        "params": groups[rate, decay],
+                        "lr": rate * self.args.learning_rate,
+                        "weight_decay": self.args.weight_decay if decay else 0.0,
+                    }
+                    for rate, decay in sorted(groups, reverse=True)
+                ],
+                **options,
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """The run's own schedule, or transformers'."""
+        if self.schedule is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            rise = self.args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler = scheduler(self.schedule, optimizer or self.create_optimizer(), rise, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -65,6 +115,24 @@ class AdapterTrainer(Trainer):
 
     def _assign(self, checkpoint: str) -> None:
         self.adapted.residents[self.adapter_name].assign(load_file(Path(checkpoint) / TENSORS))
+
+
+class Thawing(TrainerCallback):
+    """Keeps what thaws later out of the gradients until its epoch comes (Howard & Ruder 2018, section 3.3).
+
+    An optimizer leaves a parameter without a gradient as it is, weight decay included, and holds no state for it; so a
+    run that is resumed in a later epoch goes on as it would have.
+    """
+
+    def __init__(self, trainer: AdapterTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        epoch = int(state.epoch or 0)
+        for tensor, parameter in self.trainer.declared():
+            tensor.requires_grad_(epoch >= parameter.thaws)
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -96,7 +164,3 @@ def _state(checkpoint: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return state
-
-
-def _ends_with(name: str, endings: list[str]) -> bool:
-    return any(name.endswith(f".parameters_by_name.{ending}") for ending in endings)

@@ -150,10 +150,14 @@ def _run(
                     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             bar.close()
+        # What is scored and saved is what the method makes of what was trained; checkpoints hold the latter.
+        finished = trainer.adapter.finished(backbone)
+        model.remove(task.name)
+        model.add(task.name, finished)
         metrics = {"validation": _scores(trainer.evaluate())}
         if data.test is not None:
             metrics["test"] = _scores(trainer.evaluate(examples(backbone, data.test, max_length=settings.max_length)))
-        adapter = replace(trainer.adapter, metrics=metrics, recipe=recipe.model_dump(mode="json"))
+        adapter = replace(finished, metrics=metrics, recipe=recipe.model_dump(mode="json"))
         history = [row for row in trainer.state.log_history if "step" in row]
         return adapter, json_lines(repeatable(history[: len(history) - len(metrics)]))
     finally:
@@ -177,6 +181,7 @@ def _trainer(model: AdaptedModel, data: TaskData, settings: TrainingSettings, wo
         model=model,
         args=arguments,
         adapter_name=task.name,
+        schedule=settings.schedule,
         train_dataset=examples(backbone, data.train, max_length=max_length),
         eval_dataset=examples(backbone, data.validation, max_length=max_length),
         data_collator=DataCollatorWithPadding(backbone.require_tokenizer()),

@@ -11,6 +11,7 @@ and the model is causal if the family is. On the meta device, which has no value
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,42 +65,34 @@ class _Run:
         with ExitStack() as hooks:
             for path in paths:
                 module = model.get_submodule(path)
-                before = module.register_forward_pre_hook(self._before(path), with_kwargs=True)
+                before = module.register_forward_pre_hook(partial(self._before, path), with_kwargs=True)
                 hooks.callback(before.remove)
-                hooks.callback(module.register_forward_hook(self._after(path)).remove)
+                hooks.callback(module.register_forward_hook(partial(self._after, path)).remove)
             self.output = model(**tiny_input(model))
 
-    def _before(self, path: str) -> Any:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            entering = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-            if entering:
-                self.inputs[path].append(entering[0].clone())
-            if path in self._attentions:
-                return args, {**kwargs, "attended": self.attended[path]}
+    def _before(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        entering = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if entering:
+            self.inputs[path].append(entering[0].clone())
+        return (args, {**kwargs, "attended": self.attended[path]}) if path in self._attentions else None
+
+    def _after(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        leaving = output if isinstance(output, Tensor) else output[0]
+        if not isinstance(leaving, Tensor):
             return None
-
-        return before
-
-    def _after(self, path: str) -> Any:
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            leaving = output if isinstance(output, Tensor) else output[0]
-            if not isinstance(leaving, Tensor):
-                return None
-            self.outputs[path].append(leaving.clone())
-            if path in self._results:
-                # A result may be too small beside its residual to be seen: it is made of the same size as that.
-                noise = torch.randn(leaving.shape, generator=self._generator)
-                leaving = leaving + noise.to(leaving)
-                self.results[path].append(leaving.clone())
-                return leaving
-            if self.doubled is not None and path == self.doubled.path:
-                start, end = self.doubled.columns or (0, leaving.shape[-1])
-                leaving = leaving.clone()
-                leaving[..., start:end] *= 2
-                return leaving
-            return None
-
-        return after
+        self.outputs[path].append(leaving.clone())
+        if path in self._results:
+            # A result may be too small beside its residual to be seen: it is made of the same size as that.
+            noise = torch.randn(leaving.shape, generator=self._generator)
+            leaving = leaving + noise.to(leaving)
+            self.results[path].append(leaving.clone())
+            return leaving
+        if self.doubled is not None and path == self.doubled.path:
+            start, end = self.doubled.columns or (0, leaving.shape[-1])
+            leaving = leaving.clone()
+            leaving[..., start:end] *= 2
+            return leaving
+        return None
 
 
 class _Proof:
@@ -198,7 +191,8 @@ class _Proof:
         for gate in (site for site in self.sites.values() if site.name.endswith("layers.0.ffn.gate")):
             up, down = (self.sites[gate.name.removesuffix("gate") + name] for name in ("up", "down"))
             run = _Run(self.model, self.sites, self.paths, doubled=up)
-            if not torch.allclose(2 * self.run.inputs[down.path][0], run.inputs[down.path][0]):
+            once, twice = (each.inputs[down.path][0] for each in (self.run, run))
+            if not _is_sum(once, once, twice):
                 yield f"what enters {down.path!r} does not grow with what {up.path!r} ({up.name}) gives"
 
     def _causality(self) -> Iterator[str]:

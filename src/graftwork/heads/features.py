@@ -1,0 +1,160 @@
+"""The head of feature extraction: a mix of all layers of the frozen backbone, and a task model over it.
+
+Peters et al. 2019, "To Tune or Not to Tune?", section 3, with the mix of Peters et al. 2018 (ELMo, eq. 1):
+    x_t = γ Σ_j softmax(w)_j h_tj over the embeddings (j = 0) and the L layers.
+
+The mix acts on layer outputs and on nothing of the backbone, so it is realised here and not as an op at sites.
+
+Shapes: w (L + 1), γ (1); B rows, T tokens, d hidden size, C outputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Generator, Tensor
+
+from graftwork.backbones import Backbone
+from graftwork.errors import BackboneError, MethodError
+from graftwork.heads.crf import declare_crf, log_likelihood, viterbi
+from graftwork.heads.head import Head, Reading, States, linear
+from graftwork.heads.pooled import pool
+from graftwork.heads.sequences import declare_linear
+from graftwork.heads.taskmodels import BIATTENTION, BILSTM, ESIM, TaskModel
+from graftwork.heads.tokens import IGNORED
+from graftwork.methods.parameters import Parameter, zeros
+
+FeatureModel = Literal["linear", "bilstm", "esim", "bilstm-crf"]
+FeatureTask = Literal["classification", "regression", "multiple-choice", "token-classification"]
+
+OF_TEXTS: Mapping[str, TaskModel | None] = {"linear": None, "bilstm": BIATTENTION, "esim": ESIM}
+OF_TOKENS: Mapping[str, TaskModel | None] = {"linear": None, "bilstm": BILSTM, "bilstm-crf": BILSTM}
+"""The task models that give one vector a text, or one a token; none where the features themselves are classified."""
+
+
+class FeatureHead(Head):
+    """A scalar mix of the layers, a task model, and a linear classifier.
+
+    Attributes:
+        task: what its outputs say.
+        model: the task model; see `graftwork.methods.FeatureExtraction`.
+        num_outputs: classes or tags; 1 for a number, and for the score of a choice.
+        pooling: how the linear model makes one vector of a text.
+        hidden_size: h, of the task model.
+        dropout: of the mixed features and before the classifier, in training.
+        init_std: the classifier starts N(0, init_std²) with bias 0.
+    """
+
+    reads: ClassVar[Reading] = "layers"
+
+    kind: Literal["features"] = "features"
+    task: FeatureTask
+    model: FeatureModel = "linear"
+    num_outputs: PositiveInt
+    pooling: Literal["first", "last", "mean"] = "mean"
+    hidden_size: PositiveInt = 200
+    dropout: NonNegativeFloat = Field(default=0.1, lt=1.0)
+    init_std: PositiveFloat = 0.02
+
+    @model_validator(mode="after")
+    def _suitable_model(self) -> "FeatureHead":
+        if self.model not in self._models:
+            raise MethodError(
+                f"the task model {self.model!r} is not for tasks of kind {self.task}",
+                expected=", ".join(self._models),
+                change="--method.model",
+            )
+        return self
+
+    @property
+    def num_labels(self) -> int | None:
+        return self.num_outputs if self.task in ("classification", "token-classification") else None
+
+    def check(self, backbone: Backbone) -> None:
+        if any(site.kind == "convolution" and site.layer is not None for site in backbone.sites.values()):
+            raise BackboneError(
+                f"the layers of backbone {backbone.name!r} are of different widths and cannot be mixed",
+                expected="a transformer",
+                change="--backbone, or --method",
+            )
+
+    def unused_sites(self, backbone: Backbone) -> tuple[str, ...]:
+        """A decoder is not run: of an encoder-decoder the encoder's layers are read."""
+        decoder = [site.name for site in backbone.sites.values() if site.stack == "decoder"]
+        return ("lm_head", "pooler", *decoder)
+
+    def declare(self, backbone: Backbone) -> dict[str, Parameter]:
+        d, model = backbone.hidden_size, self._models[self.model]
+        # An encoder-decoder's number is its encoder's.
+        layers = backbone.config.num_hidden_layers
+        return {
+            "head.mix.weight": Parameter(shape=(layers + 1,), init=zeros, group="head", decay=False),
+            "head.mix.gain": Parameter(shape=(1,), init=_one, group="head", decay=False),
+            **(model.declare(d, self.hidden_size) if model else {}),
+            **declare_linear(
+                "head.classifier",
+                model.width(d, self.hidden_size) if model else d,
+                self.num_outputs,
+                std=self.init_std,
+            ),
+            **(declare_crf(self.num_outputs) if self.model == "bilstm-crf" else {}),
+        }
+
+    def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Float[Tensor, "..."]:
+        """(B, C); (B, T, C) for tags, of a conditional random field its emissions."""
+        assert states.layers is not None
+        layers = [layer.float() for layer in states.layers]
+        x = F.dropout(mix(layers, parameters["head.mix.weight"], parameters["head.mix.gain"]), self.dropout, training)
+        model = self._models[self.model]
+        if model is not None:
+            mask = (
+                torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if states.mask is None else states.mask > 0
+            )
+            x = F.dropout(model.run(x, mask, states.segments, parameters), self.dropout, training)
+        elif self.task != "token-classification":
+            x = pool(States(last=x, mask=states.mask), self.pooling)
+        said = linear(x, parameters, "head.classifier")
+        return said.view(-1, states.choices) if self.task == "multiple-choice" else said
+
+    def loss(
+        self, logits: Tensor, labels: Tensor, states: States, parameters: Mapping[str, Tensor]
+    ) -> Float[Tensor, ""]:
+        """Mean squared error over numbers; of a conditional random field, the negative log-likelihood of a row's tags,
+        averaged over rows; else cross-entropy over what has a label.
+        """
+        if self.task == "regression":
+            return F.mse_loss(logits.squeeze(-1), labels.to(logits))
+        if self.model == "bilstm-crf":
+            return -log_likelihood(logits, labels, labels != IGNORED, parameters).mean()
+        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
+
+    def decide(self, logits: Tensor, mask: Tensor | None, parameters: Mapping[str, Tensor]) -> Tensor:
+        if self.task == "regression":
+            return logits.squeeze(-1)
+        if self.model == "bilstm-crf":
+            real = torch.ones_like(logits[..., 0]) if mask is None else mask
+            return viterbi(logits, real > 0, parameters, elsewhere=IGNORED)
+        return super().decide(logits, mask, parameters)
+
+    def divergence(self, one: Tensor, other: Tensor) -> Float[Tensor, ""]:
+        """Of two numbers, the squared difference."""
+        return F.mse_loss(one, other) if self.task == "regression" else super().divergence(one, other)
+
+    @property
+    def _models(self) -> Mapping[str, TaskModel | None]:
+        return OF_TOKENS if self.task == "token-classification" else OF_TEXTS
+
+
+def mix(
+    layers: Sequence[Float[Tensor, "B T d"]], weight: Float[Tensor, " L"], gain: Float[Tensor, " 1"]
+) -> Float[Tensor, "B T d"]:
+    """γ Σ_j softmax(w)_j h_j."""
+    shares = weight.to(layers[0]).softmax(dim=0)
+    return gain.to(layers[0]) * torch.stack([s * h for s, h in zip(shares, layers, strict=True)]).sum(dim=0)
+
+
+def _one(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+    tensor.fill_(1.0)

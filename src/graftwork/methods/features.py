@@ -1,0 +1,50 @@
+"""Feature extraction: nothing of the backbone changes, and a task model is trained over a mix of its layers.
+
+Peters et al. 2019, "To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", section 3. What it
+trains is the head (`graftwork.heads.FeatureHead`): the mix, the task model and the classifier; it acts at no site.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from graftwork.backbones import Site, Sites
+from graftwork.methods.method import Method
+from graftwork.methods.parameters import Parameter
+from graftwork.ops import Op
+
+
+class FeatureExtraction(Method):
+    """Feature extraction.
+
+    Settings:
+        model: the task model over the mixed layers. `linear`: a classifier of the pooled text, or of each token.
+            `bilstm`: of texts, BiLSTMs with bi-attention (McCann et al. 2017); of tokens, a BiLSTM. `esim`: of pairs of
+            texts (Chen et al. 2017). `bilstm-crf`: of tokens, with a conditional random field (Lample et al. 2016).
+        hidden_size: of each direction of the LSTMs.
+        dropout: of the mixed features and before the classifier, in training.
+    """
+
+    name: ClassVar[str] = "feature-extraction"
+    paper: ClassVar[str] = "Peters et al. 2019, arXiv:1903.05987"
+    learning_rate: ClassVar[float] = 1e-3
+    lowers_to: ClassVar[tuple[type[Op], ...]] = ()
+
+    model: Literal["linear", "bilstm", "esim", "bilstm-crf"] = "linear"
+    hidden_size: PositiveInt = 200
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+
+    @property
+    def head_fields(self) -> Mapping[str, Any]:
+        return {"model": self.model, "hidden_size": self.hidden_size, "dropout": self.dropout}
+
+    def sites(self, sites: Sites) -> list[Site]:
+        return []
+
+    def declare(self, site: Site) -> dict[str, Parameter]:
+        raise AssertionError("feature extraction acts at no site")
+
+    def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
+        raise AssertionError("feature extraction acts at no site")

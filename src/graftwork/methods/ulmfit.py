@@ -1,0 +1,25 @@
+"""ULMFiT's fine-tuning: a lower rate for each lower layer, one layer more each epoch, and slanted triangular rates.
+
+Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", sections 3.2 and 3.3. It is full
+fine-tuning with other settings and another schedule; the embeddings of a model of L layers thaw in epoch L + 1.
+"""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from graftwork.methods.full import FullFineTuning
+
+
+class ULMFiT(FullFineTuning):
+    """ULMFiT: discriminative fine-tuning, gradual unfreezing and slanted triangular rates. Settings as of full
+    fine-tuning. By default it runs for so many epochs that all of a model of 12 layers is trained.
+    """
+
+    name: ClassVar[str] = "ulmfit"
+    paper: ClassVar[str] = "Howard & Ruder 2018, arXiv:1801.06146"
+    num_train_epochs: ClassVar[int] = 15
+    lr_scheduler_type: ClassVar[str] = "slanted_triangular"
+
+    layer_decay: float = Field(default=2.6, ge=1.0, allow_inf_nan=False)
+    gradual_unfreezing: bool = True
