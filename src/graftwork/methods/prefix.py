@@ -17,23 +17,20 @@ When to use: generation and little data. Nothing of it can be merged into weight
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Generator, Tensor
 
 from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import SiteError
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, kaiming_uniform, normal, uniform
+from graftwork.methods.targets import Targets
 from graftwork.methods.words import activations, draw_words, tokens_of
 from graftwork.ops import KeyValue, Op
-
-
-def _as_patterns(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
 
 
 class PrefixTuning(Method):
@@ -63,7 +60,7 @@ class PrefixTuning(Method):
     init: Literal["random", "activations"] = "random"
     text: str = ""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    targets: Annotated[tuple[str, ...], BeforeValidator(_as_patterns)] = Field(default=("kv",), min_length=1)
+    targets: Targets = Field(default=("kv",), min_length=1)
     keep: Literal["network", "table"] = "network"
 
     @model_validator(mode="after")

@@ -9,48 +9,18 @@ one gave. Parameters stand under their member's name (`lora.layers.0.attention.q
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
-import torch
-from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
+from pydantic import Field, field_validator
 from torch import Generator, Tensor
 
 from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import MethodError
+from graftwork.methods.members import Members, SharedSite, Under, declare_gate, gate, members_at
 from graftwork.methods.method import Method
-from graftwork.methods.parameters import Parameter, normal, zeros
-from graftwork.ops import Gated, KeyValue, Op
-
-GATE_STD = 0.02
-"""Gates start N(0, 0.02²) with bias 0: each near one half."""
-
-GATED = frozenset({"linear", "result", "norm", "attention"})
-"""The kinds of site where an effect can have a gate."""
-
-
-def _as_method(value: object) -> object:
-    """A method out of its name, or out of a mapping with its name and settings."""
-    from graftwork.methods import make_method
-
-    if isinstance(value, str):
-        return make_method(value)
-    if isinstance(value, Mapping):
-        if "name" not in value:
-            raise ValueError("a member's name is missing")
-        return make_method(str(value["name"]), {key: v for key, v in value.items() if key != "name"})
-    return value
-
-
-def _as_mapping(method: Method) -> dict[str, Any]:
-    return {"name": method.name, **method.model_dump(mode="json")}
-
-
-def _as_list(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
-
-
-Member = Annotated[Method, BeforeValidator(_as_method), PlainSerializer(_as_mapping)]
+from graftwork.methods.parameters import Parameter
+from graftwork.ops import Gated, Op
 
 
 class Union(Method):
@@ -69,9 +39,7 @@ class Union(Method):
     name: ClassVar[str] = "union"
     paper: ClassVar[str] = "He et al. 2022, arXiv:2110.04366; Mao et al. 2022, arXiv:2110.07577"
 
-    methods: Annotated[tuple[Member, ...], BeforeValidator(_as_list)] = Field(
-        default=("lora", "prefix-tuning"), min_length=1, validate_default=True
-    )
+    methods: Members = Field(default=("lora", "prefix-tuning"), min_length=1, validate_default=True)
     gated: bool = False
 
     @field_validator("methods")
@@ -127,16 +95,16 @@ class Union(Method):
         for member, method in self.members.items():
             for site in method.sites(sites):
                 chosen.setdefault(site.name, {})[member] = site
-        return [_shared(sites[name], chosen[name]) for name in sites if name in chosen]
+        return [SharedSite.of(sites[name], chosen[name]) for name in sites if name in chosen]
 
     def declare(self, site: Site) -> dict[str, Parameter]:
         declared: dict[str, Parameter] = {}
-        for member, own in _members_at(site).items():
+        for member, own in members_at(site).items():
             method = self.members[member]
             rate = method.learning_rate / self.learning_rate
             found = method.declare(own)
             if self.gated and found:
-                found |= self._gate(own)
+                found |= declare_gate(own)
             declared |= {f"{member}.{name}": replace(p, rate=p.rate * rate) for name, p in found.items()}
         return declared
 
@@ -150,7 +118,7 @@ class Union(Method):
     ) -> Mapping[str, Tensor]:
         found: dict[str, Tensor] = {}
         for member, method, own in self._each(sites):
-            made = method.initial(_Under(member, tensors), own, backbone, labels, generator)
+            made = method.initial(Under(member, tensors), own, backbone, labels, generator)
             found |= {f"{member}.{name}": tensor for name, tensor in made.items()}
         return found
 
@@ -159,12 +127,12 @@ class Union(Method):
     ) -> Mapping[str, Tensor]:
         prepared = dict(parameters)
         for member, method, own in self._each(sites):
-            made = method.prepare(_Under(member, parameters), own, training=training)
+            made = method.prepare(Under(member, parameters), own, training=training)
             prepared |= {f"{member}.{name}": tensor for name, tensor in made.items()}
         return prepared
 
     def finish(self, parameters: Mapping[str, Tensor], sites: Sequence[Site]) -> tuple[Method, dict[str, Tensor]]:
-        ends = [method.finish(_Under(member, parameters), own) for member, method, own in self._each(sites)]
+        ends = [method.finish(Under(member, parameters), own) for member, method, own in self._each(sites)]
         union = self.model_copy(update={"methods": tuple(method for method, _ in ends)})
         starts = tuple(f"{member}." for member in self.members)
         kept = {name: tensor for name, tensor in parameters.items() if not name.startswith(starts)}
@@ -175,12 +143,12 @@ class Union(Method):
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         acting: list[Op] = []
         replacing: list[str] = []
-        for member, own in _members_at(site).items():
-            under = _Under(member, parameters)
+        for member, own in members_at(site).items():
+            under = Under(member, parameters)
             ops = self.members[member].lower(own, under, frozen)
             replacing += [member for op in ops if op.replaces]
             if self.gated and f"{own.name}.gate.bias" in under:
-                ops = [_gated(op, own, under) for op in ops]
+                ops = [gate(op, own, under, member) for op in ops]
             acting += ops
         if len(replacing) > 1:
             raise MethodError(
@@ -192,59 +160,6 @@ class Union(Method):
 
     def _each(self, sites: Sequence[Site]) -> Iterator[tuple[str, Method, list[Site]]]:
         """Each member's name, the member, and where it acts."""
-        at = [_members_at(site) for site in sites]
+        at = [members_at(site) for site in sites]
         for member, method in self.members.items():
             yield member, method, [own[member] for own in at if member in own]
-
-    def _gate(self, site: Site) -> dict[str, Parameter]:
-        if site.kind not in GATED:
-            raise MethodError(
-                f"a gate cannot be put on what acts at site {site.name!r}, of kind {site.kind}",
-                expected=f"members that act at sites of kind {', '.join(sorted(GATED))}",
-                change="--method.gated",
-            )
-        bias = Parameter(shape=(1,), init=zeros, decay=False)
-        width = site.in_features if site.kind == "linear" else site.out_features
-        weight = Parameter(shape=(1, width), init=normal(GATE_STD))
-        reads = {} if site.kind == "attention" else {f"{site.name}.gate.weight": weight}
-        return {**reads, f"{site.name}.gate.bias": bias}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SharedSite(Site):
-    """A site where members of a union act: each member's own description of it."""
-
-    members: Mapping[str, Site]
-
-
-class _Under(Mapping[str, Tensor]):
-    """Those of a union's tensors that stand under a member's name, without it."""
-
-    def __init__(self, member: str, tensors: Mapping[str, Tensor]) -> None:
-        self._start, self._tensors = f"{member}.", tensors
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._start + name]
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.removeprefix(self._start) for name in self._tensors if name.startswith(self._start))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-def _shared(site: Site, members: Mapping[str, Site]) -> _SharedSite:
-    return _SharedSite(**{f.name: getattr(site, f.name) for f in fields(site) if f.name != "members"}, members=members)
-
-
-def _members_at(site: Site) -> Mapping[str, Site]:
-    assert isinstance(site, _SharedSite)  # it is one of those that `sites` gave
-    return site.members
-
-
-def _gated(op: Op, site: Site, parameters: Mapping[str, Tensor]) -> Op:
-    bias = parameters[f"{site.name}.gate.bias"]
-    if isinstance(op, KeyValue):
-        gate = torch.sigmoid(bias)
-        return replace(op, keys=op.keys * gate, values=op.values * gate)
-    return Gated(op=op, weight=parameters[f"{site.name}.gate.weight"], bias=bias)

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from graftwork.backbones import SiteKind
-from graftwork.errors import SiteError
 from graftwork.ops import routing
 from graftwork.ops.op import Forward, Op, Place
 
@@ -26,10 +25,6 @@ class Gated(Op):
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear", "result", "norm"})
     unmergeable: ClassVar[str] = "a gate depends on the text"
-
-    def __post_init__(self) -> None:
-        if self.op.replaces:
-            raise SiteError(f"{type(self.op).__name__} replaces what its site computes: a gate cannot be put on that")
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def gated(x: Tensor) -> Tensor:

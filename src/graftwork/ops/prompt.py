@@ -41,8 +41,8 @@ class Prompt(Op):
             if attention_mask is not None:
                 seam = _seam(attention_mask)
                 kwargs["attention_mask"] = _longer(attention_mask, length, 1, seam)
-            counted = padding is not None and input_ids is not None and not begun
-            if counted and kwargs.get("position_ids") is None:
+            told = begun or kwargs.get("position_ids") is not None
+            if padding is not None and input_ids is not None and not told:
                 # As the stack itself counts tokens; of embeddings it could not tell which are padding.
                 real = (input_ids != padding).long()
                 kwargs["position_ids"] = real.cumsum(dim=1) * real + padding

@@ -1,0 +1,122 @@
+"""What a union does for each of its members: their settings, their own view of sites and tensors, and their gates."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, PlainSerializer
+from torch import Tensor
+
+from graftwork.backbones import Site
+from graftwork.errors import MethodError
+from graftwork.methods.method import Method
+from graftwork.methods.parameters import Parameter, normal, zeros
+from graftwork.ops import Gated, KeyValue, Op
+
+GATE_STD = 0.02
+"""Gates start N(0, 0.02²) with bias 0: each near one half."""
+
+GATED = frozenset({"linear", "result", "norm", "attention"})
+"""The kinds of site where an effect can have a gate."""
+
+
+def _as_method(value: object) -> object:
+    """A method out of its name, or out of a mapping with its name and settings."""
+    from graftwork.methods import make_method
+
+    if isinstance(value, str):
+        return make_method(value)
+    if isinstance(value, Mapping):
+        if "name" not in value:
+            raise ValueError("a member's name is missing")
+        return make_method(str(value["name"]), {key: v for key, v in value.items() if key != "name"})
+    return value
+
+
+def _as_mapping(method: Method) -> dict[str, Any]:
+    return {"name": method.name, **method.model_dump(mode="json")}
+
+
+def _as_list(value: object) -> object:
+    return value.split(",") if isinstance(value, str) else value
+
+
+Member = Annotated[Method, BeforeValidator(_as_method), PlainSerializer(_as_mapping)]
+Members = Annotated[tuple[Member, ...], BeforeValidator(_as_list)]
+"""Methods as settings have them: methods, names, mappings of `name` and settings; or names separated by commas."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedSite(Site):
+    """A site where members of a union act.
+
+    Attributes:
+        members: each acting member's own description of it, by the member's name.
+    """
+
+    members: Mapping[str, Site]
+
+    @classmethod
+    def of(cls, site: Site, members: Mapping[str, Site]) -> "SharedSite":
+        return cls(**{f.name: getattr(site, f.name) for f in fields(Site)}, members=members)
+
+
+def members_at(site: Site) -> Mapping[str, Site]:
+    """Who acts at one of a union's sites, each with its own description of it."""
+    assert isinstance(site, SharedSite)  # it is one of those that the union gave
+    return site.members
+
+
+class Under(Mapping[str, Tensor]):
+    """Those of a union's tensors that stand under a member's name, without it."""
+
+    def __init__(self, member: str, tensors: Mapping[str, Tensor]) -> None:
+        self._start, self._tensors = f"{member}.", tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._start + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._start) for name in self._tensors if name.startswith(self._start))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def declare_gate(site: Site) -> dict[str, Parameter]:
+    """The gate on a member's effect at a site: w (1, in) and b (1), or b alone for an attention's rows.
+
+    Raises:
+        MethodError: what acts at a site of this kind can have none.
+    """
+    if site.kind not in GATED:
+        raise MethodError(
+            f"a gate cannot be put on what acts at site {site.name!r}, of kind {site.kind}",
+            expected=f"members that act at sites of kind {', '.join(sorted(GATED))}",
+            change="--method.gated",
+        )
+    bias = Parameter(shape=(1,), init=zeros, decay=False)
+    width = site.in_features if site.kind == "linear" else site.out_features
+    weight = Parameter(shape=(1, width), init=normal(GATE_STD))
+    reads = {} if site.kind == "attention" else {f"{site.name}.gate.weight": weight}
+    return {**reads, f"{site.name}.gate.bias": bias}
+
+
+def gate(op: Op, site: Site, parameters: Mapping[str, Tensor], member: str) -> Op:
+    """A member's op with its gate on.
+
+    Raises:
+        MethodError: the op has no effect apart from what the site computes.
+    """
+    if op.replaces:
+        raise MethodError(
+            f"{member} replaces what site {site.name!r} computes: a gate cannot be put on that",
+            expected="members that add to the frozen backbone (norms=none, say)",
+            change="--method.methods, or --method.gated",
+        )
+    bias = parameters[f"{site.name}.gate.bias"]
+    if isinstance(op, KeyValue):
+        opened = torch.sigmoid(bias)
+        return replace(op, keys=op.keys * opened, values=op.values * opened)
+    return Gated(op=op, weight=parameters[f"{site.name}.gate.weight"], bias=bias)

@@ -1,0 +1,368 @@
+"""Unions: the members' ops at once, their parameters under their names, and gates on their effects."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import WIDTH, batch_for, inputs_for, make_adapter, make_backbone, make_head
+
+from graftwork.adapters import Adapter
+from graftwork.adapters.adapter import declare
+from graftwork.errors import MethodError, SiteError
+from graftwork.methods import (
+    FullFineTuning,
+    HeadOnly,
+    Houlsby,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    Union,
+    make_method,
+)
+from graftwork.model import AdaptedModel
+from graftwork.ops import Gated, LowRank, Route
+
+EXACT = {"rtol": 0, "atol": 1e-11}
+PROMPT = PromptTuning(num_virtual_tokens=2, init="uniform")
+PREFIX = PrefixTuning(num_virtual_tokens=3, reparametrise=False)
+MEMBERS = [LoRA(rank=2), Houlsby(bottleneck=3), PREFIX, PROMPT]
+
+
+def states(backbone, adapter, batch):
+    model = AdaptedModel(backbone, {"a": adapter})
+    with torch.no_grad():
+        found = model(**batch, output_hidden_states=True).hidden_states
+    model.detach()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra", "gpt2", "llama", "t5", "vit"])
+@pytest.mark.parametrize("method", [LoRA(rank=2), Houlsby(bottleneck=3), PREFIX, PROMPT, PTuning(num_virtual_tokens=2)])
+def test_a_union_of_one_is_that_method(kind, method):
+    backbone = make_backbone(kind, dtype=torch.float64)
+    if method.num_prompt_tokens and kind == "vit":
+        with pytest.raises(SiteError):
+            Union(methods=[method]).sites(backbone.sites)
+        return
+    batch = inputs_for(backbone.model, 7, 4)
+    pooling = "mean" if backbone.is_encoder_decoder else backbone.pooling
+    alone = make_adapter(backbone, method, trained=True, pooling=pooling)
+    union = make_adapter(backbone, Union(methods=[method]), pooling=pooling)
+    assert union.num_parameters == alone.num_parameters
+    tensors = {n if n.startswith("head.") else f"{method.name}.{n}": t for n, t in alone.tensors.items()}
+    assert tensors.keys() == union.tensors.keys()
+    model = [replace(union, tensors=tensors), alone]
+    logits = []
+    for adapter in model:
+        adapted = AdaptedModel(backbone, {"a": adapter})
+        with torch.no_grad():
+            logits.append(adapted(**batch).logits)
+        adapted.detach()
+    assert torch.equal(*logits)
+
+
+def test_members_start_as_they_do_alone_and_their_counts_add_up():
+    backbone = make_backbone("bert", tokenizer=True)
+    members = [LoRA(rank=2), PREFIX.model_copy(update={"init": "activations", "text": "a good film"}), PTuning()]
+    union = Union(methods=members)
+    found = make_adapter(backbone, union)
+    head = 3 * (WIDTH + 1)
+    assert found.num_parameters - head == sum(make_adapter(backbone, m).num_parameters - head for m in members)
+    alone = make_adapter(backbone, members[1]).tensors
+    for name in ("layers.0.attention.kv.keys", "layers.1.attention.kv.values"):
+        assert torch.equal(found.tensors[f"prefix-tuning.{name}"], alone[name])
+    assert union.num_prompt_tokens == 20
+    assert "lora.layers.0.ffn.up.A" in found.tensors
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
+def test_mam_is_a_prefix_and_a_parallel_bottleneck(kind):
+    """They act at different places, so that either order of the two is the same."""
+    backbone = make_backbone(kind, dtype=torch.float64)
+    batch = inputs_for(backbone.model, 7, 4)
+    pooling = "mean" if backbone.is_encoder_decoder else backbone.pooling
+    mam = make_method("mam")
+    assert [method.name for method in mam.methods] == ["prefix-tuning", "parallel"]
+    one = make_adapter(backbone, mam, trained=True, pooling=pooling)
+    other = replace(one, method=Union(methods=mam.methods[::-1]))
+    logits = []
+    for adapter in (one, other):
+        model = AdaptedModel(backbone, {"a": adapter})
+        with torch.no_grad():
+            logits.append(model(**batch).logits)
+        model.detach()
+    assert torch.equal(*logits)
+
+
+def test_two_members_of_one_name():
+    union = Union(methods=[LoRA(rank=2, targets="query"), LoRA(rank=3, targets="query,ffn.up")])
+    backbone = make_backbone("bert", dtype=torch.float64)
+    adapter = make_adapter(backbone, union, trained=True)
+    assert adapter.tensors["lora.layers.0.attention.query.A"].shape == (2, WIDTH)
+    assert adapter.tensors["lora-2.layers.0.attention.query.A"].shape == (3, WIDTH)
+    assert "lora.layers.0.ffn.up.A" not in adapter.tensors
+    # Their differences add up.
+    both = {}
+    for name in ("layers.0.attention.query", "layers.1.attention.query"):
+        for matrix, dim in (("A", 0), ("B", 1)):
+            scales = {"lora": 16 / 2, "lora-2": 16 / 3} if matrix == "B" else {"lora": 1, "lora-2": 1}
+            parts = [adapter.tensors[f"{member}.{name}.{matrix}"] * scale for member, scale in scales.items()]
+            both[f"{name}.{matrix}"] = torch.cat(parts, dim)
+    one = LoRA(rank=5, alpha=5, targets="query")
+    no_up = {n: t * 0 if "ffn" in n and n.endswith(".B") else t for n, t in adapter.tensors.items()}
+    found = states(backbone, replace(adapter, tensors=no_up), batch_for(backbone, 7, 4))
+    head = {n: t for n, t in adapter.tensors.items() if n.startswith("head.")}
+    expected = states(
+        backbone, replace(make_adapter(backbone, one), tensors={**both, **head}), batch_for(backbone, 7, 4)
+    )
+    for a, b in zip(found, expected, strict=True):
+        # B is scaled in float32.
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_later_members_change_what_earlier_ones_gave():
+    """Two bottlenecks at one place: A2(A1(h)), not A1(A2(h))."""
+    backbone = make_backbone("bert", dtype=torch.float64)
+    a, b = (Houlsby(bottleneck=m, norms="none") for m in (2, 3))
+    adapter = make_adapter(backbone, Union(methods=[a, b]), trained=True)
+    tensors = {n: t.double() for n, t in adapter.tensors.items()}
+    ops = Union(methods=[a, b])
+    site = next(s for s in ops.sites(backbone.sites) if s.kind == "result")
+    acting = ops.lower(site, tensors, {})
+    h = torch.randn(2, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    forward = lambda x: x  # noqa: E731
+    place = type("P", (), {"route": Route(), "training": False, "memory": {}, "inner": None})()
+    for op in acting:
+        forward = op.around(forward, place)
+    first, second = (
+        lambda x, m=m: (
+            x
+            + torch.nn.functional.gelu(x @ tensors[f"{m}.{site.name}.down"].T + tensors[f"{m}.{site.name}.down_bias"])
+            @ tensors[f"{m}.{site.name}.up"].T
+            + tensors[f"{m}.{site.name}.up_bias"]
+        )
+        for m in ("houlsby", "houlsby-2")
+    )
+    torch.testing.assert_close(forward(h), second(first(h)), **EXACT)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_saved_and_loaded_it_says_the_same(gated, tmp_path):
+    backbone = make_backbone("bert")
+    batch = batch_for(backbone, 7, 4)
+    members = [LoRA(rank=2), Houlsby(bottleneck=3, norms="none"), PREFIX] if gated else MEMBERS
+    adapter = make_adapter(backbone, Union(methods=members, gated=gated), trained=True)
+    adapter.save(tmp_path / "a")
+    loaded = Adapter.load(tmp_path / "a")
+    assert loaded.method == adapter.method
+    for one, other in zip(states(backbone, adapter, batch), states(backbone, loaded, batch), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+def test_gradient_checkpointing_gives_the_same_gradients(kind):
+    backbone = make_backbone(kind)
+    batch = inputs_for(backbone.model, 7, 4)
+    pooling = "mean" if backbone.is_encoder_decoder else backbone.pooling
+    gradients = []
+    for checkpointing in (False, True):
+        model = AdaptedModel(backbone)
+        adapter = make_adapter(backbone, Union(methods=MEMBERS), trained=True, pooling=pooling)
+        model.add("a", adapter, trainable=True)
+        model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**batch, labels=torch.tensor([0, 2])).loss.backward()
+        gradients.append({n: p.grad for n, p in model.residents["a"].parameters_by_name.named_parameters()})
+        model.detach()
+    assert all(
+        g is not None and g.abs().max() > 0 for n, g in gradients[0].items() if n.startswith(("prefix", "prompt"))
+    )
+    for name, gradient in gradients[0].items():
+        if gradient is not None:
+            assert torch.equal(gradient, gradients[1][name]), name
+
+
+# -- gates -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_gate_is_of_the_hidden_state():
+    """y = Wx + b + σ(w x + c) B A x, one gate a token."""
+    backbone = make_backbone("bert", dtype=torch.float64)
+    union = Union(methods=[LoRA(rank=2, targets="query")], gated=True)
+    adapter = make_adapter(backbone, union, trained=True)
+    tensors = {n: t.double() for n, t in adapter.tensors.items()}
+    site = union.sites(backbone.sites)[0]
+    (op,) = union.lower(site, tensors, {})
+    assert isinstance(op, Gated)
+    assert isinstance(op.op, LowRank)
+    linear = backbone.modules[site.path]
+    x = torch.randn(2, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    calls = []
+
+    def forward(x):
+        calls.append(x)
+        return linear(x)
+
+    model = AdaptedModel(backbone, {"a": adapter})
+    place = backbone.model.get_submodule(site.path)
+    found = op.around(forward, place)(x)
+    model.detach()
+    assert len(calls) == 1
+    start = f"lora.{site.name}"
+    gate = torch.sigmoid(x @ tensors[f"{start}.gate.weight"].T + tensors[f"{start}.gate.bias"])
+    difference = x @ tensors[f"{start}.A"].T @ tensors[f"{start}.B"].T * 8
+    torch.testing.assert_close(found, linear(x) + gate * difference, **EXACT)
+    assert op.to(torch.bfloat16).op.A.dtype == torch.bfloat16
+
+
+def test_an_open_gate_is_no_gate_and_a_closed_one_no_member():
+    backbone = make_backbone("bert", dtype=torch.float64)
+    batch = batch_for(backbone, 7, 4)
+    members = [LoRA(rank=2), Houlsby(bottleneck=3, norms="none")]
+    gated = make_adapter(backbone, Union(methods=members, gated=True), trained=True)
+    plain = make_adapter(backbone, Union(methods=members))
+    plain = replace(plain, tensors={n: gated.tensors[n] for n in plain.tensors})
+
+    def at(bias):
+        return replace(
+            gated,
+            tensors={
+                n: torch.full_like(t, bias) if n.endswith("gate.bias") else t * 0 if n.endswith("gate.weight") else t
+                for n, t in gated.tensors.items()
+            },
+        )
+
+    with torch.no_grad():
+        bare = backbone.model(**batch, output_hidden_states=True).hidden_states
+    for one, other in zip(states(backbone, at(40.0), batch), states(backbone, plain, batch), strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+    for one, other in zip(states(backbone, at(-40.0), batch), bare, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_a_gate_on_a_prefix_scales_its_rows():
+    backbone = make_backbone("bert")
+    union = Union(methods=[PREFIX], gated=True)
+    tensors = make_adapter(backbone, union, trained=True).tensors
+    site = union.sites(backbone.sites)[0]
+    (op,) = union.lower(site, union.prepare(tensors, [site], training=False), {})
+    start = f"prefix-tuning.{site.name}"
+    gate = torch.sigmoid(tensors[f"{start}.gate.bias"])
+    assert torch.equal(op.keys, tensors[f"{start}.keys"] * gate)
+    assert torch.equal(op.values, tensors[f"{start}.values"] * gate)
+
+
+def test_gates_stand_at_half():
+    tensors = make_adapter(make_backbone("bert"), make_method("unipelt")).tensors
+    biases = [t for n, t in tensors.items() if n.endswith("gate.bias")]
+    weights = torch.cat([t.flatten() for n, t in tensors.items() if n.endswith("gate.weight")])
+    # Two layers: query and value, the attention, and a bottleneck.
+    assert len(biases) == 2 * (2 + 1 + 1)
+    assert not any(t.any() for t in biases)
+    assert 0.015 < weights.std() < 0.025
+
+
+@pytest.mark.parametrize("member", [PROMPT, FullFineTuning()])
+def test_what_cannot_be_gated_is_refused(member):
+    backbone = make_backbone("bert")
+    with pytest.raises(MethodError, match="a gate cannot be put on"):
+        make_adapter(backbone, Union(methods=[LoRA(), member], gated=True))
+
+
+def test_trained_norms_cannot_be_gated():
+    backbone = make_backbone("bert")
+    with pytest.raises(MethodError, match="a gate cannot be put on"):
+        AdaptedModel(backbone, {"a": make_adapter(backbone, Union(methods=[Houlsby()], gated=True))})
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_members_come_as_methods_names_and_mappings():
+    expected = Union(methods=[LoRA(rank=2), PrefixTuning()])
+    assert Union(methods=[{"name": "lora", "rank": 2}, "prefix_tuning"]) == expected
+    assert make_method("union", {"methods": [{"name": "LoRA", "rank": 2}, {"name": "prefix-tuning"}]}) == expected
+    assert Union(methods="lora,prefix-tuning") == Union()
+    assert make_method("union", expected.model_dump()) == expected
+    assert Union.model_validate_json(expected.model_dump_json()) == expected
+    nested = Union(methods=[expected, PROMPT])
+    assert make_method("union", nested.model_dump(mode="json")) == nested
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (["lorra"], "unknown method 'lorra'"),
+        ([{"rank": 2}], "a member's name is missing"),
+        ([{"name": "lora", "rnak": 2}], "rnak=2"),
+        ([], "at least 1"),
+        ([3], "methods.0"),
+        (["lora", Houlsby(extra_classifier=True), LoRA()], None),
+    ],
+)
+def test_wrong_members_are_named(methods, message):
+    if message is None:
+        assert Union(methods=methods).head_fields == {"extra_layer": True}
+        return
+    with pytest.raises(MethodError) as caught:
+        Union(methods=methods)
+    assert message in str(caught.value)
+
+
+def test_two_members_that_replace_what_a_site_computes_are_refused():
+    backbone = make_backbone("bert")
+    union = Union(methods=[Houlsby(), Houlsby(bottleneck=3)])
+    with pytest.raises(MethodError, match=r"houlsby and houlsby-2 both replace what site 'embeddings.norm' computes"):
+        AdaptedModel(backbone, {"a": make_adapter(backbone, union)})
+
+
+def test_a_union_in_a_union():
+    backbone = make_backbone("bert", dtype=torch.float64)
+    batch = batch_for(backbone, 7, 4)
+    nested = make_adapter(backbone, Union(methods=[Union(methods=[LoRA(rank=2), PREFIX]), PROMPT]), trained=True)
+    flat = make_adapter(backbone, Union(methods=[LoRA(rank=2), PREFIX, PROMPT]))
+    flat = replace(flat, tensors={n.removeprefix("union."): t for n, t in nested.tensors.items()})
+    for one, other in zip(states(backbone, nested, batch), states(backbone, flat, batch), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_each_member_has_its_own_rate():
+    backbone = make_backbone("bert")
+    union = Union(methods=[LoRA(), PREFIX, HeadOnly()])
+    assert union.learning_rate == LoRA.learning_rate == 5e-4
+    rates = {n: p.rate for n, p in declare(backbone, union, make_head()).items()}
+    assert rates["lora.layers.0.ffn.up.A"] == 1.0
+    assert rates["prefix-tuning.layers.0.attention.kv.keys"] == pytest.approx(10.0)
+    assert rates["head.classifier.weight"] == 1.0
+    assert union.frozen_backbone
+    assert not Union(methods=[FullFineTuning()]).frozen_backbone
+    assert union.passes == 1
+    assert union.num_train_epochs == 10
+
+
+def test_what_is_kept_at_the_end_is_the_members():
+    backbone = make_backbone("bert")
+    batch = batch_for(backbone, 7, 4)
+    members = [LoRA(rank=2), PTuning(num_virtual_tokens=2, keep="table"), PROMPT]
+    union = Union(methods=members)
+    adapter = make_adapter(backbone, union, trained=True)
+    ended, tensors = union.finish(adapter.tensors, union.sites(backbone.sites))
+    assert ended == Union(methods=[LoRA(rank=2), PROMPT, PROMPT])
+    assert {"prompt-tuning.input.prompt", "prompt-tuning-2.input.prompt", "head.classifier.bias"} <= tensors.keys()
+    kept = replace(adapter, method=ended, tensors=tensors)
+    for one, other in zip(states(backbone, adapter, batch), states(backbone, kept, batch), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_gates_are_kept_at_the_end():
+    backbone = make_backbone("bert")
+    batch = batch_for(backbone, 7, 4)
+    prefix = PrefixTuning(num_virtual_tokens=2, encoder_hidden_size=4, keep="table")
+    union = Union(methods=[LoRA(rank=2), prefix], gated=True)
+    adapter = make_adapter(backbone, union, trained=True)
+    ended, tensors = union.finish(adapter.tensors, union.sites(backbone.sites))
+    kept = replace(adapter, method=ended, tensors=tensors)
+    for one, other in zip(states(backbone, adapter, batch), states(backbone, kept, batch), strict=True):
+        assert torch.equal(one, other)
