@@ -3,6 +3,8 @@
 import importlib.util
 import inspect
 import json
+from contextlib import nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -58,7 +60,8 @@ class Backbone:
         name: what it was loaded as; written into adapters for people to read. The fingerprint is what is checked.
         model: the Hugging Face model, in evaluation mode: without a task head, but with the language-model head that a
             model which generates text was pretrained with.
-        tokenizer, image_processor: what makes its inputs; None when there is none.
+        tokenizer, image_processor: what makes its inputs; None when there is none. A tokenizer without a padding token
+            pads with the token that ends texts, else with the unknown one; padding is on the right.
         family, sites: its layout and the places where ops can act.
         modules: the very modules at the sites' paths, also while something else stands there.
         pooling: how an input becomes one vector unless a head says otherwise: by the pooling layer where the checkpoint
@@ -94,6 +97,11 @@ class Backbone:
             # DistilBERT's tokenizer, for one, makes inputs that its model does not take.
             accepted = inspect.signature(self.base.forward).parameters
             tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in accepted]
+            # Positions are counted from the left, also where a tokenizer was made for generating only.
+            tokenizer.padding_side = "right"
+            if tokenizer.pad_token is None:
+                # Padding is masked and has no labels, so that any token will do.
+                tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         self.pooling: Pooling = pooling or self._default_pooling()
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
@@ -111,7 +119,7 @@ class Backbone:
         """Load a backbone and its tokenizer.
 
         Args:
-            name: `minilm` (carried by a Python package), a local folder, or a hub id.
+            name: `minilm` or `smollm2` (carried by Python packages), a local folder, or a hub id.
             dtype: `auto` holds the weights in bfloat16 where the hardware is good at it and in float32 elsewhere; or
                 one of float32, bfloat16, float16, float64.
             device: `auto` (a GPU when there is one), or a torch device such as `cpu` or `cuda:1`.
@@ -169,9 +177,10 @@ class Backbone:
         with quiet_transformers():
             try:
                 options = {"trust_remote_code": trust_remote_code}
-                config = AutoConfig.from_pretrained(source, **options, **_gguf_file(source))
+                gguf = _gguf_file(source)
+                config = AutoConfig.from_pretrained(source, **options, **gguf)
                 with torch.device("meta"):
-                    model = _auto_class(config).from_config(config, **options)
+                    model = _auto_class(config, gguf=bool(gguf)).from_config(config, **options)
                 pooling = _declared_pooling(source, {})
                 lacks_pooler = _lacks_pooler(source)
             except UNREADABLE as error:
@@ -323,9 +332,11 @@ def generates(model: PreTrainedModel) -> bool:
     return model.can_generate() and model.get_output_embeddings() is not None  # type: ignore[no-untyped-call]
 
 
-def _auto_class(config: PretrainedConfig) -> Any:
+def _auto_class(config: PretrainedConfig, *, gguf: bool = False) -> Any:
     """The class that makes a checkpoint's model: with its language-model head where it was saved with one."""
     architectures = set(config.architectures or ())
+    if gguf and not architectures and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForCausalLM  # a GGUF file names no class, and holds a language model
     for auto, known in (
         (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
         (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
@@ -347,13 +358,17 @@ def _load_model(
     name: str, source: str, config: PretrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
 ) -> PreTrainedModel:
     """The model without a task head, with all its weights from the checkpoint."""
-    model, report = _auto_class(config).from_pretrained(
-        source,
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported, and refused below
-        **options,
-    )
+    gguf = "gguf_file" in options
+    # Reading GGUF shows a bar of its own, which transformers' switch for bars does not reach.
+    with redirect_stderr(StringIO()) if gguf else nullcontext():
+        model, report = _auto_class(config, gguf=gguf).from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below
+            **options,
+        )
     _refuse_random_weights(name, model, report)
     return model  # type: ignore[no-any-return]
 

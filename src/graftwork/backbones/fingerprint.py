@@ -77,7 +77,7 @@ def _cache_file(source: str, commit: str | None) -> Path | None:
         stats = [
             (str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns)
             for file in sorted(folder.rglob("*"))
-            if file.is_file() and file.suffix in {".json", ".safetensors", ".bin"}
+            if file.is_file() and file.suffix in {".json", ".safetensors", ".bin", ".gguf"}
         ]
         content = json.dumps([SCHEME, transformers.__version__, str(folder), stats])
     elif commit is not None:

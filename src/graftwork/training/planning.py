@@ -17,10 +17,14 @@ def count(
     method: str,
     settings: Mapping[str, Any] | None = None,
     *,
+    kind: str | None = None,
     num_labels: int = 2,
     pooling: Pooling | Literal["auto"] = "auto",
 ) -> dict[str, Any]:
     """Number of trained parameters by group, without loading weights.
+
+    Args:
+        kind: the task's; None: classification, or regression where there is one label only.
 
     Returns:
         `trained` (adapter, norms, head, total, and without_classifier: the total less the last classifier), `backbone`
@@ -32,7 +36,7 @@ def count(
     outline = Backbone.outline(backbone)
     chosen = make_method(method, settings)
     head = head_for(
-        "classification" if num_labels > 1 else "regression",
+        kind or ("classification" if num_labels > 1 else "regression"),
         outline,
         num_labels=num_labels,
         pooling=outline.pooling if pooling == "auto" else pooling,

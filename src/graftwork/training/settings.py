@@ -19,8 +19,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from graftwork.backbones import Backbone
 from graftwork.errors import RecipeError
 from graftwork.methods import Method
+from graftwork.training.lengths import lengths
 
-MAX_LENGTH = 128
 EVAL_STEPS = 500
 INCOMPLETE = {
     *(SchedulerType.COSINE_WITH_MIN_LR, SchedulerType.COSINE_WARMUP_WITH_MIN_LR, SchedulerType.WARMUP_STABLE_DECAY),
@@ -40,6 +40,12 @@ class TrainingSettings(BaseModel):
         max_steps: ends training after this many steps, whatever the epochs; -1 for no such end.
         warmup_ratio: share of the steps over which the rate rises.
         max_length: tokens a text (or pair) is cut to. None: 128, or what the backbone has positions for.
+        max_target_length: of generation, and of a multiple choice judged by a language model: tokens a target or choice
+            is cut to. None: 128, or half of what the backbone has positions for.
+        max_new_tokens: of generation, tokens that are generated at most. None: max_target_length.
+        num_beams: of generation, the beams of the search; 1 takes the likeliest token each time.
+        generation_examples: of generation, how many sources of a split texts are generated of to be scored, the first
+            ones of it; None: all. The loss is over all of them in any case.
         eval_strategy: score and save after each `epoch`, or every `eval_steps` (500) `steps`.
         early_stopping_patience: stop after this many scorings without a better one; None never stops early.
         backbone_dropout: `keep` the backbone's own dropout in training, turn it `off`, or `auto`: off while the
@@ -65,6 +71,10 @@ class TrainingSettings(BaseModel):
     adam_epsilon: PositiveFloat = 1e-6
     max_grad_norm: NonNegativeFloat = 1.0
     max_length: PositiveInt | None = None
+    max_target_length: PositiveInt | None = None
+    max_new_tokens: PositiveInt | None = None
+    num_beams: PositiveInt = 1
+    generation_examples: PositiveInt | None = None
     eval_strategy: Literal["epoch", "steps"] = "epoch"
     eval_steps: PositiveInt | None = None
     logging_steps: PositiveInt = 10
@@ -104,19 +114,15 @@ class TrainingSettings(BaseModel):
             raise ValueError("eval_steps needs eval_strategy=steps")
         return self
 
-    def resolved(self, method: Method, backbone: Backbone) -> "TrainingSettings":
+    def resolved(self, method: Method, backbone: Backbone, kind: str = "classification") -> "TrainingSettings":
         """The same with the method's and the backbone's defaults in the place of what was left open.
 
+        Args:
+            kind: the task's.
+
         Raises:
-            RecipeError: max_length is more than the backbone has positions for.
+            RecipeError: texts are longer than the backbone has positions for; or a setting is not for the kind.
         """
-        longest = backbone.max_length
-        if self.max_length and longest and self.max_length > longest:
-            raise RecipeError(
-                f"texts of {self.max_length} tokens are too long for backbone {backbone.name!r}",
-                expected=f"at most {longest}",
-                change="--train.max_length",
-            )
         dropout = self.backbone_dropout
         if dropout == "auto":
             dropout = "off" if method.frozen_backbone else "keep"
@@ -124,7 +130,7 @@ class TrainingSettings(BaseModel):
             update={
                 "learning_rate": self.learning_rate or method.learning_rate,
                 "num_train_epochs": self.num_train_epochs or float(method.num_train_epochs),
-                "max_length": self.max_length or min(MAX_LENGTH, longest or MAX_LENGTH),
+                **lengths(self, backbone, kind),
                 "eval_steps": self.eval_steps or (EVAL_STEPS if self.eval_strategy == "steps" else None),
                 "backbone_dropout": dropout,
             }

@@ -1,7 +1,7 @@
 """The trainer: transformers' own, saving adapters in the place of models."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ STATE = "trainer_state.json"
 class AdapterTrainer(Trainer):
     """Trains the one trainable adapter of an `AdaptedModel`.
 
-    Checkpoints hold the adapter, the optimizer's state and the random states; never the backbone.
+    Checkpoints hold the adapter, the optimizer's state and the random states; never the backbone. `judge` gives the
+    scores that choose among them.
     """
 
-    def __init__(self, *args: Any, adapter_name: str, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, adapter_name: str, judge: Callable[[], dict[str, float]] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.adapter_name = adapter_name
+        self.judge = judge
 
     @property
     def adapted(self) -> AdaptedModel:
@@ -38,6 +42,16 @@ class AdapterTrainer(Trainer):
     def adapter(self) -> Adapter:
         """The adapter as it is now."""
         return self.adapted.adapter(self.adapter_name)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The judge's scores, logged."""
+        assert self.judge is not None
+        scores = {f"{metric_key_prefix}_{name}": value for name, value in self.judge().items()}
+        self.log(scores)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        return scores
 
     def take_up(self, checkpoint: Path) -> None:
         """Stand where a run stood that was killed after its last step."""
