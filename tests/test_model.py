@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import (
+    ENCODERS,
     LAYERS,
-    MODELS,
     SAMPLES,
     WIDTH,
     batch_for,
@@ -232,7 +232,7 @@ def test_an_unknown_name_among_many_names_the_nearest(backbone, batch):
         model(**batch, adapters="sst")
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_several_adapters_live_together_and_each_says_what_it_says_alone(kind):
     backbone = Backbone(make_model(kind), make_tokenizer())
     if kind in ("distilbert", "roberta", "xlm-roberta"):
@@ -312,7 +312,7 @@ def test_assigned_parameters_act_at_once(backbone, batch):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "bert") for name in METHODS), *(("lora", kind) for kind in MODELS if kind != "bert")]
+    ("name", "kind"), [*((name, "bert") for name in METHODS), *(("lora", kind) for kind in ENCODERS if kind != "bert")]
 )
 def test_the_backbones_dropout_acts_only_when_asked_for(name, kind):
     half = {"dropout": 0.5} if kind == "distilbert" else {"hidden_dropout_prob": 0.5}

@@ -11,7 +11,22 @@ if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
     from graftwork.errors import GraftworkError
-    from graftwork.methods import FullFineTuning, HeadOnly, Houlsby, LoRA, Method
+    from graftwork.methods import (
+        IA3,
+        AdaMix,
+        BitFit,
+        Compacter,
+        DoRA,
+        FullFineTuning,
+        HeadOnly,
+        Houlsby,
+        LayerNormTuning,
+        LoRA,
+        Method,
+        Parallel,
+        Pfeiffer,
+        VeRA,
+    )
     from graftwork.model import AdaptedModel
     from graftwork.prediction import Prediction
     from graftwork.tasks import Task
@@ -20,15 +35,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AdaMix": "methods",
+    "VeRA": "methods",
+    "LayerNormTuning": "methods",
+    "IA3": "methods",
+    "DoRA": "methods",
+    "BitFit": "methods",
     "AdaptedModel": "model",
     "Adapter": "adapters",
     "Backbone": "backbones",
+    "Compacter": "methods",
     "FullFineTuning": "methods",
     "GraftworkError": "errors",
     "HeadOnly": "methods",
     "Houlsby": "methods",
     "LoRA": "methods",
     "Method": "methods",
+    "Parallel": "methods",
+    "Pfeiffer": "methods",
     "Prediction": "prediction",
     "Task": "tasks",
     "TrainingSettings": "training",
@@ -37,18 +61,27 @@ _HOMES = {
 }
 
 __all__ = [
+    "IA3",
+    "AdaMix",
     "AdaptedModel",
     "Adapter",
     "Backbone",
+    "BitFit",
+    "Compacter",
+    "DoRA",
     "FullFineTuning",
     "GraftworkError",
     "HeadOnly",
     "Houlsby",
+    "LayerNormTuning",
     "LoRA",
     "Method",
+    "Parallel",
+    "Pfeiffer",
     "Prediction",
     "Task",
     "TrainingSettings",
+    "VeRA",
     "evaluate",
     "tune",
 ]

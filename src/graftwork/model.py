@@ -19,12 +19,13 @@ from graftwork.adapters import Adapter, Resident
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.encoding import Encoder, GenerationEncoder, Input, encoder_for, question_of, words_of
-from graftwork.errors import AdapterError, DataError, RecipeError, nearest
+from graftwork.errors import AdapterError, DataError, RecipeError, SiteError, nearest
 from graftwork.generating import generation_config
 from graftwork.heads import Head, States
 from graftwork.heads.language import require_language_model
 from graftwork.ops import Graft, Route
-from graftwork.ops.graft import check
+from graftwork.ops.graft import Ops, check
+from graftwork.ops.merging import put_into_weights
 from graftwork.prediction import Prediction, decide, read_choices, read_logits, read_tags, tags_of, widen
 
 DEFAULT_BATCH_SIZE = 32
@@ -85,9 +86,11 @@ class AdaptedModel(nn.Module):
         self.backbone_dropout = backbone_dropout
         self.graft = Graft(backbone)
         self.residents: dict[str, Resident] = {}
+        self.merged: str | None = None
         self.trained = nn.ModuleList()
         self._checkpointing = False
         self._accepted = set(inspect.signature(backbone.model.forward).parameters)
+        self._caches = "use_cache" in self._accepted
         # T5 with its language-model head is no T5 with a head on top: there is no inner model to run.
         self._decodes_whole = backbone.generates and not backbone.base_path
         try:
@@ -128,6 +131,8 @@ class AdaptedModel(nn.Module):
             AdapterError: there is none of that name.
         """
         resident = self._resident(name)
+        if name == self.merged:
+            self.unmerge()
         del self.residents[name]
         self.trained = nn.ModuleList(r for r in self.trained if r is not resident)
 
@@ -139,10 +144,44 @@ class AdaptedModel(nn.Module):
         """
         return self._resident(name).snapshot()
 
+    def merge(self, name: str) -> None:
+        """Put an adapter into the backbone's weights, so that it costs nothing in a pass. Its head acts as before.
+
+        The new weights are computed in float64 and rounded once to the backbone's precision. The backbone's own are
+        kept beside them, untouched. Until `unmerge`, no other adapter can run.
+
+        Raises:
+            AdapterError: there is none of that name; one is merged already; it is being trained; or one of its ops
+                cannot be put into weights. Nothing has changed then.
+        """
+        resident = self._resident(name)
+        if self.merged is not None:
+            raise AdapterError(f"adapter {self.merged!r} is merged already", expected="unmerge() first")
+        if resident.trainable:
+            raise AdapterError(
+                f"adapter {name!r} is being trained: in the weights, no gradient would reach it",
+                expected="an adapter that was added without trainable=True",
+            )
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                self.graft.merge(put_into_weights(resident.exact_ops(), self.backbone))
+        except SiteError as error:
+            raise AdapterError(
+                f"adapter {name!r} of method {resident.adapter.method.name!r} cannot be merged: {error.problem}",
+                expected="it beside the weights, as it is now",
+            ) from error
+        self.merged = name
+
+    def unmerge(self) -> None:
+        """Give the backbone its own weights back, the very tensors. Does nothing when no adapter is merged."""
+        self.graft.unmerge()
+        self.merged = None
+
     def detach(self) -> Backbone:
         """Take everything off. The backbone has its very modules back, and its outputs and state dict are bit for bit
         what they were.
         """
+        self.unmerge()
         self.residents.clear()
         self.trained = nn.ModuleList()
         self.graft.detach()
@@ -190,7 +229,8 @@ class AdaptedModel(nn.Module):
             hidden_states and attentions when asked for.
 
         Raises:
-            AdapterError: no adapter of that name; several names in one pass; arguments that the backbone does not take.
+            AdapterError: no adapter of that name; several names in one pass; another one is merged; arguments that the
+                backbone does not take.
         """
         given = {
             "input_ids": input_ids,
@@ -205,7 +245,7 @@ class AdaptedModel(nn.Module):
         inputs = {name: value for name, value in given.items() if value is not None}
         self._refuse(inputs)
         rows = next((len(inputs[name]) for name in MAIN_INPUTS if name in inputs), 1)
-        resident = self._resident(self._one_name(adapters, rows))
+        resident = self._running(self._one_name(adapters, rows))
         wishes = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         asked = {name: value for name, value in wishes.items() if value is not None}
         run = partial(self._pass, resident, inputs, labels=labels, targets=targets, asked=asked)
@@ -231,8 +271,8 @@ class AdaptedModel(nn.Module):
         """
         require_language_model(self.backbone)
         inputs = args[0] if args else options.get("inputs", options.get("input_ids"))
-        resident = self._resident(self._one_name(adapters, 1 if inputs is None else len(inputs)))
-        with self.graft.run(resident.ops(), Route()):
+        resident = self._running(self._one_name(adapters, 1 if inputs is None else len(inputs)))
+        with self.graft.run(self._ops(resident), Route()):
             return self.model.generate(*args, **options)  # type: ignore[operator]
 
     def predict(
@@ -415,10 +455,9 @@ class AdaptedModel(nn.Module):
         """Training mode for adapters and heads; for the backbone's own dropout only when it was asked for."""
         super().train(mode)
         self.model.train(mode and self.backbone_dropout)
-        for module in self.model.modules() if self._checkpointing else ():
-            # transformers recomputes only layers in training mode; the dropouts in them keep the mode they have.
-            if isinstance(module, GradientCheckpointingLayer):
-                module.training = mode
+        for module in self._recomputed():
+            # transformers recomputes only layers in training mode; `_recompute` runs them in the backbone's own.
+            module.training = mode
         self.graft.train(mode)
         return self
 
@@ -438,6 +477,9 @@ class AdaptedModel(nn.Module):
         name = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
         getattr(self.model, f"{name}_checkpointing_enable")(given, **options)
         self._checkpointing = True
+        for layer in self._recomputed():
+            inner: Any = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = partial(self._recompute, inner)  # type: ignore[assignment]
         self.train(self.training)
 
     def activation_checkpointing_disable(self) -> None:
@@ -458,11 +500,30 @@ class AdaptedModel(nn.Module):
         """The older name of `activation_checkpointing_disable`."""
         self.activation_checkpointing_disable()
 
+    def _recomputed(self) -> list[GradientCheckpointingLayer]:
+        """The layers that are recomputed in the backward pass."""
+        found = self.model.modules() if self._checkpointing else ()
+        return [module for module in found if isinstance(module, GradientCheckpointingLayer)]
+
+    def _recompute(self, checkpoint: Callable[..., Any], forward: partial[Any], *args: Any) -> Any:
+        """A layer run by a checkpointing function, with the backbone's own dropout as it was asked for."""
+        layer = forward.args[0]
+
+        def run(*inputs: Any) -> Any:
+            mode, layer.training = layer.training, self.backbone_dropout
+            try:
+                return forward(*inputs)
+            finally:
+                layer.training = mode
+
+        return checkpoint(run, *args)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedModel":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for resident in self.residents.values():
             if not resident.trainable:
                 resident._apply(fn)
+        self.graft.apply(fn)
         return self
 
     # -- a pass --------------------------------------------------------------------------------------------------------
@@ -526,8 +587,11 @@ class AdaptedModel(nn.Module):
         asked = dict(asked)
         if head.reads == "layers" or (head.reads != "vocabulary" and self._decodes_whole):
             asked["output_hidden_states"] = True
-        with self.graft.run(resident.ops(), Route()):
+        if self._caches:
+            asked["use_cache"] = False
+        with self.graft.run(self._ops(resident), Route()):
             if self.backbone.is_encoder_decoder and head.reads == "tokens":
+                asked.pop("use_cache", None)
                 output = self.graft.encoder(**inputs, **asked)
             elif head.reads == "vocabulary":
                 output = self.graft.root(**inputs, **asked)
@@ -535,20 +599,27 @@ class AdaptedModel(nn.Module):
                 output = self.graft.base(**inputs, **asked)
         if head.reads == "vocabulary":
             return output, States(scores=output.logits, mask=mask)
-        last = output.get("last_hidden_state")
+        last, pooled = output.get("last_hidden_state"), output.get("pooler_output")
         if last is None:
             last = output.decoder_hidden_states[-1]
+        if last.dim() == 4:
+            # A convolutional network's map of features: its places are the tokens.
+            last = last.flatten(2).transpose(1, 2)
         if head.reads == "tokens":
             # A prompt's own rows come first in an encoder's output.
             length = next(inputs[name].shape[1] for name in ("input_ids", "inputs_embeds") if name in inputs)
             last = last[:, -length:]
         return output, States(
             last=last,
-            pooled=output.get("pooler_output"),
+            pooled=None if pooled is None else pooled.flatten(1),
             layers=output.get("hidden_states") if head.reads == "layers" else None,
             mask=None if "decoder_input_ids" in inputs else mask,
             segments=inputs.get("token_type_ids"),
         )
+
+    def _ops(self, resident: Resident) -> Ops:
+        """What acts beside the weights: nothing when it is in them."""
+        return resident.ops() if self.merged is None else {}
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -556,6 +627,16 @@ class AdaptedModel(nn.Module):
         if name not in self.residents:
             raise AdapterError(f"no adapter is named {name!r}", expected=nearest(name, self.residents))
         return self.residents[name]
+
+    def _running(self, name: str) -> Resident:
+        """The adapter of that name, unless the backbone's weights are another's at the moment."""
+        resident = self._resident(name)
+        if self.merged not in (None, name):
+            raise AdapterError(
+                f"adapter {name!r} cannot run while {self.merged!r} is merged into the backbone's weights",
+                expected=f"{self.merged!r}, or unmerge() first",
+            )
+        return resident
 
     def _names(self, adapters: str | Sequence[str] | None, rows: int) -> list[str]:
         """One name a row."""

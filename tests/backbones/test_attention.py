@@ -27,7 +27,7 @@ def make_qkv(keys: int = Q, heads: int = H, dtype: torch.dtype = torch.float64) 
     )
 
 
-def by_hand(q, k, v, sees=None, bias=None, scaling=E**-0.5) -> Tensor:
+def by_hand(q, k, v, sees=None, bias=None, scaling=E**-0.5, softcap=None) -> Tensor:
     """(B, Q, h, e), one query at a time: a softmax over the keys that it sees."""
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     out = torch.zeros_like(q)
@@ -35,6 +35,8 @@ def by_hand(q, k, v, sees=None, bias=None, scaling=E**-0.5) -> Tensor:
         for h in range(q.shape[1]):
             for i in range(q.shape[2]):
                 scores = (k[b, h] @ q[b, h, i]) * scaling
+                if softcap is not None:
+                    scores = softcap * torch.tanh(scores / softcap)
                 if bias is not None:
                     scores = scores + bias.expand(q.shape[0], q.shape[1], -1, -1)[b, h, i]
                 seen = torch.ones_like(scores, dtype=torch.bool)
@@ -162,6 +164,19 @@ def test_position_bias_is_added_to_the_keys_and_not_to_the_rows(mask, causal):
     sees = torch.cat([torch.ones(*sees.shape[:3], L, dtype=torch.bool), sees], dim=-1)
     expected = by_hand(q, *with_rows(k, v, rows), sees, wide)
     torch.testing.assert_close(call(q, k, v, mask, causal=causal, position_bias=bias, rows=rows), expected, **EXACT)
+
+
+@pytest.mark.parametrize("mask", [None, PADDED, as_float(LOWER)])
+def test_capped_scores(mask):
+    q, k, v = make_qkv(heads=2)
+    rows = make_rows(heads=2)
+    sees = mask if mask is None or mask.dtype == torch.bool else mask == 0
+    torch.testing.assert_close(call(q, k, v, mask, softcap=0.8), by_hand(q, k, v, sees, softcap=0.8), **EXACT)
+    torch.testing.assert_close(call(q, k, v, causal=True, softcap=0.8), by_hand(q, k, v, LOWER, softcap=0.8), **EXACT)
+    sees = torch.ones(1, 1, Q, Q, dtype=torch.bool) if sees is None else sees
+    sees = torch.cat([torch.ones(*sees.shape[:3], L, dtype=torch.bool), sees], dim=-1)
+    expected = by_hand(q, *with_rows(k, v, rows), sees, softcap=0.8)
+    torch.testing.assert_close(call(q, k, v, mask, rows=rows, softcap=0.8), expected, **EXACT)
 
 
 @pytest.mark.parametrize("mask", [None, PADDED])

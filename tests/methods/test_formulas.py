@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from tiny import MODELS, batch_for, make_adapter, make_backbone, make_model
+from tiny import ENCODERS, batch_for, make_adapter, make_backbone, make_model
 
 from graftwork.errors import MethodError, SiteError
 from graftwork.methods import METHODS, FullFineTuning, HeadOnly, Houlsby, LoRA, make_method
@@ -88,7 +88,7 @@ def test_sharing_over_layers_starts_anew_after_each_group():
     assert owners == {f"layers.{i}.{s}.result" for i in (0, 2, 4) for s in ("attention", "ffn")}
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("targets", ["layers.*", "query,value"])
 def test_lora_is_the_merged_weight(kind, targets):
     """W + (α/r)·B·A in the place of W."""
@@ -110,7 +110,7 @@ def test_lora_is_the_merged_weight(kind, targets):
         torch.testing.assert_close(one, other, **EXACT)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_full_fine_tuning_is_other_weights(kind):
     backbone = make_backbone(kind)
     batch = batch_for(backbone, 7, 4)

@@ -1,24 +1,40 @@
-"""What holds for every method on every model type."""
+"""What holds for every method on every family.
+
+Everything is checked of every method on one model of each family, and a step of training on every other model type.
+Where a method cannot act, it says so: those pairs are listed, and nothing else may be refused.
+"""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny import LAYERS, MATRIX, SAMPLES, batch_for, bits, make_adapter, make_backbone
+from matrix import (
+    CHANGED_AT_START,
+    ELSEWHERE,
+    MATRIX,
+    REFUSED,
+    adapter_of,
+    backbone_of,
+    example_for,
+    near_nothing,
+)
+from tiny import LAYERS, SAMPLES, bits, inputs_for, make_adapter, make_backbone
+from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.adapter import counts, declare
-from graftwork.methods import METHODS, Houlsby
+from graftwork.errors import GraftworkError
+from graftwork.methods import METHODS, HeadOnly
 from graftwork.methods.parameters import ParameterTree
 from graftwork.model import AdaptedModel
 
-every_method_and_model = pytest.mark.parametrize(("name", "kind"), MATRIX)
-LABELS = torch.tensor([0, 2, 1])
+every_method_and_family = pytest.mark.parametrize(("name", "kind"), MATRIX)
 
 
 def make_trainable(backbone, method, **options) -> AdaptedModel:
     model = AdaptedModel(backbone)
-    model.add("a", make_adapter(backbone, method, **options), trainable=True)
+    model.add("a", adapter_of(backbone, method, **options), trainable=True)
     return model.train()
 
 
@@ -31,157 +47,189 @@ def resident(backbone, adapter):
     model.detach()
 
 
-def named(model) -> dict[str, torch.nn.Parameter]:
+def trained(model) -> dict[str, Tensor]:
     return dict(model.residents["a"].parameters_by_name.named_parameters())
+
+
+def head_of(tensors) -> list[str]:
+    return [name for name in tensors if name.startswith("head.")]
+
+
+def backward(model, batch) -> None:
+    """A pass back; of a method that draws, as many as it takes for everything to be drawn."""
+    torch.manual_seed(0)
+    method = model.adapter("a").method
+    draws = method.passes > 1 or getattr(method, "robust_drop", False)
+    for _ in range(16 if draws else 1):
+        model(**batch).loss.backward()
 
 
 def test_every_registered_method_is_among_the_samples():
     assert {method.name for method in SAMPLES.values()} == set(METHODS)
+    assert {name for name, _ in MATRIX} == set(SAMPLES)
 
 
-@every_method_and_model
+@pytest.mark.parametrize(("name", "kind"), REFUSED)
+def test_a_method_that_cannot_act_says_so(name, kind):
+    with pytest.raises(GraftworkError) as caught:
+        adapter_of(backbone_of(kind), SAMPLES[name])
+    assert len(caught.value.problem) > 20
+    assert caught.value.expected or caught.value.change
+
+
+@pytest.mark.parametrize(("name", "kind"), [row for row in MATRIX if row[0] not in CHANGED_AT_START])
 def test_a_new_adapter_changes_nothing(name, kind):
-    """Exactly for methods that start at no difference; for bottlenecks as their initialisation goes to zero."""
-    method = SAMPLES[name]
-    if isinstance(method, Houlsby):
-        method = method.model_copy(update={"init_std": 1e-6})
-    backbone = make_backbone(kind, dtype=torch.float64)
-    batch = batch_for(backbone, 7, 4)
-    with torch.no_grad():
-        expected = backbone.model(**batch, output_hidden_states=True).hidden_states
-        model = AdaptedModel(backbone, {"a": make_adapter(backbone, method)})
-        found = model(**batch, output_hidden_states=True).hidden_states
-    assert len(found) == LAYERS + 1
-    for one, other in zip(found, expected, strict=True):
-        if isinstance(method, Houlsby):
-            # Up and down are of order 1e-6 and their sums run over 32 and 6 terms: 1e-12 · 192 · |h|, and the norms'
-            # float32 copies of float64 gains and biases are off by 2^-25 of their size.
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-5 if method.norms != "none" else 1e-8)
-        else:
-            assert torch.equal(one, other)
+    """Exactly for methods that start at no difference; for others as their initialisation goes to zero."""
+    method, bound = near_nothing(SAMPLES[name])
+    backbone = backbone_of(kind, dtype=torch.float64)
+    batch = inputs_for(backbone.model, 7, 4)
+    adapter = adapter_of(backbone, method)
+    head = {name: tensor for name, tensor in adapter.tensors.items() if name.startswith("head.")}
+    lone = replace(adapter, method=HeadOnly(), sites=(), tensors=head, fixed=())
+    with resident(backbone, lone) as model:
+        before = model(**batch).logits
+    with resident(backbone, adapter) as model:
+        after = model(**batch).logits
+    if bound:
+        torch.testing.assert_close(after, before, rtol=0, atol=bound)
+    else:
+        assert torch.equal(after, before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@every_method_and_model
+@pytest.mark.parametrize(
+    ("name", "kind", "dtype"),
+    [
+        *((name, kind, dtype) for name, kind in MATRIX for dtype in (torch.float32, torch.bfloat16)),
+        *((name, kind, torch.float32) for name, kind in ELSEWHERE),
+    ],
+)
 def test_an_optimizer_step_changes_the_outputs_and_nothing_of_the_backbone(name, kind, dtype):
-    method = SAMPLES[name]
-    backbone = make_backbone(kind, dtype=dtype)
-    batch = batch_for(backbone, 7, 4, 5)
+    backbone = backbone_of(kind, dtype=dtype)
     frozen = bits(backbone.model)
-    model = make_trainable(backbone, method)
-    before = model(**batch, labels=LABELS)
+    model = make_trainable(backbone, SAMPLES[name])
+    batch = example_for(backbone, model.adapter("a").head)
+    torch.manual_seed(0)
+    before = model(**batch)
     assert before.logits.dtype == torch.float32
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
     before.loss.backward()
     optimizer.step()
-    after = model(**batch, labels=LABELS)
+    after = model(**batch)
     assert torch.isfinite(after.logits).all()
-    assert (after.logits - before.logits).abs().min() > 0
+    assert not torch.equal(after.logits, before.logits)
     assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
     model.detach()
     assert bits(backbone.model) == frozen
 
 
-@every_method_and_model
+@every_method_and_family
 def test_gradients_reach_exactly_what_is_declared(name, kind):
     method = SAMPLES[name]
-    backbone = make_backbone(kind, dtype=torch.float64)
+    backbone = backbone_of(kind, dtype=torch.float64)
     model = make_trainable(backbone, method, trained=True)
-    model(**batch_for(backbone, 7, 4, 5), labels=LABELS).loss.backward()
     adapter = model.adapter("a")
-    assert set(named(model)) == set(declare(backbone, method, adapter.head)) == set(adapter.tensors)
+    backward(model, example_for(backbone, adapter.head))
+    declared = declare(backbone, method, adapter.head)
+    assert set(declared) == set(adapter.tensors)
+    assert set(trained(model)) == {name for name, parameter in declared.items() if parameter.trained}
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
-    assert trainable == {id(p) for p in named(model).values()}
-    for parameter_name, parameter in named(model).items():
+    assert trainable == {id(p) for p in trained(model).values()}
+    for parameter_name, parameter in trained(model).items():
         assert parameter.grad is not None, parameter_name
         largest = parameter.grad.abs().max()
         if parameter_name.endswith("attention.key.bias"):
             # A shift of all scores of a query leaves its softmax as it is: what is left is rounding.
             assert largest < 1e-8, parameter_name
         else:
-            assert largest > 1e-7, parameter_name
+            assert largest > 1e-9, parameter_name
 
 
-@every_method_and_model
+@pytest.mark.parametrize(("name", "kind"), [row for row in MATRIX if row[1] not in ("vit", "resnet")])
 def test_padding_changes_no_row(name, kind):
-    backbone = make_backbone(kind, dtype=torch.float64)
-    batch = batch_for(backbone, 9, 4)
-    pooling = "mean" if kind in ("bert", "electra") else backbone.pooling
-    with resident(backbone, make_adapter(backbone, SAMPLES[name], trained=True, pooling=pooling)) as model:
+    backbone = backbone_of(kind, dtype=torch.float64)
+    batch = inputs_for(backbone.model, 9, 4)
+    pooling = "mean" if kind in ("bert", "llama") else backbone.pooling
+    with resident(backbone, adapter_of(backbone, SAMPLES[name], trained=True, pooling=pooling)) as model:
         padded = model(**batch).logits[1:]
         alone = model(**{key: value[1:, :4] for key, value in batch.items()}).logits
     # The head computes in float32, from vectors that agree to float64's rounding: some units of its last place.
     torch.testing.assert_close(padded, alone, rtol=0, atol=4e-6)
 
 
-@every_method_and_model
+@every_method_and_family
 def test_saved_and_loaded_it_says_the_same_to_the_bit(name, kind, tmp_path):
-    backbone = make_backbone(kind)
-    batch = batch_for(backbone, 7, 4)
-    adapter = make_adapter(backbone, SAMPLES[name], trained=True)
-    with resident(backbone, adapter) as model:
-        expected = model(**batch).logits
-    adapter.save(tmp_path / "a")
-    with resident(make_backbone(kind), Adapter.load(tmp_path / "a")) as model:
-        assert torch.equal(model(**batch).logits, expected)
-
-
-@every_method_and_model
-def test_trainable_and_resident_adapters_compute_the_same(name, kind):
-    backbone = make_backbone(kind)
-    batch = batch_for(backbone, 7, 4)
-    model = make_trainable(backbone, SAMPLES[name], trained=True)
+    backbone = backbone_of(kind)
+    batch = inputs_for(backbone.model, 7, 4)
+    model = make_trainable(backbone, SAMPLES[name], trained=True).eval()
     with torch.no_grad():
-        trained = model.eval()(**batch).logits
+        while_training = model(**batch).logits
     adapter = model.adapter("a")
     model.detach()
     with resident(backbone, adapter) as model:
-        assert torch.equal(model(**batch).logits, trained)
+        expected = model(**batch).logits
+    assert torch.equal(while_training, expected)
+    adapter.save(tmp_path / "a")
+    loaded = Adapter.load(tmp_path / "a")
+    assert set(loaded.tensors) == set(declare(backbone, adapter.method, adapter.head))
+    with resident(backbone, loaded) as model:
+        assert torch.equal(model(**batch).logits, expected)
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert"])
-@pytest.mark.parametrize("name", SAMPLES)
+@every_method_and_family
 def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(name, kind):
-    backbone = make_backbone(kind)
-    batch = batch_for(backbone, 7, 4, 5)
-    layers = backbone.model.get_submodule("transformer.layer" if kind == "distilbert" else "encoder.layer")
+    if kind == "resnet":
+        pytest.skip("transformers does not recompute ResNet's layers")
+    backbone = backbone_of(kind, dtype=torch.float64)
+    batch = example_for(backbone, adapter_of(backbone, SAMPLES[name]).head)
+    inside = [backbone.modules[site.path] for site in backbone.sites.values() if site.name.endswith("attention.key")]
     gradients, passes = [], []
     for checkpointing in (False, True):
         model = make_trainable(backbone, SAMPLES[name], trained=True)
         if checkpointing:
             model.gradient_checkpointing_enable()
         count = []
-        # The feed-forward's module is inside the part that is recomputed.
-        inside = [layer.get_submodule("ffn" if kind == "distilbert" else "intermediate") for layer in layers]
         hooks = [module.register_forward_hook(lambda *_, count=count: count.append(1)) for module in inside]
-        model(**batch, labels=LABELS).loss.backward()
+        torch.manual_seed(0)
+        model(**batch).loss.backward()
         for hook in hooks:
             hook.remove()
-        gradients.append({n: p.grad for n, p in named(model).items()})
+        gradients.append({n: p.grad for n, p in trained(model).items()})
         passes.append(len(count))
         model.detach()
     assert gradients[0].keys() == gradients[1].keys()
     for parameter_name, gradient in gradients[0].items():
-        assert torch.equal(gradient, gradients[1][parameter_name]), parameter_name
-    assert passes == [LAYERS, 2 * LAYERS]
+        other = gradients[1][parameter_name]
+        assert (gradient is None) == (other is None), parameter_name
+        if gradient is not None:
+            # To the bit, but for T5, whose positions then need gradients and so take another kernel.
+            bound = 1e-10 if kind == "t5" else 0
+            torch.testing.assert_close(gradient, other, rtol=bound, atol=bound)
+    assert passes[1] > passes[0] or not set(gradients[0]) - {*head_of(gradients[0])}
 
 
-@every_method_and_model
+@every_method_and_family
 def test_a_seed_is_one_adapter(name, kind):
-    backbone = make_backbone(kind)
+    backbone = backbone_of(kind)
     torch.manual_seed(1)
-    first = make_adapter(backbone, SAMPLES[name], seed=3)
+    first = adapter_of(backbone, SAMPLES[name], seed=3)
     torch.manual_seed(2)
-    again = make_adapter(backbone, SAMPLES[name], seed=3)
-    other = make_adapter(backbone, SAMPLES[name], seed=4)
+    again = adapter_of(backbone, SAMPLES[name], seed=3)
     assert all(torch.equal(tensor, again.tensors[key]) for key, tensor in first.tensors.items())
-    assert not torch.equal(first.tensors["head.classifier.weight"], other.tensors["head.classifier.weight"])
     assert all(t.dtype == torch.float32 and t.device.type == "cpu" for t in first.tensors.values())
     assert first.num_parameters == sum(counts(declare(backbone, SAMPLES[name], first.head)).values())
 
 
+def test_another_seed_is_another_adapter():
+    backbone = make_backbone("bert")
+    first, other = (make_adapter(backbone, SAMPLES["houlsby"], seed=seed) for seed in (3, 4))
+    assert not torch.equal(first.tensors["head.classifier.weight"], other.tensors["head.classifier.weight"])
+    assert not torch.equal(first.tensors["layers.0.ffn.result.down"], other.tensors["layers.0.ffn.result.down"])
+    assert backbone.sites.num_layers == LAYERS
+
+
 def test_parameters_stand_under_their_dotted_names():
     tensors = {"layers.0.a.weight": torch.ones(2), "layers.0.a.bias": torch.zeros(1), "layers.10.b": torch.ones(3)}
-    tree = ParameterTree(tensors)
-    assert list(tree.state_dict()) == list(tensors)
-    assert all(torch.equal(tree.get_parameter(name), tensor) for name, tensor in tensors.items())
+    tree = ParameterTree(tensors, fixed=["layers.10.b"])
+    assert set(tree.state_dict()) == set(tensors)
+    assert all(torch.equal(tree.by_name()[name], tensor) for name, tensor in tensors.items())
+    assert {name for name, _ in tree.named_parameters()} == {"layers.0.a.weight", "layers.0.a.bias"}

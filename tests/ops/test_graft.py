@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from tiny import MODELS, SAMPLES, batch_for, bits, make_adapter, make_backbone
+from tiny import ENCODERS, SAMPLES, batch_for, bits, make_adapter, make_backbone
 
 from graftwork.errors import AdapterError, SiteError
 from graftwork.methods import Houlsby, LoRA
@@ -36,7 +36,7 @@ def site_modules(backbone) -> list[str]:
     return [path for path, module in backbone.model.named_modules() if isinstance(module, SiteModule)]
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_detaching_leaves_no_trace(kind):
     backbone = make_backbone(kind)
     batch = batch_for(backbone, 7, 4)

@@ -36,12 +36,16 @@ class Resident(nn.Module):
     def ops(self) -> Ops:
         """The ops by site, in the backbone's precision."""
         if self.trainable:
-            return self._lower(training=self.training)
+            return self._cast(self._lower(training=self.training))
         if self._lowered is None:
-            # Tensors made in inference mode could not take part in a later pass with gradients.
-            with torch.inference_mode(False), torch.no_grad():
-                self._lowered = self._lower(training=False)
+            self._lowered = self._cast(self.exact_ops())
         return self._lowered
+
+    def exact_ops(self) -> Ops:
+        """The ops by site as they act without training, before they are rounded to the backbone's precision."""
+        # Tensors made in inference mode could not take part in a later pass with gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._lower(training=False)
 
     def snapshot(self) -> Adapter:
         """The adapter with the parameters as they are now."""
@@ -58,7 +62,9 @@ class Resident(nn.Module):
         self._lowered = None
 
     def _lower(self, *, training: bool) -> Ops:
-        ops = lower(self._backbone, self.adapter.method, self.adapter.head, self.tensors(), training=training)
+        return lower(self._backbone, self.adapter.method, self.adapter.head, self.tensors(), training=training)
+
+    def _cast(self, ops: Ops) -> Ops:
         return {site: [op.to(self._backbone.dtype) for op in acting] for site, acting in ops.items()}
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]

@@ -73,6 +73,7 @@ def attention(
     scaling: float | None = None,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "B Q h e"], Float[Tensor, "B h Q _"] | None]:
     """Attention over the keys and values and, before them, the given rows; and its weights, when they are asked for.
@@ -81,6 +82,8 @@ def attention(
         attention_mask: (B or 1, 1 or h, Q, T): bool with true where a query sees a key, or float to be added to the
             scores; None when all is seen, in which case a causal module is causal by itself.
         position_bias: (1 or B, h, Q, T), added to the scores; rows have none.
+        softcap: scores s become c tanh(s / c) before anything is added to them (Gemma 2), those of rows too. No fused
+            kernel does that.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if rows is not None:
@@ -92,14 +95,16 @@ def attention(
         key = torch.cat([_for_batch(rows.keys, key), key], dim=2)
         value = torch.cat([_for_batch(rows.values, value), value], dim=2)
         causal = False
-    if kwargs.pop("output_attentions", False):
+    asked = kwargs.pop("output_attentions", False)
+    if asked or softcap is not None:
         if attention_mask is None and causal and query.shape[2] > 1:
             attention_mask = _causal_mask(query.shape[2], key.shape[2], query.device)
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        return _products(query, key, value, attention_mask, dropout, scaling, position_bias)
+        output, weights = _products(query, key, value, attention_mask, dropout, scaling, position_bias, softcap)
+        return output, weights if asked else None
     plain = attention_mask is not None or not causal or query.shape[2] == 1
-    if plain and position_bias is None and not kwargs.get("softcap") and _products_are_faster(query, key, value):
+    if plain and position_bias is None and _products_are_faster(query, key, value):
         return _products(query, key, value, attention_mask, dropout, scaling)[0], None
     output, _ = sdpa_attention_forward(
         module,
@@ -160,9 +165,12 @@ def _products(
     dropout: float,
     scaling: float | None,
     position_bias: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Float[Tensor, "B Q h e"], Float[Tensor, "B h Q _"]]:
-    """softmax(q kᵀ · scaling + bias + mask) v, by plain matrix products, and the softmax."""
+    """softmax(cap(q kᵀ · scaling) + bias + mask) v, by plain matrix products, and the softmax."""
     scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scaling is None else scaling), key.transpose(2, 3))
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if position_bias is not None:
         scores = scores + position_bias
     if mask is not None:

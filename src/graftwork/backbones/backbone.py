@@ -269,7 +269,7 @@ class Backbone:
         """
         module: Any = self.modules[site.path]
         if site.kind != "linear":
-            return {name: getattr(module, name) for name in site.parameters}
+            return {name: module.get_parameter(name) for name in site.parameters}
         weight = module.weight.T if site.transposed else module.weight
         start, end = site.columns or (0, site.out_features)
         return {"weight": weight[start:end], **({"bias": module.bias[start:end]} if site.biased else {})}

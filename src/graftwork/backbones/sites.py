@@ -31,8 +31,9 @@ class Site:
         height: how many layers stand above its own, a decoder's above an encoder's; for what comes before the layers,
             all of them; for what comes after, 0.
         in_features, out_features: width of what enters and leaves (the vocabulary size and width for an embedding).
-        parameters: shapes of the parameters that the module itself owns, by their name in it and as it holds them. A
-            linear map that is a part of a fused one owns none.
+        parameters: shapes of the parameters that are the site's, by their name in the module and as it holds them: the
+            module's own, or those that it reads from a module within it without calling that. A linear map that is a
+            part of a fused one has none, nor has a table of constants that is never trained.
         owner: the site under whose name those parameters are trained: another one's where both hold the same tensors
             (tied embeddings), else its own.
         columns: which of the module's output columns are this linear map's, from and to; None for all.
@@ -41,6 +42,8 @@ class Site:
         source: of a result, the linear site whose input is the sub-layer's input.
         follows_residual: of a norm, whether it normalises the sum of a sub-layer's output and its residual.
         heads, head_dim: of an attention, its key-value heads and their width.
+        rowwise: whether what enters has a row for each row of the batch. Where it has not (relative positions, which
+            all rows share), all rows of one pass must be treated alike.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Site:
     follows_residual: bool = False
     heads: int = 0
     head_dim: int = 0
+    rowwise: bool = True
 
     def __post_init__(self) -> None:
         if not self.owner:
@@ -73,10 +77,15 @@ class Site:
 
 
 class Sites(Mapping[str, Site]):
-    """The sites of one backbone, in the order in which a forward pass meets them."""
+    """The sites of one backbone, in the order in which a forward pass meets them.
 
-    def __init__(self, sites: Iterable[Site]) -> None:
+    Args:
+        refusals: kinds of which there are none, and why.
+    """
+
+    def __init__(self, sites: Iterable[Site], refusals: Mapping[SiteKind, str] | None = None) -> None:
         self._sites = {site.name: site for site in sites}
+        self.refusals: dict[SiteKind, str] = dict(refusals or {})
 
     def __getitem__(self, name: str) -> Site:
         try:
@@ -107,9 +116,24 @@ class Sites(Mapping[str, Site]):
         """All sites of the given kinds."""
         return [site for site in self.values() if site.kind in kinds]
 
+    def require(self, *kinds: SiteKind) -> list[Site]:
+        """All sites of the given kinds, of which there must be one of each kind.
+
+        Raises:
+            SiteError: there is none of some kind; says why.
+        """
+        for kind in kinds:
+            if not self.of_kind(kind):
+                raise SiteError(
+                    f"this backbone has no {kind} site: {self.refusals.get(kind, 'none stands in its layout')}",
+                    expected=f"a method that acts at sites of kind {' or '.join(sorted(self._kinds()))}",
+                    change="the method, or the backbone",
+                )
+        return self.of_kind(*kinds)
+
     def without(self, names: Collection[str]) -> "Sites":
         """The same sites less the named ones."""
-        return Sites(site for site in self.values() if site.name not in names)
+        return Sites((site for site in self.values() if site.name not in names), self.refusals)
 
     def match(self, patterns: Iterable[str], kind: SiteKind) -> list[Site]:
         """The sites of one kind that match any of the patterns, in site order.
@@ -118,9 +142,10 @@ class Sites(Mapping[str, Site]):
         wildcards of file names (`layers.*.attention.*`, `layers.[0-3].ffn.up`).
 
         Raises:
-            SiteError: a pattern matches no site of this kind; each such pattern is named with the nearest sites.
+            SiteError: there is no site of this kind, says why; or a pattern matches none, which is named with the
+                nearest sites.
         """
-        candidates = self.of_kind(kind)
+        candidates = self.require(kind)
         chosen: set[str] = set()
         for pattern in patterns:
             found = {s.name for s in candidates if fnmatchcase(s.name, pattern) or fnmatchcase(s.name, f"*.{pattern}")}
@@ -136,3 +161,6 @@ class Sites(Mapping[str, Site]):
                 )
             chosen |= found
         return [site for site in candidates if site.name in chosen]
+
+    def _kinds(self) -> set[SiteKind]:
+        return {site.kind for site in self.values()}

@@ -13,6 +13,7 @@ from graftwork import __version__
 from graftwork.cli.env import env
 from graftwork.cli.evaluate import evaluate
 from graftwork.cli.inspect import inspect
+from graftwork.cli.methods import methods
 from graftwork.cli.plan import plan
 from graftwork.cli.predict import predict
 from graftwork.cli.settings import gather_settings
@@ -25,7 +26,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-for command in (tune, evaluate, predict, inspect, plan, env):
+for command in (tune, evaluate, predict, inspect, plan, methods, env):
     app.command(command)
 
 

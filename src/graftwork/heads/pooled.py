@@ -102,7 +102,7 @@ def pool(states: States, pooling: Pooling) -> Float[Tensor, "B d"]:
     """One float32 vector a text."""
     if pooling == "pooler":
         assert states.pooled is not None  # the head has been checked
-        return states.pooled.float().flatten(1)
+        return states.pooled.float()
     assert states.last is not None
     hidden, mask = states.last.float(), states.mask
     if pooling == "first":

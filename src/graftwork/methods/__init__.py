@@ -4,18 +4,62 @@ from collections.abc import Mapping
 from typing import Any
 
 from graftwork.errors import MethodError, nearest
+from graftwork.methods.adamix import AdaMix
+from graftwork.methods.bitfit import BitFit
+from graftwork.methods.compacter import Compacter
+from graftwork.methods.dora import DoRA
 from graftwork.methods.full import FullFineTuning
 from graftwork.methods.headonly import HeadOnly
 from graftwork.methods.houlsby import Houlsby
+from graftwork.methods.ia3 import IA3
+from graftwork.methods.layernorm import LayerNormTuning
 from graftwork.methods.lora import LoRA
 from graftwork.methods.method import Method
+from graftwork.methods.parallel import Parallel
+from graftwork.methods.pfeiffer import Pfeiffer
+from graftwork.methods.vera import VeRA
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Houlsby, LoRA, FullFineTuning, HeadOnly)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        *(Houlsby, Pfeiffer, Parallel),
+        *(Compacter, AdaMix),
+        *(LoRA, DoRA, VeRA),
+        *(IA3, BitFit, LayerNormTuning),
+        *(FullFineTuning, HeadOnly),
+    )
+}
 
-NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {}
+NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "scaled-parallel": ("parallel", {"scale": 4.0}),
+    "adapterdrop": ("pfeiffer", {"robust_drop": True}),
+    "compacter++": ("compacter", {"sublayers": ("ffn",)}),
+    "phm": ("compacter", {"phm_rank": None, "share_rule": False}),
+    "rslora": ("lora", {"rank_stabilised": True}),
+    "lora+": ("lora", {"b_rate": 16.0}),
+    "pissa": ("lora", {"init": "pissa"}),
+}
 """What papers call by a name of its own and is another method with other settings: name -> (method, settings)."""
 
-__all__ = ["METHODS", "NAMED", "FullFineTuning", "HeadOnly", "Houlsby", "LoRA", "Method", "make_method"]
+__all__ = [
+    "IA3",
+    "METHODS",
+    "NAMED",
+    "AdaMix",
+    "BitFit",
+    "Compacter",
+    "DoRA",
+    "FullFineTuning",
+    "HeadOnly",
+    "Houlsby",
+    "LayerNormTuning",
+    "LoRA",
+    "Method",
+    "Parallel",
+    "Pfeiffer",
+    "VeRA",
+    "make_method",
+]
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:

@@ -23,6 +23,7 @@ class FullFineTuning(Method):
     learning_rate: ClassVar[float] = 5e-5
     num_train_epochs: ClassVar[int] = 3
     frozen_backbone: ClassVar[bool] = False
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (Dense,)
 
     def sites(self, sites: Sites) -> list[Site]:
         return [site for site in sites.values() if site.parameters]

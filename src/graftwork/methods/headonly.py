@@ -17,6 +17,7 @@ class HeadOnly(Method):
     name: ClassVar[str] = "head-only"
     paper: ClassVar[str] = "the feature-based baseline of Peters et al. 2019, arXiv:1903.05987"
     learning_rate: ClassVar[float] = 3e-3
+    lowers_to: ClassVar[tuple[type[Op], ...]] = ()
 
     def sites(self, sites: Sites) -> list[Site]:
         return []

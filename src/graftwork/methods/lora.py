@@ -1,57 +1,118 @@
 """LoRA: a low-rank difference beside the frozen linear maps.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1, eq. 3:
-    y = W x + b + (α / r) · B A x.
+    y = W x + b + s · B A x,    s = α / r.
+A starts Kaiming-uniform and B zero, so that nothing is changed at first. r (in + out) numbers a linear map.
 
-Shapes: A (r, in), B (out, r). A starts Kaiming-uniform, B zero, so that nothing is changed at first.
+With other settings it is:
+- rsLoRA (Kalajdzievski 2023, arXiv:2312.03732, theorem 3.2): s = α / √r, so that large ranks learn as small ones do.
+- LoRA+ (Hayou et al. 2024, arXiv:2402.12354, section 5): B learns at 16 times the rate of A.
+- PiSSA (Meng et al. 2024, arXiv:2404.02948, eq. 2-4): with W = U S Vᵀ, A0 = √S_r V_rᵀ and B0 = U_r √S_r / s are what is
+  trained, from the residual W − s B0 A0 on. That is the difference s (B A − B0 A0) to W itself, which is run as
+      s [B − B0, B0] · [A; A − A0],
+  of rank 2r: both factors of a zero are zeros at first, so the difference is exactly zero, in any precision.
+
+Shapes: A, A0 (r, in), B, B0 (out, r).
 """
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import Annotated, ClassVar
+from typing import ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
-from torch import Tensor
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Generator, Tensor
 
 from graftwork.backbones import Site, Sites
+from graftwork.errors import MethodError
 from graftwork.methods.method import Method
-from graftwork.methods.parameters import Parameter, kaiming_uniform, zeros
+from graftwork.methods.parameters import Init, Parameter, kaiming_uniform, zeros
+from graftwork.methods.targets import Targets
 from graftwork.ops import LowRank, Op
 
 
-def _as_patterns(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
-
-
 class LoRA(Method):
-    """LoRA.
+    """LoRA. Use it when adapters should be small, nothing should be added to the depth of the model, and a task may be
+    merged into the weights.
 
     Settings:
         rank: r.
-        alpha: α; the difference is scaled by α / r.
+        alpha: α; the difference is scaled by s = α / r.
+        rank_stabilised: scaled by α / √r instead (rsLoRA).
         dropout: of the input to A, in training.
         targets: site patterns (`query`, `attention.*`, `layers.[0-5].ffn.up`), a list or separated by commas; by
             default all linear maps in the layers.
+        b_rate: learning rate of B, as a multiple of A's (LoRA+: 16).
+        init: `default`, or `pissa` for the principal singular vectors of each weight.
     """
 
     name: ClassVar[str] = "lora"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     learning_rate: ClassVar[float] = 5e-4
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (LowRank,)
 
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
+    rank_stabilised: bool = False
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    targets: Annotated[tuple[str, ...], BeforeValidator(_as_patterns)] = Field(default=("layers.*",), min_length=1)
+    targets: Targets = Field(default=("layers.*",), min_length=1)
+    b_rate: PositiveFloat = 1.0
+    init: Literal["default", "pissa"] = "default"
+
+    @property
+    def scale(self) -> float:
+        """s."""
+        return self.alpha / (sqrt(self.rank) if self.rank_stabilised else self.rank)
 
     def sites(self, sites: Sites) -> list[Site]:
         return sites.match(self.targets, "linear")
 
     def declare(self, site: Site) -> dict[str, Parameter]:
+        a_shape, b_shape = (self.rank, site.in_features), (site.out_features, self.rank)
+        if self.init == "default":
+            return {
+                f"{site.name}.A": Parameter(shape=a_shape, init=kaiming_uniform(sqrt(5))),
+                f"{site.name}.B": Parameter(shape=b_shape, init=zeros, rate=self.b_rate),
+            }
+        if self.rank > min(site.in_features, site.out_features):
+            raise MethodError(
+                f"PiSSA of rank {self.rank} at site {site.name!r}, whose weight is {site.out_features} x "
+                f"{site.in_features}",
+                expected=f"a rank of at most {min(site.in_features, site.out_features)}",
+                change="--method.rank or --method.targets",
+            )
+        a_init, b_init = _principal(self.rank, self.scale)
         return {
-            f"{site.name}.A": Parameter(shape=(self.rank, site.in_features), init=kaiming_uniform(sqrt(5))),
-            f"{site.name}.B": Parameter(shape=(site.out_features, self.rank), init=zeros),
+            f"{site.name}.A": Parameter(shape=a_shape, init=a_init),
+            f"{site.name}.B": Parameter(shape=b_shape, init=b_init, rate=self.b_rate),
+            f"{site.name}.A0": Parameter(shape=a_shape, init=a_init, trained=False),
+            f"{site.name}.B0": Parameter(shape=b_shape, init=b_init, trained=False),
         }
 
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
-        scaled = parameters[f"{site.name}.B"] * (self.alpha / self.rank)
-        return [LowRank(A=parameters[f"{site.name}.A"], B=scaled, dropout=self.dropout)]
+        A, B = parameters[f"{site.name}.A"], parameters[f"{site.name}.B"]
+        if self.init == "pissa":
+            A0, B0 = parameters[f"{site.name}.A0"], parameters[f"{site.name}.B0"]
+            A, B = torch.cat([A, A - A0]), torch.cat([B - B0, B0], dim=1)
+        return [LowRank(A=A, B=B * self.scale, dropout=self.dropout)]
+
+
+def _principal(rank: int, scale: float) -> tuple[Init, Init]:
+    """How A and B start at the r largest singular values of one site's weight, which is decomposed once for both."""
+    factors: dict[str, Tensor] = {}
+
+    def decompose(weight: Tensor) -> None:
+        if not factors:
+            U, S, Vt = torch.linalg.svd(weight.double(), full_matrices=False)
+            root = S[:rank].sqrt()
+            factors.update(A=root[:, None] * Vt[:rank], B=U[:, :rank] * root / scale)
+
+    def fill_a(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+        decompose(frozen["weight"])
+        tensor.copy_(factors["A"])
+
+    def fill_b(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+        decompose(frozen["weight"])
+        tensor.copy_(factors["B"])
+
+    return fill_a, fill_b

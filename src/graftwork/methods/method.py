@@ -24,6 +24,7 @@ class Method(BaseModel, ABC):
         name: how the command line and files call it.
         paper: where it is from.
         learning_rate, num_train_epochs, optim, lr_scheduler_type: training defaults.
+        lowers_to: the ops that it lowers to, whatever its settings.
         frozen_backbone: whether the backbone's own weights act as they are.
         passes: forward passes of a training step, each with draws of its own; what two of them say is drawn together
             (AdaMix).
@@ -33,6 +34,7 @@ class Method(BaseModel, ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    lowers_to: ClassVar[tuple[type[Op], ...]]
     learning_rate: ClassVar[float] = 3e-4
     num_train_epochs: ClassVar[int] = 10
     optim: ClassVar[str] = "adamw_torch"
@@ -55,6 +57,11 @@ class Method(BaseModel, ABC):
                 expected=f"settings of {self.name}: {', '.join(type(self).model_fields) or 'none'}",
                 change=", ".join(sorted({f"--method.{e['loc'][0]}" for e in error.errors() if e["loc"]})),
             ) from None
+
+    @classmethod
+    def why_unmergeable(cls) -> str:
+        """Why its adapters cannot be merged into a backbone's weights; empty when they can."""
+        return "; ".join(dict.fromkeys(op.unmergeable for op in cls.lowers_to if op.unmergeable))
 
     @property
     def head_fields(self) -> Mapping[str, Any]:

@@ -51,6 +51,19 @@ def zeros(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) ->
     tensor.zero_()
 
 
+def ones(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+    tensor.fill_(1.0)
+
+
+def constant(value: float) -> Init:
+    """The same number everywhere."""
+
+    def fill(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+        tensor.fill_(value)
+
+    return fill
+
+
 def normal(std: float) -> Init:
     """N(0, std²)."""
 
@@ -74,6 +87,21 @@ def kaiming_uniform(a: float) -> Init:
 
     def fill(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
         nn.init.kaiming_uniform_(tensor, a=a, generator=generator)
+
+    return fill
+
+
+def glorot_uniform(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+    """Glorot-uniform over a matrix."""
+    nn.init.xavier_uniform_(tensor, generator=generator)
+
+
+def each(init: Init) -> Init:
+    """Each tensor along the first dimension by itself, as that one is filled."""
+
+    def fill(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+        for part in tensor:
+            init(part, frozen, generator)
 
     return fill
 

@@ -25,6 +25,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """Non-linearities σ by name."""
 
+NORM_EPS = 1e-5
+"""Of the bottleneck's own layer norm: PyTorch's, so that a vector of zeros stays one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bottleneck(Op):
@@ -35,39 +38,71 @@ class Bottleneck(Op):
     al. 2021, figure 5). With `source`, at a result, x is the sub-layer's own input (He et al. 2022, table 1,
     "parallel").
 
-    Shapes: down (m, d), down_bias (m), up (d, m), up_bias (d), each with a leading slot dimension in a bank. Padding
-    m with zeros is exact for every σ, since the padded columns of U are zero. A scale is put into U and b_U.
+    Shapes: down (m, d), down_bias (m), up (d, m), up_bias (d); of a deeper one, its n further maps hidden (n, m, m) and
+    hidden_bias (n, m), each followed by σ; of one with a layer norm of its own, norm_gain and norm_bias (d). All with a
+    leading slot dimension in a bank. Padding m with zeros is exact for every σ, since what reads the padded units, U or
+    the next hidden map, has zeros in their columns; the layer norm is over d, which is never padded. Bottlenecks of
+    different depth, and with and without a norm, cannot share a slab. A scale is put into U and b_U, or into the norm
+    where that comes after U.
 
     Attributes:
         activation: name of σ among `ACTIVATIONS`.
         at: the kind of site where it acts.
         source: under which key a `Remember` left x in the pass's memory; None to take it from where it acts.
+        norm_at: whether the layer norm is over what enters the bottleneck or over what leaves it, before it is added.
+        multiply: whether it multiplies: y = h + h ⊙ (U σ(D x + b_D) + b_U) (Houlsby et al. 2019, section 3.6).
     """
 
     down: Float[Tensor, "*S m d"]
     down_bias: Float[Tensor, "*S m"]
     up: Float[Tensor, "*S d m"]
     up_bias: Float[Tensor, "*S d"]
+    hidden: Float[Tensor, "*S n m m"] | None = None
+    hidden_bias: Float[Tensor, "*S n m"] | None = None
+    norm_gain: Float[Tensor, "*S d"] | None = None
+    norm_bias: Float[Tensor, "*S d"] | None = None
     activation: str
     at: Literal["result", "norm"] = "result"
     source: str | None = None
+    norm_at: Literal["input", "output"] = "input"
+    multiply: bool = False
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"result", "norm"})
     unmergeable: ClassVar[str] = "its non-linearity is no linear map"
 
     def around(self, forward: Forward, place: Place) -> Forward:
-        activation = ACTIVATIONS[self.activation]
-
-        def change(x: Tensor) -> Tensor:
-            narrow = activation(routing.linear(x, self.down, place.route, self.down_bias))
-            return routing.linear(narrow, self.up, place.route, self.up_bias)
-
         def at_result(*args: Any, **kwargs: Any) -> Tensor:
             h: Tensor = forward(*args, **kwargs)
-            return h + change(h if self.source is None else place.memory[self.source])
+            return self._changed(h, h if self.source is None else place.memory[self.source], place)
 
         def at_norm(s: Tensor) -> Tensor:
-            y: Tensor = forward(s + change(forward(s)))
+            y: Tensor = forward(self._changed(s, forward(s), place))
             return y
 
         return at_norm if self.at == "norm" else at_result
+
+    def _changed(self, h: Tensor, x: Tensor, place: Place) -> Tensor:
+        """h with what the bottleneck makes of x."""
+        activation, route = ACTIVATIONS[self.activation], place.route
+        if self.norm_at == "input":
+            x = self._normalised(x, place)
+        narrow = activation(routing.linear(x, self.down, route, self.down_bias))
+        for weight, bias in self._hidden():
+            narrow = activation(routing.linear(narrow, weight, route, bias))
+        change = routing.linear(narrow, self.up, route, self.up_bias)
+        if self.norm_at == "output":
+            change = self._normalised(change, place)
+        return h + (h * change if self.multiply else change)
+
+    def _hidden(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each further map."""
+        if self.hidden is None or self.hidden_bias is None:
+            return []
+        return list(zip(self.hidden.unbind(-3), self.hidden_bias.unbind(-2), strict=True))
+
+    def _normalised(self, x: Tensor, place: Place) -> Tensor:
+        """x through the bottleneck's own layer norm, where it has one."""
+        if self.norm_gain is None or self.norm_bias is None:
+            return x
+        y = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+        return routing.scale(y, self.norm_gain, place.route) + routing.per_row(self.norm_bias, place.route, x.dim())

@@ -28,7 +28,7 @@ class Dense(Op):
     replaces: ClassVar[bool] = True
 
     def around(self, forward: Forward, place: Place) -> Forward:
-        frozen = dict(place.inner.named_parameters(recurse=False))
+        frozen: dict[str, Tensor] = {name: place.inner.get_parameter(name) for name in self.differences}
         for name, difference in self.differences.items():
             if difference.shape != frozen[name].shape:
                 raise SiteError(

@@ -5,8 +5,9 @@ that some adapter uses are wrapped. Detaching puts back the very modules, and th
 was.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from threading import RLock
@@ -52,6 +53,15 @@ class SiteModule(nn.Module, Place):
     def memory(self) -> dict[str, Tensor]:
         return self.graft.running.memory
 
+    def __getattr__(self, name: str) -> Any:
+        """What it has not itself is the module's that it holds: the backbone's code reads weights and settings."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "inner":
+                raise
+            return getattr(self.inner, name)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward: Any = self.inner
         ops = self.graft.running.ops
@@ -82,13 +92,6 @@ class SiteModule(nn.Module, Place):
             return torch.cat([*pieces, whole[..., done:]], dim=-1)
 
         return parted
-
-    def __getattr__(self, name: str) -> Any:
-        # Some models read a module's weight, or call its other methods.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.inner, name)
 
 
 class Graft:
@@ -140,11 +143,47 @@ class Graft:
     def detach(self) -> None:
         """Put the backbone's own modules back."""
         with self._lock:
+            self.unmerge()
             # Innermost first: a wrapped module may stand inside another wrapped one.
             for path, module in sorted(self._modules.items(), key=lambda item: -len(item[0])):
                 self._put(path, module.inner)
             self._modules.clear()
             self.running = _Running()
+
+    def merge(self, parameters: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Let site modules hold copies of the backbone's modules with other parameters; the backbone's own stay as they
+        are, out of use.
+
+        Args:
+            parameters: by the path of a module that is wrapped, then by their name in it. One tensor at several places
+                becomes one parameter.
+        """
+        made: dict[int, nn.Parameter] = {}
+        with self._lock:
+            for path, changed in parameters.items():
+                module = self._modules[path]
+                module.inner = other = copy(module.inner)
+                # Only this dictionary is the copy's own: submodules and buffers are those of the original.
+                other._parameters = dict(other._parameters)
+                for name, tensor in changed.items():
+                    other._parameters[name] = made.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=False))
+
+    def unmerge(self) -> None:
+        """Let site modules hold the backbone's own modules again."""
+        with self._lock:
+            for module, original in self._merged():
+                original.training = module.inner.training
+                module.inner = original
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Do to the modules that are out of use what is done to the model: it may be moved or cast."""
+        for _, original in self._merged():
+            original._apply(fn)  # type: ignore[no-untyped-call]
+
+    def _merged(self) -> list[tuple[SiteModule, nn.Module]]:
+        """The site modules that hold a copy, each with the backbone's own module."""
+        pairs = [(module, self.backbone.modules[path]) for path, module in self._modules.items()]
+        return [(module, original) for module, original in pairs if module.inner is not original]
 
     def train(self, mode: bool) -> None:
         """Set whether ops are training (their dropout acts); the backbone's own modules are left alone."""

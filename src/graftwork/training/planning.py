@@ -1,12 +1,15 @@
 """What a method would train on a backbone: counts by group, from shapes alone."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from graftwork.adapters.adapter import counts, declare
 from graftwork.backbones import Backbone, Pooling
+from graftwork.errors import GraftworkError
 from graftwork.heads import head_for
-from graftwork.methods import make_method
+from graftwork.methods import METHODS, NAMED, Method, make_method
 
 BYTES = 4
 """An adapter's parameters are kept in float32."""
@@ -33,8 +36,80 @@ def count(
     Raises:
         BackboneError, MethodError, SiteError: the backbone or method is unknown, or they do not suit each other.
     """
-    outline = Backbone.outline(backbone)
-    chosen = make_method(method, settings)
+    return _count(Backbone.outline(backbone), make_method(method, settings), num_labels=num_labels, pooling=pooling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """One method, and what it would do on a backbone.
+
+    Attributes:
+        name: how it is called.
+        settings: what differs from the method of another name that it is; empty for a method of its own.
+        method: the name of the method that it is.
+        paper: where it is from.
+        ops: what it lowers to.
+        unmergeable: why it cannot be merged into weights; empty when it can.
+        sites: where it acts on the backbone, without the layers' numbers; empty without a backbone.
+        trained: number of trained parameters on the backbone, without the head; None without a backbone.
+        refused: why it cannot act on the backbone; empty when it can.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    method: str
+    paper: str
+    ops: tuple[str, ...]
+    unmergeable: str
+    sites: tuple[str, ...] = ()
+    trained: int | None = None
+    refused: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def survey(backbone: str | None = None) -> list[Surveyed]:
+    """Every method and every named one, in the order of `METHODS`, and what it would train on a backbone.
+
+    Raises:
+        BackboneError: the backbone is unknown.
+    """
+    outline = None if backbone is None else Backbone.outline(backbone)
+    rows: list[tuple[str, str, Mapping[str, Any]]] = []
+    for own in METHODS:
+        rows += [
+            (own, own, {}),
+            *((name, own, settings) for name, (method, settings) in NAMED.items() if method == own),
+        ]
+    return [_surveyed(name, method, settings, outline) for name, method, settings in rows]
+
+
+def _surveyed(name: str, method: str, settings: Mapping[str, Any], outline: Backbone | None) -> Surveyed:
+    kind = METHODS[method]
+    ops = tuple(op.__name__ for op in kind.lowers_to)
+    known = Surveyed(
+        name=name,
+        settings=settings,
+        method=method,
+        paper=kind.paper,
+        ops=ops,
+        unmergeable=kind.why_unmergeable(),
+    )
+    if outline is None:
+        return known
+    try:
+        chosen = make_method(name)
+        groups = _count(outline, chosen, num_labels=2, pooling="auto")["trained"]
+        sites = chosen.sites(outline.sites)
+    except GraftworkError as error:
+        return replace(known, refused=error.problem)
+    places = dict.fromkeys(re.sub(r"layers\.\d+\.", "", site.name) for site in sites)
+    return replace(known, sites=tuple(places), trained=groups["total"] - groups["head"])
+
+
+def _count(outline: Backbone, chosen: Method, *, num_labels: int, pooling: Pooling | Literal["auto"]) -> dict[str, Any]:
     head = head_for(
         kind or ("classification" if num_labels > 1 else "regression"),
         outline,

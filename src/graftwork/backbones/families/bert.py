@@ -7,10 +7,12 @@ BERT = Family(
     model_types=frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"}),
     stacks=(
         Stack(
-            layers="encoder.layer.{i}",
+            layers="encoder.layer.*",
             before={
                 "embeddings.word": Entry("embedding", "embeddings.word_embeddings"),
-                "embeddings.position": Entry("embedding", "embeddings.position_embeddings", required=False),
+                "embeddings.position": Entry(
+                    "embedding", "embeddings.position_embeddings", required=False, rowwise=False
+                ),
                 "embeddings.token_type": Entry("embedding", "embeddings.token_type_embeddings", required=False),
                 "embeddings.norm": Entry("norm", "embeddings.LayerNorm"),
                 "embeddings.projection": Entry("linear", "embeddings_project", required=False),
@@ -38,10 +40,10 @@ DISTILBERT = Family(
     model_types=frozenset({"distilbert"}),
     stacks=(
         Stack(
-            layers="transformer.layer.{i}",
+            layers="transformer.layer.*",
             before={
                 "embeddings.word": Entry("embedding", "embeddings.word_embeddings"),
-                "embeddings.position": Entry("embedding", "embeddings.position_embeddings"),
+                "embeddings.position": Entry("embedding", "embeddings.position_embeddings", rowwise=False),
                 "embeddings.norm": Entry("norm", "embeddings.LayerNorm"),
             },
             layer={

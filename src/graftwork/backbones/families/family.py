@@ -5,8 +5,7 @@ Everything that is particular to a Hugging Face class stands in such a table, on
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn as nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -37,6 +36,9 @@ class Entry:
         required: whether every member of the family has it.
         part: of a linear map in a fused product, which columns are its own.
         follows_residual: of a norm, whether it normalises the sum of a sub-layer's output and its residual.
+        reads: names of the parameters that the module reads from modules within it without calling them; where there
+            are some, they alone are the site's.
+        rowwise: whether what enters has a row for each row of the batch.
     """
 
     kind: SiteKind
@@ -44,6 +46,8 @@ class Entry:
     required: bool = True
     part: Part | None = None
     follows_residual: bool = False
+    reads: tuple[str, ...] = ()
+    rowwise: bool = True
 
     def paths(self, start: str = "") -> list[str]:
         """The paths where it may be."""
@@ -57,7 +61,8 @@ class Stack:
     Attributes:
         name: `encoder` or `decoder` where a model has both, else empty; it stands before the names of its sites.
         path: where the module of the whole stack is; empty for the model itself.
-        layers: path of a layer, with `{i}` for its number.
+        layers: path of a layer, with `*` for its number, or for its group's and its own. Layers are numbered from 0
+            over all groups.
         before, layer, after: canonical names to entries, before the layers, in each layer (names are relative to
             `layers.{i}.`), and after them, in the order of a forward pass.
         prompts: whether rows can enter before its input embeddings.
@@ -77,9 +82,19 @@ class Stack:
             for name, entry in table.items():
                 yield name, entry, layered
 
-    def layer_path(self, layer: int | None) -> str:
-        """What stands before the paths in a layer's table; nothing outside the layers."""
-        return "" if layer is None else f"{self.layers.format(i=layer)}."
+    def layer_paths(self, model: nn.Module, start: str = "") -> list[str]:
+        """The paths of a model's layers, in order.
+
+        Args:
+            start: path of the model without its task head, with a dot behind, or empty.
+        """
+        paths = [start.rstrip(".")]
+        for part in self.layers.split("."):
+            if part == "*":
+                paths = [f"{path}.{i}" for path in paths for i in _numbers(model, path)]
+            else:
+                paths = [f"{path}.{part}".lstrip(".") for path in paths]
+        return paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +107,7 @@ class Family:
         stacks: its stacks, in the order of a forward pass.
         before: canonical names to entries that belong to no stack (shared embeddings).
         causal: whether each token sees only what stands before it, so that the last one has seen all.
+        refusals: kinds of site that it has none of, and why, for people who ask for what acts there.
         note: what is particular about what acts here, for people.
     """
 
@@ -100,16 +116,25 @@ class Family:
     stacks: tuple[Stack, ...]
     before: Mapping[str, Entry] = field(default_factory=dict)
     causal: bool = False
+    refusals: Mapping[SiteKind, str] = field(default_factory=dict)
     note: str = ""
 
     def missing(self, model: PreTrainedModel) -> list[str]:
         """The required paths that the model lacks; empty when the layout fits."""
         prefix = base_path(model)
-        wanted = [(entry, "") for entry in self.before.values()]
+        wanted = [(entry, prefix) for entry in self.before.values()]
         for stack in self.stacks:
-            wanted += [(entry, stack.layer_path(0 if layered else None)) for _, entry, layered in stack.entries()]
-        places = [entry.paths(prefix + start) for entry, start in wanted if entry.required]
+            layers = stack.layer_paths(model, prefix)
+            first = layers[0] if layers else prefix + stack.layers.replace("*", "0")
+            wanted += [(entry, f"{first}." if layered else prefix) for _, entry, layered in stack.entries()]
+        places = [entry.paths(start) for entry, start in wanted if entry.required]
         return [paths[0] for paths in places if not any(has_module(model, path) for path in paths)]
+
+    @property
+    def num_required(self) -> int:
+        """Number of required paths, of which `missing` names those that are not there."""
+        entries = [*self.before.values(), *(entry for stack in self.stacks for _, entry, _ in stack.entries())]
+        return sum(entry.required for entry in entries)
 
     def sites(self, model: PreTrainedModel) -> Sites:
         """The model's sites, each checked against the module that stands there.
@@ -118,7 +143,7 @@ class Family:
             BackboneError: a site's module is missing; or parameters of the model belong to no site, so that "all
                 parameters" would not be all.
         """
-        reader = SiteReader(model, self.name)
+        reader = SiteReader(model, self)
         for name, entry in self.before.items():
             reader.read(name, entry)
         for stack in self.stacks:
@@ -129,7 +154,7 @@ class Family:
 class SiteReader:
     """Reads sites off one model, one entry after the other."""
 
-    def __init__(self, model: PreTrainedModel, family: str) -> None:
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
         self.model = model
         self.family = family
         self.prefix = base_path(model)
@@ -140,7 +165,9 @@ class SiteReader:
         """All sites of a stack."""
         start = f"{stack.name}." if stack.name else ""
         if stack.prompts:
-            width = hidden_size(self.model.config)
+            # Rows enter where the tokens' embeddings do, which may be narrower than the layers.
+            word: Any = self.model.get_submodule(self.prefix + stack.before["embeddings.word"].paths()[0])
+            width = int(word.weight.shape[1])
             path = (self.prefix + stack.path).rstrip(".")
             self.found.append(
                 Site(
@@ -155,32 +182,38 @@ class SiteReader:
             )
         for name, entry in stack.before.items():
             self.read(start + name, entry, stack)
-        for i in count():
-            if not has_module(self.model, self.prefix + stack.layers.format(i=i)):
-                break
+        for i, path in enumerate(stack.layer_paths(self.model, self.prefix)):
             for name, entry in stack.layer.items():
-                self.read(f"{start}layers.{i}.{name}", entry, stack, i)
+                self.read(f"{start}layers.{i}.{name}", entry, stack, i, f"{path}.")
         for name, entry in stack.after.items():
             self.read(start + name, entry, stack)
 
-    def read(self, name: str, entry: Entry, stack: Stack | None = None, layer: int | None = None) -> None:
+    def read(
+        self, name: str, entry: Entry, stack: Stack | None = None, layer: int | None = None, start: str | None = None
+    ) -> None:
         """One site, where the model has it.
+
+        Args:
+            start: what stands before its path; that of the model without its task head unless given.
 
         Raises:
             BackboneError: it is required and is not there.
         """
-        paths = entry.paths(self.prefix + (stack.layer_path(layer) if stack else ""))
-        path = next((path for path in paths if has_module(self.model, path)), None)
+        paths = entry.paths(self.prefix if start is None else start)
+        path = next((path for path in paths if self._stands(path, entry)), None)
         if path is None:
             if entry.required:
                 kind = type(self.model).__name__
                 raise BackboneError(f"site {name!r} should stand at {paths[0]!r}, where {kind} has no module")
             return
         module = self.model.get_submodule(path)
-        own = dict(module.named_parameters(recurse=False))
-        shapes = (
-            {} if entry.part or entry.kind in ("result", "attention") else {n: tuple(p.shape) for n, p in own.items()}
-        )
+        own = {n: module.get_parameter(n) for n in entry.reads} or dict(module.named_parameters(recurse=False))
+        if entry.part or entry.kind in ("result", "attention"):
+            own_here: dict[str, nn.Parameter] = {}
+        else:
+            own_here = own
+        if entry.kind in ("linear", "fused", "embedding", "norm", "convolution") and "weight" not in own:
+            raise BackboneError(f"what stands at {path!r} has no weight, so that it is no {entry.kind} ({name})")
         width = hidden_size(self.model.config)
         site = Site(
             name=name,
@@ -190,8 +223,9 @@ class SiteReader:
             layer=layer,
             in_features=width,
             out_features=width,
-            parameters=shapes,
+            parameters={n: tuple(p.shape) for n, p in own_here.items() if not _computed(module)},
             follows_residual=entry.follows_residual,
+            rowwise=entry.rowwise,
         )
         if entry.kind in ("linear", "fused"):
             transposed = isinstance(module, Conv1D)
@@ -209,8 +243,11 @@ class SiteReader:
             )
         elif entry.kind == "embedding":
             site = replace(site, in_features=own["weight"].shape[0], out_features=own["weight"].shape[1])
+        elif entry.kind == "convolution":
+            convolution: Any = module
+            site = replace(site, in_features=convolution.in_channels, out_features=convolution.out_channels)
         elif entry.kind == "norm":
-            size = next(iter(own.values())).shape[0]
+            size = own["weight"].shape[0]
             site = replace(site, in_features=size, out_features=size)
         elif entry.kind == "attention":
             heads, key_value_heads, dim = self._head_sizes(stack)
@@ -218,11 +255,22 @@ class SiteReader:
         elif entry.kind == "result":
             suffix = next(end for end in SOURCES if name.endswith(end))
             site = replace(site, source=name.removesuffix(suffix) + SOURCES[suffix])
-        for parameter, tensor in own.items() if shapes else ():
+        for parameter, tensor in own_here.items():
             owner = self._owners.setdefault(id(tensor), name)
             if owner != name and parameter == "weight":
                 site = replace(site, owner=owner)
         self.found.append(site)
+
+    def _stands(self, path: str, entry: Entry) -> bool:
+        """Whether what an entry describes is at a path: an Identity stands for something absent, except for a result,
+        which is whatever passes there.
+        """
+        if not has_module(self.model, path):
+            return False
+        module = self.model.get_submodule(path)
+        if entry.reads:
+            return all(has_module(module, name.rpartition(".")[0]) for name in entry.reads)
+        return entry.kind == "result" or not isinstance(module, nn.Identity)
 
     def finish(self) -> Sites:
         """The sites in order, each with its height.
@@ -236,7 +284,7 @@ class SiteReader:
         stray = sorted(name for name, tensor in self.model.named_parameters() if id(tensor) not in self._owners)
         if stray:
             raise BackboneError(
-                f"parameters of {type(self.model).__name__} have no site in the {self.family} layout: "
+                f"parameters of {type(self.model).__name__} have no site in the {self.family.name} layout: "
                 + ", ".join(stray[:5]),
                 expected="every parameter of the model at a site",
                 change="the family's table in graftwork/backbones/families",
@@ -260,7 +308,7 @@ class SiteReader:
             else:
                 height = 0 if met else total
             sites.append(replace(site, height=height))
-        return Sites(sites)
+        return Sites(sites, self.family.refusals)
 
     def _head_sizes(self, stack: Stack | None) -> tuple[int, int, int]:
         """Query heads, key-value heads, and the width of a head, in a stack."""
@@ -291,6 +339,16 @@ def has_module(model: nn.Module, path: str) -> bool:
         return model.get_submodule(path) is not None
     except AttributeError:
         return False
+
+
+def _numbers(model: nn.Module, path: str) -> range:
+    """The numbers of the modules in a list at a path; none where there is no list."""
+    return range(len(list(model.get_submodule(path).children()))) if has_module(model, path) else range(0)
+
+
+def _computed(module: nn.Module) -> bool:
+    """Whether a table is computed and never trained: transformers names such classes so."""
+    return "Sinusoidal" in type(module).__name__
 
 
 def _columns(part: Part, out: int, sizes: tuple[int, int, int]) -> tuple[int, int]:

@@ -8,10 +8,10 @@ GPT2 = Family(
     causal=True,
     stacks=(
         Stack(
-            layers="h.{i}",
+            layers="h.*",
             before={
                 "embeddings.word": Entry("embedding", "wte"),
-                "embeddings.position": Entry("embedding", "wpe"),
+                "embeddings.position": Entry("embedding", "wpe", rowwise=False),
             },
             layer={
                 "attention.norm": Entry("norm", "ln_1"),

@@ -10,7 +10,7 @@ LLAMA = Family(
     causal=True,
     stacks=(
         Stack(
-            layers="layers.{i}",
+            layers="layers.*",
             before={"embeddings.word": Entry("embedding", "embed_tokens")},
             layer={
                 "attention.norm": Entry("norm", "input_layernorm"),

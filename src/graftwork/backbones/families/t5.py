@@ -10,7 +10,9 @@ def _attention(name: str, path: str, module: str) -> dict[str, Entry]:
         f"{name}.key": Entry("linear", f"{path}.{module}.k"),
         f"{name}.value": Entry("linear", f"{path}.{module}.v"),
         # The first layer's is every layer's.
-        f"{name}.position": Entry("embedding", f"{path}.{module}.relative_attention_bias", required=False),
+        f"{name}.position": Entry(
+            "embedding", f"{path}.{module}.relative_attention_bias", required=False, rowwise=False
+        ),
         f"{name}.kv": Entry("attention", f"{path}.{module}"),
         f"{name}.output": Entry("linear", f"{path}.{module}.o"),
         f"{name}.result": Entry("result", f"{path}.dropout"),
@@ -35,7 +37,7 @@ T5 = Family(
         Stack(
             name="encoder",
             path="encoder",
-            layers="encoder.block.{i}",
+            layers="encoder.block.*",
             before={"embeddings.word": Entry("embedding", "encoder.embed_tokens")},
             layer={**_attention("attention", "layer.0", "SelfAttention"), **_ffn("layer.1")},
             after={"norm": Entry("norm", "encoder.final_layer_norm")},
@@ -43,7 +45,7 @@ T5 = Family(
         Stack(
             name="decoder",
             path="decoder",
-            layers="decoder.block.{i}",
+            layers="decoder.block.*",
             before={"embeddings.word": Entry("embedding", "decoder.embed_tokens")},
             layer={
                 **_attention("attention", "layer.0", "SelfAttention"),

@@ -1,0 +1,52 @@
+"""BitFit: only the biases are trained.
+
+Ben Zaken et al. 2021, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models",
+section 3:
+    y = W x + b + Δb,
+at every linear map and norm that has a bias. What is trained is the difference Δb to the frozen bias, zero at first, so
+that nothing is changed then, in any precision.
+
+Shapes: Δb as the bias. The parts of a fused product have a part of its bias each.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from graftwork.backbones import Site, Sites
+from graftwork.errors import SiteError
+from graftwork.methods.method import Method
+from graftwork.methods.parameters import Group, Parameter, zeros
+from graftwork.ops import Bias, Dense, Op
+
+
+class BitFit(Method):
+    """BitFit. A strong baseline of few numbers for models that have biases; merged, it costs nothing."""
+
+    name: ClassVar[str] = "bitfit"
+    paper: ClassVar[str] = "Ben Zaken et al. 2021, arXiv:2106.10199"
+    learning_rate: ClassVar[float] = 1e-3
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (Bias, Dense)
+
+    def sites(self, sites: Sites) -> list[Site]:
+        biased = [s for s in sites.values() if s.biased or "bias" in s.parameters]
+        # A fused product's bias is its parts'.
+        chosen = [site for site in biased if site.kind != "fused"]
+        if not chosen:
+            raise SiteError(
+                "BitFit trains biases, and the backbone has none",
+                expected="a backbone with biases (those of BERT's layout, GPT-2), or another method of few numbers "
+                "(layer-norm-tuning, ia3)",
+                change="--method",
+            )
+        return chosen
+
+    def declare(self, site: Site) -> dict[str, Parameter]:
+        shape = (site.out_features,) if site.kind == "linear" else site.parameters["bias"]
+        group: Group = "norms" if site.kind == "norm" else "adapter"
+        return {f"{site.name}.bias": Parameter(shape=shape, init=zeros, group=group, decay=False)}
+
+    def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
+        difference = parameters[f"{site.name}.bias"]
+        return [Bias(b=difference) if site.kind in Bias.kinds else Dense(differences={"bias": difference})]

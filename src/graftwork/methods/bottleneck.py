@@ -1,0 +1,215 @@
+"""Bottlenecks: what every method with a bottleneck has in common, which is where they act, and who shares them.
+
+A final method adds the placement, as data, and a parametrisation: `declare_bottleneck` and `lower_bottleneck`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+import torch
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+from torch import Tensor
+
+from graftwork.backbones import Site, Sites
+from graftwork.errors import MethodError, SiteError
+from graftwork.methods.method import Method
+from graftwork.methods.parameters import Parameter, frozen_value
+from graftwork.ops import Bottleneck, Norm, Op, Remember
+from graftwork.ops.bottleneck import ACTIVATIONS
+
+Placement = Literal["result", "norm", "parallel"]
+"""Behind a sub-layer's output; at the norm of its sum with the residual, and behind the output where no norm follows;
+or beside the sub-layer."""
+
+Sublayer = Literal["attention", "cross_attention", "ffn"]
+
+
+def _as_sublayers(value: object) -> object:
+    names = value.split(",") if isinstance(value, str) else value
+    order = get_args(Sublayer)
+    known = isinstance(names, list | tuple) and {*names} <= {*order}
+    return tuple(name for name in order if name in names) if known else names  # type: ignore[operator]
+
+
+Sublayers = Annotated[tuple[Sublayer, ...], BeforeValidator(_as_sublayers), Field(min_length=1)]
+
+
+class BottleneckMethod(Method, ABC):
+    """A method whose tensors are bottlenecks.
+
+    Settings of all of them:
+        bottleneck: size m.
+        reduction: in its place, d / m.
+        activation: σ, one of gelu, gelu_tanh, relu, silu, swish, tanh, sigmoid.
+        init_std: standard deviation of what is drawn at first.
+        norms: which of the backbone's norms are trained too: `all`, `layers` (those in the layers), or `none`.
+        sublayers: at which sub-layers they act: attention, cross_attention, ffn, a list or separated by commas.
+        share_positions: one bottleneck serves all these sub-layers of a layer.
+        share_layers: one bottleneck serves this many layers running.
+        skip_layers: n: the first n layers (of each stack) are the frozen backbone's own, norms included, so that tasks
+            share their work (Rücklé et al. 2021, "AdapterDrop", arXiv:2010.11918, section 3, specialised).
+        robust_drop: n is drawn from 0..L-1 anew in each pass of training, so that the finished adapter bears any
+            `skip_layers` (there, robust).
+        extra_classifier: one more dense layer with tanh before the head's classifier.
+    """
+
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (Bottleneck, Norm)
+    placement: ClassVar[Placement]
+
+    bottleneck: PositiveInt | None = None
+    reduction: PositiveInt | None = Field(default=None, validate_default=True)
+    activation: str = "gelu"
+    init_std: PositiveFloat | None = None
+    norms: Literal["all", "layers", "none"] = "none"
+    sublayers: Sublayers = ("ffn",)
+    share_positions: bool = False
+    share_layers: PositiveInt = 1
+    skip_layers: NonNegativeInt = 0
+    robust_drop: bool = False
+    extra_classifier: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_size_takes_the_others_place(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for given, other in (("bottleneck", "reduction"), ("reduction", "bottleneck")):
+            if settings.get(given) is not None and other not in settings:
+                return {**settings, other: None}
+        return settings
+
+    @field_validator("reduction")
+    @classmethod
+    def _one_size(cls, reduction: int | None, info: Any) -> int | None:
+        if "bottleneck" in info.data and (info.data["bottleneck"] is None) == (reduction is None):
+            raise ValueError("either bottleneck or reduction says the size")
+        return reduction
+
+    @field_validator("activation")
+    @classmethod
+    def _known_activation(cls, name: str) -> str:
+        if name not in ACTIVATIONS:
+            raise ValueError(f"unknown activation; known are {', '.join(ACTIVATIONS)}")
+        return name
+
+    @property
+    def head_fields(self) -> Mapping[str, Any]:
+        return {"extra_layer": True} if self.extra_classifier else {}
+
+    @abstractmethod
+    def declare_bottleneck(self, owner: str, d: int, m: int) -> dict[str, Parameter]:
+        """One bottleneck's parameters; their names begin with the owner's."""
+
+    @abstractmethod
+    def lower_bottleneck(self, site: Site, owner: str, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The `Bottleneck` op's fields at a site, less those that say where it acts."""
+
+    def draw(self, parameters: Mapping[str, Tensor], sites: Sequence[Site], *, training: bool) -> dict[str, Tensor]:
+        """What `lower_bottleneck` is given besides the parameters, made once a pass."""
+        return {}
+
+    def sites(self, sites: Sites) -> list[Site]:
+        chosen: set[str] = set()
+        for sublayer in self.sublayers:
+            results = [site for site in sites.of_kind("result") if site.sublayer == sublayer]
+            if not results:
+                raise SiteError(
+                    f"the backbone has no {sublayer} for {self.name!r} to act at",
+                    expected=", ".join(dict.fromkeys(s.sublayer for s in sites.of_kind("result"))) or "sub-layers",
+                    change="--method.sublayers",
+                )
+            chosen.update(name for result in results for name in self._places(result, sites))
+        kept = [site for site in sites.values() if site.name in chosen or self._trains_norm(site)]
+        left = list(from_layer(kept, self.skip_layers))
+        if not any(self.acts_at(site) for site in left):
+            raise MethodError(
+                f"skip_layers={self.skip_layers} leaves {self.name!r} no layer to act in",
+                expected=f"less than {sites.num_layers}",
+                change="--method.skip_layers",
+            )
+        return left
+
+    def declare(self, site: Site) -> dict[str, Parameter]:
+        declared: dict[str, Parameter] = {}
+        if self._trains_norm(site):
+            for name, shape in site.parameters.items():
+                init = frozen_value(name)
+                declared[f"{site.name}.{name}"] = Parameter(shape=shape, init=init, group="norms", decay=False)
+        if self.acts_at(site):
+            d = site.out_features
+            m = self.bottleneck or max(1, d // (self.reduction or d))
+            declared |= self.declare_bottleneck(self.owner(site), d, m)
+        return declared
+
+    def prepare(
+        self, parameters: Mapping[str, Tensor], sites: Sequence[Site], *, training: bool
+    ) -> Mapping[str, Tensor]:
+        prepared = {**parameters, **self.draw(parameters, sites, training=training)}
+        if self.robust_drop and training:
+            layers = 1 + max(site.layer or 0 for site in sites)
+            kept = {site.name for site in from_layer(sites, int(torch.randint(layers, ())))}
+            prepared |= {_dropped(site): torch.empty(0) for site in sites if site.name not in kept}
+        return prepared
+
+    def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
+        if _dropped(site) in parameters:
+            return []
+        if site.kind == "linear":
+            return [Remember(key=site.name)]
+        ops: list[Op] = []
+        if self._trains_norm(site):
+            ops.append(Norm(gain=parameters[f"{site.name}.weight"], bias=parameters.get(f"{site.name}.bias")))
+        if self.acts_at(site):
+            fields = self.lower_bottleneck(site, self.owner(site), parameters)
+            source = site.source if self.placement == "parallel" else None
+            at: Literal["result", "norm"] = "norm" if site.kind == "norm" else "result"
+            ops.append(Bottleneck(activation=self.activation, at=at, source=source, **fields))
+        return ops
+
+    def acts_at(self, site: Site) -> bool:
+        """Whether a bottleneck acts at one of the method's sites."""
+        if site.kind == "norm":
+            return self.placement == "norm" and site.follows_residual and site.sublayer in self.sublayers
+        return site.kind == "result"
+
+    def owner(self, site: Site) -> str:
+        """The first sub-layer's result of those that share one bottleneck: the parameters stand under its name."""
+        assert site.layer is not None
+        stack, _, _ = site.name.rpartition(f"layers.{site.layer}.")
+        first = site.layer - site.layer % self.share_layers
+        return f"{stack}layers.{first}.{self.sublayers[0] if self.share_positions else site.sublayer}.result"
+
+    def _places(self, result: Site, sites: Sites) -> list[str]:
+        """The sites needed for a bottleneck at a sub-layer."""
+        norm = f"{result.name.removesuffix('result')}norm"
+        if self.placement == "norm" and norm in sites and sites[norm].follows_residual:
+            return [norm]
+        if self.placement == "parallel" and result.source is not None:
+            return [result.name, result.source]
+        return [result.name]
+
+    def _trains_norm(self, site: Site) -> bool:
+        wanted = self.norms == "all" or (self.norms == "layers" and site.layer is not None)
+        return wanted and site.kind == "norm"
+
+
+def from_layer(sites: Sequence[Site], first: int) -> Iterator[Site]:
+    """The sites less those of each stack's first layers and, unless none is left out, those before its layers."""
+    begun: set[str] = set()
+    for site in sites:
+        if site.layer is not None and site.layer >= first:
+            begun.add(site.stack)
+        if first == 0 or (site.stack in begun if site.layer is None else site.layer >= first):
+            yield site
+
+
+def _dropped(site: Site) -> str:
+    """The name under which `prepare` says that nothing acts at a site in this pass."""
+    return f"{site.name}.dropped"

@@ -1,0 +1,75 @@
+"""IA3: keys, values and the feed-forward's hidden activation multiplied by trained vectors.
+
+Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", section 3.3:
+    softmax(Q (l_k ⊙ K)ᵀ / √d_k) (l_v ⊙ V),    (l_ff ⊙ γ(W_1 x)) W_2,
+with γ the non-linearity; of a gated feed-forward, the product that enters W_2 is what l_ff multiplies. All vectors
+start at one, so that nothing is changed at first.
+
+Shapes: output_scale (out) for keys and values, input_scale (in) for the feed-forward's second map: L (2d + f) numbers
+in an encoder; an encoder-decoder's cross attention has its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from pydantic import model_validator
+from torch import Tensor
+
+from graftwork.backbones import Site, Sites
+from graftwork.errors import SiteError
+from graftwork.methods.method import Method
+from graftwork.methods.parameters import Parameter, constant
+from graftwork.methods.targets import Targets, matches
+from graftwork.ops import Op, Scale
+
+
+class IA3(Method):
+    """IA3. Use it for few examples, or when an adapter must be a few thousand numbers; merged, it costs nothing.
+
+    Settings:
+        outputs: site patterns of the linear maps whose output is scaled; by default keys and values, those of cross
+            attention too.
+        inputs: of those whose input is scaled; by default the feed-forward's second map.
+    """
+
+    name: ClassVar[str] = "ia3"
+    paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
+    learning_rate: ClassVar[float] = 3e-3
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (Scale,)
+
+    outputs: Targets = ("key", "value")
+    inputs: Targets = ("ffn.down",)
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> "IA3":
+        if not (self.outputs or self.inputs):
+            raise ValueError("outputs and inputs are both empty: nothing would be trained")
+        return self
+
+    def sites(self, sites: Sites) -> list[Site]:
+        chosen = {site.name for site in sites.match(self.outputs, "linear")}
+        for site in sites.match(self.inputs, "linear"):
+            if site.columns is not None:
+                raise SiteError(
+                    f"the input of site {site.name!r} cannot be scaled alone: one product computes it and others",
+                    expected="in `inputs`, linear maps that are modules of their own",
+                    change="--method.inputs",
+                )
+            chosen.add(site.name)
+        return [site for site in sites.values() if site.name in chosen]
+
+    def declare(self, site: Site) -> dict[str, Parameter]:
+        widths = {}
+        if matches(self.inputs, site):
+            widths["input_scale"] = site.in_features
+        if matches(self.outputs, site):
+            widths["output_scale"] = site.out_features
+        return {
+            f"{site.name}.{name}": Parameter(shape=(width,), init=constant(1.0), decay=False)
+            for name, width in widths.items()
+        }
+
+    def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
+        into, out = parameters.get(f"{site.name}.input_scale"), parameters.get(f"{site.name}.output_scale")
+        ops = [] if into is None else [Scale(v=into, at="input")]
+        return ops if out is None else [*ops, Scale(v=out)]

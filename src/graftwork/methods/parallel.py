@@ -1,0 +1,33 @@
+"""Parallel adapters: a bottleneck beside a sub-layer, which reads the sub-layer's own input.
+
+He et al. 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning", ICLR, table 1 and section 3.3:
+    y = F(x) + s · (W_up · σ(W_down · x + b_down) + b_up),
+with F the feed-forward (or attention) without its residual and x what enters it, normed where the norm comes first.
+
+Shapes: W_down (m, d), b_down (m), W_up (d, m), b_up (d): 2md + m + d parameters a layer.
+"""
+
+from typing import ClassVar
+
+from pydantic import PositiveInt
+
+from graftwork.methods.bottleneck import Placement
+from graftwork.methods.projections import DenseBottleneck
+
+
+class Parallel(DenseBottleneck):
+    """Parallel adapters: the best place for a large bottleneck (m 512), and with a prefix MAM's half of the work.
+
+    Settings: those of `BottleneckMethod` and `DenseBottleneck`. What the paper has:
+        scale: 4 for the scaled ones (`scaled-parallel`); 2 in a GLUE setting with m 16; 1 for the plain ones.
+        init_std: None, as LoRA starts.
+        sublayers, interaction: Houlsby et al. 2019, section 3.6, tried it beside both sub-layers, and multiplying.
+    """
+
+    name: ClassVar[str] = "parallel"
+    paper: ClassVar[str] = "He et al. 2022, arXiv:2110.04366"
+    learning_rate: ClassVar[float] = 1e-4
+    placement: ClassVar[Placement] = "parallel"
+
+    bottleneck: PositiveInt | None = 64
+    activation: str = "relu"

@@ -1,0 +1,68 @@
+"""VeRA: one pair of random matrices that all linear maps share and nobody trains, and two trained vectors a map.
+
+Kopiczko et al. 2023, "VeRA: Vector-based Random Matrix Adaptation", section 3.1, eq. 2:
+    y = W x + b0 + Λ_b B Λ_d A x,
+with Λ_d and Λ_b the diagonal matrices of the vectors d and b. A and B start Kaiming-uniform and stay as they are, d
+starts at 0.1 and b at zero, so that nothing is changed at first.
+
+Shapes: A (r, in) for each input width in use, B (out, r) for each output width, kept with the adapter and counted
+nowhere; d (r) and b (out) for each linear map: r + out numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from graftwork.backbones import Site, Sites
+from graftwork.methods.method import Method
+from graftwork.methods.parameters import Parameter, constant, kaiming_uniform, zeros
+from graftwork.methods.targets import Targets
+from graftwork.ops import LowRank, Op
+
+
+class VeRA(Method):
+    """VeRA. Use it when an adapter's trained numbers must be fewer still than LoRA's; the rank can be large, since it
+    costs r numbers a map. In a pass it costs what LoRA of that rank does.
+
+    Settings:
+        rank: r.
+        d_init: the value at which d starts.
+        dropout: of the input to A, in training.
+        targets: site patterns, as LoRA's; by default all linear maps in the layers.
+    """
+
+    name: ClassVar[str] = "vera"
+    paper: ClassVar[str] = "Kopiczko et al. 2023, arXiv:2310.11454"
+    learning_rate: ClassVar[float] = 4e-3
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (LowRank,)
+
+    rank: PositiveInt = 256
+    d_init: float = 0.1
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    targets: Targets = Field(default=("layers.*",), min_length=1)
+
+    def sites(self, sites: Sites) -> list[Site]:
+        return sites.match(self.targets, "linear")
+
+    def declare(self, site: Site) -> dict[str, Parameter]:
+        a, b = _shared(site)
+        random = kaiming_uniform(0.0)
+        return {
+            a: Parameter(shape=(self.rank, site.in_features), init=random, trained=False),
+            b: Parameter(shape=(site.out_features, self.rank), init=random, trained=False),
+            f"{site.name}.d": Parameter(shape=(self.rank,), init=constant(self.d_init), decay=False),
+            f"{site.name}.b": Parameter(shape=(site.out_features,), init=zeros, decay=False),
+        }
+
+    def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
+        a, b = _shared(site)
+        A = parameters[f"{site.name}.d"][:, None] * parameters[a]
+        B = parameters[f"{site.name}.b"][:, None] * parameters[b]
+        return [LowRank(A=A, B=B, dropout=self.dropout)]
+
+
+def _shared(site: Site) -> tuple[str, str]:
+    """The names of A and B: one A for each input width, one B for each output width."""
+    return f"shared.A.{site.in_features}", f"shared.B.{site.out_features}"
