@@ -314,7 +314,8 @@ class LikelihoodEncoder(PromptEncoder, ChoiceEncoder):
     def _pad(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         renamed = [{"labels" if name == "targets" else name: value for name, value in row.items()} for row in rows]
         batch = dict(DataCollatorForSeq2Seq(self.tokenizer)(renamed))
-        return {**batch, "targets": batch.pop("labels")}
+        targets = batch.pop("labels")
+        return {**batch, "targets": targets}
 
     def _blank(self) -> Row:
         return {**super()._blank(), "targets": IGNORED}

@@ -36,7 +36,8 @@ def count(
     Raises:
         BackboneError, MethodError, SiteError: the backbone or method is unknown, or they do not suit each other.
     """
-    return _count(Backbone.outline(backbone), make_method(method, settings), num_labels=num_labels, pooling=pooling)
+    outline, chosen = Backbone.outline(backbone), make_method(method, settings)
+    return _count(outline, chosen, kind=kind, num_labels=num_labels, pooling=pooling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ def _surveyed(name: str, method: str, settings: Mapping[str, Any], outline: Back
         return known
     try:
         chosen = make_method(name)
-        groups = _count(outline, chosen, num_labels=2, pooling="auto")["trained"]
+        groups = _count(outline, chosen, kind=None, num_labels=2, pooling="auto")["trained"]
         sites = chosen.sites(outline.sites)
     except GraftworkError as error:
         return replace(known, refused=error.problem)
@@ -109,7 +110,9 @@ def _surveyed(name: str, method: str, settings: Mapping[str, Any], outline: Back
     return replace(known, sites=tuple(places), trained=groups["total"] - groups["head"])
 
 
-def _count(outline: Backbone, chosen: Method, *, num_labels: int, pooling: Pooling | Literal["auto"]) -> dict[str, Any]:
+def _count(
+    outline: Backbone, chosen: Method, *, kind: str | None, num_labels: int, pooling: Pooling | Literal["auto"]
+) -> dict[str, Any]:
     head = head_for(
         kind or ("classification" if num_labels > 1 else "regression"),
         outline,
