@@ -162,5 +162,3 @@ def kinds_data(tmp_path_factory):
         "images": make_images(folder / "images"),
     }
     return {case: made[FILES.get(case, case)] for case in KINDS}
-
-

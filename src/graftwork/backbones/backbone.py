@@ -3,8 +3,6 @@
 import importlib.util
 import inspect
 import json
-from contextlib import nullcontext, redirect_stderr
-from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -33,6 +31,7 @@ from transformers.utils.hub import cached_file
 from graftwork.backbones.attention import ATTENTION
 from graftwork.backbones.families import Family, base_path, family_of, hidden_size
 from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
+from graftwork.backbones.gguf import converted, gguf_file
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.backbones.sites import Site, Sites
 from graftwork.errors import BackboneError
@@ -137,7 +136,7 @@ class Backbone:
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with quiet_transformers():
             try:
-                options |= _gguf_file(source)
+                source = _converted(source)
                 config = AutoConfig.from_pretrained(source, **options)
                 commit = getattr(config, "_commit_hash", None)
                 fingerprint = cached_fingerprint(source, commit)
@@ -177,10 +176,10 @@ class Backbone:
         with quiet_transformers():
             try:
                 options = {"trust_remote_code": trust_remote_code}
-                gguf = _gguf_file(source)
-                config = AutoConfig.from_pretrained(source, **options, **gguf)
+                source = _converted(source)
+                config = AutoConfig.from_pretrained(source, **options)
                 with torch.device("meta"):
-                    model = _auto_class(config, gguf=bool(gguf)).from_config(config, **options)
+                    model = _auto_class(config).from_config(config, **options)
                 pooling = _declared_pooling(source, {})
                 lacks_pooler = _lacks_pooler(source)
             except UNREADABLE as error:
@@ -315,7 +314,7 @@ def _source(name: str) -> str:
         return str(Path(spec.origin).parent / folder)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file() and not _gguf_file(str(path)):
+        if not (path / "config.json").is_file() and gguf_file(str(path)) is None:
             raise BackboneError(f"folder {name!r} has no config.json, and no one .gguf file", change="--backbone")
         return str(path.resolve())
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -332,11 +331,9 @@ def generates(model: PreTrainedModel) -> bool:
     return model.can_generate() and model.get_output_embeddings() is not None  # type: ignore[no-untyped-call]
 
 
-def _auto_class(config: PretrainedConfig, *, gguf: bool = False) -> Any:
+def _auto_class(config: PretrainedConfig) -> Any:
     """The class that makes a checkpoint's model: with its language-model head where it was saved with one."""
     architectures = set(config.architectures or ())
-    if gguf and not architectures and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return AutoModelForCausalLM  # a GGUF file names no class, and holds a language model
     for auto, known in (
         (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
         (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
@@ -347,28 +344,23 @@ def _auto_class(config: PretrainedConfig, *, gguf: bool = False) -> Any:
     return AutoModel
 
 
-def _gguf_file(source: str) -> dict[str, str]:
-    """How transformers is told of a folder's weights in the GGUF format; nothing for any other folder."""
-    folder = Path(source)
-    files = sorted(folder.glob("*.gguf")) if folder.is_dir() and not (folder / "config.json").is_file() else []
-    return {"gguf_file": files[0].name} if len(files) == 1 else {}
+def _converted(source: str) -> str:
+    """The same source, or the folder that a GGUF file's model has been turned into."""
+    file = gguf_file(source)
+    return source if file is None else converted(file)
 
 
 def _load_model(
     name: str, source: str, config: PretrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
 ) -> PreTrainedModel:
     """The model without a task head, with all its weights from the checkpoint."""
-    gguf = "gguf_file" in options
-    # Reading GGUF shows a bar of its own, which transformers' switch for bars does not reach.
-    with redirect_stderr(StringIO()) if gguf else nullcontext():
-        model, report = _auto_class(config, gguf=gguf).from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported, and refused below
-            **options,
-        )
+    model, report = _auto_class(config).from_pretrained(
+        source,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported, and refused below
+        **options,
+    )
     _refuse_random_weights(name, model, report)
     return model  # type: ignore[no-any-return]
 
