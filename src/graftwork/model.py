@@ -1,8 +1,8 @@
 """`AdaptedModel`: a frozen backbone with adapters on it, as one `nn.Module` with Hugging Face's forward signature."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -17,13 +17,16 @@ from transformers.utils.generic import ModelOutput
 
 from graftwork.adapters import Adapter, Resident
 from graftwork.backbones import Backbone
+from graftwork.backbones.quiet import quiet_transformers
+from graftwork.encoding import Encoder, GenerationEncoder, Input, encoder_for, question_of, words_of
 from graftwork.errors import AdapterError, DataError, RecipeError, SiteError, nearest
+from graftwork.generating import generation_config
 from graftwork.heads import Head, States
 from graftwork.heads.language import require_language_model
 from graftwork.ops import Graft, Route
 from graftwork.ops.graft import Ops, check
 from graftwork.ops.merging import put_into_weights
-from graftwork.prediction import Prediction, Text, encode, read_logits
+from graftwork.prediction import Prediction, decide, read_choices, read_logits, read_tags, tags_of, widen
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -209,7 +212,8 @@ class AdaptedModel(nn.Module):
         """One pass of the backbone with an adapter, and its head.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (B, T); for multiple choice (B, C, T).
+            input_ids, attention_mask, token_type_ids, position_ids: (B, T); for multiple choice (B, C, T), where a
+                choice whose attention mask is all 0 is none, and has the logit -inf.
             inputs_embeds: (B, T, d), in the place of input_ids.
             pixel_values: (B, channels, height, width), for a backbone of images.
             decoder_input_ids, decoder_attention_mask: (B, T'), for an encoder-decoder. Left out, they follow from the
@@ -273,69 +277,168 @@ class AdaptedModel(nn.Module):
 
     def predict(
         self,
-        texts: Sequence[Text],
+        inputs: Sequence[Input],
         adapters: str | Sequence[str] | None = None,
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        max_new_tokens: int | None = None,
+        num_beams: int | None = None,
     ) -> list[Prediction]:
-        """What adapters say of texts.
+        """What adapters say of inputs.
 
         Args:
-            texts: strings, or pairs of strings for tasks over pairs.
-            adapters: one name for all texts, or a name for each text; may be left out when there is only one adapter.
-            batch_size: texts in one forward pass. Texts of one adapter share passes.
+            inputs: by the kind of an adapter's task: strings, or pairs of strings for tasks over pairs; for token
+                classification, lists of words, or strings, which are split at white space; for a multiple choice,
+                `(question, [choice, ...])`, or the two in a dict as `text` and `choices`; for generation, strings; for
+                images, PIL images or paths.
+            adapters: one name for all inputs, or a name for each; may be left out when there is only one adapter.
+            batch_size: inputs in one forward pass. Inputs of one adapter share passes.
+            max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
 
         Returns:
-            One prediction a text, in the order of the texts.
+            One prediction an input, in their order.
 
         Raises:
-            AdapterError: no adapter of that name; or not one name for each text.
-            DataError: one string in the place of a list; or single texts where the task is over pairs.
+            AdapterError: no adapter of that name; or not one name for each input.
+            DataError: one string in the place of a list; or an input is not what its adapter's task takes.
+            BackboneError: the backbone has no tokenizer or image processor.
+            RecipeError: a batch size below 1; or settings of generation for an adapter that does not generate.
         """
-        if isinstance(texts, str):
+        if isinstance(inputs, str):
             raise DataError("one string was given", expected="a list of texts")
-        names = self._names(adapters, len(texts))
+        names = self._names(adapters, len(inputs))
+        options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
         found: dict[int, Prediction] = {}
         for name in dict.fromkeys(names):
             rows = [i for i, other in enumerate(names) if other == name]
-            logits = self.logits([texts[i] for i in rows], name, batch_size=batch_size)
-            found.update(zip(rows, read_logits(self._resident(name).adapter, logits), strict=True))
-        return [found[i] for i in range(len(texts))]
+            said = self._say(name, [inputs[i] for i in rows], batch_size, options)
+            found.update(zip(rows, said, strict=True))
+        return [found[i] for i in range(len(inputs))]
 
     def logits(
-        self, texts: Sequence[Text], adapter: str, *, batch_size: int = DEFAULT_BATCH_SIZE
+        self, inputs: Sequence[Input], adapter: str, *, batch_size: int = DEFAULT_BATCH_SIZE
     ) -> Float[Tensor, "N C"]:
-        """What an adapter's head says of N texts, in their order, on the CPU, without dropout.
+        """What an adapter's head says of N inputs, in their order, on the CPU, without dropout: classes, numbers or
+        choices, with -inf where an input has fewer choices than another.
 
-        Texts of like length share a pass.
+        Inputs of like length share a pass.
+
+        Raises:
+            AdapterError: no adapter of that name; or its task has no one row of logits for an input.
+            DataError, BackboneError, RecipeError: as `predict`.
+        """
+        kind, encoder = self._resident(adapter).adapter.kind, self.encoder(adapter)
+        if kind in ("token-classification", "generation"):
+            raise AdapterError(f"a {kind} task has no one row of logits for an input", expected="predict()")
+        rows = encoder.encode(inputs)
+        found: dict[int, Tensor] = {}
+        with self.resting():
+            for places, batch in encoder.batches(rows, batch_size):
+                output = self(**batch, adapters=adapter)
+                found.update(zip(places, output.logits.cpu(), strict=True))
+        return widen(found) if found else torch.empty(0, self._resident(adapter).adapter.head.num_labels or 1)
+
+    def tags(self, inputs: Sequence[Input], adapter: str, *, batch_size: int = DEFAULT_BATCH_SIZE) -> list[list[str]]:
+        """The tag of each word of each input, by an adapter for token classification.
+
+        A word that the model is not given, because the text is cut before it, is tagged O.
+
+        Raises:
+            AdapterError: no adapter of that name; or it tags no words.
+            DataError, BackboneError, RecipeError: as `predict`.
+        """
+        encoder, labels = self.encoder(adapter), self._labels(adapter)
+        rows = encoder.encode(inputs)
+        found: dict[int, list[str]] = {}
+        with self.resting():
+            for places, batch in encoder.batches(rows, batch_size):
+                ids = decide(self(**batch, adapters=adapter).logits, batch.get("attention_mask")).tolist()
+                found |= {place: tags_of(rows[place], ids[i], labels) for i, place in enumerate(places)}
+        return [found[i] for i in range(len(rows))]
+
+    def texts(
+        self,
+        inputs: Sequence[str],
+        adapter: str,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_new_tokens: int | None = None,
+        num_beams: int | None = None,
+    ) -> list[str]:
+        """The text that is generated of each input, without white space around it, by an adapter for generation.
+
+        The likeliest text is looked for, greedily or by beams; to sample, call `generate`.
+
+        Args:
+            max_new_tokens, num_beams: in the place of what the adapter was tuned with.
+
+        Raises:
+            AdapterError: no adapter of that name; or it does not generate.
+            DataError, BackboneError, RecipeError: as `predict`.
+        """
+        encoder, task = self.encoder(adapter), self._resident(adapter).adapter.task
+        if not isinstance(encoder, GenerationEncoder):
+            raise AdapterError(f"adapter {adapter!r} does not generate", expected="one tuned on a generation task")
+        config = generation_config(
+            encoder,
+            max_new_tokens=max_new_tokens or task.max_new_tokens or task.max_target_length,
+            num_beams=num_beams or task.num_beams,
+        )
+        rows = encoder.encode(inputs)
+        found: dict[int, str] = {}
+        with self.resting(), quiet_transformers():
+            for places, batch in encoder.batches(rows, batch_size):
+                made = self.generate(**batch, adapters=adapter, generation_config=config)
+                found.update(zip(places, encoder.read(made, batch), strict=True))
+        return [found[i] for i in range(len(rows))]
+
+    def encoder(self, adapter: str) -> Encoder:
+        """How the inputs of an adapter's task are read.
 
         Raises:
             AdapterError: no adapter of that name.
-            DataError: a pair where the task is over single texts, or the other way round.
-            BackboneError: the backbone has no tokenizer.
-            RecipeError: a batch size below 1.
         """
-        if batch_size < 1:
-            raise RecipeError(f"the batch size is {batch_size}", expected="1 or more", change="--batch-size")
-        head, task = self._resident(adapter).adapter.head, self._resident(adapter).adapter.task
-        logits = torch.empty(len(texts), head.num_outputs)
-        if not texts:
-            return logits
-        tokenizer = self.backbone.require_tokenizer()
-        encoded = encode(tokenizer, texts, pairs=task.pairs, max_length=task.max_length)
-        # The longest first, so that what does not fit into memory fails at once.
-        by_length = sorted(range(len(texts)), key=lambda i: -len(encoded["input_ids"][i]))
+        return encoder_for(self.backbone, self._resident(adapter).adapter)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Without dropout and gradients inside; afterwards in the mode it was in, also after an exception."""
         training = self.training
         self.eval()
         try:
             with torch.inference_mode():
-                for start in range(0, len(texts), batch_size):
-                    rows = by_length[start : start + batch_size]
-                    batch = tokenizer.pad({k: [v[i] for i in rows] for k, v in encoded.items()}, return_tensors="pt")
-                    logits[rows] = self(**batch.to(self.device), adapters=adapter).logits.cpu()
+                yield
         finally:
             self.train(training)
-        return logits
+
+    def _say(
+        self, name: str, inputs: Sequence[Any], batch_size: int, options: Mapping[str, int | None]
+    ) -> list[Prediction]:
+        """The predictions of one adapter."""
+        adapter = self._resident(name).adapter
+        given = [option for option, value in options.items() if value is not None]
+        if given and adapter.kind != "generation":
+            raise RecipeError(
+                f"adapter {name!r} does not generate, so that it has no {' and '.join(given)}",
+                change=", ".join("--" + option.replace("_", "-") for option in given),
+            )
+        if adapter.kind == "generation":
+            texts = self.texts(inputs, name, batch_size=batch_size, **options)
+            return [Prediction(generated=text) for text in texts]
+        if adapter.kind == "token-classification":
+            tags = self.tags(inputs, name, batch_size=batch_size)
+            words = [words_of(given, i) for i, given in enumerate(inputs)]
+            return [read_tags(adapter, *both) for both in zip(words, tags, strict=True)]
+        logits = self.logits(inputs, name, batch_size=batch_size)
+        if adapter.kind == "multiple-choice":
+            return read_choices(adapter, logits, [question_of(given, i)[1] for i, given in enumerate(inputs)])
+        return read_logits(adapter, logits)
+
+    def _labels(self, name: str) -> tuple[str, ...]:
+        adapter = self._resident(name).adapter
+        if adapter.kind != "token-classification":
+            raise AdapterError(f"adapter {name!r} tags no words", expected="one tuned on a token-classification task")
+        return adapter.task.labels or tuple(str(i) for i in range(adapter.head.num_labels or 0))
 
     # -- what nn.Module and Hugging Face expect ------------------------------------------------------------------------
 
@@ -446,11 +549,18 @@ class AdaptedModel(nn.Module):
         head, parameters = resident.adapter.head, resident.tensors()
         choices = inputs["input_ids"].shape[1] if "input_ids" in inputs and inputs["input_ids"].dim() == 3 else 1
         inputs = {name: value.flatten(0, 1) if choices > 1 else value for name, value in inputs.items()}
+        absent = None
+        if choices > 1 and "attention_mask" in inputs:
+            absent = ~inputs["attention_mask"].bool().any(dim=-1)
+            # Something has to be attended to; what comes of it is not read.
+            inputs["attention_mask"] = inputs["attention_mask"].masked_fill(absent[:, None], 1)
         targets = targets.flatten(0, 1) if targets is not None and targets.dim() == 3 else targets
         wanted = labels if head.kind == "generation" else targets
         output, states = self._states(resident, self._with_decoder(inputs, head, wanted), asked)
         states = replace(states, targets=targets, choices=choices)
         logits = head.logits(states, parameters, training=self.training)
+        if absent is not None:
+            logits = logits.masked_fill(absent.view(-1, choices), -torch.inf)
         return AdaptedOutput(
             loss=None if labels is None else head.loss(logits, labels, states, parameters),
             logits=logits,

@@ -1,61 +1,124 @@
-"""What stands on both sides of a forward pass over texts: token ids before it, labels after it."""
+"""What stands after a forward pass: what outputs mean, by an adapter's labels."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from graftwork.adapters import Adapter
-from graftwork.errors import DataError
+from graftwork.encoding import ABSENT, Row
 
-Text = str | tuple[str, str]
-"""One text, or a pair of texts for a task over pairs."""
+OUTSIDE = "O"
+"""The tag of a word that is in no span, and of one that the model is not given."""
+
+_SPAN_TAG = re.compile(r"O|[BIES]-.+", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Words that tags mark as one.
+
+    Attributes:
+        type: what they are marked as, the tags' text after B- and I-.
+        start, end: the places of its first word and of the one after its last.
+        text: its words, with spaces between them.
+    """
+
+    type: str
+    start: int
+    end: int
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What an adapter says of one text.
+    """What an adapter says of one input. What does not apply to the kind of task is None.
 
     Attributes:
-        label: the class, or the number for regression.
-        score: the class's probability; None for regression.
-        scores: every class's probability; None for regression.
+        label: the class; the number, for regression; of a multiple choice, the name of the choice, which is its place
+            from 0 where the task names none.
+        score: the probability of the class or choice.
+        scores: every class's or choice's probability.
+        choice: the chosen text.
+        words, tags: of token classification, the words and the tag of each.
+        spans: what the tags mark, where they mark spans (B-PER, I-PER, O).
+        generated: the generated text.
     """
 
-    label: str | float
+    label: str | float | None = None
     score: float | None = None
     scores: dict[str, float] | None = None
+    choice: str | None = None
+    words: tuple[str, ...] | None = None
+    tags: tuple[str, ...] | None = None
+    spans: tuple[Span, ...] | None = None
+    generated: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: without what does not apply."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def read_logits(adapter: Adapter, logits: Float[Tensor, "N C"]) -> list[Prediction]:
-    """What the logits mean, by the adapter's labels."""
-    if adapter.head.kind == "regression":
+    """What the logits of classes, or the numbers of a regression, mean."""
+    if adapter.kind == "regression":
         return [Prediction(label=row[0]) for row in logits.tolist()]
-    labels = adapter.task.labels or tuple(str(i) for i in range(adapter.head.num_outputs))
+    labels = adapter.task.labels or tuple(str(i) for i in range(logits.shape[-1]))
+    return [_best(labels, row) for row in logits.softmax(dim=-1).tolist()]
+
+
+def read_choices(adapter: Adapter, logits: Float[Tensor, "N C"], choices: Sequence[Sequence[str]]) -> list[Prediction]:
+    """What the logits of N questions' choices mean; they are -inf where a question has fewer than C."""
+    names = adapter.task.labels or tuple(str(i) for i in range(logits.shape[-1]))
     found = []
-    for row in logits.softmax(dim=-1).tolist():
-        best = max(range(len(row)), key=row.__getitem__)
-        found.append(Prediction(label=labels[best], score=row[best], scores=dict(zip(labels, row, strict=True))))
+    for row, texts in zip(logits.softmax(dim=-1).tolist(), choices, strict=True):
+        best = max(range(len(texts)), key=row.__getitem__)
+        scores = dict(zip(names, row[: len(texts)], strict=False))
+        found.append(Prediction(label=names[best], score=row[best], scores=scores, choice=texts[best]))
     return found
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], *, pairs: bool, max_length: int) -> Any:
-    """Token ids of texts or pairs, cut to max_length, unpadded.
+def decide(logits: Float[Tensor, "B T C"], mask: Tensor | None) -> Int[Tensor, "B T"]:
+    """The tag of each token, as an id."""
+    return logits.argmax(dim=-1)
 
-    Raises:
-        DataError: a pair where the task is over single texts, or the other way round.
-    """
-    for i, text in enumerate(texts):
-        if isinstance(text, str) == pairs:
-            given = "one text" if isinstance(text, str) else "a pair"
-            raise DataError(f"text {i + 1} is {given}", expected="pairs of texts" if pairs else "single texts")
-    first = [text if isinstance(text, str) else text[0] for text in texts]
-    second = [text[1] for text in texts] if pairs else None
-    return tokenizer(first, second, truncation=True, max_length=max_length)
+
+def tags_of(row: Row, ids: Sequence[int], labels: Sequence[str]) -> list[str]:
+    """The tag of each word: of its first piece, or `OUTSIDE` where the model was not given it."""
+    return [OUTSIDE if place == ABSENT else labels[ids[place]] for place in row["places"]]
+
+
+def read_tags(adapter: Adapter, words: Sequence[str], tags: Sequence[str]) -> Prediction:
+    """What the tags of a sentence mean."""
+    marks = all(_SPAN_TAG.fullmatch(label) for label in adapter.task.labels or ("",))
+    return Prediction(words=tuple(words), tags=tuple(tags), spans=spans_of(words, tags) if marks else None)
+
+
+def spans_of(words: Sequence[str], tags: Sequence[str]) -> tuple[Span, ...]:
+    """The spans that tags mark, as the CoNLL-2003 shared task counts them: an I-X that follows no X begins one."""
+    spans: list[Span] = []
+    start, kind = 0, ""
+    for place, tag in enumerate([*tags, OUTSIDE]):
+        prefix, _, now = tag.partition("-")
+        before = tags[place - 1].partition("-")[0] if place else OUTSIDE
+        if kind and (now != kind or prefix in "BS" or before in ("E", "S")):
+            spans.append(Span(type=kind, start=start, end=place, text=" ".join(words[start:place])))
+            kind = ""
+        if now and not kind:
+            start, kind = place, now
+    return tuple(spans)
+
+
+def widen(found: Mapping[int, Float[Tensor, " C"]]) -> Float[Tensor, "N C"]:
+    """The rows' logits as one tensor, in the order of their places; -inf where a row has fewer than another."""
+    rows = [found[place] for place in range(len(found))]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
+
+
+def _best(labels: Sequence[str], row: list[float]) -> Prediction:
+    best = max(range(len(row)), key=row.__getitem__)
+    return Prediction(label=labels[best], score=row[best], scores=dict(zip(labels, row, strict=True)))

@@ -227,7 +227,7 @@ def test_choices_that_count_from_one(tmp_path, caplog):
 
 def test_missing_columns_of_choices(tmp_path):
     path = json_lines(tmp_path / "rows.jsonl", [{"question": "q", "a": "x", "label": 0}] * 5)
-    with pytest.raises(DataError, match=r"no column 'b', 'c'(.|\n)*change: --task.choices"):
+    with pytest.raises(DataError, match=r"no column 'b', 'c'(.|\n)*change: --choices"):
         load(choosing(path))
 
 

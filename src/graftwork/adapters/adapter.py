@@ -66,14 +66,46 @@ class BackboneIdentity(BaseModel):
 
 
 class TaskIdentity(BaseModel):
-    """What an adapter must know of its task to be used: its labels and how its texts are read."""
+    """What an adapter must know of its task to be used: its labels and how its inputs are read.
+
+    Attributes:
+        name: the task's.
+        kind: the task's; None in adapters saved before it was kept here, whose head tells it.
+        pairs: whether it is over pairs of texts.
+        labels: the classes or tags in the order of their ids; of a multiple choice, the choices' names.
+        max_length: tokens a text (or pair, or source with its separator) is cut to.
+        max_target_length: tokens a target, or a choice judged by its likelihood, is cut to.
+        separator: what stands between source and target in a causal model.
+        max_new_tokens: tokens that are generated at most; None: as many as a target may have.
+        num_beams: of the beam search that generates; 1 takes the likeliest token each time.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    kind: str | None = None
     pairs: bool = False
     labels: tuple[str, ...] | None = None
     max_length: int = 128
+    max_target_length: int = 128
+    separator: str = "\n"
+    max_new_tokens: int | None = None
+    num_beams: int = 1
+
+
+KIND_OF_HEAD = {"likelihood": "multiple-choice"}
+"""The kind of task of a head whose own kind has another name."""
+
+
+DESCRIPTIONS = {
+    "classification": ("texts", None),
+    "regression": ("texts", "a number"),
+    "token-classification": ("words", None),
+    "multiple-choice": ("questions with choices", "a choice"),
+    "generation": ("texts", "a text"),
+    "image-classification": ("images", None),
+}
+"""Kind of task -> what it takes, and what it says; None: one of its labels."""
 
 
 def library_versions() -> dict[str, str]:
@@ -157,6 +189,16 @@ class Adapter:
         return replace(self, method=method, tensors=tensors, sites=acting, fixed=tuple(fixed))
 
     @property
+    def kind(self) -> str:
+        """The kind of its task."""
+        return self.task.kind or KIND_OF_HEAD.get(self.head.kind, self.head.kind)
+
+    def describe(self) -> tuple[str, str]:
+        """What it takes and what it says, in words."""
+        taken, said = DESCRIPTIONS[self.kind]
+        return "pairs of texts" if self.task.pairs else taken, said or ", ".join(self.task.labels or ("classes",))
+
+    @property
     def num_parameters(self) -> int:
         """Number of trained parameters, head included."""
         return sum(tensor.numel() for name, tensor in self.tensors.items() if name not in self.fixed)
@@ -184,8 +226,10 @@ class Adapter:
         fixed = {name for name, p in declared.items() if not p.trained}
         if fixed != set(self.fixed):
             problems.append(f"trains or fixes what it should not: {', '.join(sorted(fixed ^ set(self.fixed))[:3])}")
-        if self.task.labels is not None and len(self.task.labels) != self.head.num_labels:
-            problems.append(f"has {len(self.task.labels)} labels for {self.head.num_labels} outputs")
+        outputs = self.head.num_labels
+        named = self.task.labels is not None and self.kind != "multiple-choice"
+        if named and len(self.task.labels or ()) != outputs:
+            problems.append(f"has {len(self.task.labels or ())} labels for {outputs} outputs")
         if problems:
             raise AdapterError(
                 f"the adapter is not as its method {self.method.name!r} declares: it {first_few(problems)}",

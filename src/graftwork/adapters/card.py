@@ -2,14 +2,20 @@
 
 from graftwork.adapters.adapter import Adapter
 
+EXAMPLES = {
+    "token-classification": '["Some", "words"]',
+    "multiple-choice": '("a question", ["one choice", "another"])',
+    "image-classification": '"image.png"',
+}
+"""Kind of task -> one input of it, as Python has it, where that is not a text."""
+
 
 def model_card(adapter: Adapter) -> str:
     """A README for the adapter's folder, with the front matter that model hubs read. The same adapter gives the same
     text.
     """
     settings = ", ".join(f"{name}={value!r}" for name, value in adapter.method.model_dump().items())
-    labels = ", ".join(adapter.task.labels) if adapter.task.labels else "a number"
-    texts = '("first text", "second text")' if adapter.task.pairs else '"some text"'
+    given = '("first text", "second text")' if adapter.task.pairs else EXAMPLES.get(adapter.kind, '"some text"')
     scores = "\n".join(
         f"| {split} | {metric} | {value:.4f} |"
         for split, values in adapter.metrics.items()
@@ -31,7 +37,8 @@ An adapter made with graftwork. It holds {adapter.num_parameters:,} parameters a
 `{adapter.backbone.name}` (fingerprint `{adapter.backbone.fingerprint[:12]}`).
 
 - Method: `{adapter.method.name}` ({adapter.method.paper}){": " + settings if settings else ""}
-- Output: {labels}
+- Input: {adapter.describe()[0]}
+- Output: {adapter.describe()[1]}
 - Seed: {adapter.seed}
 
 {table}
@@ -42,6 +49,6 @@ import graftwork as gw
 
 backbone = gw.Backbone.load("{adapter.backbone.name}")
 model = gw.AdaptedModel(backbone, {{"{adapter.task.name}": gw.Adapter.load("PATH")}})
-print(model.predict([{texts}]))
+print(model.predict([{given}]))
 ```
 """

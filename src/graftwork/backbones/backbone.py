@@ -31,6 +31,7 @@ from transformers.utils.hub import cached_file
 from graftwork.backbones.attention import ATTENTION
 from graftwork.backbones.families import Family, base_path, family_of, hidden_size
 from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
+from graftwork.backbones.gguf import converted, gguf_file
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.backbones.sites import Site, Sites
 from graftwork.errors import BackboneError
@@ -58,7 +59,8 @@ class Backbone:
         name: what it was loaded as; written into adapters for people to read. The fingerprint is what is checked.
         model: the Hugging Face model, in evaluation mode: without a task head, but with the language-model head that a
             model which generates text was pretrained with.
-        tokenizer, image_processor: what makes its inputs; None when there is none.
+        tokenizer, image_processor: what makes its inputs; None when there is none. A tokenizer without a padding token
+            pads with the token that ends texts, else with the unknown one; padding is on the right.
         family, sites: its layout and the places where ops can act.
         modules: the very modules at the sites' paths, also while something else stands there.
         pooling: how an input becomes one vector unless a head says otherwise: by the pooling layer where the checkpoint
@@ -94,6 +96,11 @@ class Backbone:
             # DistilBERT's tokenizer, for one, makes inputs that its model does not take.
             accepted = inspect.signature(self.base.forward).parameters
             tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in accepted]
+            # Positions are counted from the left, also where a tokenizer was made for generating only.
+            tokenizer.padding_side = "right"
+            if tokenizer.pad_token is None:
+                # Padding is masked and has no labels, so that any token will do.
+                tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         self.pooling: Pooling = pooling or self._default_pooling()
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
@@ -111,7 +118,7 @@ class Backbone:
         """Load a backbone and its tokenizer.
 
         Args:
-            name: `minilm` (carried by a Python package), a local folder, or a hub id.
+            name: `minilm` or `smollm2` (carried by Python packages), a local folder, or a hub id.
             dtype: `auto` holds the weights in bfloat16 where the hardware is good at it and in float32 elsewhere; or
                 one of float32, bfloat16, float16, float64.
             device: `auto` (a GPU when there is one), or a torch device such as `cpu` or `cuda:1`.
@@ -129,7 +136,7 @@ class Backbone:
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with quiet_transformers():
             try:
-                options |= _gguf_file(source)
+                source = _converted(source)
                 config = AutoConfig.from_pretrained(source, **options)
                 commit = getattr(config, "_commit_hash", None)
                 fingerprint = cached_fingerprint(source, commit)
@@ -169,7 +176,8 @@ class Backbone:
         with quiet_transformers():
             try:
                 options = {"trust_remote_code": trust_remote_code}
-                config = AutoConfig.from_pretrained(source, **options, **_gguf_file(source))
+                source = _converted(source)
+                config = AutoConfig.from_pretrained(source, **options)
                 with torch.device("meta"):
                     model = _auto_class(config).from_config(config, **options)
                 pooling = _declared_pooling(source, {})
@@ -306,7 +314,7 @@ def _source(name: str) -> str:
         return str(Path(spec.origin).parent / folder)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file() and not _gguf_file(str(path)):
+        if not (path / "config.json").is_file() and gguf_file(str(path)) is None:
             raise BackboneError(f"folder {name!r} has no config.json, and no one .gguf file", change="--backbone")
         return str(path.resolve())
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -336,11 +344,10 @@ def _auto_class(config: PretrainedConfig) -> Any:
     return AutoModel
 
 
-def _gguf_file(source: str) -> dict[str, str]:
-    """How transformers is told of a folder's weights in the GGUF format; nothing for any other folder."""
-    folder = Path(source)
-    files = sorted(folder.glob("*.gguf")) if folder.is_dir() and not (folder / "config.json").is_file() else []
-    return {"gguf_file": files[0].name} if len(files) == 1 else {}
+def _converted(source: str) -> str:
+    """The same source, or the folder that a GGUF file's model has been turned into."""
+    file = gguf_file(source)
+    return source if file is None else converted(file)
 
 
 def _load_model(

@@ -84,5 +84,10 @@ def _cache_file(source: str, commit: str | None) -> Path | None:
         content = json.dumps([SCHEME, transformers.__version__, source, commit])
     else:
         return None
+    return cache_folder() / "fingerprints" / hashlib.sha256(content.encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Graftwork's own cache folder: $GRAFTWORK_CACHE, else `graftwork` in the user's cache folder."""
     root = os.environ.get("GRAFTWORK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graftwork"
-    return Path(root).expanduser() / "fingerprints" / hashlib.sha256(content.encode()).hexdigest()
+    return Path(root).expanduser()

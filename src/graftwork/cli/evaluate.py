@@ -16,10 +16,15 @@ def evaluate(
     data: str | None = None,
     text: str | None = None,
     text_pair: str | None = None,
+    image: str | None = None,
+    choices: str | None = None,
     label: str | None = None,
     backbone: str | None = None,
     dtype: str = "auto",
     batch_size: PositiveInt = 64,
+    generation_examples: PositiveInt | None = None,
+    max_new_tokens: PositiveInt | None = None,
+    num_beams: PositiveInt | None = None,
     allow_backbone_mismatch: Annotated[bool, Switch] = False,
     json: Annotated[bool, Switch] = False,
 ) -> None:
@@ -33,11 +38,15 @@ def evaluate(
         Which split to score on. Default: validation; all rows of --data that is one file.
     data
         Other data than those the adapter was tuned on: a file, a folder or a hub id, laid out as the task's own
-        unless --text or --label names columns.
+        unless a flag names columns.
     text
         Column of the text in those data.
     text_pair
         Column of the second text.
+    image
+        Column of the image.
+    choices
+        Columns of the choices, with commas between them; or the one column of lists of choices.
     label
         Column of the label.
     backbone
@@ -45,7 +54,13 @@ def evaluate(
     dtype
         Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
     batch_size
-        Texts in one forward pass.
+        Rows in one forward pass.
+    generation_examples
+        Of generation: make and score texts of the first so many sources only. Default: all.
+    max_new_tokens
+        Of generation: tokens made of a source at most. Default: as in tuning.
+    num_beams
+        Of generation: beams of the search. Default: as in tuning.
     allow_backbone_mismatch
         Run an adapter on other weights of the same shape than those it was made for.
     json
@@ -59,7 +74,7 @@ def evaluate(
     from graftwork.training.evaluation import evaluate as score
 
     loaded = Adapter.load(adapter)
-    columns = {"text": text, "text_pair": text_pair, "label": label}
+    columns = {"text": text, "text_pair": text_pair, "image": image, "choices": choices, "label": label}
     scores = score(
         loaded,
         backbone=Backbone.load(backbone or loaded.backbone.name, dtype=dtype),
@@ -67,6 +82,9 @@ def evaluate(
         data=data,
         columns={name: column for name, column in columns.items() if column is not None},
         batch_size=batch_size,
+        generation_examples=generation_examples,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
         allow_backbone_mismatch=allow_backbone_mismatch,
     )
     on = split or (data if data and Path(data).is_file() else "validation")

@@ -39,7 +39,6 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
         }
         print(dumps(content, indent=2))
         return
-    labels = ", ".join(loaded.task.labels) if loaded.task.labels else "a number"
     made_for = f"{loaded.backbone.name} ({loaded.backbone.model_type}, {loaded.backbone.num_layers} layers x "
     scores = {
         f"{split} {metric}": f"{value:.4f}"
@@ -48,7 +47,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
     }
     print_pairs(
         {
-            "task": f"{loaded.task.name} ({'pairs of texts' if loaded.task.pairs else 'texts'} -> {labels})",
+            "task": f"{loaded.task.name} ({' -> '.join(loaded.describe())})",
             "method": f"{loaded.method.name} ({loaded.method.paper})",
             "settings": ", ".join(f"{name}={value}" for name, value in settings.items()) or "none",
             "parameters": f"{loaded.num_parameters:,} in {len(loaded.tensors)} tensors",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from cyclopts.types import PositiveInt
 
-from graftwork.cli.settings import Settings, Switch, parse_settings
+from graftwork.cli.settings import Kind, Settings, Switch, parse_settings
 from graftwork.errors import RecipeError
 
 
@@ -12,6 +12,7 @@ def plan(
     *,
     backbone: str = "minilm",
     method: str = "houlsby",
+    kind: Kind | None = None,
     labels: PositiveInt = 2,
     pooling: Literal["auto", "pooler", "first", "mean"] = "auto",
     json: Annotated[bool, Switch] = False,
@@ -22,11 +23,14 @@ def plan(
     Parameters
     ----------
     backbone
-        minilm, a folder with config.json, or a hub id. Default: minilm.
+        minilm, smollm2, a folder with config.json, or a hub id. Default: minilm.
     method
         houlsby, lora, full-fine-tuning or head-only. Default: houlsby. Its settings: --method.KEY VALUE.
+    kind
+        The kind of task, which decides the head: classification, regression, token-classification, multiple-choice,
+        generation or image-classification. Default: classification, or regression with --labels 1.
     labels
-        Number of classes; 1 for regression.
+        Number of classes or tags; 1 for regression.
     pooling
         How a text becomes one vector: auto (the backbone's own way), pooler, first, mean.
     json
@@ -49,6 +53,7 @@ def plan(
         backbone,
         method,
         {key.removeprefix("method."): value for key, value in values.items()},
+        kind=kind,
         num_labels=labels,
         pooling=pooling,
     )

@@ -1,7 +1,8 @@
-"""`graftwork predict`: what a saved adapter says of texts."""
+"""`graftwork predict`: what a saved adapter says of texts, words, questions or images."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts.types import PositiveInt
 
@@ -9,45 +10,62 @@ from graftwork.cli.settings import Switch
 from graftwork.errors import DataError
 
 if TYPE_CHECKING:
-    from graftwork.prediction import Text
+    from graftwork.prediction import Prediction
 
 
 def predict(
     adapter: Path,
     /,
-    *texts: str,
+    *inputs: str,
     file: Path | None = None,
     text: str | None = None,
     text_pair: str | None = None,
+    image: str | None = None,
+    choices: str | None = None,
     backbone: str | None = None,
     dtype: str = "auto",
     batch_size: PositiveInt = 32,
+    max_new_tokens: PositiveInt | None = None,
+    num_beams: PositiveInt | None = None,
     allow_backbone_mismatch: Annotated[bool, Switch] = False,
     json: Annotated[bool, Switch] = False,
 ) -> None:
-    """Predict with a saved adapter: texts as arguments, from a file, or from standard input (one text a line).
+    """Predict with a saved adapter: inputs as arguments, from a file, or from standard input (one a line).
 
-    For a task over pairs the arguments are taken two by two, and a line holds two texts with a tab between them.
+    An input is a text, whose words are parted at white space where they are to be tagged, or an image's path. For a
+    task over pairs the arguments are taken two by two, and a line holds two texts with a tab between them. For a
+    multiple choice the arguments are one question and its choices, and a line holds them with tabs between them.
+
+    Classes and choices are printed with their probability, numbers alone, each before its input; tags one a line after
+    their word, with a blank line after each text; generated texts alone.
 
     Parameters
     ----------
     adapter
         The adapter's folder.
-    texts
-        The texts; after -- one may begin with a dash. Without any and without --file they are read from standard
+    inputs
+        The inputs; after -- one may begin with a dash. Without any and without --file they are read from standard
         input.
     file
-        A file of texts, one a line; or a table (.csv, .tsv, .jsonl, .json, .parquet) with --text.
+        A file of inputs, one a line; or a table (.csv, .tsv, .jsonl, .json, .parquet) with --text or --image.
     text
-        Column of the text in the table.
+        Column of the text in the table; where words are tagged it may hold lists of words.
     text_pair
         Column of the second text in the table.
+    image
+        Column of the images' paths in the table.
+    choices
+        Columns of the choices in the table, with commas between them; or the one column of lists of choices.
     backbone
         Where the backbone is, when not where it was.
     dtype
         Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
     batch_size
-        Texts in one forward pass.
+        Inputs in one forward pass.
+    max_new_tokens
+        Of generation: tokens made of a source at most. Default: as in tuning.
+    num_beams
+        Of generation: beams of the search. Default: as in tuning.
     allow_backbone_mismatch
         Run an adapter on other weights of the same shape than those it was made for.
     json
@@ -60,41 +78,85 @@ def predict(
     from graftwork.model import AdaptedModel
 
     loaded = Adapter.load(adapter)
-    rows = _texts(texts, file, text, text_pair, pairs=loaded.task.pairs)
+    columns = {"--text": text, "--text-pair": text_pair, "--image": image, "--choices": choices}
+    rows = _inputs(inputs, file, {flag: column for flag, column in columns.items() if column}, loaded)
     frozen = Backbone.load(backbone or loaded.backbone.name, dtype=dtype)
     model = AdaptedModel(frozen, {loaded.task.name: loaded}, allow_backbone_mismatch=allow_backbone_mismatch)
-    for given, found in zip(rows, model.predict(rows, batch_size=batch_size), strict=True):
+    said = model.predict(rows, batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams)
+    for given, found in zip(rows, said, strict=True):
         if json:
-            print(dumps({"text": given, **found.as_dict()}, ensure_ascii=False))
+            print(dumps({**_named(given, loaded.kind), **found.as_dict()}, ensure_ascii=False))
         else:
-            shown = given if isinstance(given, str) else "\t".join(given)
-            value = f"{found.label:.4f}" if isinstance(found.label, float) else f"{found.label}\t{found.score:.4f}"
-            print(f"{value}\t{shown}")
+            print(_line(given, found))
 
 
-def _texts(
-    given: tuple[str, ...], file: Path | None, text: str | None, text_pair: str | None, *, pairs: bool
-) -> "list[Text]":
-    """The texts or pairs, from wherever they are.
+def _named(given: Any, kind: str) -> dict[str, Any]:
+    """An input for JSON."""
+    if kind == "multiple-choice":
+        return {"text": given[0], "choices": list(given[1])}
+    return {"image" if kind == "image-classification" else "text": given}
+
+
+def _line(given: Any, found: "Prediction") -> str:
+    """A prediction for people."""
+    if found.generated is not None:
+        return found.generated
+    if found.tags is not None:
+        return "".join(f"{word}\t{tag}\n" for word, tag in zip(found.words or (), found.tags, strict=True))
+    if found.choice is not None:
+        return f"{found.label}\t{found.score:.4f}\t{given[0]}\t{found.choice}"
+    value = f"{found.label:.4f}" if isinstance(found.label, float) else f"{found.label}\t{found.score:.4f}"
+    return "\t".join([value, given] if isinstance(given, str) else [value, *given])
+
+
+_FLAGS = {"multiple-choice": ["--text", "--choices"], "image-classification": ["--image"]}
+"""Kind of task -> the flags that name columns of its inputs, where that is not --text alone."""
+
+
+def _inputs(given: tuple[str, ...], file: Path | None, columns: dict[str, str], adapter: Any) -> list[Any]:
+    """The inputs, from wherever they are.
 
     Raises:
-        DataError: they come from two places at once, or are not pairs where the task is over pairs.
+        DataError: they come from two places at once, or are not what the task takes.
     """
-    from graftwork.tasks.texts import read_lines, read_stream, read_table
+    from graftwork.tasks.texts import read_choices, read_lines, read_stream, read_table
 
+    pairs, kind = adapter.task.pairs, adapter.kind
+    usual = ["--text", "--text-pair"] if pairs else _FLAGS.get(kind, ["--text"])
     if given and file is not None:
         raise DataError("texts are given both as arguments and as a file", expected="one of the two", change="--file")
-    if (text or text_pair) and (file is None or not text):
-        raise DataError("--text and --text-pair name columns of a table", expected="--file TABLE --text COLUMN")
+    if columns and (file is None or usual[0] not in columns):
+        raise DataError(f"{' and '.join(columns)} name columns of a table", expected=f"--file TABLE {usual[0]} COLUMN")
+    if columns and list(columns) != usual:
+        over = {"multiple-choice": "questions with choices", "image-classification": "images"}.get(kind, "single texts")
+        problem = f"the task is over {'pairs' if pairs else over}"
+        raise DataError(problem, expected=" and ".join(usual) + ("" if len(usual) > 1 else " only"))
+    if kind == "multiple-choice":
+        if columns and file is not None:
+            return list(read_choices(file, columns["--text"], columns["--choices"].split(",")))
+        lines = [list(given)] if given else [line.split("\t") for line in _lines(file, read_lines, read_stream)]
+        return [_question(line, i) for i, line in enumerate(lines, 1)]
     if given:
-        if not pairs:
-            return list(given)
-        if len(given) % 2:
-            raise DataError(f"{len(given)} texts are no pairs", expected="two texts for each prediction")
-        return list(zip(given[::2], given[1::2], strict=True))
-    if file is not None and text:
-        if pairs != (text_pair is not None):
-            problem = "the task is over pairs" if pairs else "the task is over single texts"
-            raise DataError(problem, expected="--text and --text-pair" if pairs else "--text only")
-        return read_table(file, text, text_pair)
-    return read_lines(file, pairs=pairs) if file is not None else read_stream(pairs=pairs)
+        return list(given) if not pairs else _two_by_two(given)
+    if file is not None and columns:
+        return list(read_table(file, columns[usual[0]], columns.get("--text-pair")))
+    return list(read_lines(file, pairs=pairs) if file is not None else read_stream(pairs=pairs))
+
+
+def _lines(file: Path | None, read_lines: Any, read_stream: Any) -> list[str]:
+    return list(read_lines(file, pairs=False) if file is not None else read_stream(pairs=False))
+
+
+def _question(line: Sequence[str], number: int) -> tuple[str, list[str]]:
+    if len(line) < 3:
+        raise DataError(
+            f"question {number} has {len(line) - 1} choices",
+            expected="a question and two choices or more, as arguments, or in a line with tabs between them",
+        )
+    return line[0], list(line[1:])
+
+
+def _two_by_two(given: Sequence[str]) -> list[tuple[str, str]]:
+    if len(given) % 2:
+        raise DataError(f"{len(given)} texts are no pairs", expected="two texts for each prediction")
+    return list(zip(given[::2], given[1::2], strict=True))

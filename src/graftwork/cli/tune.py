@@ -2,9 +2,9 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from graftwork.cli.settings import Settings, Switch, parse_settings
+from graftwork.cli.settings import Kind, Settings, Switch, parse_settings
 from graftwork.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -20,8 +20,10 @@ def tune(
     data: str | None = None,
     text: str | None = None,
     text_pair: str | None = None,
+    image: str | None = None,
+    choices: str | None = None,
     label: str | None = None,
-    kind: Literal["classification", "regression"] | None = None,
+    kind: Kind | None = None,
     backbone: str | None = None,
     dtype: str | None = None,
     method: str | None = None,
@@ -42,19 +44,28 @@ def tune(
     output
         Folder for the adapter. It must not exist.
     task
-        A built-in task (movie-reviews, cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli) or a task file (YAML).
+        A built-in task (movie-reviews, cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, conll2003, e2e_nlg, digits)
+        or a task file (YAML).
     data
-        A file (CSV, TSV, JSON lines, Parquet), a folder, or a hub id. For a GLUE task, a local GLUE folder.
+        A file (CSV, TSV, JSON lines, Parquet), a folder, or a hub id. For a GLUE task, a local GLUE folder; for
+        conll2003 and e2e_nlg, the folder of their files; of images, a folder with one folder a class.
     text
-        Column of the text.
+        Column of the text; of token-classification, of the lists of words; of generation, of the source.
     text_pair
         Column of the second text, for tasks over pairs.
+    image
+        Column of the image. Default: image.
+    choices
+        Columns of a multiple choice's choices, with commas between them; or the one column of lists of choices.
     label
-        Column of the label.
+        Column of the label; of token-classification, of the lists of tags; of generation, of the target. Default:
+        label.
     kind
-        What the labels are: classes or numbers.
+        What is asked: one of some classes (classification), a number (regression), a tag for each word
+        (token-classification), one of a row's choices (multiple-choice), a text (generation), or the class of an image
+        (image-classification). Default: classification.
     backbone
-        minilm (carried by a Python package), a local folder, or a hub id. Default: minilm.
+        minilm or smollm2 (carried by Python packages), a local folder, or a hub id. Default: minilm.
     dtype
         Precision of the frozen backbone: auto, float32, bfloat16, float16, float64. Default: auto.
     method
@@ -81,6 +92,8 @@ def tune(
         "task.data": data,
         "task.text": text,
         "task.text_pair": text_pair,
+        "task.image": image,
+        "task.choices": choices,
         "task.label": label,
         "task.kind": kind,
     }
@@ -97,10 +110,12 @@ def tune(
     if recipe is None:
         overrides = {"method": "houlsby", **overrides}
         has_task = bool({"task", "task.base"} & overrides.keys())
-        if not has_task and not {"task.data", "task.text"} <= overrides.keys():
+        images = overrides.get("task.kind") == "image-classification"
+        if not has_task and not {"task.data", *(() if images else ("task.text",))} <= overrides.keys():
             raise RecipeError(
                 "nothing says what to tune on",
-                expected="a recipe, --task NAME, or --data FILE with --text COLUMN and --label COLUMN",
+                expected="a recipe, --task NAME, or --data FILE with --text COLUMN and --label COLUMN (of images, "
+                "--data FOLDER with --kind image-classification)",
             )
         if not has_task:
             overrides.setdefault("task.name", Path(str(overrides["task.data"])).stem)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
@@ -106,7 +107,9 @@ class Head(BaseModel, ABC):
     def divergence(self, one: Tensor, other: Tensor) -> Float[Tensor, ""]:
         """How far apart two passes over the same rows are: half the sum of the two Kullback-Leibler divergences, each
         target detached (Wang et al. 2022, "AdaMix", eq. 9)."""
-        p, q = one.log_softmax(dim=-1), other.log_softmax(dim=-1)
+        # A choice that is none has the logit -inf, and -inf less -inf would be NaN.
+        least = torch.finfo(one.dtype).min
+        p, q = one.log_softmax(dim=-1).clamp(min=least), other.log_softmax(dim=-1).clamp(min=least)
         both = [F.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1).mean() for a, b in ((p, q), (q, p))]
         return (both[0] + both[1]) / 2
 

@@ -86,7 +86,8 @@ class LikelihoodHead(Head):
 
     def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Float[Tensor, "B C"]:
         found, real = self._log_probabilities(states)
-        return (found.sum(-1) / real.sum(-1)).view(-1, states.choices)
+        # A choice that is all padding has no tokens.
+        return (found.sum(-1) / real.sum(-1).clamp(min=1)).view(-1, states.choices)
 
     def loss(
         self, logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], states: States, parameters: Mapping[str, Tensor]

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 _FLAGS = {
     "text": "--text",
     "text_pair": "--text-pair",
-    "image": "--task.image",
-    "choices": "--task.choices",
+    "image": "--image",
+    "choices": "--choices",
     "label": "--label",
 }
 

@@ -45,11 +45,11 @@ _OTHERS: dict[Kind, tuple[str, ...]] = {
     "classification": ("labels", "label_ids"),
     "regression": (),
     "token-classification": ("labels", "label_ids", "header"),
-    "multiple-choice": ("labels",),
-    "generation": (),
+    "multiple-choice": ("labels", "separator"),
+    "generation": ("separator",),
     "image-classification": ("labels", "label_ids"),
 }
-_OF_SOME_KINDS = ("text", "text_pair", "image", "choices", "labels", "label_ids", "header")
+_OF_SOME_KINDS = ("text", "text_pair", "image", "choices", "labels", "label_ids", "header", "separator")
 
 # Layout -> the kinds of task whose data can lie so.
 _LAYOUTS: dict[str, tuple[Kind, ...]] = {
@@ -87,6 +87,8 @@ class Task(BaseModel):
         label_ids: whether the label column holds ids, which `labels` then name.
         header: of layout conll, the names of the fields in a line. None: a line's first field is the word, its last
             one the tag.
+        separator: of generation, and of a multiple choice judged by a language model: what stands between the source
+            and the target where both are one text, that is, in a causal backbone. A line break, unless it is given.
         metrics: keys of `graftwork.tasks.METRICS`; the first chooses the best checkpoint.
         splits: where a split goes by another name: a file (within `data` where that is a folder), or a split's name;
             for a folder of images, a folder within it.
@@ -117,6 +119,9 @@ class Task(BaseModel):
     labels: Names | None = None
     label_ids: bool = False
     header: Names | None = None
+    separator: str | None = Field(
+        default_factory=lambda known: "\n" if "separator" in _OTHERS.get(known.get("kind"), ()) else None,
+    )
     metrics: Names = Field(default_factory=lambda known: DEFAULT_METRICS.get(known.get("kind"), ()))
     splits: dict[SplitName, str] = Field(default_factory=dict)
     validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)

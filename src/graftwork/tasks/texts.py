@@ -1,7 +1,9 @@
 """Texts without labels, for predictions: from a table's columns, a file's lines, or standard input."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from graftwork.errors import DataError, nearest
 from graftwork.tasks.reading import READERS, read_file
@@ -10,26 +12,53 @@ from graftwork.tasks.table import decode
 Texts = list[str | tuple[str, str]]
 
 
-def read_table(path: Path, text: str, text_pair: str | None = None) -> Texts:
-    """The texts in a table's column, or pairs of texts in two.
+def read_table(path: Path, text: str, text_pair: str | None = None) -> list[Any]:
+    """The texts in a table's column, or pairs of texts in two; lists of words are given as they are.
 
     Raises:
         DataError: the file cannot be read, a column is missing, or a text is.
     """
-    columns = [text] if text_pair is None else [text, text_pair]
+    flags = {"--text": text} if text_pair is None else {"--text": text, "--text-pair": text_pair}
+    values = [[_plain(value) for value in column] for column in _columns(path, list(flags.items()))]
+    return values[0] if text_pair is None else list(zip(*values, strict=True))
+
+
+def read_choices(path: Path, text: str, choices: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Questions and their choices: in a column each, or all of a question's in one column of lists.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    questions, *found = _columns(path, [("--text", text), *(("--choices", column) for column in choices)])
+    several = found[0] if len(found) == 1 else list(zip(*found, strict=True))
+    wrong = [row for row, value in enumerate(several, 1) if isinstance(value, str) or len(value) < 2]
+    if wrong:
+        raise DataError(
+            f"{path} has no list of two choices or more in column {choices[0]!r}, row {wrong[0]}",
+            expected="a column for each choice, or one of lists",
+            change="--choices",
+        )
+    return [(str(question), [str(choice) for choice in row]) for question, row in zip(questions, several, strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, list) else str(value)
+
+
+def _columns(path: Path, flags: Sequence[tuple[str, str]]) -> list[Sequence[Any]]:
+    """The named columns' values, none of them missing."""
     try:
-        table = read_file(path, frozenset(columns))
+        table = read_file(path, frozenset(column for _, column in flags))
     except DataError as error:
         change = error.change.replace("--data", "--file")
         raise DataError(error.problem, expected=error.expected, change=change) from None
-    for column, flag in zip(columns, ("--text", "--text-pair"), strict=False):
+    for flag, column in flags:
         if column not in table.names:
             raise DataError(f"{path} has no column {column!r}", expected=nearest(column, table.names), change=flag)
         absent = [row for row, value in enumerate(table.columns[column]) if value is None]
         if absent:
             raise DataError(f"{path} has no text in column {column!r}: {table.places(absent)}", change=flag)
-    values = [[str(value) for value in table.columns[column]] for column in columns]
-    return list(values[0]) if text_pair is None else list(zip(*values, strict=True))
+    return [table.columns[column] for _, column in flags]
 
 
 def read_lines(path: Path, *, pairs: bool) -> Texts:

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.errors import DataError, RecipeError
 from graftwork.model import AdaptedModel
-from graftwork.tasks import SplitName, Task, compute, load_split
-from graftwork.training.examples import texts_of
+from graftwork.tasks import SplitName, Task, load_split
+from graftwork.training.scoring import Judge
 
 
 def evaluate(
@@ -19,8 +18,11 @@ def evaluate(
     backbone: Backbone | None = None,
     split: SplitName | None = None,
     data: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, Any] | None = None,
     batch_size: int = 64,
+    generation_examples: int | None = None,
+    max_new_tokens: int | None = None,
+    num_beams: int | None = None,
     allow_backbone_mismatch: bool = False,
 ) -> dict[str, float]:
     """An adapter's scores.
@@ -29,7 +31,11 @@ def evaluate(
         backbone: the backbone it was made for; loaded by the name in the adapter when left out.
         split: which split; when left out, the validation split, or all rows of `data` that are one file.
         data: other data than those it was tuned on; their labels must be among the adapter's.
-        columns: the columns of those data where they have other names, by `text`, `text_pair` and `label`.
+        columns: the columns of those data where they have other names, by the task's fields (`text`, `text_pair`,
+            `image`, `choices`, `label`).
+        batch_size: rows in one pass.
+        generation_examples: of generation, texts are made of the first so many sources only; None: of all.
+        max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
 
     Returns:
         The task's metrics by name.
@@ -37,23 +43,35 @@ def evaluate(
     Raises:
         DataError: the split is not there, has no labels, or has labels that the adapter does not know.
         AdapterError: the adapter was made for another backbone.
+        RecipeError: settings of generation for an adapter that does not generate.
     """
     task = task_of(adapter, data=data, columns=columns)
+    options = {
+        "generation_examples": generation_examples,
+        "max_new_tokens": max_new_tokens,
+        "num_beams": num_beams,
+    }
+    given = [name for name, value in options.items() if value is not None]
+    if given and task.kind != "generation":
+        raise RecipeError(
+            f"the adapter's task is {task.kind}, which has no {', '.join(given)}",
+            change=", ".join("--" + name.replace("_", "-") for name in given),
+        )
     if split is None and data is not None and Path(data).is_file():
-        rows = load_split(task.override(validation_fraction=0.0, test_fraction=0.0), "train")
+        rows = load_split(task.override(validation_fraction=0.0, test_fraction=0.0), "train", grouped=True)
     else:
-        rows = load_split(task, split or "validation")
+        rows = load_split(task, split or "validation", grouped=True)
     backbone = backbone or Backbone.load(adapter.backbone.name)
     model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
     try:
         model.add(adapter.task.name, adapter)
-        logits = model.logits(texts_of(rows), adapter.task.name, batch_size=batch_size)
+        scores = Judge(model, adapter.task.name, task, rows, batch_size=batch_size, **options)()
     finally:
         model.detach()
-    return compute(task.metrics, task.kind, logits.numpy(), np.asarray(rows["label"]))
+    return {name: scores[name] for name in task.metrics}
 
 
-def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, str] | None = None) -> Task:
+def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, Any] | None = None) -> Task:
     """The task that an adapter was tuned on, with the adapter's labels, and with other data when they are given.
 
     Raises:
@@ -70,7 +88,7 @@ def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, 
     changes: dict[str, object] = {"data": data, **(columns or {})}
     if columns:
         # They are those of an ordinary table, whatever the layout of the task's own data.
-        changes |= {"layout": "table", "source": None, "subset": None, "splits": {}}
+        changes |= {"layout": "table", "source": None, "subset": None, "splits": {}, "header": None}
     elif Path(data).is_file():
         changes |= {"splits": {}}
     return task.override(**changes)

@@ -1,34 +1,63 @@
-"""From a task's rows to what the model is fed: token ids and labels."""
+"""From a task's rows to what its adapter's encoder takes, and to what the model is trained on."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 
-from graftwork.backbones import Backbone
-from graftwork.prediction import Text, encode
+from graftwork.encoding import Encoder, ImageEncoder, Row, TextEncoder
 
 logger = logging.getLogger(__name__)
 
 
-def texts_of(rows: datasets.Dataset) -> list[Text]:
-    """The texts, or pairs of texts, of a split."""
-    if "text_pair" in rows.column_names:
-        return list(zip(rows["text"], rows["text_pair"], strict=True))
+def inputs_of(kind: str, rows: datasets.Dataset) -> Sequence[Any]:
+    """A split's inputs, as `AdaptedModel.predict` takes them. Images are read when they are asked for."""
+    if kind == "image-classification":
+        images: Sequence[Any] = rows["image"]
+        return images
+    if kind == "token-classification":
+        return list(rows["words"])
+    beside = {"multiple-choice": "choices", "generation": ""}.get(kind, "text_pair")
+    if beside in rows.column_names:
+        return list(zip(rows["text"], rows[beside], strict=True))
     return list(rows["text"])
 
 
-def examples(backbone: Backbone, rows: datasets.Dataset, *, max_length: int) -> datasets.Dataset:
-    """A split as token ids and `labels`, unpadded. How many texts were cut is logged."""
-    encoded: Any = encode(
-        backbone.require_tokenizer(), texts_of(rows), pairs="text_pair" in rows.column_names, max_length=max_length
-    )
-    full = sum(len(ids) == max_length for ids in encoded["input_ids"])
-    if full > len(rows) // 10:
+def labels_of(kind: str, rows: datasets.Dataset) -> list[Any]:
+    """A split's labels, one for each input; of generation the targets."""
+    return list(rows[{"token-classification": "tags", "generation": "target"}.get(kind, "label")])
+
+
+def each_target(rows: datasets.Dataset) -> tuple[list[str], list[str]]:
+    """Of generation, the sources and targets with a place for each reference of a source."""
+    pairs = zip(rows["text"], references_of(rows), strict=True)
+    both = [(text, reference) for text, known in pairs for reference in known]
+    return [text for text, _ in both], [reference for _, reference in both]
+
+
+def references_of(rows: datasets.Dataset) -> list[list[str]]:
+    """Of generation, what may be said of each source."""
+    if "references" in rows.column_names:
+        return list(rows["references"])
+    return [[target] for target in rows["target"]]
+
+
+def examples(encoder: Encoder, kind: str, rows: datasets.Dataset) -> Sequence[Row] | datasets.Dataset:
+    """The rows to train on, with `labels`, unpadded. How many texts were cut is logged."""
+    encoded = encoder.encode(inputs_of(kind, rows), labels_of(kind, rows))
+    if isinstance(encoder, TextEncoder):
+        report_cut(encoded, encoder.task.max_length)
+    return encoded if isinstance(encoder, ImageEncoder) else datasets.Dataset.from_list(list(encoded))
+
+
+def report_cut(encoded: Sequence[Row], max_length: int) -> None:
+    """Log how many texts were cut, where they are many."""
+    full = sum(len(row["input_ids"]) == max_length for row in encoded)
+    if full > len(encoded) // 10:
         logger.warning(
             "%d of %d texts are of %d tokens or more, and are cut there (--train.max_length)",
             full,
-            len(rows),
+            len(encoded),
             max_length,
         )
-    return datasets.Dataset.from_dict({**encoded, "labels": list(rows["label"])})

@@ -21,10 +21,14 @@ def count(
     method: str,
     settings: Mapping[str, Any] | None = None,
     *,
+    kind: str | None = None,
     num_labels: int = 2,
     pooling: Pooling | Literal["auto"] = "auto",
 ) -> dict[str, Any]:
     """Number of trained parameters by group, without loading weights.
+
+    Args:
+        kind: the task's; None: classification, or regression where there is one label only.
 
     Returns:
         `trained` (adapter, norms, head, total, and without_classifier: the total less the last classifier), `backbone`
@@ -33,7 +37,8 @@ def count(
     Raises:
         BackboneError, MethodError, SiteError: the backbone or method is unknown, or they do not suit each other.
     """
-    return _count(Backbone.outline(backbone), make_method(method, settings), num_labels=num_labels, pooling=pooling)
+    outline, chosen = Backbone.outline(backbone), make_method(method, settings)
+    return _count(outline, chosen, kind=kind, num_labels=num_labels, pooling=pooling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +99,7 @@ def _surveyed(name: str, named: Named, outline: Backbone | None) -> Surveyed:
     if outline is None:
         return known
     try:
-        groups = _count(outline, chosen, num_labels=2, pooling="auto")["trained"]
+        groups = _count(outline, chosen, kind=None, num_labels=2, pooling="auto")["trained"]
         sites = chosen.sites(outline.sites)
     except GraftworkError as error:
         return replace(known, refused=error.problem)
@@ -102,9 +107,11 @@ def _surveyed(name: str, named: Named, outline: Backbone | None) -> Surveyed:
     return replace(known, sites=tuple(places), trained=groups["total"] - groups["head"])
 
 
-def _count(outline: Backbone, chosen: Method, *, num_labels: int, pooling: Pooling | Literal["auto"]) -> dict[str, Any]:
+def _count(
+    outline: Backbone, chosen: Method, *, kind: str | None, num_labels: int, pooling: Pooling | Literal["auto"]
+) -> dict[str, Any]:
     head = head_for(
-        "classification" if num_labels > 1 else "regression",
+        kind or ("classification" if num_labels > 1 else "regression"),
         outline,
         num_labels=num_labels,
         pooling=outline.pooling if pooling == "auto" else pooling,

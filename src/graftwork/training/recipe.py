@@ -100,7 +100,7 @@ class Recipe(BaseModel):
             task=task.model_dump(mode="json", exclude_none=True),
             method={"name": method.name, **method.model_dump(mode="json")},
             pooling=backbone.pooling if self.pooling == "auto" else self.pooling,
-            train=self.train.resolved(method, backbone),
+            train=self.train.resolved(method, backbone, task.kind),
         )
 
     def head(self, task: Task, method: Method, backbone: Backbone) -> Head:

@@ -19,9 +19,9 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from graftwork.backbones import Backbone
 from graftwork.errors import RecipeError
 from graftwork.methods import Method
+from graftwork.training.lengths import lengths
 from graftwork.training.schedules import SCHEDULES, Schedule
 
-MAX_LENGTH = 128
 EVAL_STEPS = 500
 INCOMPLETE = {
     *(SchedulerType.COSINE_WITH_MIN_LR, SchedulerType.COSINE_WARMUP_WITH_MIN_LR, SchedulerType.WARMUP_STABLE_DECAY),
@@ -45,6 +45,12 @@ class TrainingSettings(BaseModel):
         warmup_ratio: share of the steps over which the rate rises.
         max_length: tokens a text (or pair) is cut to. None: 128, or what the backbone has positions for, less those
             of a prompt.
+        max_target_length: of generation, and of a multiple choice judged by a language model: tokens a target or choice
+            is cut to. None: 128, or half of what the backbone has positions for.
+        max_new_tokens: of generation, tokens that are generated at most. None: max_target_length.
+        num_beams: of generation, the beams of the search; 1 takes the likeliest token each time.
+        generation_examples: of generation, how many sources of a split texts are generated of to be scored, the first
+            ones of it; None: all. The loss is over all of them in any case.
         eval_strategy: score and save after each `epoch`, or every `eval_steps` (500) `steps`.
         early_stopping_patience: stop after this many scorings without a better one; None never stops early.
         backbone_dropout: `keep` the backbone's own dropout in training, turn it `off`, or `auto`: off while the
@@ -71,6 +77,10 @@ class TrainingSettings(BaseModel):
     adam_epsilon: PositiveFloat = 1e-6
     max_grad_norm: NonNegativeFloat = 1.0
     max_length: PositiveInt | None = None
+    max_target_length: PositiveInt | None = None
+    max_new_tokens: PositiveInt | None = None
+    num_beams: PositiveInt = 1
+    generation_examples: PositiveInt | None = None
     eval_strategy: Literal["epoch", "steps"] = "epoch"
     eval_steps: PositiveInt | None = None
     logging_steps: PositiveInt = 10
@@ -113,28 +123,16 @@ class TrainingSettings(BaseModel):
             raise ValueError("eval_steps needs eval_strategy=steps")
         return self
 
-    def resolved(self, method: Method, backbone: Backbone) -> "TrainingSettings":
+    def resolved(self, method: Method, backbone: Backbone, kind: str = "classification") -> "TrainingSettings":
         """The same with the method's and the backbone's defaults in the place of what was left open.
 
+        Args:
+            kind: the task's.
+
         Raises:
-            RecipeError: max_length is more than the backbone has positions for, less those that the method takes.
+            RecipeError: texts are longer than the backbone has positions for, less those that the method takes; or a
+                setting is not for the kind.
         """
-        longest, taken = backbone.max_length, method.num_prompt_tokens
-        if longest:
-            longest -= taken
-            beside = f" beside {taken} prompt tokens" if taken else ""
-            if longest < 1:
-                raise RecipeError(
-                    f"{taken} prompt tokens leave no positions for texts on backbone {backbone.name!r}",
-                    expected=f"fewer than {backbone.max_length}",
-                    change="--method.num_virtual_tokens",
-                )
-            if self.max_length and self.max_length > longest:
-                raise RecipeError(
-                    f"texts of {self.max_length} tokens{beside} are too long for backbone {backbone.name!r}",
-                    expected=f"at most {longest}",
-                    change="--train.max_length",
-                )
         dropout = self.backbone_dropout
         if dropout == "auto":
             dropout = "off" if method.frozen_backbone else "keep"
@@ -144,7 +142,7 @@ class TrainingSettings(BaseModel):
                 "num_train_epochs": self.num_train_epochs or float(method.num_train_epochs),
                 "optim": self.optim or method.optim,
                 "lr_scheduler_type": self.lr_scheduler_type or method.lr_scheduler_type,
-                "max_length": self.max_length or min(MAX_LENGTH, longest or MAX_LENGTH),
+                **lengths(self, backbone, kind, method.num_prompt_tokens),
                 "eval_steps": self.eval_steps or (EVAL_STEPS if self.eval_strategy == "steps" else None),
                 "backbone_dropout": dropout,
             }

@@ -3,7 +3,7 @@ models.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,21 @@ class AdapterTrainer(Trainer):
     Args:
         adapter_name: the adapter's, on the model.
         schedule: the learning rate's, in the place of transformers' own.
+        judge: gives the scores that choose among checkpoints.
     """
 
-    def __init__(self, *args: Any, adapter_name: str, schedule: Schedule | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        adapter_name: str,
+        schedule: Schedule | None = None,
+        judge: Callable[[], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.adapter_name = adapter_name
         self.schedule = schedule
+        self.judge = judge
         self.add_callback(Thawing(self))
 
     @property
@@ -51,6 +60,16 @@ class AdapterTrainer(Trainer):
     def adapter(self) -> Adapter:
         """The adapter as it is now."""
         return self.adapted.adapter(self.adapter_name)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The judge's scores, logged."""
+        assert self.judge is not None
+        scores = {f"{metric_key_prefix}_{name}": value for name, value in self.judge().items()}
+        self.log(scores)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        return scores
 
     def take_up(self, checkpoint: Path) -> None:
         """Stand where a run stood that was killed after its last step."""

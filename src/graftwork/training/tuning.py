@@ -11,12 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, EvalPrediction
+from datasets import Dataset
+from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
 from graftwork.adapters import Adapter, TaskIdentity
@@ -26,10 +27,11 @@ from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import OutputError, RecipeError
 from graftwork.methods import Houlsby, Method
 from graftwork.model import AdaptedModel
-from graftwork.tasks import METRICS, Task, TaskData, compute, load
+from graftwork.tasks import METRICS, Task, TaskData, load
 from graftwork.training.examples import examples
 from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
 from graftwork.training.recipe import Recipe
+from graftwork.training.scoring import Judge
 from graftwork.training.settings import TrainingSettings
 from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoint
 from graftwork.yamlfile import read_yaml
@@ -129,10 +131,7 @@ def _run(
     data = load(task)
     recipe = recipe.resolved(backbone, task, method)
     settings = recipe.train
-    assert settings.max_length is not None  # resolved
-    identity = TaskIdentity(
-        name=task.name, pairs=task.text_pair is not None, labels=data.task.labels, max_length=settings.max_length
-    )
+    identity = _identity(data.task, settings)
     head = recipe.head(data.task, method, backbone)
     model = AdaptedModel(backbone, backbone_dropout=settings.backbone_dropout == "keep")
     try:
@@ -141,7 +140,8 @@ def _run(
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         checkpoint = last_checkpoint(working) if resume else None
-        trainer = _trainer(model, data, settings, working)
+        judge = _judge(model, data.task, data.validation, settings)
+        trainer = _trainer(model, data, settings, working, judge)
         _tell_of_late_thawing(trainer, settings)
         bar = ProgressBar(task.name, task.main_metric)
         if progress:
@@ -158,38 +158,61 @@ def _run(
         finished = trainer.adapter.finished(backbone)
         model.remove(task.name)
         model.add(task.name, finished)
-        metrics = {"validation": _scores(trainer.evaluate())}
+        metrics = {"validation": judge()}
         if data.test is not None:
-            metrics["test"] = _scores(trainer.evaluate(examples(backbone, data.test, max_length=settings.max_length)))
+            metrics["test"] = _judge(model, data.task, data.test, settings)()
         adapter = replace(finished, metrics=metrics, recipe=recipe.model_dump(mode="json"))
-        history = [row for row in trainer.state.log_history if "step" in row]
-        return adapter, json_lines(repeatable(history[: len(history) - len(metrics)]))
+        return adapter, json_lines(repeatable(row for row in trainer.state.log_history if "step" in row))
     finally:
         model.detach()
 
 
-def _trainer(model: AdaptedModel, data: TaskData, settings: TrainingSettings, working: Path) -> AdapterTrainer:
-    task, backbone = data.task, model.backbone
-    max_length = model.residents[task.name].adapter.task.max_length
+def _identity(task: Task, settings: TrainingSettings) -> TaskIdentity:
+    """What the adapter has to know of its task, by resolved settings."""
+    given: dict[str, Any] = {name: getattr(settings, name) for name in ("max_length", "max_target_length")}
+    given["separator"] = task.separator
+    return TaskIdentity(
+        name=task.name,
+        kind=task.kind,
+        pairs=task.text_pair is not None,
+        labels=task.labels,
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _judge(model: AdaptedModel, task: Task, rows: Dataset, settings: TrainingSettings) -> Judge:
+    return Judge(
+        model,
+        task.name,
+        task,
+        rows,
+        batch_size=settings.per_device_eval_batch_size,
+        generation_examples=settings.generation_examples,
+    )
+
+
+def _trainer(
+    model: AdaptedModel, data: TaskData, settings: TrainingSettings, working: Path, judge: Judge
+) -> AdapterTrainer:
+    task, encoder = data.task, model.encoder(data.task.name)
     arguments = settings.arguments(
         working,
         metric=task.main_metric,
         greater_is_better=METRICS[task.main_metric].greater_is_better,
-        cpu=backbone.device.type == "cpu",
+        cpu=model.backbone.device.type == "cpu",
     )
-
-    def scores(found: EvalPrediction) -> dict[str, float]:
-        return compute(task.metrics, task.kind, np.asarray(found.predictions), np.asarray(found.label_ids))
-
+    # Generating is slow: unless it chooses the checkpoint, it is done once, at the end.
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
         adapter_name=task.name,
         schedule=settings.schedule,
-        train_dataset=examples(backbone, data.train, max_length=max_length),
-        eval_dataset=examples(backbone, data.validation, max_length=max_length),
-        data_collator=DataCollatorWithPadding(backbone.require_tokenizer()),
-        compute_metrics=scores,
+        judge=partial(judge, generate=task.main_metric != "loss"),
+        train_dataset=examples(encoder, task.kind, data.train),
+        eval_dataset=judge.encoded,
+        data_collator=encoder.collate,
         callbacks=[Log(working / LOG)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -256,9 +279,3 @@ def _differences(begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         elif was != is_:
             found.append(f"{prefix}{key} was {was!r}, is {is_!r}")
     return found
-
-
-def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The task's own metrics among what the trainer measured, the loss included."""
-    plain = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-    return {name: float(value) for name, value in plain.items() if name in METRICS or name == "loss"}

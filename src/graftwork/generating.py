@@ -1,0 +1,43 @@
+"""How text is generated: transformers' settings for it, made of an adapter's."""
+
+from copy import deepcopy
+
+from transformers import GenerationConfig
+
+from graftwork.encoding import GenerationEncoder
+from graftwork.errors import RecipeError
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+"""Settings that a checkpoint may bring, and that mean nothing where the likeliest text is looked for."""
+
+
+def generation_config(encoder: GenerationEncoder, *, max_new_tokens: int, num_beams: int) -> GenerationConfig:
+    """The backbone's own settings for generation, with ours in their place; nothing is sampled.
+
+    Raises:
+        RecipeError: a number below 1, or more tokens than the backbone has positions for.
+    """
+    backbone, tokenizer = encoder.backbone, encoder.tokenizer
+    for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
+        if value < 1:
+            raise RecipeError(f"{name} is {value}", expected="1 or more", change="--" + name.replace("_", "-"))
+    longest, before = backbone.max_length, encoder.task.max_length if encoder.causal else 0
+    if longest is not None and before + max_new_tokens > longest:
+        raise RecipeError(
+            f"{max_new_tokens} new tokens are too many for backbone {backbone.name!r}"
+            + (f" after a source of {before}" if before else ""),
+            expected=f"at most {longest - before}",
+            change="--max-new-tokens, or --train.max_length when tuning",
+        )
+    config = deepcopy(backbone.model.generation_config)
+    assert isinstance(config, GenerationConfig)  # the head has been checked
+    config.update(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        max_length=None,
+        eos_token_id=encoder.end,
+        pad_token_id=tokenizer.pad_token_id,
+        **dict.fromkeys(SAMPLING),
+    )
+    return config
