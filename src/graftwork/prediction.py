@@ -113,7 +113,7 @@ def spans_of(words: Sequence[str], tags: Sequence[str]) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def widen(found: Mapping[int, Float[Tensor, " C"]]) -> Float[Tensor, "N C"]:
+def widen(found: Mapping[int, Tensor]) -> Float[Tensor, "N C"]:
     """The rows' logits as one tensor, in the order of their places; -inf where a row has fewer than another."""
     rows = [found[place] for place in range(len(found))]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
