@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from tiny import ENCODERS, batch_for, make_adapter, make_backbone, make_model
 
-from graftwork.errors import MethodError, SiteError, nearest
-from graftwork.methods import METHODS, NAMED, FullFineTuning, HeadOnly, Houlsby, LoRA, make_method
+from graftwork.errors import MethodError, SiteError
+from graftwork.methods import METHODS, FullFineTuning, HeadOnly, Houlsby, LoRA, make_method
 from graftwork.model import AdaptedModel
 
 EXACT = {"rtol": 0, "atol": 1e-11}
@@ -175,8 +175,7 @@ def test_an_unknown_method_names_those_there_are():
     with pytest.raises(MethodError) as caught:
         make_method("lorra")
     assert "unknown method 'lorra'" in caught.value.problem
-    assert caught.value.expected == nearest("lorra", {*METHODS, *NAMED})
-    assert "lora" in caught.value.expected
+    assert caught.value.expected.startswith("for example lora, ")
     assert caught.value.change == "--method"
 
 

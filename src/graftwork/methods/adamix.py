@@ -21,10 +21,11 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from graftwork.backbones import Site
-from graftwork.methods.bottleneck import BottleneckMethod, Placement
+from graftwork.methods.bottleneck import BottleneckMethod
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, each
 from graftwork.methods.pfeiffer import Pfeiffer
+from graftwork.methods.placement import Placement
 
 EXPERTS = ("down", "down_bias")
 """What each expert has of its own."""

@@ -4,12 +4,11 @@ A final method adds the placement, as data, and a parametrisation: `declare_bott
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import (
-    BeforeValidator,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -23,24 +22,9 @@ from graftwork.backbones import Site, Sites
 from graftwork.errors import MethodError, SiteError
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, frozen_value
+from graftwork.methods.placement import Placement, Sublayers, from_layer, sites_of
 from graftwork.ops import Bottleneck, Norm, Op, Remember
 from graftwork.ops.bottleneck import ACTIVATIONS
-
-Placement = Literal["result", "norm", "parallel"]
-"""Behind a sub-layer's output; at the norm of its sum with the residual, and behind the output where no norm follows;
-or beside the sub-layer."""
-
-Sublayer = Literal["attention", "cross_attention", "ffn"]
-
-
-def _as_sublayers(value: object) -> object:
-    names = value.split(",") if isinstance(value, str) else value
-    order = get_args(Sublayer)
-    known = isinstance(names, list | tuple) and {*names} <= {*order}
-    return tuple(name for name in order if name in names) if known else names  # type: ignore[operator]
-
-
-Sublayers = Annotated[tuple[Sublayer, ...], BeforeValidator(_as_sublayers), Field(min_length=1)]
 
 
 class BottleneckMethod(Method, ABC):
@@ -125,13 +109,13 @@ class BottleneckMethod(Method, ABC):
                     expected=", ".join(dict.fromkeys(s.sublayer for s in sites.of_kind("result"))) or "sub-layers",
                     change="--method.sublayers",
                 )
-            chosen.update(name for result in results for name in self._places(result, sites))
+            chosen.update(name for result in results for name in sites_of(result, sites, self.placement))
         kept = [site for site in sites.values() if site.name in chosen or self._trains_norm(site)]
         left = list(from_layer(kept, self.skip_layers))
         if not any(self.acts_at(site) for site in left):
             raise MethodError(
                 f"skip_layers={self.skip_layers} leaves {self.name!r} no layer to act in",
-                expected=f"less than {sites.num_layers}",
+                expected=f"less than the {1 + max(site.layer or 0 for site in kept)} layers of a stack",
                 change="--method.skip_layers",
             )
         return left
@@ -186,28 +170,9 @@ class BottleneckMethod(Method, ABC):
         first = site.layer - site.layer % self.share_layers
         return f"{stack}layers.{first}.{self.sublayers[0] if self.share_positions else site.sublayer}.result"
 
-    def _places(self, result: Site, sites: Sites) -> list[str]:
-        """The sites needed for a bottleneck at a sub-layer."""
-        norm = f"{result.name.removesuffix('result')}norm"
-        if self.placement == "norm" and norm in sites and sites[norm].follows_residual:
-            return [norm]
-        if self.placement == "parallel" and result.source is not None:
-            return [result.name, result.source]
-        return [result.name]
-
     def _trains_norm(self, site: Site) -> bool:
         wanted = self.norms == "all" or (self.norms == "layers" and site.layer is not None)
         return wanted and site.kind == "norm"
-
-
-def from_layer(sites: Sequence[Site], first: int) -> Iterator[Site]:
-    """The sites less those of each stack's first layers and, unless none is left out, those before its layers."""
-    begun: set[str] = set()
-    for site in sites:
-        if site.layer is not None and site.layer >= first:
-            begun.add(site.stack)
-        if first == 0 or (site.stack in begun if site.layer is None else site.layer >= first):
-            yield site
 
 
 def _dropped(site: Site) -> str:

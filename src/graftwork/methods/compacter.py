@@ -19,8 +19,9 @@ from torch import Tensor
 
 from graftwork.backbones import Site
 from graftwork.errors import MethodError
-from graftwork.methods.bottleneck import BottleneckMethod, Placement, Sublayers
+from graftwork.methods.bottleneck import BottleneckMethod
 from graftwork.methods.parameters import Parameter, each, glorot_uniform, normal, zeros
+from graftwork.methods.placement import Placement, Sublayers
 
 SHARED = "shared"
 """The owner of the A that all maps use."""

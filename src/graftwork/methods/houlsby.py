@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from graftwork.methods.bottleneck import Placement, Sublayers
+from graftwork.methods.placement import Placement, Sublayers
 from graftwork.methods.projections import DenseBottleneck
 
 

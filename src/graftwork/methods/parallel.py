@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from graftwork.methods.bottleneck import Placement
+from graftwork.methods.placement import Placement
 from graftwork.methods.projections import DenseBottleneck
 
 

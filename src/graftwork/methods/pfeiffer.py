@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from graftwork.methods.bottleneck import Placement
+from graftwork.methods.placement import Placement
 from graftwork.methods.projections import DenseBottleneck
 
 
