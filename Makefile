@@ -39,7 +39,7 @@ demo: $(INSTALLED) ## see it work: the example, from tuning to prediction
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
 
 test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .
