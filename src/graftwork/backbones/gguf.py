@@ -54,10 +54,11 @@ def _convert(file: Path, folder: Path) -> None:
     options: dict[str, Any] = {"gguf_file": file.name}
     # It shows a bar of its own, which transformers' switch for bars does not reach.
     with redirect_stderr(StringIO()):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(file.parent), dtype="float32", output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
+    model, report = loaded
     if report["missing_keys"]:
         raise ValueError(f"{file.name} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
     # They are plain weights by now, which transformers would not save as what it takes for quantised ones.
