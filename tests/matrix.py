@@ -15,7 +15,7 @@ from graftwork.methods.bottleneck import BottleneckMethod
 REPRESENTATIVES = ("bert", "gpt2", "llama", "t5", "bart", "vit", "resnet")
 """One model type of each family; ALBERT, DeBERTa and the others are variations of them."""
 
-CLASSIC = {"full-fine-tuning", "ulmfit", "head-only", "feature-extraction", "layer-norm-tuning", "bitfit"}
+CLASSIC = {"full-fine-tuning", "ulmfit", "head-only", "layer-norm-tuning"}
 """All that can act on a network without transformer layers."""
 
 PROMPTS = {"prompt-tuning", "p-tuning"}

@@ -64,6 +64,11 @@ class Head(BaseModel, ABC):
     reads: ClassVar[Reading]
 
     @property
+    def task_kind(self) -> str:
+        """The kind of task that it is for."""
+        return self.kind
+
+    @property
     def num_labels(self) -> int | None:
         """How many labels its task has; None when it has none."""
         return None
