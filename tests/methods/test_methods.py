@@ -1,6 +1,7 @@
 """What holds for every method on every family.
 
-Everything is checked of every method on one model of each family, and a step of training on every other model type.
+Everything is checked of every method on one model of each family, and a step of training with every op on every other
+model type.
 Where a method cannot act, it says so: those pairs are listed, and nothing else may be refused.
 """
 
@@ -100,8 +101,8 @@ def test_a_new_adapter_changes_nothing(name, kind):
 @pytest.mark.parametrize(
     ("name", "kind", "dtype"),
     [
-        *((name, kind, dtype) for name, kind in MATRIX for dtype in (torch.float32, torch.bfloat16)),
-        *((name, kind, torch.float32) for name, kind in ELSEWHERE),
+        *((name, kind, torch.float32) for name, kind in [*MATRIX, *ELSEWHERE]),
+        *((name, kind, torch.bfloat16) for name, kind in MATRIX if kind in ("bert", "llama", "t5")),
     ],
 )
 def test_an_optimizer_step_changes_the_outputs_and_nothing_of_the_backbone(name, kind, dtype):
