@@ -93,10 +93,6 @@ class TaskIdentity(BaseModel):
     num_beams: int = 1
 
 
-KIND_OF_HEAD = {"likelihood": "multiple-choice"}
-"""The kind of task of a head whose own kind has another name."""
-
-
 DESCRIPTIONS = {
     "classification": ("texts", None),
     "regression": ("texts", "a number"),
@@ -191,7 +187,7 @@ class Adapter:
     @property
     def kind(self) -> str:
         """The kind of its task."""
-        return self.task.kind or KIND_OF_HEAD.get(self.head.kind, self.head.kind)
+        return self.task.kind or self.head.task_kind
 
     def describe(self) -> tuple[str, str]:
         """What it takes and what it says, in words."""

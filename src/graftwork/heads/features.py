@@ -73,6 +73,10 @@ class FeatureHead(Head):
     def num_labels(self) -> int | None:
         return self.num_outputs if self.task in ("classification", "token-classification") else None
 
+    @property
+    def task_kind(self) -> str:
+        return self.task
+
     def check(self, backbone: Backbone) -> None:
         if any(site.kind == "convolution" and site.layer is not None for site in backbone.sites.values()):
             raise BackboneError(

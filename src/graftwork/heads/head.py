@@ -68,6 +68,11 @@ class Head(BaseModel, ABC):
         """How many labels its task has; None when it has none."""
         return None
 
+    @property
+    def task_kind(self) -> str:
+        """The kind of task that it is for."""
+        return self.kind
+
     def check(self, backbone: Backbone) -> None:
         """Refuse a backbone that does not have what the head reads.
 

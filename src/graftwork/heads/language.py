@@ -75,6 +75,10 @@ class LikelihoodHead(Head):
     unlikelihood: bool = True
     length_normalised: bool = True
 
+    @property
+    def task_kind(self) -> str:
+        return "multiple-choice"
+
     def check(self, backbone: Backbone) -> None:
         require_language_model(backbone)
 
