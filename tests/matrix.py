@@ -15,7 +15,7 @@ from graftwork.methods.bottleneck import BottleneckMethod
 REPRESENTATIVES = ("bert", "gpt2", "llama", "t5", "bart", "vit", "resnet")
 """One model type of each family; ALBERT, DeBERTa and the others are variations of them."""
 
-CLASSIC = {"full-fine-tuning", "ulmfit", "head-only", "feature-extraction", "layer-norm-tuning", "bitfit"}
+CLASSIC = {"full-fine-tuning", "ulmfit", "head-only", "layer-norm-tuning"}
 """All that can act on a network without transformer layers."""
 
 PROMPTS = {"prompt-tuning", "p-tuning"}
@@ -70,12 +70,21 @@ def adapter_of(backbone: Backbone, method: Method, **options: Any) -> Adapter:
     return make_adapter(backbone, method, **options)
 
 
+def inputs_of(backbone: Backbone, head: Head, *lengths: int) -> dict[str, Tensor]:
+    """Random rows of the given lengths; for a decoder only where the head reads it."""
+    inputs = inputs_for(backbone.model, *lengths)
+    if head.reads in ("tokens", "layers"):
+        inputs.pop("decoder_input_ids", None)
+    return inputs
+
+
 def example_for(backbone: Backbone, head: Head) -> dict[str, Tensor]:
     """Three rows of different lengths, with labels."""
-    inputs = inputs_for(backbone.model, 7, 4, 5)
+    inputs = inputs_of(backbone, head, 7, 4, 5)
     if head.kind == "generation":
         return {**inputs, "labels": inputs["decoder_input_ids"].roll(-1, dims=1)}
-    inputs.pop("decoder_input_ids", None)
+    if head.reads == "text":
+        inputs.pop("decoder_input_ids", None)
     return {**inputs, "labels": torch.tensor([0, 2, 1])}
 
 

@@ -13,6 +13,7 @@ from training.kinds import backbones
 from graftwork import AdaptedModel, Backbone
 from graftwork.adapters import TaskIdentity
 from graftwork.errors import AdapterError, DataError
+from graftwork.heads import LikelihoodHead
 from graftwork.images import open_image
 from graftwork.methods import LoRA
 from graftwork.prediction import Prediction, spans_of
@@ -66,7 +67,7 @@ def test_a_text_is_split_at_white_space(tagger):
 @pytest.mark.parametrize("wrong", [" ", [], ["a", " "], ["a", 3], 7])
 def test_what_has_no_words_is_refused(tagger, wrong):
     with pytest.raises(DataError, match=r"input 2 (is|has no words)"):
-        tagger.predict(["the film", wrong])
+        tagger.encoder("a").encode(["the film", wrong])
 
 
 def test_pieces_are_those_of_running_text(tagger):
@@ -82,12 +83,11 @@ def test_pieces_are_those_of_running_text(tagger):
 
 
 def test_an_adapter_saved_before_kinds_were_kept_is_of_its_heads(tagger):
-    backbone = tagger.backbone
-    kinds = {kind: make_adapter(backbone, LoRA(rank=2), kind=kind).kind for kind in ("classification", "regression")}
-    assert kinds == {kind: kind for kind in kinds}
-    assert (
-        make_adapter(make_backbone("gpt2", head=True), LoRA(rank=2), kind="multiple-choice").kind == "multiple-choice"
-    )
+    backbone, method = tagger.backbone, LoRA(rank=2)
+    for kind in ("classification", "regression", "token-classification"):
+        assert make_adapter(backbone, method, kind=kind).kind == kind
+    likelihood = make_adapter(make_backbone("gpt2", head=True), method, head=LikelihoodHead(shifted=True))
+    assert likelihood.kind == "multiple-choice"
     assert TaskIdentity.model_validate({"name": "t", "pairs": False, "labels": None, "max_length": 128}).kind is None
 
 
@@ -109,7 +109,7 @@ def test_what_is_no_question_is_refused(wrong):
     backbone = make_backbone("bert", tokenizer=True)
     model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2), kind="multiple-choice")})
     with pytest.raises(DataError, match=r"input 1 is(.|\n)*question"):
-        model.predict([wrong])
+        model.encoder("a").encode([wrong])
 
 
 # Tokenizers

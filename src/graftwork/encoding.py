@@ -43,6 +43,9 @@ Input = Text | Words | Question | Picture
 Row = dict[str, Any]
 """One input as the backbone takes it, unpadded; in training with its `labels`."""
 
+Rows = Sequence[Any]
+"""Rows, of which those of images are made when they are asked for."""
+
 ABSENT = -1
 """The place of a word that has no word-piece among those that the backbone is given."""
 
@@ -60,7 +63,7 @@ class Encoder(ABC):
         self.task = task
 
     @abstractmethod
-    def encode(self, inputs: Sequence[Any], labels: Sequence[Any] | None = None) -> Sequence[Row]:
+    def encode(self, inputs: Sequence[Any], labels: Sequence[Any] | None = None) -> Rows:
         """Rows for the backbone, unpadded, in the order of the inputs.
 
         Args:
@@ -75,11 +78,11 @@ class Encoder(ABC):
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """One batch of rows, padded to the longest of them, as `AdaptedModel.forward` takes it."""
 
-    def lengths(self, rows: Sequence[Row]) -> list[int]:
+    def lengths(self, rows: Rows) -> list[int]:
         """How long each row is; rows of like length are put together."""
         return [len(row["input_ids"]) for row in rows]
 
-    def batches(self, rows: Sequence[Row], batch_size: int) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    def batches(self, rows: Rows, batch_size: int) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """All rows, those of like length together, each batch with the places of its rows.
 
         The longest come first, so that what does not fit into memory fails at once.
@@ -109,7 +112,7 @@ class Encoder(ABC):
 class TextEncoder(Encoder):
     """Texts or pairs of texts, to be classified or measured."""
 
-    def encode(self, inputs: Sequence[Text], labels: Sequence[Any] | None = None) -> list[Row]:
+    def encode(self, inputs: Sequence[Any], labels: Sequence[Any] | None = None) -> list[Row]:
         pairs = self.task.pairs
         for i, text in enumerate(inputs):
             if isinstance(text, str) == pairs:
@@ -131,7 +134,7 @@ class TagEncoder(Encoder):
     piece, or `ABSENT` for words that are cut off or of which the tokenizer makes nothing.
     """
 
-    def encode(self, inputs: Sequence[Words], labels: Sequence[Sequence[int]] | None = None) -> list[Row]:
+    def encode(self, inputs: Sequence[Any], labels: Sequence[Sequence[int]] | None = None) -> list[Row]:
         if not self.tokenizer.is_fast:
             raise BackboneError(
                 f"the tokenizer of backbone {self.backbone.name!r} does not tell which pieces are of which word",
@@ -174,7 +177,7 @@ class ChoiceEncoder(Encoder):
     A row with fewer choices than another of its batch gets some that are all padding, whose logits are -inf.
     """
 
-    def encode(self, inputs: Sequence[Question], labels: Sequence[int] | None = None) -> list[Row]:
+    def encode(self, inputs: Sequence[Any], labels: Sequence[int] | None = None) -> list[Row]:
         asked = [question_of(given, i) for i, given in enumerate(inputs)]
         questions = [question for question, choices in asked for _ in choices]
         choices = [choice for _, several in asked for choice in several]
@@ -196,7 +199,7 @@ class ChoiceEncoder(Encoder):
         """What a choice that is none consists of."""
         return {"input_ids": self.tokenizer.pad_token_id}
 
-    def lengths(self, rows: Sequence[Row]) -> list[int]:
+    def lengths(self, rows: Rows) -> list[int]:
         return [max(map(len, row["input_ids"])) for row in rows]
 
 
@@ -279,7 +282,7 @@ class GenerationEncoder(PromptEncoder):
     """Sources of which a text is to be made. Without targets they are padded on the left, so that a causal model goes
     on where they end."""
 
-    def encode(self, inputs: Sequence[str], labels: Sequence[str] | None = None) -> list[Row]:
+    def encode(self, inputs: Sequence[Any], labels: Sequence[str] | None = None) -> list[Row]:
         for i, text in enumerate(inputs):
             if not isinstance(text, str):
                 raise DataError(f"input {i + 1} is {_named(text)}", expected="one text")
@@ -294,7 +297,7 @@ class GenerationEncoder(PromptEncoder):
         side = "left" if self.causal else "right"
         return dict(self.tokenizer.pad(list(rows), padding_side=side, return_tensors="pt"))
 
-    def lengths(self, rows: Sequence[Row]) -> list[int]:
+    def lengths(self, rows: Rows) -> list[int]:
         beside = 0 if self.causal else 1
         return [len(row["input_ids"]) + beside * len(row.get("labels", ())) for row in rows]
 
@@ -324,20 +327,20 @@ class LikelihoodEncoder(PromptEncoder, ChoiceEncoder):
 class ImageEncoder(Encoder):
     """Images, as the backbone's image processor makes them. A file is read when its row is asked for."""
 
-    def encode(self, inputs: Sequence[Picture], labels: Sequence[int] | None = None) -> Sequence[Row]:
+    def encode(self, inputs: Sequence[Any], labels: Sequence[int] | None = None) -> Rows:
         return _Images(self.backbone, inputs, labels)
 
-    def lengths(self, rows: Sequence[Row]) -> list[int]:
+    def lengths(self, rows: Rows) -> list[int]:
         return [1] * len(rows)
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         return _with_labels({"pixel_values": torch.stack([row["pixel_values"] for row in rows])}, rows)
 
 
-class _Images(Sequence[Row]):
+class _Images(Sequence[Any]):
     """Rows of images that are read when they are asked for."""
 
-    def __init__(self, backbone: Backbone, images: Sequence[Picture], labels: Sequence[int] | None) -> None:
+    def __init__(self, backbone: Backbone, images: Sequence[Any], labels: Sequence[int] | None) -> None:
         self.processor = backbone.require_image_processor()
         self.mode = "L" if getattr(backbone.config, "num_channels", 3) == 1 else "RGB"
         self.images = images

@@ -576,7 +576,17 @@ class AdaptedModel(nn.Module):
 
     def _with_decoder(self, inputs: Mapping[str, Tensor], head: Head, wanted: Tensor | None) -> Mapping[str, Tensor]:
         """What an encoder-decoder needs besides: the wanted tokens moved by one place, or one start token a row."""
-        if not self.backbone.is_encoder_decoder or head.reads in ("tokens", "layers") or "decoder_input_ids" in inputs:
+        if not self.backbone.is_encoder_decoder:
+            return inputs
+        if head.reads in ("tokens", "layers"):
+            given = sorted(name for name in inputs if name.startswith("decoder_"))
+            if given:
+                raise AdapterError(
+                    f"{', '.join(given)} cannot be used: the adapter's head reads the encoder alone",
+                    expected="the encoder's inputs only",
+                )
+            return inputs
+        if "decoder_input_ids" in inputs:
             return inputs
         if head.reads == "vocabulary" and wanted is not None:
             moved = self.model.prepare_decoder_input_ids_from_labels(labels=wanted)  # type: ignore[operator]

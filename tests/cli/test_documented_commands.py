@@ -20,8 +20,9 @@ def shell_lines(path):
     """The lines of a script, or of the fenced shell blocks of a document; continued lines are joined."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
-        blocks = re.findall(r"^```(?:sh|bash|shell|console)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        text = "".join(blocks)
+        # Every block is matched, so that the end of one in another language does not pass for the start of one.
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        text = "".join(block for language, block in blocks if language in ("", "sh", "bash", "shell", "console"))
     return [line.strip().removeprefix("$ ") for line in text.replace("\\\n", " ").splitlines()]
 
 
@@ -38,7 +39,7 @@ def commands(path):
     return found
 
 
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.sh")])
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.sh")])
 COMMANDS = [
     pytest.param(command, id=f"{path.name}: {' '.join(command)}") for path in DOCUMENTS for command in commands(path)
 ]
@@ -67,7 +68,11 @@ def test_command_parses(command):
 
 def test_a_wrong_command_would_be_noticed(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("```sh\n$ graftwork tune --task x \\\n  --outptu y  # why\n```\n```python\ngraftwork tune\n```\n")
+    python, shell = (
+        "```python\ngraftwork tune\n```\n",
+        "```sh\n$ graftwork tune --task x \\\n  --outptu y  # why\n```\n",
+    )
+    page.write_text(python + shell + python)
     assert commands(page) == [["tune", "--task", "x", "--outptu", "y"]]
     with pytest.raises(Exception, match="--outptu"):
         app.parse_args(commands(page)[0], exit_on_error=False, print_error=False)

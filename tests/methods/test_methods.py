@@ -17,9 +17,10 @@ from matrix import (
     adapter_of,
     backbone_of,
     example_for,
+    inputs_of,
     near_nothing,
 )
-from tiny import LAYERS, SAMPLES, bits, inputs_for, make_adapter, make_backbone
+from tiny import LAYERS, SAMPLES, bits, make_adapter, make_backbone
 from torch import Tensor
 
 from graftwork.adapters import Adapter
@@ -82,8 +83,8 @@ def test_a_new_adapter_changes_nothing(name, kind):
     """Exactly for methods that start at no difference; for others as their initialisation goes to zero."""
     method, bound = near_nothing(SAMPLES[name])
     backbone = backbone_of(kind, dtype=torch.float64)
-    batch = inputs_for(backbone.model, 7, 4)
     adapter = adapter_of(backbone, method)
+    batch = inputs_of(backbone, adapter.head, 7, 4)
     head = {name: tensor for name, tensor in adapter.tensors.items() if name.startswith("head.")}
     lone = replace(adapter, method=HeadOnly(), sites=(), tensors=head, fixed=())
     with resident(backbone, lone) as model:
@@ -147,9 +148,10 @@ def test_gradients_reach_exactly_what_is_declared(name, kind):
 @pytest.mark.parametrize(("name", "kind"), [row for row in MATRIX if row[1] not in ("vit", "resnet")])
 def test_padding_changes_no_row(name, kind):
     backbone = backbone_of(kind, dtype=torch.float64)
-    batch = inputs_for(backbone.model, 9, 4)
     pooling = "mean" if kind in ("bert", "llama") else backbone.pooling
-    with resident(backbone, adapter_of(backbone, SAMPLES[name], trained=True, pooling=pooling)) as model:
+    adapter = adapter_of(backbone, SAMPLES[name], trained=True, pooling=pooling)
+    batch = inputs_of(backbone, adapter.head, 9, 4)
+    with resident(backbone, adapter) as model:
         padded = model(**batch).logits[1:]
         alone = model(**{key: value[1:, :4] for key, value in batch.items()}).logits
     # The head computes in float32, from vectors that agree to float64's rounding: some units of its last place.
@@ -159,8 +161,8 @@ def test_padding_changes_no_row(name, kind):
 @every_method_and_family
 def test_saved_and_loaded_it_says_the_same_to_the_bit(name, kind, tmp_path):
     backbone = backbone_of(kind)
-    batch = inputs_for(backbone.model, 7, 4)
     model = make_trainable(backbone, SAMPLES[name], trained=True).eval()
+    batch = inputs_of(backbone, model.adapter("a").head, 7, 4)
     with torch.no_grad():
         while_training = model(**batch).logits
     adapter = model.adapter("a")

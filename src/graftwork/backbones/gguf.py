@@ -59,6 +59,7 @@ def _convert(file: Path, folder: Path) -> None:
         )
         model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
+    model, report = loaded
     if report["missing_keys"]:
         raise ValueError(f"{file.name} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
     # They are plain weights by now, which transformers would not save as what it takes for quantised ones.

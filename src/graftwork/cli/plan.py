@@ -14,7 +14,7 @@ def plan(
     method: str = "houlsby",
     kind: Kind | None = None,
     labels: PositiveInt = 2,
-    pooling: Literal["auto", "pooler", "first", "mean"] = "auto",
+    pooling: Literal["auto", "pooler", "first", "last", "mean"] = "auto",
     json: Annotated[bool, Switch] = False,
     settings: Settings = [],  # noqa: B006 (cyclopts makes a new list for each call)
 ) -> None:
@@ -25,14 +25,14 @@ def plan(
     backbone
         minilm, smollm2, a folder with config.json, or a hub id. Default: minilm.
     method
-        houlsby, lora, full-fine-tuning or head-only. Default: houlsby. Its settings: --method.KEY VALUE.
+        One of those that graftwork methods lists. Default: houlsby. Its settings: --method.KEY VALUE.
     kind
         The kind of task, which decides the head: classification, regression, token-classification, multiple-choice,
         generation or image-classification. Default: classification, or regression with --labels 1.
     labels
         Number of classes or tags; 1 for regression.
     pooling
-        How a text becomes one vector: auto (the backbone's own way), pooler, first, mean.
+        How a text becomes one vector: auto (the backbone's own way), pooler, first, last, mean.
     json
         Print JSON.
     """

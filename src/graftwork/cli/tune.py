@@ -69,9 +69,9 @@ def tune(
     dtype
         Precision of the frozen backbone: auto, float32, bfloat16, float16, float64. Default: auto.
     method
-        houlsby, lora, full-fine-tuning or head-only. Default: houlsby. Its settings: --method.KEY VALUE.
+        One of those that graftwork methods lists. Default: houlsby. Its settings: --method.KEY VALUE.
     pooling
-        How a text becomes one vector: auto (the backbone's own way), pooler, first, mean. Default: auto.
+        How a text becomes one vector: auto (the backbone's own way), pooler, first, last, mean. Default: auto.
     report_to
         Experiment trackers, as transformers names them.
     resume

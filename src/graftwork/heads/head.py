@@ -64,14 +64,14 @@ class Head(BaseModel, ABC):
     reads: ClassVar[Reading]
 
     @property
-    def num_labels(self) -> int | None:
-        """How many labels its task has; None when it has none."""
-        return None
-
-    @property
     def task_kind(self) -> str:
         """The kind of task that it is for."""
         return self.kind
+
+    @property
+    def num_labels(self) -> int | None:
+        """How many labels its task has; None when it has none."""
+        return None
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a backbone that does not have what the head reads.

@@ -30,6 +30,7 @@ class BitFit(Method):
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Bias, Dense)
 
     def sites(self, sites: Sites) -> list[Site]:
+        sites.require("linear")
         biased = [s for s in sites.values() if s.biased or "bias" in s.parameters]
         # A fused product's bias is its parts'.
         chosen = [site for site in biased if site.kind != "fused"]

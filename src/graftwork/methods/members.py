@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, PlainSerializer
@@ -119,4 +119,5 @@ def gate(op: Op, site: Site, parameters: Mapping[str, Tensor], member: str) -> O
     if isinstance(op, KeyValue):
         opened = torch.sigmoid(bias)
         return replace(op, keys=op.keys * opened, values=op.values * opened)
-    return Gated(op=op, weight=parameters[f"{site.name}.gate.weight"], bias=bias)
+    reads: Literal["input", "output"] = "output" if site.kind == "result" else "input"
+    return Gated(op=op, weight=parameters[f"{site.name}.gate.weight"], bias=bias, reads=reads)

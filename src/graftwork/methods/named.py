@@ -41,7 +41,7 @@ NAMED: dict[str, Named] = {
     "mam": Named("union", "He et al. 2022, arXiv:2110.04366", {"methods": _MAM}),
     "unipelt": Named("union", "Mao et al. 2022, arXiv:2110.07577", {"methods": _UNIPELT, "gated": True}),
     "top-layers": Named("full-fine-tuning", "Houlsby et al. 2019, arXiv:1902.00751", {"top_layers": 1}),
-    "random-subset": Named("full-fine-tuning", "the survey's random subset", {"random_subset": 0.01}),
+    "random-subset": Named("full-fine-tuning", "Ben Zaken et al. 2021, arXiv:2106.10199", {"random_subset": 0.01}),
     "discriminative": Named("full-fine-tuning", "Howard & Ruder 2018, arXiv:1801.06146", {"layer_decay": 2.6}),
     "gradual-unfreezing": Named(
         "full-fine-tuning", "Howard & Ruder 2018, arXiv:1801.06146", {"gradual_unfreezing": True}

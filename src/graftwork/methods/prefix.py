@@ -72,7 +72,7 @@ class PrefixTuning(Method):
     @property
     def learning_rate(self) -> float:  # type: ignore[override]
         """Rows themselves take larger steps than the network that makes them (5e-3 in P-tuning v2)."""
-        return 3e-4 if self.reparametrise else 5e-3
+        return 1e-3 if self.reparametrise else 5e-3
 
     def sites(self, sites: Sites) -> list[Site]:
         if not sites.of_kind("attention"):

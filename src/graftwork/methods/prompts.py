@@ -46,7 +46,7 @@ class PromptTuning(Method):
     name: ClassVar[str] = "prompt-tuning"
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Prompt, PromptedEncoder)
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 3e-2
 
     num_virtual_tokens: PositiveInt = 100
     init: Literal["vocabulary", "labels", "text", "uniform"] = "vocabulary"

@@ -1,7 +1,7 @@
-"""Gated op: another op whose effect is multiplied, at each token, by a gate that reads what enters the site."""
+"""Gated op: another op whose effect is multiplied, at each token, by a gate that reads the hidden state there."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,14 +14,19 @@ from graftwork.ops.op import Forward, Op, Place
 
 @dataclass(frozen=True, kw_only=True)
 class Gated(Op):
-    """y = f(x) + σ(w x + b) · (op(f)(x) − f(x)), for one gate a token (Mao et al. 2022, section 3).
+    """y = f(x) + σ(w z + b) · (op(f)(x) − f(x)), for one gate a token (Mao et al. 2022, section 3).
 
-    Shapes: weight (1, in), bias (1).
+    Shapes: weight (1, width of z), bias (1).
+
+    Attributes:
+        reads: whether z is x or, at a sub-layer's result, f(x): what enters the module there need not be as wide as the
+            residual stream.
     """
 
     op: Op
     weight: Float[Tensor, "*S 1 in"]
     bias: Float[Tensor, "*S 1"]
+    reads: Literal["input", "output"] = "input"
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear", "result", "norm"})
     unmergeable: ClassVar[str] = "a gate depends on the text"
@@ -31,7 +36,8 @@ class Gated(Op):
             y: Tensor = forward(x)
             # What the op asks of the frozen module is at hand, unless it asks it of something else.
             changed = self.op.around(lambda other: y if other is x else forward(other), place)(x)
-            gate = torch.sigmoid(routing.linear(x, self.weight, place.route, self.bias))
+            read = y if self.reads == "output" else x
+            gate = torch.sigmoid(routing.linear(read, self.weight, place.route, self.bias))
             result: Tensor = y + gate * (changed - y)
             return result
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 
-from graftwork.encoding import Encoder, ImageEncoder, Row, TextEncoder
+from graftwork.encoding import Encoder, ImageEncoder, Row, Rows, TextEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def references_of(rows: datasets.Dataset) -> list[list[str]]:
     return [[target] for target in rows["target"]]
 
 
-def examples(encoder: Encoder, kind: str, rows: datasets.Dataset) -> Sequence[Row] | datasets.Dataset:
+def examples(encoder: Encoder, kind: str, rows: datasets.Dataset) -> Rows | datasets.Dataset:
     """The rows to train on, with `labels`, unpadded. How many texts were cut is logged."""
     encoded = encoder.encode(inputs_of(kind, rows), labels_of(kind, rows))
     if isinstance(encoder, TextEncoder):

@@ -125,5 +125,5 @@ def _count(
         "trained": {**groups, "total": total, "without_classifier": total - classifier},
         "backbone": outline.num_parameters,
         "percent": 100 * total / outline.num_parameters,
-        "bytes": BYTES * total,
+        "bytes": BYTES * sum(parameter.count for parameter in declared.values()),
     }

@@ -62,7 +62,7 @@ def tune(
         method: Houlsby adapters when left out.
         output: folder to save the adapter in; it must not exist. None only returns the adapter.
         data: where the task's data are, in the place of what the task says.
-        pooling: how the head's input is made: `auto`, `pooler`, `first` or `mean`.
+        pooling: how the head's input is made: `auto`, `pooler`, `first`, `last` or `mean`.
         resume: go on with a run to the same output that was killed.
         overwrite: replace an output that exists, and discard what a killed run left.
         progress: show a progress bar.

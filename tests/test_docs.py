@@ -1,0 +1,142 @@
+"""The documents say of methods and families what is so."""
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from graftwork.backbones.families import FAMILIES
+from graftwork.methods import METHODS, NAMED, make_method
+from graftwork.training.planning import survey
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+GROUPS = sorted((DOCS / "methods").glob("*.md"))
+ABSENT = "–"
+"""In a table of several methods, a setting that one of them has not."""
+
+
+def prose(page):
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def tables(page, first):
+    """The tables of a page whose first column has that title: for each its header and its rows, as lists of cells."""
+    found, rows = [], []
+    for line in [*prose(page).splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append([cell.strip().replace("`", "") for cell in line.strip("|").split("|")])
+        elif rows:
+            header, _, *body = rows
+            found += [(header, body)] if header[0] == first else []
+            rows = []
+    return found
+
+
+def read(cell):
+    """A value as the command line reads it."""
+    try:
+        return json.loads(cell)
+    except json.JSONDecodeError:
+        return cell
+
+
+def documented_settings():
+    """The settings of each method by name, as written in the column that its name heads."""
+    found = {}
+    for page in GROUPS:
+        for header, rows in tables(page, "setting"):
+            for column, method in enumerate(header[1:-1], start=1):
+                assert method in METHODS, f"{page.name}: {method} heads a column and is no method"
+                cells = {row[0]: row[column] for row in rows if row[column] != ABSENT}
+                assert not found.get(method, {}).keys() & cells.keys(), f"{page.name}: a setting of {method} twice"
+                found[method] = {**found.get(method, {}), **cells}
+    return found
+
+
+def documented_names():
+    """Of each named method, the method that it is and what differs, as written."""
+    found = {}
+    for page in GROUPS:
+        for _, rows in tables(page, "name"):
+            for name, method, differs in rows:
+                pairs = re.findall(r"(\w+) (\[.*\]|[^\s,]+)(?:, |$)", differs)
+                found[name] = (method, dict(pairs))
+    return found
+
+
+def overview():
+    """The rows of the table of all methods, by method."""
+    ((header, rows),) = tables(DOCS / "methods.md", "group")
+    return {row[1]: dict(zip(header, row, strict=True)) for row in rows}
+
+
+SETTINGS = documented_settings()
+OVERVIEW = overview()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_is_documented_with_its_default(name):
+    known = METHODS[name].model_fields
+    written = SETTINGS.get(name, {})
+    assert sorted(written) == sorted(known)
+    default = make_method(name)
+    for setting, cell in written.items():
+        assert make_method(name, {setting: read(cell)}) == default, f"{name}.{setting} is not {cell}"
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_named_method_is_documented_with_what_differs(name):
+    method, differs = documented_names()[name]
+    assert method == NAMED[name].method
+    assert differs.keys() == NAMED[name].settings.keys()
+    assert make_method(method, {setting: read(cell) for setting, cell in differs.items()}) == make_method(name)
+
+
+def test_no_other_methods_are_documented():
+    assert set(OVERVIEW) == {*METHODS, *NAMED}
+    assert documented_names().keys() == NAMED.keys()
+
+
+@pytest.mark.parametrize("name", OVERVIEW)
+def test_the_overview_says_how_a_method_is_trained_and_whether_it_merges(name):
+    method, row = make_method(name), OVERVIEW[name]
+    rate, epochs = row["rate, epochs"].split(", ")
+    assert (float(rate), int(epochs)) == (method.learning_rate, method.num_train_epochs)
+    assert row["merges"].startswith("no" if method.unmergeable else "yes")
+
+
+@pytest.mark.parametrize("backbone", ["BERT-base", "MiniLM"])
+def test_the_overview_has_the_counts(backbone, tmp_path):
+    from transformers import BertConfig
+
+    BertConfig().save_pretrained(tmp_path)
+    counted = survey(str(tmp_path) if backbone == "BERT-base" else "minilm")
+    assert {row.name: f"{row.trained:,}" for row in counted} == {n: row[backbone] for n, row in OVERVIEW.items()}
+
+
+def test_every_family_and_its_model_types_are_documented():
+    ((_, rows),) = tables(DOCS / "families.md", "family")[:1]
+    written = {row[0]: set(re.findall(r"[\w-]+", re.sub(r"\(.*?\)", "", row[1]))) for row in rows}
+    assert written == {family.name: set(family.model_types) for family in FAMILIES}
+
+
+def anchors(page):
+    """What links into a page can name: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_local_link_resolves(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = unquote(link).partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
