@@ -26,7 +26,7 @@ from graftwork.heads.language import require_language_model
 from graftwork.ops import Graft, Route
 from graftwork.ops.graft import Ops, check
 from graftwork.ops.merging import put_into_weights
-from graftwork.prediction import Prediction, decide, read_choices, read_logits, read_tags, tags_of, widen
+from graftwork.prediction import Prediction, first_pieces, read_choices, read_logits, read_tags, tags_of, widen
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -338,6 +338,11 @@ class AdaptedModel(nn.Module):
                 found.update(zip(places, output.logits.cpu(), strict=True))
         return widen(found) if found else torch.empty(0, self._resident(adapter).adapter.head.num_labels or 1)
 
+    def decide(self, logits: Tensor, mask: Tensor | None, adapter: str) -> Tensor:
+        """What an adapter's head chooses, given what it said. See `Head.decide`."""
+        resident = self._resident(adapter)
+        return resident.adapter.head.decide(logits, mask, resident.tensors())
+
     def tags(self, inputs: Sequence[Input], adapter: str, *, batch_size: int = DEFAULT_BATCH_SIZE) -> list[list[str]]:
         """The tag of each word of each input, by an adapter for token classification.
 
@@ -352,7 +357,8 @@ class AdaptedModel(nn.Module):
         found: dict[int, list[str]] = {}
         with self.resting():
             for places, batch in encoder.batches(rows, batch_size):
-                ids = decide(self(**batch, adapters=adapter).logits, batch.get("attention_mask")).tolist()
+                logits = self(**batch, adapters=adapter).logits
+                ids = self.decide(logits, first_pieces([rows[place] for place in places], logits), adapter).tolist()
                 found |= {place: tags_of(rows[place], ids[i], labels) for i, place in enumerate(places)}
         return [found[i] for i in range(len(rows))]
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from graftwork.adapters import Adapter
@@ -82,9 +82,12 @@ def read_choices(adapter: Adapter, logits: Float[Tensor, "N C"], choices: Sequen
     return found
 
 
-def decide(logits: Float[Tensor, "B T C"], mask: Tensor | None) -> Int[Tensor, "B T"]:
-    """The tag of each token, as an id."""
-    return logits.argmax(dim=-1)
+def first_pieces(rows: Sequence[Row], like: Float[Tensor, "B T C"]) -> Bool[Tensor, "B T"]:
+    """Which tokens are judged: the first piece of each word that the model was given."""
+    mask = torch.zeros(like.shape[:2], dtype=torch.bool)
+    for i, row in enumerate(rows):
+        mask[i, [place for place in row["places"] if place != ABSENT]] = True
+    return mask.to(like.device)
 
 
 def tags_of(row: Row, ids: Sequence[int], labels: Sequence[str]) -> list[str]:

@@ -260,8 +260,7 @@ def test_checkpoints_hold_what_is_trained(backbone, classes, tmp_path, monkeypat
     whole = tune(backbone, task=classes, method=Halved(rank=4), output=tmp_path / "whole", **settings)
 
     def install(patch, death):
-        scores = "graftwork.training.tuning._scores"
-        patch.setattr(scores, lambda metrics: death.strike(tmp_path / ".a.tuning"))
+        patch.setattr(Adapter, "finished", lambda *_: death.strike(tmp_path / ".a.tuning"))
 
     with killed(install):
         tune(backbone, task=classes, method=Halved(rank=4), output=tmp_path / "a", **settings)

@@ -13,7 +13,7 @@ from torch import Tensor
 from graftwork.encoding import GenerationEncoder
 from graftwork.heads import IGNORED
 from graftwork.model import AdaptedModel, AdaptedOutput
-from graftwork.prediction import decide, tags_of, widen
+from graftwork.prediction import first_pieces, tags_of, widen
 from graftwork.tasks import Task, compute
 from graftwork.training.examples import each_target, inputs_of, labels_of, references_of
 
@@ -86,7 +86,8 @@ class Judge:
         logits = output.require("logits")
         if self.task.kind != "token-classification":
             return logits.cpu().unbind()
-        ids = decide(logits, batch.get("attention_mask")).tolist()
+        mask = first_pieces([self.encoded[place] for place in places], logits)
+        ids = self.model.decide(logits, mask, self.name).tolist()
         labels = self.task.labels or ()
         return [tags_of(self.encoded[place], ids[i], labels) for i, place in enumerate(places)]
 
