@@ -153,6 +153,7 @@ SAMPLES: dict[str, Method] = {
     "layer-norm-tuning-ffn": LayerNormTuning(targets="ffn.norm"),
     "full-fine-tuning-top": FullFineTuning(top_layers=1),
     "full-fine-tuning-subset": FullFineTuning(random_subset=0.2, layer_decay=2.6),
+    "feature-extraction": FeatureExtraction(dropout=0.0),
     "feature-extraction-bilstm": FeatureExtraction(model="bilstm", hidden_size=5, dropout=0.0),
     "prompt-tuning": PromptTuning(num_virtual_tokens=3, init="uniform"),
     "p-tuning": PTuning(num_virtual_tokens=3),

@@ -79,7 +79,7 @@ def test_a_folder_holds_exactly_its_files(saved, tmp_path):
 
 
 def test_a_regression_adapter_and_one_without_scores_survive(backbone, tmp_path):
-    adapter = make_adapter(backbone, LoRA(rank=2), kind="regression", num_outputs=1)
+    adapter = make_adapter(backbone, LoRA(rank=2), kind="regression")
     adapter.save(tmp_path / "a")
     loaded = Adapter.load(tmp_path / "a")
     assert same(loaded, adapter)

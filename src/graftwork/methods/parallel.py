@@ -13,6 +13,7 @@ from pydantic import PositiveInt
 
 from graftwork.methods.placement import Placement
 from graftwork.methods.projections import DenseBottleneck
+from graftwork.ops import Bottleneck, Norm, Op, Remember
 
 
 class Parallel(DenseBottleneck):
@@ -27,6 +28,7 @@ class Parallel(DenseBottleneck):
     name: ClassVar[str] = "parallel"
     paper: ClassVar[str] = "He et al. 2022, arXiv:2110.04366"
     learning_rate: ClassVar[float] = 1e-4
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (Remember, Bottleneck, Norm)
     placement: ClassVar[Placement] = "parallel"
 
     bottleneck: PositiveInt | None = 64
