@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import SAMPLES
 from training.workbench import FAST, contents, names_in
 
 from graftwork import AdaptedModel, Adapter, HeadOnly, Houlsby, LoRA, Task, evaluate, tune
@@ -76,14 +77,15 @@ def test_regression_is_learned(backbone, data):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_tunes(backbone, classes, name):
-    adapter = tune(backbone, task=classes, method=METHODS[name](), max_steps=3)
+    method = SAMPLES[name]
+    adapter = tune(backbone, task=classes, method=method, max_steps=3)
     start = Adapter.create(backbone, adapter.method, adapter.head, adapter.task, seed=0)
     changed = [key for key, tensor in adapter.tensors.items() if not torch.equal(tensor, start.tensors[key])]
     assert {"head.classifier.weight", "head.classifier.bias"} <= set(changed)
-    assert name == "head-only" or any(not key.startswith("head.") for key in changed)
-    assert adapter.recipe["train"]["learning_rate"] == METHODS[name].learning_rate
-    assert adapter.recipe["train"]["num_train_epochs"] == METHODS[name].num_train_epochs
-    assert adapter.recipe["train"]["backbone_dropout"] == ("keep" if name == "full-fine-tuning" else "off")
+    assert not method.lowers_to or any(not key.startswith("head.") for key in changed)
+    assert adapter.recipe["train"]["learning_rate"] == method.learning_rate
+    assert adapter.recipe["train"]["num_train_epochs"] == method.num_train_epochs
+    assert adapter.recipe["train"]["backbone_dropout"] == ("off" if method.frozen_backbone else "keep")
 
 
 # What is left as it was
