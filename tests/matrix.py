@@ -41,7 +41,7 @@ def refuses(name: str, kind: str) -> bool:
     return method in REFUSALS.get(kind, ()) or (kind == "resnet" and method not in CLASSIC)
 
 
-VARIANTS = ("bert", "llama", "t5")
+VARIANTS = ("bert", "llama")
 """Where a method's variants are tried, too."""
 
 PAIRS = [(name, kind) for name in SAMPLES for kind in REPRESENTATIVES if name in METHODS or kind in VARIANTS]
