@@ -101,6 +101,8 @@ def outputs_of(backbone):
 def test_backbone_is_bit_for_bit_what_it_was(backbone, classes, method):
     state = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
     before, modules = outputs_of(backbone), dict(backbone.model.named_modules())
+    # transformers leaves hooks of its own behind where hidden states were asked for.
+    hooks = {name: len(module._forward_hooks) for name, module in modules.items()}
     tune(backbone, task=classes, method=method, max_steps=3, gradient_checkpointing=True)
     after = backbone.model.state_dict()
     assert after.keys() == state.keys()
@@ -109,7 +111,7 @@ def test_backbone_is_bit_for_bit_what_it_was(backbone, classes, method):
     assert dict(backbone.model.named_modules()) == modules
     assert not backbone.model.training
     assert not backbone.model.is_gradient_checkpointing
-    assert not any(module._forward_hooks for module in backbone.model.modules())
+    assert {name: len(module._forward_hooks) for name, module in backbone.model.named_modules()} == hooks
     assert not any(p.requires_grad or p.grad is not None for p in backbone.model.parameters())
 
 
