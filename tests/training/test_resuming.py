@@ -134,8 +134,7 @@ def test_killed_while_writing_the_recipe(run, whole, tmp_path):
 @pytest.mark.parametrize("changes", [{}, {"max_steps": 100, "early_stopping_patience": 2}], ids=["steps", "stopped"])
 def test_killed_after_the_last_checkpoint(run, tmp_path, changes):
     def install(patch, death):
-        scores = "graftwork.training.tuning._scores"
-        patch.setattr(scores, lambda metrics: death.strike(tmp_path / ".a.tuning"))
+        patch.setattr("graftwork.training.tuning.json_lines", lambda rows: death.strike(tmp_path / ".a.tuning"))
 
     run(tmp_path / "whole", **changes)
     with killed(install):
