@@ -1,9 +1,12 @@
-"""What holds for every test: no network, one thread, and every shape annotation checked at run time.
+"""What holds for every test: no network, one thread, and every module with shape annotations checked at run time.
 
 The environment and the import hook must be in place before anything imports transformers or graftwork.
 """
 
+import gc
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -11,4 +14,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: threads would only w
 
 from jaxtyping import install_import_hook
 
-install_import_hook("graftwork", "beartype.beartype")
+[source] = find_spec("graftwork").submodule_search_locations
+shaped = [path for path in Path(source).rglob("*.py") if "jaxtyping import" in path.read_text(encoding="utf-8")]
+names = [".".join(["graftwork", *path.relative_to(source).with_suffix("").parts]) for path in shaped]
+install_import_hook(names, "typechecks.checked")
+
+
+def pytest_collection_finish():
+    """What was imported stays: the collections that transformers asks for after each run need not look through it."""
+    gc.freeze()

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import SAMPLES
 from torch.optim import SGD
 from training.workbench import FAST, at_step, contents, killed
 from transformers import Adafactor
@@ -208,21 +209,37 @@ def test_a_run_that_ends_too_early_says_so(backbone, classes, caplog):
 # Resuming
 
 
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [(ULMFiT(), {}), (LoRA(rank=4), {"optim": "adafactor", "lr_scheduler_type": "constant"})],
-    ids=["rates and thawing", "adafactor"],
-)
-def test_killed_runs_resume_to_the_same_bytes(backbone, classes, tmp_path, method, settings):
-    usual = {**FAST, "eval_strategy": "steps", "eval_steps": 7, "max_steps": 2 * STEPS + 3, **settings}
-    tune(backbone, task=classes, method=method, output=tmp_path / "whole", **usual)
-    # In the first epoch; at its end, just before the next layer thaws; in the second; in the third.
-    for step in (9, STEPS, STEPS + 8, 2 * STEPS + 2):
-        output = tmp_path / f"{step}"
-        with killed(at_step(step)):
-            tune(backbone, task=classes, method=method, output=output, **usual)
-        tune(backbone, task=classes, method=method, output=output, resume=True, **usual)
-        assert contents(output) == contents(tmp_path / "whole"), step
+@pytest.fixture(scope="module")
+def resumed(backbone, classes, tmp_path_factory):
+    """Trains straight through, and again with the run killed at each of some steps and resumed: the same bytes."""
+
+    def check(method, steps, **settings):
+        folder = tmp_path_factory.mktemp("runs")
+        settings = {**FAST, "eval_strategy": "steps", "eval_steps": 7, **settings}
+        tune(backbone, task=classes, method=method, output=folder / "whole", **settings)
+        for step in steps:
+            output = folder / f"{step}"
+            with killed(at_step(step)):
+                tune(backbone, task=classes, method=method, output=output, **settings)
+            tune(backbone, task=classes, method=method, output=output, resume=True, **settings)
+            assert contents(output) == contents(folder / "whole"), step
+
+    return check
+
+
+def test_a_killed_run_whose_layers_thaw_resumes_to_the_same_bytes(resumed):
+    # In the first epoch; at its end, just before the next layer thaws; in the third.
+    resumed(ULMFiT(), (9, STEPS, 2 * STEPS + 2), max_steps=2 * STEPS + 3)
+
+
+def test_a_killed_run_of_adafactor_resumes_to_the_same_bytes(resumed):
+    resumed(LoRA(rank=4), (9,), max_steps=STEPS + 2, optim="adafactor", lr_scheduler_type="constant")
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"ulmfit", "lora"}))
+def test_a_killed_run_of_any_method_resumes_to_the_same_bytes(resumed, name):
+    """Encoders of prompts and prefixes, and what methods draw, included."""
+    resumed(SAMPLES[name], (9,), max_steps=STEPS - 1)
 
 
 # What is kept in the end

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,10 @@ DESCRIPTIONS = {
 def library_versions() -> dict[str, str]:
     """The versions that an adapter's numbers were made with."""
     names = ("graftwork", "torch", "transformers", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+_version = cache(version)  # it reads a file
 
 
 @dataclass(frozen=True, kw_only=True)
