@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.model import AdaptedModel
-from graftwork.ops import Route
 
 FEED_FORWARDS = {
     "bert": {"": ("encoder.layer.{i}.intermediate", "encoder.layer.{i}.output.dropout")},
@@ -57,7 +56,7 @@ def states(model: PreTrainedModel, batch: dict[str, Tensor]) -> list[Tensor]:
 def adapted_states(backbone: Backbone, adapter: Adapter, batch: dict[str, Tensor]) -> list[Tensor]:
     """The same with an adapter, in float64 where the backbone is: what is lowered too, not only what then runs."""
     model = AdaptedModel(backbone, {"a": adapter}).to(backbone.dtype)
-    with model.graft.run(model.residents["a"].ops(), Route()):
+    with model.graft.run(model.residents["a"].ops()):
         found = states(model.graft.base, batch)
     model.detach()
     return found

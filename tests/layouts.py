@@ -20,7 +20,6 @@ from transformers import (
 
 from graftwork.backbones import Backbone
 from graftwork.model import AdaptedModel
-from graftwork.ops import Route
 
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 64, "vocab_size": 100, "n_positions": 48}
 GPT2 |= {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
@@ -72,5 +71,5 @@ def run(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> list[torch.Te
 @torch.no_grad()
 def run_adapted(model: AdaptedModel, name: str, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """The same with an adapter beside the weights."""
-    with model.graft.run(model.residents[name].ops(), Route()):
+    with model.graft.run(model.residents[name].ops()):
         return run(model.backbone.model, batch)

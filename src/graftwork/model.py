@@ -5,27 +5,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
-from graftwork.adapters import Adapter, Resident
+from graftwork.adapters import Adapter, Bank, Memory, Resident
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.encoding import Encoder, GenerationEncoder, Input, encoder_for, question_of, words_of
 from graftwork.errors import AdapterError, DataError, RecipeError, SiteError, nearest
 from graftwork.generating import generation_config
-from graftwork.heads import Head, States
+from graftwork.heads import States
 from graftwork.heads.language import require_language_model
-from graftwork.ops import Graft, Route
+from graftwork.ops import Graft
 from graftwork.ops.graft import Ops, check
 from graftwork.ops.merging import put_into_weights
+from graftwork.passes import Section, Share, Wanted, in_order, last_of, padded
 from graftwork.prediction import Prediction, first_pieces, read_choices, read_logits, read_tags, tags_of, widen
 
 DEFAULT_BATCH_SIZE = 32
@@ -38,13 +41,18 @@ OTHER_INPUTS = ("attention_mask", "token_type_ids", "position_ids", "decoder_inp
 class AdaptedOutput(ModelOutput):
     """What a pass gives.
 
-    Shapes: loss (), logits (B, C), (B, T, C) for tags, (B, T, V) in generation.
+    Shapes: loss (), logits (B, C), (B, T, C) for tags, (B, T, V) in generation. Where rows have adapters of their own,
+    logits only if they are of one shape, last_hidden_state (B, T, d), rows (B times what one row has, None for the
+    backbone alone) and losses (a scalar an adapter).
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    last_hidden_state: Tensor | None = None
+    rows: tuple[Tensor | None, ...] | None = None
+    losses: dict[str, Tensor] | None = None
 
     def require(self, name: Literal["loss", "logits"]) -> Tensor:
         """A tensor that is known to be there."""
@@ -66,6 +74,8 @@ class AdaptedModel(nn.Module):
         allow_backbone_mismatch: accept adapters made for other weights of the same shape.
         backbone_dropout: whether the backbone's own dropout acts in training. Off by default: a frozen backbone needs
             none.
+        budget: bytes that adapters may take on the device. Past it, those that were not used for longest are put away,
+            and read again when they are next used.
 
     Raises:
         AdapterError: an adapter was made for another backbone, or its tensors are not what its method declares.
@@ -78,6 +88,7 @@ class AdaptedModel(nn.Module):
         *,
         allow_backbone_mismatch: bool = False,
         backbone_dropout: bool = False,
+        budget: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -85,7 +96,7 @@ class AdaptedModel(nn.Module):
         self.allow_backbone_mismatch = allow_backbone_mismatch
         self.backbone_dropout = backbone_dropout
         self.graft = Graft(backbone)
-        self.residents: dict[str, Resident] = {}
+        self.residents = Bank(budget)
         self.merged: str | None = None
         self.trained = nn.ModuleList()
         self._checkpointing = False
@@ -103,38 +114,67 @@ class AdaptedModel(nn.Module):
 
     # -- adapters ----------------------------------------------------------------------------------------------------
 
-    def add(self, name: str, adapter: Adapter, *, trainable: bool = False) -> None:
-        """Put an adapter on the backbone.
+    def add(self, name: str, adapter: Adapter | str | Path, *, trainable: bool = False, pinned: bool = False) -> None:
+        """Put an adapter on the backbone. Passes that run at the moment are waited for.
 
         Args:
+            adapter: an adapter, or its folder, which has to stay where it is: its tensors are then not kept twice.
             trainable: its parameters become parameters of this module, and gradients reach them.
+            pinned: it is never put away to keep within the budget of bytes.
 
         Raises:
-            AdapterError: the name is taken; or the adapter does not suit the backbone.
+            AdapterError: the name is taken; the adapter does not suit the backbone; or there is no room for it.
         """
         if name in self.residents:
-            raise AdapterError(f"an adapter named {name!r} is here already", expected="another name, or remove() first")
+            raise AdapterError(
+                f"an adapter named {name!r} is here already", expected="another name, or replace(), or remove() first"
+            )
+        self._put(name, adapter, trainable=trainable, pinned=pinned)
+
+    def replace(self, name: str, adapter: Adapter | str | Path, *, pinned: bool = False) -> None:
+        """Put an adapter in the place of one. A pass runs with the old one or with the new one.
+
+        Raises:
+            AdapterError: there is none of that name; it is merged; the new one does not suit the backbone; or there is
+                no room for it. The old one is in its place then.
+        """
+        self._resident(name)
+        if name == self.merged:
+            raise AdapterError(f"adapter {name!r} is merged into the backbone's weights", expected="unmerge() first")
+        self._put(name, adapter, trainable=False, pinned=pinned)
+
+    def _put(self, name: str, adapter: Adapter | str | Path, *, trainable: bool, pinned: bool) -> None:
+        source = None if isinstance(adapter, Adapter) else Path(adapter)
+        adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
         adapter.check(self.backbone, allow_mismatch=self.allow_backbone_mismatch)
-        resident = Resident(adapter, self.backbone, trainable=trainable)
+        resident = Resident(adapter, self.backbone, trainable=trainable, source=None if trainable else source)
         ops = resident.ops()
         check(ops, self.backbone.sites)
-        self.graft.attach(ops)
-        self.residents[name] = resident
-        if trainable:
-            self.trained.append(resident)
-        self.train(self.training)
+        with self.graft.lock:
+            before = self.residents.get(name)
+            self.residents.put(name, resident, pinned=pinned)
+            self.graft.attach(ops)
+            if trainable or (before is not None and before.trainable):
+                self.trained = nn.ModuleList(r for r in self.residents.values() if r.trainable)
+            resident.train(self.training)
+            self.graft.train(self.training)
 
     def remove(self, name: str) -> None:
-        """Take an adapter off.
+        """Take an adapter off. Passes that run at the moment are waited for.
 
         Raises:
             AdapterError: there is none of that name.
         """
-        resident = self._resident(name)
-        if name == self.merged:
-            self.unmerge()
-        del self.residents[name]
-        self.trained = nn.ModuleList(r for r in self.trained if r is not resident)
+        with self.graft.lock:
+            if name == self.merged:
+                self.unmerge()
+            resident = self.residents.drop(name)
+            if resident.trainable:
+                self.trained = nn.ModuleList(r for r in self.trained if r is not resident)
+
+    def memory(self) -> Memory:
+        """What adapters take on the device, and which are put away."""
+        return self.residents.memory()
 
     def adapter(self, name: str) -> Adapter:
         """The adapter of that name with its parameters as they are now.
@@ -202,9 +242,9 @@ class AdaptedModel(nn.Module):
         pixel_values: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        targets: Tensor | None = None,
-        adapters: str | Sequence[str] | None = None,
+        labels: Tensor | Mapping[str, Tensor] | None = None,
+        targets: Tensor | Mapping[str, Tensor] | None = None,
+        adapters: str | Sequence[str | None] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -221,16 +261,18 @@ class AdaptedModel(nn.Module):
             labels: (B,) class ids, choices, or numbers for regression; (B, T) tags or token ids, -100 where there is
                 none. With them the output has a loss.
             targets: (B, C, T), each choice's own tokens, -100 elsewhere, where choices are judged by likelihood.
-            adapters: name of the adapter, or one name a row (in this version all rows of one pass must use the same);
-                may be left out when there is only one.
+            adapters: name of the adapter; or, for each row, a name, or None for the backbone alone. May be left out
+                when there is only one adapter.
+            labels, targets: with a name a row, tensors as they are for one adapter, of which each adapter is given its
+                rows; or such tensors by the name of the adapter.
 
         Returns:
             loss (when labels are given), logits in float32 ((B, C), (B, T, C) for tags, (B, T, V) in generation),
-            hidden_states and attentions when asked for.
+            hidden_states and attentions when asked for. With a name a row: `rows`, the logits of each row; `losses`, of
+            each adapter that was given labels, over its rows; `loss`, their sum; and last_hidden_state.
 
         Raises:
-            AdapterError: no adapter of that name; several names in one pass; another one is merged; arguments that the
-                backbone does not take.
+            AdapterError: no adapter of that name; another one is merged; arguments that the backbone does not take.
         """
         given = {
             "input_ids": input_ids,
@@ -245,20 +287,16 @@ class AdaptedModel(nn.Module):
         inputs = {name: value for name, value in given.items() if value is not None}
         self._refuse(inputs)
         rows = next((len(inputs[name]) for name in MAIN_INPUTS if name in inputs), 1)
-        resident = self._running(self._one_name(adapters, rows))
         wishes = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         asked = {name: value for name, value in wishes.items() if value is not None}
-        run = partial(self._pass, resident, inputs, labels=labels, targets=targets, asked=asked)
-        result = run()
-        method, head = resident.adapter.method, resident.adapter.head
-        if labels is not None and self.training and resident.trainable:
-            for _ in range(method.passes - 1):
-                result.loss = result.require("loss") + head.divergence(
-                    result.require("logits"), run().require("logits")
-                )
+        with self.graft.lock:
+            names = self._names(adapters, rows)
+            one = adapters is None or isinstance(adapters, str)
+            wanted = Wanted(labels, targets)
+            result = self._one(names[0], inputs, wanted, asked) if one else self._several(names, inputs, wanted, asked)
         return result if return_dict is not False else result.to_tuple()
 
-    def generate(self, *args: Any, adapters: str | Sequence[str] | None = None, **options: Any) -> Any:
+    def generate(self, *args: Any, adapters: str | Sequence[str | None] | None = None, **options: Any) -> Any:
         """The backbone's own `generate`, with an adapter.
 
         Args:
@@ -270,10 +308,14 @@ class AdaptedModel(nn.Module):
             AdapterError: no adapter of that name; several names in one pass.
         """
         require_language_model(self.backbone)
-        inputs = args[0] if args else options.get("inputs", options.get("input_ids"))
-        resident = self._running(self._one_name(adapters, 1 if inputs is None else len(inputs)))
-        with self.graft.run(self._ops(resident), Route()):
-            return self.model.generate(*args, **options)  # type: ignore[operator]
+        given = args[0] if args else options.get("inputs", options.get("input_ids"))
+        names = self._names(adapters, 1 if given is None else len(given))
+        with self.graft.lock:
+            shares = self._shares(names)
+            if len(shares) == 1:
+                with self.graft.run(self._acting(shares[0], in_order=True)):
+                    return self.model.generate(*args, **options)  # type: ignore[operator]
+            return self._generate_apart(shares, args, options)
 
     def predict(
         self,
@@ -306,7 +348,9 @@ class AdaptedModel(nn.Module):
         """
         if isinstance(inputs, str):
             raise DataError("one string was given", expected="a list of texts")
-        names = self._names(adapters, len(inputs))
+        names = [name for name in self._names(adapters, len(inputs)) if name is not None]
+        if len(names) < len(inputs):
+            raise AdapterError("the backbone alone says nothing of an input", expected="a name for each input")
         options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
         found: dict[int, Prediction] = {}
         for name in dict.fromkeys(names):
@@ -542,17 +586,95 @@ class AdaptedModel(nn.Module):
                 expected=", ".join(sorted(self._accepted & {*MAIN_INPUTS, *OTHER_INPUTS})),
             )
 
-    def _pass(
-        self,
-        resident: Resident,
-        inputs: Mapping[str, Tensor],
-        *,
-        labels: Tensor | None,
-        targets: Tensor | None,
-        asked: Mapping[str, bool],
+    def _one(
+        self, name: str | None, inputs: Mapping[str, Tensor], wanted: Wanted, asked: Mapping[str, bool]
     ) -> AdaptedOutput:
+        """A pass in which one adapter serves all rows."""
+        rows = len(next(iter(inputs.values())))
+        [share] = self._shares([name] * rows)
+        output, [result] = self._run(share, inputs, wanted, asked)
+        result.hidden_states, result.attentions = output.get("hidden_states"), output.get("attentions")
+        return result
+
+    def _several(
+        self, names: Sequence[str | None], inputs: Mapping[str, Tensor], wanted: Wanted, asked: Mapping[str, bool]
+    ) -> AdaptedOutput:
+        """A pass, or as few as can be, in which each row has an adapter of its own."""
+        logits: list[Tensor | None] = [None] * len(names)
+        losses: dict[str, Tensor] = {}
+        order: list[int] = []
+        outputs = []
+        for share in self._shares(names):
+            output, results = self._run(share, share.of(inputs), wanted, asked)
+            outputs.append(output)
+            order += share.rows
+            for (name, rows), result in zip(share.by_slot(), results, strict=True):
+                if name is not None and result.loss is not None:
+                    losses[name] = result.loss
+                if result.logits is not None:
+                    for row, own in zip(rows, result.logits, strict=True):
+                        logits[row] = own
+        known = [own for own in logits if own is not None]
+        same = len(known) == len(names) and len({own.shape for own in known}) == 1
+        return AdaptedOutput(
+            loss=torch.stack(list(losses.values())).sum() if losses else None,
+            logits=torch.stack(known) if same else None,
+            **in_order(outputs, order),
+            rows=tuple(logits),
+            losses=losses or None,
+        )
+
+    def _shares(self, names: Sequence[str | None]) -> list[Share]:
+        """Which rows share a pass: those whose adapters can, and whose heads read the backbone in one way."""
+        distinct = list(dict.fromkeys(names))
+        residents = dict.fromkeys(distinct) | {name: self._running(name) for name in distinct if name is not None}
+        if None in residents and self.merged is not None:
+            raise AdapterError(
+                f"rows of the backbone alone cannot run while {self.merged!r} is merged into its weights",
+                expected="unmerge() first",
+            )
+        self.residents.use([name for name in distinct if name is not None])
+        groups: dict[tuple[Section, str | None], list[str | None]] = {}
+        for name in distinct:
+            resident = residents[name]
+            apart = name if resident is not None and not resident.routed else None
+            groups.setdefault((self._section_for(resident), apart), []).append(name)
+        return [
+            Share.of_rows(names, {name: residents[name] for name in group}, section)
+            for (section, _), group in groups.items()
+        ]
+
+    def _section_for(self, resident: Resident | None) -> Section:
+        """What of the backbone has to run for a head."""
+        if resident is None:
+            return "base"
+        reads = resident.adapter.head.reads
+        if self.backbone.is_encoder_decoder and reads in ("tokens", "layers"):
+            return "encoder"
+        return "root" if reads == "vocabulary" else "base"
+
+    def _run(
+        self, share: Share, inputs: Mapping[str, Tensor], wanted: Wanted, asked: Mapping[str, bool]
+    ) -> tuple[Any, list[AdaptedOutput]]:
+        """One pass over a share's rows: the backbone's output, and what each of its adapters says of its rows. An
+        adapter whose method asks for more passes in training runs them by itself."""
+        output, results = self._pass(share, inputs, wanted, asked)
+        for i, resident in enumerate(share.residents):
+            if resident is None or results[i].loss is None or not (self.training and resident.trainable):
+                continue
+            method, head = resident.adapter.method, resident.adapter.head
+            start, end = share.span(i)
+            mine = {name: tensor[start:end] for name, tensor in inputs.items()}
+            for _ in range(method.passes - 1):
+                _, [again] = self._pass(share.alone(i), mine, wanted, {})
+                apart = head.divergence(results[i].require("logits"), again.require("logits"))
+                results[i].loss = results[i].require("loss") + apart
+        return output, results
+
+    def _pass(
+        self, share: Share, inputs: Mapping[str, Tensor], wanted: Wanted, asked: Mapping[str, bool]
+    ) -> tuple[Any, list[AdaptedOutput]]:
         """One pass with what acts in it drawn anew."""
-        head, parameters = resident.adapter.head, resident.tensors()
         choices = inputs["input_ids"].shape[1] if "input_ids" in inputs and inputs["input_ids"].dim() == 3 else 1
         inputs = {name: value.flatten(0, 1) if choices > 1 else value for name, value in inputs.items()}
         absent = None
@@ -560,25 +682,50 @@ class AdaptedModel(nn.Module):
             absent = ~inputs["attention_mask"].bool().any(dim=-1)
             # Something has to be attended to; what comes of it is not read.
             inputs["attention_mask"] = inputs["attention_mask"].masked_fill(absent[:, None], 1)
-        targets = targets.flatten(0, 1) if targets is not None and targets.dim() == 3 else targets
-        wanted = labels if head.kind == "generation" else targets
-        output, states = self._states(resident, self._with_decoder(inputs, head, wanted), asked)
-        states = replace(states, targets=targets, choices=choices)
-        logits = head.logits(states, parameters, training=self.training)
-        if absent is not None:
-            logits = logits.masked_fill(absent.view(-1, choices), -torch.inf)
-        return AdaptedOutput(
-            loss=None if labels is None else head.loss(logits, labels, states, parameters),
-            logits=logits,
-            hidden_states=output.get("hidden_states"),
-            attentions=output.get("attentions"),
-        )
+        asks = [wanted.of(name, rows) for name, rows in share.by_slot()]
+        decoded = []
+        for resident, (labels, targets) in zip(share.residents, asks, strict=True):
+            if resident is not None:
+                of_generation = resident.adapter.head.kind == "generation"
+                decoded.append(labels if of_generation else None if targets is None else targets.flatten(0, -2))
+        output, states = self._states(share, self._with_decoder(inputs, share, decoded), asked)
+        results = []
+        for slot, (resident, (labels, targets)) in enumerate(zip(share.residents, asks, strict=True)):
+            if resident is None:
+                results.append(AdaptedOutput())
+                continue
+            head, own, start, end = resident.adapter.head, states, *share.span(slot)
+            places: slice | None = None
+            if len(share.residents) > 1 or (choices > 1 and head.task_kind != "multiple-choice"):
+                # Of a row with one text, the first of the choices is that text.
+                step = 1 if head.task_kind == "multiple-choice" else choices
+                places = slice(start * choices, end * choices, step)
+                own = own.of(places)
+            mine = choices if head.task_kind == "multiple-choice" else 1
+            flat = None if targets is None else self._as_long(targets.flatten(0, -2), states)
+            own = replace(own, targets=flat, choices=mine)
+            parameters = resident.tensors()
+            logits = head.logits(own, parameters, training=self.training)
+            if absent is not None and mine > 1:
+                logits = logits.masked_fill((absent if places is None else absent[places]).view(-1, mine), -torch.inf)
+            if labels is not None and head.kind == "generation":
+                labels = self._as_long(labels, states)
+            loss = None if labels is None else head.loss(logits, labels, own, parameters)
+            results.append(AdaptedOutput(loss=loss, logits=logits))
+        return output, results
 
-    def _with_decoder(self, inputs: Mapping[str, Tensor], head: Head, wanted: Tensor | None) -> Mapping[str, Tensor]:
+    def _as_long(self, tokens: Tensor, states: States) -> Tensor:
+        """Token ids as long as the scores that are given of them: other rows of the pass may have longer ones."""
+        length = None if states.scores is None else states.scores.shape[1]
+        return tokens if length is None or tokens.shape[-1] >= length else padded(tokens, length)
+
+    def _with_decoder(
+        self, inputs: Mapping[str, Tensor], share: Share, wanted: Sequence[Tensor | None]
+    ) -> Mapping[str, Tensor]:
         """What an encoder-decoder needs besides: the wanted tokens moved by one place, or one start token a row."""
         if not self.backbone.is_encoder_decoder:
             return inputs
-        if head.reads in ("tokens", "layers"):
+        if share.section == "encoder":
             given = sorted(name for name in inputs if name.startswith("decoder_"))
             if given:
                 raise AdapterError(
@@ -588,41 +735,36 @@ class AdaptedModel(nn.Module):
             return inputs
         if "decoder_input_ids" in inputs:
             return inputs
-        if head.reads == "vocabulary" and wanted is not None:
-            moved = self.model.prepare_decoder_input_ids_from_labels(labels=wanted)  # type: ignore[operator]
+        known = [tokens for tokens in wanted if tokens is not None]
+        if share.section == "root" and known and len(known) == len(share.residents):
+            longest = max(tokens.shape[-1] for tokens in known)
+            labels = torch.cat([padded(tokens, longest) for tokens in known])
+            moved = self.model.prepare_decoder_input_ids_from_labels(labels=labels)  # type: ignore[operator]
             return {**inputs, "decoder_input_ids": moved}
         first = next(iter(inputs.values()))
         start = self.config.decoder_start_token_id
         return {**inputs, "decoder_input_ids": torch.full((len(first), 1), start, device=first.device)}
 
-    def _states(
-        self, resident: Resident, inputs: Mapping[str, Tensor], asked: Mapping[str, bool]
-    ) -> tuple[Any, States]:
-        """The backbone's output, and what a head reads of it."""
-        head, mask = resident.adapter.head, inputs.get("attention_mask")
-        asked = dict(asked)
-        if head.reads == "layers" or (head.reads != "vocabulary" and self._decodes_whole):
+    def _states(self, share: Share, inputs: Mapping[str, Tensor], asked: Mapping[str, bool]) -> tuple[Any, States]:
+        """The backbone's output, and what heads read of it."""
+        mask, asked = inputs.get("attention_mask"), dict(asked)
+        reads = {resident.adapter.head.reads for resident in share.residents if resident is not None}
+        if "layers" in reads or (share.section != "root" and self._decodes_whole):
             asked["output_hidden_states"] = True
         if self._caches:
             asked["use_cache"] = False
-        with self.graft.run(self._ops(resident), Route()):
-            if self.backbone.is_encoder_decoder and head.reads in ("tokens", "layers"):
-                asked.pop("use_cache", None)
-                output = self.graft.encoder(**inputs, **asked)
-            elif head.reads == "vocabulary":
-                output = self.graft.root(**inputs, **asked)
-            else:
-                output = self.graft.base(**inputs, **asked)
-        if head.reads == "vocabulary":
+        if share.section == "encoder":
+            asked.pop("use_cache", None)
+        with self.graft.run(self._acting(share)):
+            output = getattr(self.graft, share.section)(**inputs, **asked)
+        if share.section == "root":
             return output, States(scores=output.logits, mask=mask)
-        last, pooled = output.get("last_hidden_state"), output.get("pooler_output")
-        if last is None:
-            last = output.decoder_hidden_states[-1]
+        last, pooled = last_of(output), output.get("pooler_output")
         if last.dim() == 4:
             # A convolutional network's map of features: its places are the tokens.
             last = last.flatten(2).transpose(1, 2)
-        layers = output.get("hidden_states") if head.reads == "layers" else None
-        if head.reads in ("tokens", "layers"):
+        layers = output.get("hidden_states") if "layers" in reads else None
+        if reads & {"tokens", "layers"}:
             # A prompt's own rows come first in an encoder's output.
             length = next((inputs[name].shape[1] for name in ("input_ids", "inputs_embeds") if name in inputs), 0)
             last = last[:, -length:]
@@ -632,12 +774,50 @@ class AdaptedModel(nn.Module):
             pooled=None if pooled is None else pooled.flatten(1),
             layers=layers,
             mask=None if "decoder_input_ids" in inputs else mask,
-            segments=self._segments(inputs) if head.reads == "layers" else None,
+            segments=self._segments(inputs) if "layers" in reads else None,
         )
 
-    def _ops(self, resident: Resident) -> Ops:
-        """What acts beside the weights: nothing when it is in them."""
-        return resident.ops() if self.merged is None else {}
+    def _acting(self, share: Share, *, in_order: bool = False) -> Ops:
+        """What acts beside the weights: nothing when it is in them.
+
+        Args:
+            in_order: for rows as they come, and not sorted by slot.
+        """
+        if self.merged is not None:
+            return {}
+        if len(share.residents) == 1:
+            [only] = share.residents
+            return {} if only is None else only.ops()
+        return share.ops(self.backbone, in_order=in_order)
+
+    def _generate_apart(self, shares: Sequence[Share], args: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
+        """Tokens that are generated in several passes, because adapters cannot share one; padded at the end."""
+        total = sum(len(share.rows) for share in shares)
+        made, places = [], []
+        for share in shares:
+            index = torch.tensor(share.rows, device=self.device)
+            own = [given[index] if isinstance(given, Tensor) else given for given in args]
+            rest = {n: v[index] if isinstance(v, Tensor) and len(v) == total else v for n, v in options.items()}
+            with self.graft.run(self._acting(share)):
+                found = self.model.generate(*own, **rest)  # type: ignore[operator]
+            if not isinstance(found, Tensor):
+                raise AdapterError(
+                    "these adapters cannot share a pass, so that only tokens can be generated for all of them",
+                    expected="no return_dict_in_generate, or adapters of methods that are no fine-tuning",
+                )
+            several = len(found) // len(share.rows)
+            made.append(found)
+            places += [row * several + i for row in share.rows for i in range(several)]
+        longest, padding = max(found.shape[1] for found in made), self._padding(options)
+        joined = torch.cat([F.pad(found, (0, longest - found.shape[1]), value=padding) for found in made])
+        return joined[torch.tensor(places, device=joined.device).argsort()]
+
+    def _padding(self, options: Mapping[str, Any]) -> int:
+        """The token with which generation pads."""
+        config = options.get("generation_config") or self.model.generation_config
+        known = (options.get("pad_token_id"), config.pad_token_id, config.eos_token_id, self.config.pad_token_id)
+        found = next((token for token in known if token is not None), 0)
+        return int(found[0] if isinstance(found, list) else found)
 
     def _segments(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Which text of a pair each token belongs to: as the tokenizer marks it, or else by the first separator, which
@@ -652,9 +832,7 @@ class AdaptedModel(nn.Module):
     # -- names ---------------------------------------------------------------------------------------------------------
 
     def _resident(self, name: str) -> Resident:
-        if name not in self.residents:
-            raise AdapterError(f"no adapter is named {name!r}", expected=nearest(name, self.residents))
-        return self.residents[name]
+        return self.residents.named(name)
 
     def _running(self, name: str) -> Resident:
         """The adapter of that name, unless the backbone's weights are another's at the moment."""
@@ -666,26 +844,17 @@ class AdaptedModel(nn.Module):
             )
         return resident
 
-    def _names(self, adapters: str | Sequence[str] | None, rows: int) -> list[str]:
-        """One name a row."""
+    def _names(self, adapters: str | Sequence[str | None] | None, rows: int) -> list[str | None]:
+        """One name a row; None for the backbone alone."""
         if adapters is None:
             if len(self.residents) != 1:
                 raise AdapterError(
                     f"{len(self.residents)} adapters are here, and none was named",
                     expected=f"adapters={nearest('', self.residents)}",
                 )
-            return list(self.residents) * rows
+            return [*self.residents] * rows
         if isinstance(adapters, str):
             return [adapters] * rows
         if len(adapters) != rows:
             raise AdapterError(f"{len(adapters)} adapter names were given for {rows} rows", expected="one name a row")
         return list(adapters)
-
-    def _one_name(self, adapters: str | Sequence[str] | None, rows: int) -> str:
-        names = set(self._names(adapters, rows))
-        if len(names) != 1:
-            raise AdapterError(
-                f"one forward pass was given {len(names)} different adapters",
-                expected="the same adapter for all rows; predict() takes one a row",
-            )
-        return names.pop()

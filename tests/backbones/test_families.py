@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar, get_args
 
@@ -33,7 +33,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTraine
 from graftwork.backbones import Backbone, Site, SiteKind, Sites
 from graftwork.backbones.families import FAMILIES, TABLES, disprove, family_of
 from graftwork.errors import BackboneError, SiteError
-from graftwork.ops import Graft, KeyValue, Op, Route
+from graftwork.ops import Graft, KeyValue, Op
 
 EXACT = {"rtol": 0, "atol": 1e-11}
 """Float64 through two layers with values of order ten: rounding stays below 1e-13; a wrong term is of order 0.1."""
@@ -83,7 +83,7 @@ def output_with(backbone: Backbone, ops: dict[str, list[Op]], *lengths: int) -> 
     graft = Graft(backbone)
     graft.attach(ops)
     try:
-        with graft.run(ops, Route()):
+        with graft.run(ops):
             return output_of(backbone.model, *lengths)
     finally:
         graft.detach()
@@ -324,8 +324,7 @@ def test_rows_reach_every_attention(kind):
 
         def change(forward, place):
             slab = KeyValue(keys=k[None], values=v[None], **unseen)
-            routed = Place(place.inner, Route(torch.zeros(batch, dtype=torch.long)))
-            return slab.around(forward, routed)
+            return slab.around(forward, place)
 
         return Change(change=change)
 
@@ -336,14 +335,6 @@ def test_rows_reach_every_attention(kind):
     for site in sites:
         found = output_with(backbone, {site.name: [rows(site, True, 2)]})
         assert (found[real] - plain[real]).abs().max() > 1e-4, site.name
-
-
-@dataclass
-class Place:
-    inner: torch.nn.Module
-    route: Route
-    training: bool = False
-    memory: dict[str, Tensor] = field(default_factory=dict)
 
 
 def _real(backbone: Backbone, *lengths: int) -> Tensor:
@@ -389,7 +380,7 @@ def test_generation_with_rows_is_the_same_with_and_without_a_cache(kind):
     graft = Graft(backbone)
     graft.attach(ops)
     try:
-        with graft.run(ops, Route()):
+        with graft.run(ops):
             options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
             cached, afresh = (model.generate(**_prompt(model), **options, use_cache=use) for use in (True, False))
     finally:

@@ -6,13 +6,10 @@ import pytest
 import torch.nn as nn
 from torch import Tensor
 
-from graftwork.ops import Route
-
 
 @dataclass
 class LonePlace:
     inner: nn.Module = field(default_factory=nn.Identity)
-    route: Route = field(default_factory=Route)
     training: bool = False
     memory: dict[str, Tensor] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from tiny import ENCODERS, SAMPLES, batch_for, bits, make_adapter, make_backbone
 from graftwork.errors import AdapterError, SiteError
 from graftwork.methods import Houlsby, LoRA
 from graftwork.model import AdaptedModel
-from graftwork.ops import Dense, Graft, KeyValue, LowRank, Op, Route
+from graftwork.ops import Dense, Graft, KeyValue, LowRank, Op
 from graftwork.ops.graft import SiteModule
 
 NESTED = ("layers.0.attention.kv", "layers.0.attention.query", "layers.0.attention.norm", "layers.1.attention.value")
@@ -82,7 +82,7 @@ def test_ops_act_at_sites_inside_one_another(order):
     acting = {NESTED[0]: [KeyValue(keys=rows[0], values=rows[1])], NESTED[1]: [Dense(differences={"weight": W})]}
     found = {}
     for names in (order, order[:1], order[1:]):
-        with graft.run({name: acting[name] for name in names}, Route()):
+        with graft.run({name: acting[name] for name in names}):
             found[frozenset(names)] = outputs(backbone, batch)
     both, first, second = found.values()
     assert not any(torch.equal(a, b) for a, b in [(both, first), (both, second), (first, second), (both, plain)])
@@ -93,7 +93,7 @@ def test_ops_act_at_sites_inside_one_another(order):
     query = backbone.model.encoder.layer[0].attention.self.query
     query.weight.data = query.weight.data + W
     graft.attach(NESTED[:1])
-    with graft.run({NESTED[0]: acting[NESTED[0]]}, Route()):
+    with graft.run({NESTED[0]: acting[NESTED[0]]}):
         torch.testing.assert_close(both, outputs(backbone, batch), rtol=0, atol=1e-12)
 
 
@@ -120,7 +120,7 @@ def test_detaching_twice_and_after_an_exception_inside_run():
     before = modules_of(backbone), bits(backbone.model)
     graft = Graft(backbone)
     graft.attach(NESTED)
-    with pytest.raises(ValueError, match="inside an op"), graft.run({NESTED[1]: [Broken()]}, Route()):
+    with pytest.raises(ValueError, match="inside an op"), graft.run({NESTED[1]: [Broken()]}):
         outputs(backbone, batch_for(backbone, 5))
     assert not graft.running.ops
     graft.detach()
@@ -132,18 +132,16 @@ def test_run_restores_what_ran_before():
     backbone = make_backbone("bert")
     graft = Graft(backbone)
     ops = [{NESTED[1]: [LowRank(A=torch.zeros(2, 32), B=torch.zeros(32, 2))]} for _ in range(2)]
-    routes = [Route(), Route(torch.tensor([0, 1]))]
-    with graft.run(ops[0], routes[0]):
+    with graft.run(ops[0]):
         outer = graft.running
-        assert (outer.ops, outer.route) == (ops[0], routes[0])
-        with graft.run(ops[1], routes[1]):
-            assert (graft.running.ops, graft.running.route) == (ops[1], routes[1])
+        assert outer.ops == ops[0]
+        with graft.run(ops[1]):
+            assert graft.running.ops == ops[1]
         assert graft.running is outer
-        with pytest.raises(ValueError, match="inside"), graft.run(ops[1], routes[1]):
+        with pytest.raises(ValueError, match="inside"), graft.run(ops[1]):
             raise ValueError("inside")
         assert graft.running is outer
     assert not graft.running.ops
-    assert graft.running.route.rows is None
 
 
 def test_run_again_is_what_ran_then():
@@ -152,7 +150,7 @@ def test_run_again_is_what_ran_then():
     graft.attach(NESTED[1:2])
     batch = batch_for(backbone, 5)
     op = Dense(differences={"weight": torch.randn(32, 32, generator=torch.Generator().manual_seed(0))})
-    with graft.run({NESTED[1]: [op]}, Route()):
+    with graft.run({NESTED[1]: [op]}):
         expected = outputs(backbone, batch)
         again = graft.run_again()
     plain = outputs(backbone, batch)

@@ -11,7 +11,8 @@ from graftwork.ops import Bottleneck, Dense, KeyValue, LowRank, Norm, Route
 from graftwork.ops.graft import check, ordered
 
 B, T, D, OUT, R, SLOTS = 4, 5, 6, 3, 2, 3
-ROWS = torch.tensor([2, 0, 2, 1])
+ROWS = (2, 0, 2, 1)
+ROUTE = Route(ROWS, SLOTS)
 EXACT = {"rtol": 0, "atol": 1e-12}
 """Float64 sums of a dozen terms of order one."""
 
@@ -83,7 +84,7 @@ def test_a_slab_gives_each_row_its_own_adapter(case, tokens, make_place):
     op, make, by_hand, inner, options = CASES[case]
     x, each, inner = random(B, *tokens, D), [make(seed) for seed in (1, 2, 3)], inner()
     slab = {name: torch.stack([tensors[name] for tensors in each]) for name in each[0]}
-    found = op(**slab, **options).around(inner, make_place(inner, Route(ROWS)))(x)
+    found = op(**slab, **options).mapped(ROUTE.spread).around(inner, make_place(inner))(x)
     expected = torch.stack([by_hand(x[i], **each[s]) for i, s in enumerate(ROWS)])
     torch.testing.assert_close(found, expected, **EXACT)
 
@@ -151,13 +152,10 @@ def test_dense_sums_in_the_differences_precision(make_place):
     assert torch.equal(op.around(inner, make_place(inner))(x), expected)
 
 
-def test_dense_refuses_a_slab(make_place):
+def test_dense_refuses_a_difference_of_another_shape(make_place):
     inner = make_linear()
-    with pytest.raises(
-        SiteError, match=r"a difference of shape \(3, 3, 6\) meets a weight of shape \(3, 6\)"
-    ) as caught:
-        Dense(differences={"weight": random(SLOTS, OUT, D)}).around(inner, make_place(inner, Route(ROWS)))
-    assert "not routed by row" in caught.value.expected
+    with pytest.raises(SiteError, match=r"a difference of shape \(3, 3, 6\) meets a weight of shape \(3, 6\)"):
+        Dense(differences={"weight": random(SLOTS, OUT, D)}).around(inner, make_place(inner))
 
 
 def test_key_value_gives_each_row_its_own_rows(make_place):
@@ -169,18 +167,17 @@ def test_key_value_gives_each_row_its_own_rows(make_place):
         given.update(kwargs, args=args)
         return "output"
 
-    place = make_place(route=Route(ROWS))
-    assert KeyValue(keys=keys, values=values, seen=seen).around(attend, place)("x", mask="m") == "output"
-    assert (given["args"], given["mask"]) == (("x",), "m")
+    op, x = KeyValue(keys=keys, values=values, seen=seen).mapped(ROUTE.spread), random(B, T, D)
+    assert op.around(attend, make_place())(x, mask="m") == "output"
+    assert (given["args"], given["mask"]) == ((x,), "m")
     rows = given["rows"]
     for i, s in enumerate(ROWS):
         assert torch.equal(rows.keys[i], keys[s])
         assert torch.equal(rows.values[i], values[s])
         assert torch.equal(rows.seen[i], seen[s])
-    without = KeyValue(keys=keys, values=values).around(lambda rows: rows, place)()
-    assert without.seen is None
-    with pytest.raises(ValueError, match="needs a route"):
-        KeyValue(keys=keys, values=values).around(attend, make_place())()
+    # Of two beams a row, both have the row's own.
+    op.around(attend, make_place())(hidden_states=random(2 * B, T, D))
+    assert torch.equal(given["rows"].keys[4:6], torch.stack([keys[2]] * 2))
 
 
 def test_ops_that_cannot_act_where_they_should_are_refused():

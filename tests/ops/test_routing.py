@@ -1,4 +1,4 @@
-"""The two primitives: a slab is a loop over rows, and one adapter costs no gather."""
+"""Routes and primitives: a slab is a loop over rows, and one adapter costs no gather."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from graftwork.ops import Bottleneck, KeyValue, LowRank, Norm, Route, routing
 
 SLOTS, IN, OUT = 3, 6, 4
-ROWS = torch.tensor([2, 0, 2, 1])
+ROWS = (2, 0, 2, 1)
+ROUTE = Route(ROWS, SLOTS)
 EXACT = {"rtol": 0, "atol": 1e-13}
 """Float64 sums of six terms of order one."""
 
@@ -22,7 +23,7 @@ def test_linear_with_a_slab_is_a_loop_over_rows(tokens, with_bias):
     x, W = random(len(ROWS), *tokens, IN, seed=1), random(SLOTS, OUT, IN, seed=2)
     b = random(SLOTS, OUT, seed=3) if with_bias else None
     expected = torch.stack([F.linear(x[i], W[s], None if b is None else b[s]) for i, s in enumerate(ROWS)])
-    found = routing.linear(x, W, Route(ROWS), b)
+    found = routing.linear(x, ROUTE.spread(W), None if b is None else ROUTE.spread(b))
     assert found.shape == (len(ROWS), *tokens, OUT)
     torch.testing.assert_close(found, expected, **EXACT)
 
@@ -31,14 +32,14 @@ def test_linear_with_a_slab_is_a_loop_over_rows(tokens, with_bias):
 def test_scale_with_a_slab_is_a_loop_over_rows(tokens):
     x, v = random(len(ROWS), *tokens, OUT, seed=1), random(SLOTS, OUT, seed=2)
     expected = torch.stack([x[i] * v[s] for i, s in enumerate(ROWS)])
-    assert torch.equal(routing.scale(x, v, Route(ROWS)), expected)
+    assert torch.equal(routing.scale(x, ROUTE.spread(v)), expected)
 
 
 def test_gradients_of_a_slab_are_those_of_the_loop():
     x, W, b = random(len(ROWS), 5, IN, seed=1), random(SLOTS, OUT, IN, seed=2), random(SLOTS, OUT, seed=3)
     grads = []
     for compute in (
-        lambda W, b: routing.linear(x, W, Route(ROWS), b),
+        lambda W, b: routing.linear(x, ROUTE.spread(W), ROUTE.spread(b)),
         lambda W, b: torch.stack([F.linear(x[i], W[s], b[s]) for i, s in enumerate(ROWS)]),
     ):
         leaves = W.clone().requires_grad_(), b.clone().requires_grad_()
@@ -59,9 +60,9 @@ def no_gather(monkeypatch):
 
 def test_one_adapter_makes_no_gather(no_gather):
     x, W, v, b = random(4, 5, IN), random(OUT, IN), random(IN), random(OUT)
-    assert torch.equal(routing.linear(x, W, Route(), b), F.linear(x, W, b))
-    assert torch.equal(routing.scale(x, v, Route()), x * v)
-    assert routing.per_row(v, Route(), 3) is v
+    assert torch.equal(routing.linear(x, W, b), F.linear(x, W, b))
+    assert torch.equal(routing.scale(x, v), x * v)
+    assert routing.per_row(v, x) is v
 
 
 def test_ops_of_one_adapter_make_no_gather(no_gather, make_place):
@@ -79,17 +80,29 @@ def test_ops_of_one_adapter_make_no_gather(no_gather, make_place):
     for op, inner in acting:
         assert op.around(inner, make_place(inner))(x).shape[:2] == (4, 5)
     op = KeyValue(keys=random(2, 3, 8), values=random(2, 3, 8))
-    rows = op.around(lambda rows: rows, make_place())()
+    rows = op.around(lambda x, rows: rows, make_place())(x)
     assert rows.keys is op.keys
     assert rows.values is op.values
     assert rows.seen is None
 
 
-def test_a_slab_needs_a_route():
-    x = random(4, 5, IN)
-    for compute in (
-        lambda: routing.linear(x, random(SLOTS, OUT, IN), Route()),
-        lambda: routing.scale(x, random(SLOTS, IN), Route()),
-    ):
-        with pytest.raises(ValueError, match="a bank's slab needs a route"):
-            compute()
+@pytest.mark.parametrize(
+    ("slots", "even"),
+    [((0, 1, 2), True), ((0, 0, 1, 1, 2, 2), True), ((0, 1, 2, 0, 1, 2), False), ((0, 0, 1, 2), False)],
+)
+def test_even_groups_take_a_slab_as_it_is(slots, even):
+    route, slab = Route(slots, SLOTS), random(SLOTS, 2)
+    assert route.even is even
+    spread = route.spread(slab)
+    assert (spread is slab) is even
+    assert torch.equal(routing.each(spread, len(slots)), torch.stack([slab[slot] for slot in slots]))
+
+
+def test_each_row_of_a_pass_uses_the_slot_of_the_row_it_comes_from():
+    """Choices and beams are rows running."""
+    x, W, v = random(2 * len(ROWS), 5, IN, seed=1), random(SLOTS, OUT, IN, seed=2), random(SLOTS, IN, seed=3)
+    slots = [slot for slot in ROWS for _ in range(2)]
+    expected = torch.stack([x[i] @ W[s].T for i, s in enumerate(slots)])
+    torch.testing.assert_close(routing.linear(x, ROUTE.spread(W)), expected, **EXACT)
+    expected = torch.stack([x[i] * v[s] for i, s in enumerate(slots)])
+    assert torch.equal(routing.scale(x, ROUTE.spread(v)), expected)

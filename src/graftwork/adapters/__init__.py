@@ -1,7 +1,8 @@
 """Adapters: what was trained, in memory and on disk."""
 
 from graftwork.adapters.adapter import Adapter, BackboneIdentity, TaskIdentity
+from graftwork.adapters.bank import Bank, Memory
 from graftwork.adapters.folder import read_adapter, write_adapter
 from graftwork.adapters.resident import Resident
 
-__all__ = ["Adapter", "BackboneIdentity", "Resident", "TaskIdentity", "read_adapter", "write_adapter"]
+__all__ = ["Adapter", "BackboneIdentity", "Bank", "Memory", "Resident", "TaskIdentity", "read_adapter", "write_adapter"]

@@ -1,72 +1,171 @@
-"""An adapter in memory on one backbone: its parameters on the device, and its ops."""
+"""An adapter on one backbone: its ops as they run, and its head's parameters on the device."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from graftwork.adapters.adapter import Adapter, lower
+from graftwork.adapters.adapter import Adapter, lower, misfits
 from graftwork.backbones import Backbone
+from graftwork.errors import AdapterError
 from graftwork.methods.parameters import ParameterTree
 from graftwork.ops.graft import Ops
+from graftwork.ops.slabs import Layout, Part, pack, routed
 
 
 class Resident(nn.Module):
-    """An adapter's parameters as a module.
+    """An adapter as it runs.
 
-    A trainable one is lowered anew at each forward pass, so that gradients reach its parameters; any other one once.
+    A trainable one has all its parameters as a module's and is lowered anew at each forward pass, so that gradients
+    reach them. Any other one is lowered once, into one row of numbers in the backbone's precision; only its head's
+    parameters are a module's. What it was lowered from stays where it was: in the `Adapter`, or in its folder.
+
+    Attributes:
+        routed: whether it can share a pass with other adapters.
+
+    Args:
+        source: the folder that the adapter was read from; it is then read again where its tensors are asked for.
     """
 
-    def __init__(self, adapter: Adapter, backbone: Backbone, *, trainable: bool) -> None:
+    def __init__(
+        self, adapter: Adapter, backbone: Backbone, *, trainable: bool = False, source: Path | None = None
+    ) -> None:
         super().__init__()
-        self.adapter = adapter
         self.trainable = trainable
+        self.source = source
+        self.adapter = adapter if source is None else replace(adapter, tensors={})
         self._backbone = backbone
+        self._changed: Mapping[str, Tensor] | None = None
+        self._packed: tuple[Layout, Tensor] | None = None
         self._lowered: Ops | None = None
-        self.parameters_by_name = ParameterTree({n: t.clone() for n, t in adapter.tensors.items()}, adapter.fixed)
+        own = {name: t for name, t in adapter.tensors.items() if trainable or name.startswith("head.")}
+        self.parameters_by_name = ParameterTree({n: t.clone() for n, t in own.items()}, adapter.fixed)
         self.parameters_by_name.requires_grad_(trainable)
         self.to(backbone.device)
+        if not trainable:
+            self._lower_once(adapter.tensors)
+        self.routed = routed(self._exact(self.tensors()), backbone) if trainable else self._packed is not None
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether its ops are on the device."""
+        return self.trainable or self._lowered is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is on the device for it, in bytes."""
+        own = [*self.parameters_by_name.parameters(), *self.parameters_by_name.buffers()]
+        if self._packed is not None:
+            own.append(self._packed[1])
+        elif self._lowered is not None:
+            own += {id(t): t for acting in self._lowered.values() for op in acting for t in op.numbers()}.values()
+        return sum(tensor.numel() * tensor.element_size() for tensor in own)
+
+    @property
+    def layout(self) -> Layout | None:
+        """How its numbers lie, where it was lowered into one row of them."""
+        return None if self._packed is None else self._packed[0]
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """The parameters by canonical name."""
+        """Its parameters by canonical name: all of a trainable one, else its head's."""
         return self.parameters_by_name.by_name()
 
     def ops(self) -> Ops:
         """The ops by site, in the backbone's precision."""
         if self.trainable:
-            return self._cast(self._lower(training=self.training))
+            return self._cast(self._lower(self.tensors(), training=self.training))
         if self._lowered is None:
-            self._lowered = self._cast(self.exact_ops())
+            self._lower_once(self._all())
+        assert self._lowered is not None
         return self._lowered
+
+    def part(self) -> Part:
+        """The same as slabs of one slot."""
+        ops = self.ops()
+        if self._packed is not None:
+            layout, numbers = self._packed
+            return layout.slabs(numbers[None])
+        return Part({name: [op.lifted() for op in acting] for name, acting in ops.items()}, 1)
+
+    def numbers(self) -> Tensor:
+        """Of one that has a layout, its row of numbers."""
+        self.ops()
+        assert self._packed is not None
+        return self._packed[1]
 
     def exact_ops(self) -> Ops:
         """The ops by site as they act without training, before they are rounded to the backbone's precision."""
-        # Tensors made in inference mode could not take part in a later pass with gradients.
-        with torch.inference_mode(False), torch.no_grad():
-            return self._lower(training=False)
+        return self._exact(self._all())
 
     def snapshot(self) -> Adapter:
         """The adapter with the parameters as they are now."""
-        return replace(self.adapter, tensors={n: t.detach().cpu().clone() for n, t in self.tensors().items()})
+        return replace(self.adapter, tensors={n: t.detach().float().cpu().clone() for n, t in self._all().items()})
 
     def assign(self, tensors: Mapping[str, Tensor]) -> None:
-        """Overwrite the parameters with tensors of the same names and shapes."""
-        own = self.tensors()
-        if own.keys() != tensors.keys():
-            raise KeyError(f"names differ: {sorted(own.keys() ^ tensors.keys())[:5]}")
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(tensors[name])
-        self._lowered = None
+        """Overwrite the parameters with tensors of the same names and shapes.
 
-    def _lower(self, *, training: bool) -> Ops:
-        return lower(self._backbone, self.adapter.method, self.adapter.head, self.tensors(), training=training)
+        Raises:
+            AdapterError: other names or shapes.
+        """
+        all_ = self._all()
+        wrong = misfits({n: t.shape for n, t in all_.items()}, {n: t.shape for n, t in tensors.items()})
+        if wrong:
+            raise AdapterError(f"the adapter's tensors are others: it {wrong[0]}")
+        with torch.no_grad():
+            for name, tensor in self.tensors().items():
+                tensor.copy_(tensors[name])
+        if not self.trainable:
+            self._changed = {name: tensors[name].detach().clone() for name in all_}
+            self._lower_once(self._changed)
+
+    def put_away(self, folder: Callable[[], Path]) -> None:
+        """Free the device of its ops. The next use lowers it again from its folder, which it is written to first where
+        it has none.
+
+        Args:
+            folder: gives a new path.
+        """
+        if self.source is None and self._changed is None:
+            path = folder()
+            self.adapter.save(path)
+            self.source, self.adapter = path, replace(self.adapter, tensors={})
+        self._packed = self._lowered = None
+
+    def _all(self) -> Mapping[str, Tensor]:
+        """All parameters by canonical name."""
+        if self.trainable:
+            return self.tensors()
+        if self._changed is not None:
+            return self._changed
+        return self.adapter.tensors if self.source is None else Adapter.load(self.source).tensors
+
+    # Tensors made in inference mode could not take part in a later pass with gradients.
+
+    def _lower_once(self, tensors: Mapping[str, Tensor]) -> None:
+        ops, backbone = self._exact(tensors), self._backbone
+        with torch.inference_mode(False), torch.no_grad():
+            if routed(ops, backbone):
+                self._packed = pack(ops, backbone.dtype, backbone.device)
+                layout, numbers = self._packed
+                self._lowered = layout.ops(numbers)
+            else:
+                self._lowered = self._cast(ops)
+
+    def _exact(self, tensors: Mapping[str, Tensor]) -> Ops:
+        with torch.inference_mode(False), torch.no_grad():
+            return self._lower({n: t.to(self._backbone.device) for n, t in tensors.items()}, training=False)
+
+    def _lower(self, tensors: Mapping[str, Tensor], *, training: bool) -> Ops:
+        return lower(self._backbone, self.adapter.method, self.adapter.head, tensors, training=training)
 
     def _cast(self, ops: Ops) -> Ops:
         return {site: [op.to(self._backbone.dtype) for op in acting] for site, acting in ops.items()}
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        self._lowered = None
+        if not self.trainable and self._lowered is not None:
+            self._changed = {name: fn(tensor) for name, tensor in self._all().items()}
+            self._packed = self._lowered = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -42,8 +42,9 @@ class Site:
         source: of a result, the linear site whose input is the sub-layer's input.
         follows_residual: of a norm, whether it normalises the sum of a sub-layer's output and its residual.
         heads, head_dim: of an attention, its key-value heads and their width.
-        rowwise: whether what enters has a row for each row of the batch. Where it has not (relative positions, which
-            all rows share), all rows of one pass must be treated alike.
+        rowwise: whether what enters has a row for each row of the batch, with its features last. Where it has not
+            (relative positions, which all rows share; maps of a convolution), all rows of one pass must be treated
+            alike.
     """
 
     name: str

@@ -5,8 +5,8 @@ Notation: B rows, T tokens, d hidden size, V vocabulary, C outputs.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,13 @@ class States:
     segments: Tensor | None = None
     targets: Tensor | None = None
     choices: int = 1
+
+    def of(self, rows: slice) -> "States":
+        """Those of some rows."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        cut: dict[str, Any] = {name: value[rows] for name, value in own.items() if isinstance(value, Tensor)}
+        layers = None if self.layers is None else tuple(layer[rows] for layer in self.layers)
+        return replace(self, **cut, layers=layers)
 
 
 Reading = Literal["text", "tokens", "layers", "vocabulary"]

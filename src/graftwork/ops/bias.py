@@ -27,7 +27,7 @@ class Bias(Op):
     def around(self, forward: Forward, place: Place) -> Forward:
         def biased(x: Tensor) -> Tensor:
             y: Tensor = forward(x)
-            return y + routing.per_row(self.b, place.route, y.dim())
+            return y + routing.per_row(self.b, y)
 
         return biased
 

@@ -73,25 +73,25 @@ class Bottleneck(Op):
     def around(self, forward: Forward, place: Place) -> Forward:
         def at_result(*args: Any, **kwargs: Any) -> Tensor:
             h: Tensor = forward(*args, **kwargs)
-            return self._changed(h, h if self.source is None else place.memory[self.source], place)
+            return self._changed(h, h if self.source is None else place.memory[self.source])
 
         def at_norm(s: Tensor) -> Tensor:
-            y: Tensor = forward(self._changed(s, forward(s), place))
+            y: Tensor = forward(self._changed(s, forward(s)))
             return y
 
         return at_norm if self.at == "norm" else at_result
 
-    def _changed(self, h: Tensor, x: Tensor, place: Place) -> Tensor:
+    def _changed(self, h: Tensor, x: Tensor) -> Tensor:
         """h with what the bottleneck makes of x."""
-        activation, route = ACTIVATIONS[self.activation], place.route
+        activation = ACTIVATIONS[self.activation]
         if self.norm_at == "input":
-            x = self._normalised(x, place)
-        narrow = activation(routing.linear(x, self.down, route, self.down_bias))
+            x = self._normalised(x)
+        narrow = activation(routing.linear(x, self.down, self.down_bias))
         for weight, bias in self._hidden():
-            narrow = activation(routing.linear(narrow, weight, route, bias))
-        change = routing.linear(narrow, self.up, route, self.up_bias)
+            narrow = activation(routing.linear(narrow, weight, bias))
+        change = routing.linear(narrow, self.up, self.up_bias)
         if self.norm_at == "output":
-            change = self._normalised(change, place)
+            change = self._normalised(change)
         return h + (h * change if self.multiply else change)
 
     def _hidden(self) -> list[tuple[Tensor, Tensor]]:
@@ -100,9 +100,9 @@ class Bottleneck(Op):
             return []
         return list(zip(self.hidden.unbind(-3), self.hidden_bias.unbind(-2), strict=True))
 
-    def _normalised(self, x: Tensor, place: Place) -> Tensor:
+    def _normalised(self, x: Tensor) -> Tensor:
         """x through the bottleneck's own layer norm, where it has one."""
         if self.norm_gain is None or self.norm_bias is None:
             return x
         y = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
-        return routing.scale(y, self.norm_gain, place.route) + routing.per_row(self.norm_bias, place.route, x.dim())
+        return routing.scale(y, self.norm_gain) + routing.per_row(self.norm_bias, x)

@@ -26,6 +26,7 @@ class Dense(Op):
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear", "fused", "norm", "embedding", "convolution", "module"})
     replaces: ClassVar[bool] = True
+    routed: ClassVar[bool] = False
 
     def around(self, forward: Forward, place: Place) -> Forward:
         frozen: dict[str, Tensor] = {name: place.inner.get_parameter(name) for name in self.differences}
@@ -33,8 +34,7 @@ class Dense(Op):
             if difference.shape != frozen[name].shape:
                 raise SiteError(
                     f"a difference of shape {tuple(difference.shape)} meets a {name} of shape "
-                    f"{tuple(frozen[name].shape)}",
-                    expected="one adapter for the whole batch: dense differences are not routed by row",
+                    f"{tuple(frozen[name].shape)}"
                 )
 
         def dense(*args: Any, **kwargs: Any) -> Any:
@@ -45,6 +45,9 @@ class Dense(Op):
     def into(self, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums. Here `frozen` has the parameters as the module holds them."""
         return {n: (frozen[n].to(d.dtype) + d).to(frozen[n].dtype) for n, d in self.differences.items()}
+
+    def numbers(self) -> list[Tensor]:
+        return list(self.differences.values())
 
     def to(self, dtype: object) -> "Dense":
         """Itself: a difference is far smaller than its weight, so it must not be rounded before the two are added."""

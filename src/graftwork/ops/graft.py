@@ -20,7 +20,6 @@ from torch import Tensor
 from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import SiteError
 from graftwork.ops.op import Forward, Op, Place
-from graftwork.ops.routing import Route
 
 Ops = Mapping[str, Sequence[Op]]
 """Ops by the name of the site where they act."""
@@ -28,10 +27,9 @@ Ops = Mapping[str, Sequence[Op]]
 
 @dataclass
 class _Running:
-    """What acts during a forward pass: the ops at each site, the batch's route, and what ops left for later ones."""
+    """What acts during a forward pass: the ops at each site, and what ops left for later ones."""
 
     ops: Ops = field(default_factory=dict)
-    route: Route = field(default_factory=Route)
     memory: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -44,10 +42,6 @@ class SiteModule(nn.Module, Place):
         self.inner = inner
         self.sites = tuple(sites)
         self.graft = graft
-
-    @property
-    def route(self) -> Route:
-        return self.graft.running.route
 
     @property
     def memory(self) -> dict[str, Tensor]:
@@ -104,7 +98,7 @@ class Graft:
         self.backbone = backbone
         self.running = _Running()
         self.root: nn.Module = backbone.model
-        self._lock = RLock()
+        self.lock = RLock()
         self._modules: dict[str, SiteModule] = {}
 
     @property
@@ -142,7 +136,7 @@ class Graft:
 
     def detach(self) -> None:
         """Put the backbone's own modules back."""
-        with self._lock:
+        with self.lock:
             self.unmerge()
             # Innermost first: a wrapped module may stand inside another wrapped one.
             for path, module in sorted(self._modules.items(), key=lambda item: -len(item[0])):
@@ -159,7 +153,7 @@ class Graft:
                 becomes one parameter.
         """
         made: dict[int, nn.Parameter] = {}
-        with self._lock:
+        with self.lock:
             for path, changed in parameters.items():
                 module = self._modules[path]
                 module.inner = other = copy(module.inner)
@@ -170,7 +164,7 @@ class Graft:
 
     def unmerge(self) -> None:
         """Let site modules hold the backbone's own modules again."""
-        with self._lock:
+        with self.lock:
             for module, original in self._merged():
                 original.training = module.inner.training
                 module.inner = original
@@ -191,10 +185,10 @@ class Graft:
             module.training = mode
 
     @contextmanager
-    def run(self, ops: Ops, route: Route) -> Iterator[None]:
+    def run(self, ops: Ops) -> Iterator[None]:
         """The ops act inside; afterwards, also after an exception, those that acted before."""
-        with self._lock:
-            before, self.running = self.running, _Running(ordered(ops), route)
+        with self.lock:
+            before, self.running = self.running, _Running(ordered(ops))
             try:
                 yield
             finally:
@@ -202,7 +196,7 @@ class Graft:
 
     def run_again(self) -> AbstractContextManager[None]:
         """What runs now, to be run again later: a checkpointed layer is recomputed in the backward pass."""
-        return self.run(self.running.ops, self.running.route)
+        return self.run(self.running.ops)
 
     def _put(self, path: str, module: nn.Module) -> None:
         if not path:

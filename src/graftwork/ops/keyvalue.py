@@ -1,13 +1,16 @@
 """Key-value op: rows prepended to an attention's keys and values (prefix tuning lowers to it)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from graftwork.backbones import SiteKind
 from graftwork.backbones.attention import Rows
+from graftwork.ops import routing
 from graftwork.ops.op import Forward, Op, Place
 
 
@@ -28,14 +31,22 @@ class KeyValue(Op):
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def attend(*args: Any, rows: Rows | None = None, **kwargs: Any) -> Any:
-            own = self._rows(place)
+            own = self._rows(next(len(given) for given in (*args, *kwargs.values()) if isinstance(given, Tensor)))
             return forward(*args, rows=own if rows is None else own.before(rows), **kwargs)
 
         return attend
 
-    def _rows(self, place: Place) -> Rows:
+    def slab(self, slots: int) -> "KeyValue":
+        seen = torch.ones(slots, self.keys.shape[-2], dtype=torch.bool, device=self.keys.device)
+        return replace(self, seen=seen)
+
+    def neutral(self, frozen: Mapping[str, Tensor]) -> "KeyValue":
+        none = torch.zeros_like(self.keys[:1, ..., :0, :])
+        return replace(self, keys=none, values=none, seen=none.new_zeros((1, 0), dtype=torch.bool))
+
+    def _rows(self, batch: int) -> Rows:
+        """The rows for a pass of so many batch rows."""
         if self.keys.dim() == 3:
             return Rows(self.keys, self.values)
-        slots = place.route.require_rows()
-        seen = None if self.seen is None else self.seen.index_select(0, slots)
-        return Rows(self.keys.index_select(0, slots), self.values.index_select(0, slots), seen)
+        seen = None if self.seen is None else routing.each(self.seen, batch)
+        return Rows(routing.each(self.keys, batch), routing.each(self.values, batch), seen)

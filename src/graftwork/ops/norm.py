@@ -1,10 +1,11 @@
 """Norm op: a layer norm's gain and bias, replaced by trained ones."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn as nn
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
@@ -32,12 +33,20 @@ class Norm(Op):
         def norm(x: Tensor) -> Tensor:
             if self.gain.dim() == 1:
                 return self._normalise(place, x, self.gain, self.bias)
+            if not isinstance(place.inner, nn.LayerNorm | nn.RMSNorm):
+                # Written out in Python (and not as y = n ⊙ γ in all families), so that gains broadcast.
+                bias = None if self.bias is None else routing.per_row(self.bias, x)
+                return self._normalise(place, x, routing.per_row(self.gain, x), bias)
             ones = torch.ones(self.gain.shape[-1]).to(x)
             normalised = self._normalise(place, x, ones, None if self.bias is None else torch.zeros_like(ones))
-            scaled = routing.scale(normalised, self.gain, place.route)
-            return scaled if self.bias is None else scaled + routing.per_row(self.bias, place.route, x.dim())
+            scaled = routing.scale(normalised, self.gain)
+            return scaled if self.bias is None else scaled + routing.per_row(self.bias, x)
 
         return norm
+
+    def neutral(self, frozen: Mapping[str, Tensor]) -> "Norm":
+        like = {name: frozen[name].to(self.gain)[None] for name in ("weight", "bias") if name in frozen}
+        return replace(self, gain=like["weight"], bias=None if self.bias is None else like["bias"])
 
     def into(self, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         bias = {} if self.bias is None else {"bias": self.bias.to(frozen["bias"])}

@@ -1,17 +1,17 @@
 """The interface of an op: tensors, and how they change what runs at a site."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from graftwork.backbones import SiteKind
 from graftwork.errors import SiteError
-from graftwork.ops.routing import Route
 
 Forward = Callable[..., Any]
 """What a site computes: the frozen module's call, or that with ops around it."""
@@ -19,15 +19,12 @@ Forward = Callable[..., Any]
 
 @runtime_checkable
 class Place(Protocol):
-    """What an op may know of where it runs: the frozen module, whether training is on, the batch's route, and a memory
-    that lasts for the pass, in which one op leaves what another one needs.
+    """What an op may know of where it runs: the frozen module, whether training is on, and a memory that lasts for the
+    pass, in which one op leaves what another one needs.
     """
 
     inner: nn.Module
     training: bool
-
-    @property
-    def route(self) -> Route: ...
 
     @property
     def memory(self) -> dict[str, Tensor]: ...
@@ -42,10 +39,12 @@ class Op(ABC):
         unmergeable: why it cannot be put into a module's weights; empty when it can.
         replaces: whether it computes the frozen module's part anew instead of calling it; such an op stands innermost,
             and there can be only one.
+        routed: whether it takes slabs, so that each row of a batch can have its own.
     """
 
     kinds: ClassVar[frozenset[SiteKind]]
     replaces: ClassVar[bool] = False
+    routed: ClassVar[bool] = True
     unmergeable: ClassVar[str] = ""
 
     @abstractmethod
@@ -65,6 +64,58 @@ class Op(ABC):
 
     def to(self, dtype: torch.dtype) -> "Op":
         """The same op with its floating-point tensors in another precision; gradients flow through the cast."""
-        cast = {f.name: getattr(self, f.name) for f in fields(self)}
-        cast = {n: v.to(dtype) for n, v in cast.items() if isinstance(v, Tensor) and v.is_floating_point()}
-        return replace(self, **cast)
+        return self.mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+    # Slabs: tensors with a leading dimension of slots, one a slot.
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Op":
+        """The same op with each of its tensors changed, those of an op that it holds included."""
+        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its own tensors by field."""
+        own = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return {name: value for name, value in own if isinstance(value, Tensor)}
+
+    def numbers(self) -> list[Tensor]:
+        """All tensors that it needs to run."""
+        return list(self.tensors().values())
+
+    def alike(self) -> Hashable:
+        """What ops must have in common to share a slab: all but the numbers in their tensors, and their sizes."""
+        own = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return (type(self), *((name, "tensor" if isinstance(value, Tensor) else value) for name, value in own))
+
+    def lifted(self) -> "Op":
+        """The same op as a slab of one slot."""
+        return self.mapped(lambda tensor: tensor[None]).slab(1)
+
+    def slab(self, slots: int) -> "Op":
+        """The slab of this op, whose tensors have the dimension of slots already."""
+        return self
+
+    def neutral(self, frozen: Mapping[str, Tensor]) -> "Op":
+        """A slab of one slot that changes nothing, to be joined to this slab.
+
+        Args:
+            frozen: the parameters at the site as linear maps and norms have them.
+        """
+        return self.mapped(lambda tensor: torch.zeros_like(tensor[:1]))
+
+    def joined(self, parts: Sequence["Op"]) -> "Op":
+        """One slab of the slots of several, of which this is the first; what is smaller is padded with zeros."""
+        own = {name: [getattr(part, name) for part in parts] for name in self.tensors()}
+        return replace(self, **{name: join_slabs(tensors) for name, tensors in own.items()})
+
+
+def join_slabs(slabs: Sequence[Tensor]) -> Tensor:
+    """Slabs one after the other, each padded at the end of each dimension to the largest of them."""
+    shape = [max(sizes) for sizes in zip(*(slab.shape[1:] for slab in slabs), strict=True)]
+    return torch.cat([_padded(slab, shape) for slab in slabs])
+
+
+def _padded(slab: Tensor, shape: Sequence[int]) -> Tensor:
+    room = [(0, size - own) for own, size in zip(slab.shape[1:], shape, strict=True)]
+    if not any(more for _, more in room):
+        return slab
+    return F.pad(slab, [n for pair in reversed(room) for n in pair])

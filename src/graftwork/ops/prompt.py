@@ -3,7 +3,8 @@
 Notation: B batch, T tokens, l prompt vectors, d width of the embeddings.
 """
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from graftwork.backbones import SiteKind
 from graftwork.errors import SiteError
+from graftwork.ops import routing
 from graftwork.ops.op import Forward, Op, Place
 
 
@@ -21,13 +23,16 @@ class Prompt(Op):
     reads of the stack's output begins at the first real token again. Padding before a text stays before its prompt, so
     that nothing comes between the two. Attention weights, where asked for, are over l + T keys.
 
-    Shapes: vectors (l, d).
+    Shapes: vectors (l, d). In a slab (S, l, d), with the lengths (S) of the prompts; shorter ones are padded at
+    the end; what a shorter prompt leaves of the l positions is masked, and stands behind the text, or before everything
+    in a causal stack, whose text goes on at its end.
 
     Attributes:
         keeps: whether the output keeps the prompt's own l rows, as an encoder's does, to which its decoder attends.
     """
 
-    vectors: Float[Tensor, "l d"]
+    vectors: Float[Tensor, "*S l d"]
+    lengths: Int[Tensor, " S"] | None = None
     keeps: bool = False
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"stack"})
@@ -35,55 +40,147 @@ class Prompt(Op):
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def prompted(input_ids: Tensor | None = None, attention_mask: Any = None, **kwargs: Any) -> Any:
-            length, padding, seam = len(self.vectors), _padding_position(place), None
+            padding = _padding_position(place)
+            given = input_ids if input_ids is not None else kwargs["inputs_embeds"]
             cache = kwargs.get("past_key_values")
             begun = cache is not None and cache.get_seq_length() > 0
+            lengths = None if self.lengths is None else routing.each(self.lengths, len(given))[:, None]
+            if lengths is not None and attention_mask is None:
+                attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+            seam = None if attention_mask is None else _seam(attention_mask)
+            seats = Seats(self.vectors.shape[-2], lengths, seam, first=lengths is not None and _is_causal(place))
             if attention_mask is not None:
-                seam = _seam(attention_mask)
-                kwargs["attention_mask"] = _longer(attention_mask, length, 1, seam)
+                kwargs["attention_mask"] = seats.longer(attention_mask, 1)
             told = begun or kwargs.get("position_ids") is not None
             if padding is not None and input_ids is not None and not told:
                 # As the stack itself counts tokens; of embeddings it could not tell which are padding.
                 real = (input_ids != padding).long()
                 kwargs["position_ids"] = real.cumsum(dim=1) * real + padding
+            elif seats.first and not told:
+                kwargs["position_ids"] = torch.arange(given.shape[1], device=given.device).expand(len(given), -1)
             if kwargs.get("position_ids") is not None:
-                kwargs["position_ids"] = _later(kwargs["position_ids"], length, padding, None if begun else seam, begun)
+                kwargs["position_ids"] = seats.later(kwargs["position_ids"], padding, begun)
             if begun:
                 # The prompt's own keys and values are in the cache.
                 return forward(input_ids=input_ids, **kwargs)
             if kwargs.get("token_type_ids") is not None:
-                kwargs["token_type_ids"] = _longer(kwargs["token_type_ids"], length, 0, seam)
+                kwargs["token_type_ids"] = seats.longer(kwargs["token_type_ids"], 0)
             embeddings = kwargs.pop("inputs_embeds", None)
             if embeddings is None:
                 embeddings = place.inner.get_input_embeddings()(input_ids)  # type: ignore[operator]
-            vectors = self.vectors.to(embeddings).expand(len(embeddings), -1, -1)
-            output = forward(inputs_embeds=_joined(vectors, embeddings, seam), **kwargs)
-            return output if self.keeps else _without(output, length, seam, place)
+                # Pegasus scales the embeddings of tokens in its encoder, and not those that it is given.
+                embeddings = embeddings * getattr(place.inner, "embed_scale", 1.0)
+            vectors = self.vectors.to(embeddings)
+            vectors = vectors if lengths is None else routing.each(vectors, len(given))
+            output = forward(inputs_embeds=seats.joined(vectors.expand(len(given), -1, -1), embeddings), **kwargs)
+            return output if self.keeps else _without(output, seats, place)
 
         return prompted
+
+    def slab(self, slots: int) -> "Prompt":
+        lengths = torch.full((slots,), self.vectors.shape[-2], device=self.vectors.device)
+        return replace(self, lengths=lengths)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptedEncoder(Op):
     """A decoder told that its encoder's output has the rows of a prompt.
 
+    Shapes: lengths (S), of the prompts in a slab.
+
     Attributes:
-        length: l.
+        length: l, the longest one's in a slab.
     """
 
     length: int
+    lengths: Int[Tensor, " S"] | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"stack"})
     unmergeable: ClassVar[str] = Prompt.unmergeable
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def decode(*args: Any, encoder_attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-            if encoder_attention_mask is not None:
-                seam = _seam(encoder_attention_mask)
-                encoder_attention_mask = _longer(encoder_attention_mask, self.length, 1, seam)
-            return forward(*args, encoder_attention_mask=encoder_attention_mask, **kwargs)
+            mask = encoder_attention_mask
+            if mask is not None:
+                lengths = None if self.lengths is None else routing.each(self.lengths, len(mask))[:, None]
+                mask = Seats(self.length, lengths, _seam(mask)).longer(mask, 1)
+            return forward(*args, encoder_attention_mask=mask, **kwargs)
 
         return decode
+
+    def alike(self) -> Hashable:
+        return type(self)
+
+    def slab(self, slots: int) -> "PromptedEncoder":
+        return replace(self, lengths=torch.full((slots,), self.length))
+
+    def joined(self, parts: Sequence["Op"]) -> "PromptedEncoder":
+        prompts = [part for part in parts if isinstance(part, PromptedEncoder)]
+        lengths = [part.lengths for part in prompts if part.lengths is not None]
+        return replace(self, length=max(part.length for part in prompts), lengths=torch.cat(lengths))
+
+
+@dataclass(frozen=True)
+class Seats:
+    """Where a prompt and a text stand in the rows of a batch.
+
+    Attributes:
+        size: l, of the longest prompt.
+        lengths: (B, 1), of each row's prompt; None when all are of length l.
+        seam: (B, 1), how much padding stands before each text: the prompt goes behind it. None: the prompt comes first.
+        first: whether what a shorter prompt leaves stands before everything, and not behind it.
+    """
+
+    size: int
+    lengths: Tensor | None
+    seam: Tensor | None
+    first: bool = False
+
+    def joined(self, prompt: Tensor, rows: Tensor) -> Tensor:
+        """(B, l, *) and (B, T, *) -> (B, l + T, *)."""
+        both = torch.cat([prompt.expand(len(rows), *prompt.shape[1:]), rows], dim=1)
+        seam, size = self.seam, self.size
+        if seam is None:
+            return both
+        at = torch.arange(both.shape[1], device=rows.device)
+        if self.lengths is None:
+            return _taken(both, torch.where(at < seam, at + size, torch.where(at < seam + size, at - seam, at)))
+        own, rest = self.lengths, size - self.lengths
+        if self.first:
+            before = torch.where(at < rest, own + at, torch.where(at < rest + seam, size + at - rest, at - rest - seam))
+            return _taken(both, torch.where(at < size + seam, before, at))
+        end = own + rows.shape[1]
+        index = torch.where(at < seam, size + at, torch.where(at < seam + own, at - seam, size + at - own))
+        return _taken(both, torch.where(at < end, index, at - rows.shape[1]))
+
+    def longer(self, rows: Tensor, value: int) -> Tensor:
+        """(B, T) -> (B, l + T), with a value for the prompt, and 0 for what a shorter one leaves."""
+        prompt = rows.new_full((len(rows), self.size), value)
+        if self.lengths is not None:
+            prompt = prompt.masked_fill(torch.arange(self.size, device=rows.device) >= self.lengths, 0)
+        return self.joined(prompt, rows)
+
+    def later(self, positions: Tensor, padding: int | None, begun: bool) -> Tensor:
+        """Positions of the real tokens behind a prompt, and with them those of the prompt unless it is in the cache."""
+        moved = positions + (self.size if self.lengths is None else self.lengths)
+        if padding is not None:
+            moved = torch.where(positions == padding, positions, moved)
+        if begun:
+            return moved
+        if self.seam is not None:
+            moved = moved.expand(len(self.seam), -1)
+        start = 0 if padding is None else padding + 1
+        own = torch.arange(start, start + self.size, device=positions.device, dtype=positions.dtype)
+        return self.joined(own[None], moved)
+
+    def without(self, states: Tensor) -> Tensor:
+        """(B, l + T, *) -> (B, T, *)."""
+        if self.seam is None:
+            return states[:, self.size :]
+        at = torch.arange(states.shape[1] - self.size, device=states.device)
+        own = self.size if self.lengths is None or self.first else self.lengths
+        before = self.size - self.lengths if self.lengths is not None and self.first else 0
+        return _taken(states, torch.where(at < self.seam, at + before, at + own))
 
 
 def _seam(mask: Any) -> Int[Tensor, "B 1"]:
@@ -96,23 +193,14 @@ def _seam(mask: Any) -> Int[Tensor, "B 1"]:
     return (mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
 
 
-def _joined(prompt: Tensor, rows: Tensor, seam: Tensor | None) -> Tensor:
-    """(B, l, *) and (B, T, *) -> (B, l + T, *), the first put into the second at the seam; at the start without one."""
-    both = torch.cat([prompt.expand(len(rows), *prompt.shape[1:]), rows], dim=1)
-    if seam is None:
-        return both
-    length, at = prompt.shape[1], torch.arange(both.shape[1], device=rows.device)
-    return _taken(both, torch.where(at < seam, at + length, torch.where(at < seam + length, at - seam, at)))
-
-
 def _taken(rows: Tensor, index: Int[Tensor, "B n"]) -> Tensor:
     """Of each batch row the given ones, in that order."""
     return rows.gather(1, index.view(*index.shape, *[1] * (rows.dim() - 2)).expand(-1, -1, *rows.shape[2:]))
 
 
-def _longer(rows: Tensor, length: int, value: int, seam: Tensor | None) -> Tensor:
-    """(B, T) -> (B, l + T), with a value for the prompt."""
-    return _joined(rows.new_full((len(rows), length), value), rows, seam)
+def _is_causal(place: Place) -> bool:
+    """Whether a token sees those before it only."""
+    return any(getattr(module, "is_causal", False) for module in place.inner.modules())
 
 
 def _padding_position(place: Place) -> int | None:
@@ -121,32 +209,11 @@ def _padding_position(place: Place) -> int | None:
     return getattr(table, "padding_idx", None)
 
 
-def _later(positions: Tensor, length: int, padding: int | None, seam: Tensor | None, begun: bool) -> Tensor:
-    """Positions of the real tokens behind a prompt, and with them those of the prompt unless it is in the cache."""
-    moved = positions + length
-    if padding is not None:
-        moved = torch.where(positions == padding, positions, moved)
-    if begun:
-        return moved
-    if seam is not None:
-        moved = moved.expand(len(seam), -1)
-    first = 0 if padding is None else padding + 1
-    own = torch.arange(first, first + length, device=positions.device, dtype=positions.dtype)
-    return _joined(own[None], moved, seam)
-
-
-def _without(output: Any, length: int, seam: Tensor | None, place: Place) -> Any:
+def _without(output: Any, seats: Seats, place: Place) -> Any:
     """A stack's output without the prompt's rows."""
-
-    def stripped(states: Tensor) -> Tensor:
-        if seam is None:
-            return states[:, length:]
-        at = torch.arange(states.shape[1] - length, device=states.device)
-        return _taken(states, torch.where(at < seam, at, at + length))
-
-    output.last_hidden_state = stripped(output.last_hidden_state)
+    output.last_hidden_state = seats.without(output.last_hidden_state)
     if output.get("hidden_states") is not None:
-        output.hidden_states = tuple(stripped(states) for states in output.hidden_states)
+        output.hidden_states = tuple(seats.without(states) for states in output.hidden_states)
     if output.get("pooler_output") is not None:
         output.pooler_output = _pooled(place.inner, output.last_hidden_state)
     return output

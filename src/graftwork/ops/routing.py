@@ -1,15 +1,16 @@
-"""Routes, and the two primitives over which every op is written.
+"""Routes, and the primitives over which every op is written.
 
-Notation: B rows of the batch, T tokens, S slots of a bank. A weight is (out, in) when one adapter serves the whole
-batch, and (S, out, in) when it is a bank's slab; then the route says which slot each row uses. One adapter costs no
-gather.
+Notation: B rows of a pass, T tokens, S slots of a slab. A weight is (out, in) when one adapter serves the whole pass,
+and (S, out, in) when several do: the rows then stand in S groups of equal size, a group a slot, in the order of the
+slots. A `Route` brings rows and slabs into that order, once a pass, so that no op gathers anything.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -17,50 +18,52 @@ from torch import Tensor
 class Route:
     """Which slot each row of a batch uses.
 
+    A pass may have more rows than the batch: a question's choices, or the beams of a search, are rows running. Each of
+    them uses the slot of the row that it comes from.
+
     Attributes:
-        rows: (B,) slot numbers, or None when one adapter serves all rows.
+        slots: the slot of each row.
+        count: how many slots there are.
     """
 
-    rows: Int[Tensor, " B"] | None = None
+    slots: tuple[int, ...]
+    count: int
 
-    def require_rows(self) -> Int[Tensor, " B"]:
-        """The slot numbers, for tensors that are slabs.
+    @cached_property
+    def even(self) -> bool:
+        """Whether the rows stand in groups of equal size, a group a slot, in the order of the slots."""
+        return self.slots == tuple(slot for slot in range(self.count) for _ in range(len(self.slots) // self.count))
 
-        Raises:
-            ValueError: a bank's slab met a route without slots: an error of the caller, not of the user.
-        """
-        if self.rows is None:
-            raise ValueError("a bank's slab needs a route that names a slot for each row")
-        return self.rows
+    def spread(self, slab: Shaped[Tensor, "S *shape"]) -> Shaped[Tensor, "groups *shape"]:
+        """The slab as the rows need it: as it is, or with a slot of its own for each row."""
+        return slab if self.even else slab.index_select(0, torch.tensor(self.slots, device=slab.device))
+
+
+def each(slab: Shaped[Tensor, "S *shape"], batch: int) -> Shaped[Tensor, "B *shape"]:
+    """What each of so many rows has of a slab."""
+    return slab if len(slab) == batch else slab.repeat_interleave(batch // len(slab), dim=0)
 
 
 def linear(
     x: Float[Tensor, "B *T in"],
     weight: Float[Tensor, "*S out in"],
-    route: Route,
     bias: Float[Tensor, "*S out"] | None = None,
 ) -> Float[Tensor, "B *T out"]:
     """y = x Wᵀ + b, with each row's own W and b when they are slabs."""
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    rows = route.require_rows()
-    tokens = x.reshape(x.shape[0], -1, x.shape[-1])
-    chosen = weight.index_select(0, rows).transpose(1, 2)
-    if bias is None:
-        y = torch.bmm(tokens, chosen)
-    else:
-        y = torch.baddbmm(bias.index_select(0, rows).unsqueeze(1), tokens, chosen)
+    tokens, chosen = x.reshape(len(weight), -1, x.shape[-1]), weight.transpose(1, 2)
+    y = torch.bmm(tokens, chosen) if bias is None else torch.baddbmm(bias.unsqueeze(1), tokens, chosen)
     return y.reshape(*x.shape[:-1], -1)
 
 
-def scale(x: Float[Tensor, "B *T out"], v: Float[Tensor, "*S out"], route: Route) -> Float[Tensor, "B *T out"]:
+def scale(x: Float[Tensor, "B *T out"], v: Float[Tensor, "*S out"]) -> Float[Tensor, "B *T out"]:
     """y = x ⊙ v, with each row's own v when it is a slab."""
-    return x * per_row(v, route, x.dim())
+    return x * per_row(v, x)
 
 
-def per_row(v: Float[Tensor, "*S out"], route: Route, dim: int) -> Tensor:
-    """A vector as it broadcasts against (B, …, out) of `dim` dimensions: itself, or each row's own."""
+def per_row(v: Float[Tensor, "*S out"], x: Float[Tensor, "B *T out"]) -> Tensor:
+    """A vector as it broadcasts against x: itself, or each row's own."""
     if v.dim() == 1:
         return v
-    chosen = v.index_select(0, route.require_rows())
-    return chosen.reshape(chosen.shape[0], *(1,) * (dim - 2), chosen.shape[-1])
+    return each(v, len(x)).reshape(len(x), *(1,) * (x.dim() - 2), v.shape[-1])

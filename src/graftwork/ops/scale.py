@@ -1,9 +1,10 @@
 """Scale op: a linear map's output, or its input, multiplied by a vector (IA3 and DoRA's magnitude lower to it)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,11 +31,14 @@ class Scale(Op):
     def around(self, forward: Forward, place: Place) -> Forward:
         def scaled(x: Tensor) -> Tensor:
             if self.at == "input":
-                y: Tensor = forward(routing.scale(x, self.v, place.route))
+                y: Tensor = forward(routing.scale(x, self.v))
                 return y
-            return routing.scale(forward(x), self.v, place.route)
+            return routing.scale(forward(x), self.v)
 
         return scaled
+
+    def neutral(self, frozen: Mapping[str, Tensor]) -> "Scale":
+        return replace(self, v=torch.ones_like(self.v[:1]))
 
     def into(self, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         v, weight = self.v.double(), frozen["weight"].double()

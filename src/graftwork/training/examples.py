@@ -51,6 +51,11 @@ def examples(encoder: Encoder, kind: str, rows: datasets.Dataset) -> Rows | data
     return encoded if isinstance(encoder, ImageEncoder) else datasets.Dataset.from_list(list(encoded))
 
 
+def lengths_of(encoder: Encoder, rows: Rows | datasets.Dataset) -> list[int]:
+    """How long each row is. No image is read."""
+    return encoder.lengths(list(rows) if isinstance(rows, datasets.Dataset) else rows)
+
+
 def report_cut(encoded: Sequence[Row], max_length: int) -> None:
     """Log how many texts were cut, where they are many."""
     full = sum(len(row["input_ids"]) == max_length for row in encoded)

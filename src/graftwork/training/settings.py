@@ -34,7 +34,7 @@ class TrainingSettings(BaseModel):
 
     Defaults: AdamW at the method's own rate, with eps 1e-6 and weight decay 0.01 that spares biases and norms; the rate
     rises linearly over the first tenth of the steps and then falls linearly to 0; gradients clipped at norm 1; batches
-    of 32 texts of at most 128 tokens; the checkpoint with the best validation score is kept.
+    of 32 texts of like length, of at most 128 tokens; the checkpoint with the best validation score is kept.
 
     Attributes:
         learning_rate, num_train_epochs, optim, lr_scheduler_type: None takes the method's default.
@@ -42,6 +42,8 @@ class TrainingSettings(BaseModel):
         lr_scheduler_type: one of transformers' schedules, or `slanted_triangular`, which rises over the steps of
             `warmup_ratio` from 1/32 of the rate and falls back to it.
         max_steps: ends training after this many steps, whatever the epochs; -1 for no such end.
+        train_sampling_strategy: `group_by_length` puts texts of like length into one batch, so that little of it is
+            padding; `random` takes any.
         warmup_ratio: share of the steps over which the rate rises.
         max_length: tokens a text (or pair) is cut to. None: 128, or what the backbone has positions for, less those
             of a prompt.
@@ -67,6 +69,7 @@ class TrainingSettings(BaseModel):
     per_device_train_batch_size: PositiveInt = 32
     per_device_eval_batch_size: PositiveInt = 64
     gradient_accumulation_steps: PositiveInt = 1
+    train_sampling_strategy: Literal["group_by_length", "random"] = "group_by_length"
     gradient_checkpointing: bool = False
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] | None = None
     lr_scheduler_type: str | None = None

@@ -28,7 +28,7 @@ from graftwork.errors import OutputError, RecipeError
 from graftwork.methods import Houlsby, Method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
-from graftwork.training.examples import examples
+from graftwork.training.examples import examples, lengths_of
 from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
 from graftwork.training.recipe import Recipe
 from graftwork.training.scoring import Judge
@@ -203,14 +203,17 @@ def _trainer(
         greater_is_better=METRICS[task.main_metric].greater_is_better,
         cpu=model.backbone.device.type == "cpu",
     )
+    rows = examples(encoder, task.kind, data.train)
+    grouped = settings.train_sampling_strategy == "group_by_length"
     # Generating is slow: unless it chooses the checkpoint, it is done once, at the end.
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
         adapter_name=task.name,
+        lengths=lengths_of(encoder, rows) if grouped else None,
         schedule=settings.schedule,
         judge=partial(judge, generate=task.main_metric != "loss"),
-        train_dataset=examples(encoder, task.kind, data.train),
+        train_dataset=rows,
         eval_dataset=judge.encoded,
         data_collator=encoder.collate,
         callbacks=[Log(working / LOG)],

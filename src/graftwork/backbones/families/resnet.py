@@ -8,7 +8,7 @@ from graftwork.backbones.families.family import Entry, Family, Stack
 def _convolution(name: str, path: str, *, required: bool = True) -> dict[str, Entry]:
     return {
         f"{name}.convolution": Entry("convolution", f"{path}.convolution", required=required),
-        f"{name}.norm": Entry("norm", f"{path}.normalization", required=required),
+        f"{name}.norm": Entry("norm", f"{path}.normalization", required=required, rowwise=False),
     }
 
 

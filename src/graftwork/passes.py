@@ -1,0 +1,160 @@
+"""What rows of a batch share a pass of the backbone, and what each of them is given and asked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from graftwork.adapters import Resident
+from graftwork.backbones import Backbone
+from graftwork.heads import IGNORED
+from graftwork.ops import Route
+from graftwork.ops.graft import Ops
+from graftwork.ops.slabs import Part, join
+
+Section = Literal["root", "base", "encoder"]
+"""What of the backbone runs: with its language-model head, without it, or an encoder-decoder's encoder alone."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Labels and targets: of all rows, or by the name of the adapter whose rows they are of."""
+
+    labels: Tensor | Mapping[str, Tensor] | None = None
+    targets: Tensor | Mapping[str, Tensor] | None = None
+
+    def of(self, name: str | None, rows: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
+        """Those of an adapter's rows."""
+        labels, targets = (self._of(given, name, rows) for given in (self.labels, self.targets))
+        return labels, targets
+
+    @staticmethod
+    def _of(given: Tensor | Mapping[str, Tensor] | None, name: str | None, rows: Sequence[int]) -> Tensor | None:
+        if given is None or isinstance(given, Tensor):
+            whole = given is None or list(rows) == list(range(len(given)))
+            return given if whole or given is None else given[torch.tensor(rows, device=given.device)]
+        return None if name is None else given.get(name)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rows that share a pass.
+
+    Attributes:
+        section: what of the backbone runs.
+        names, residents: of each slot; None for the backbone alone.
+        rows: their places in the batch, those of a slot together, in the order of the slots.
+        sizes: how many rows each slot has.
+    """
+
+    section: Section
+    names: tuple[str | None, ...]
+    residents: tuple[Resident | None, ...]
+    rows: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of_rows(
+        cls, names: Sequence[str | None], residents: Mapping[str | None, Resident | None], section: Section
+    ) -> "Share":
+        """The rows of a batch that have these adapters. Adapters of one layout get slots running."""
+        layouts = {id(r.layout): None for r in residents.values() if r is not None and r.layout is not None}
+        order = {layout: place for place, layout in enumerate(layouts)}
+
+        def place(name: str | None) -> int:
+            resident = residents[name]
+            return -1 if resident is None else order.get(id(resident.layout), len(order))
+
+        slots = sorted(residents, key=place)
+        rows = [[row for row, other in enumerate(names) if other == name] for name in slots]
+        return cls(
+            section,
+            tuple(slots),
+            tuple(residents[name] for name in slots),
+            tuple(row for own in rows for row in own),
+            tuple(map(len, rows)),
+        )
+
+    def of(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A batch's inputs for these rows."""
+        if list(self.rows) == list(range(len(next(iter(inputs.values()))))):
+            return inputs
+        return {name: tensor[torch.tensor(self.rows, device=tensor.device)] for name, tensor in inputs.items()}
+
+    def span(self, slot: int) -> tuple[int, int]:
+        """Where a slot's rows begin and end among these."""
+        start = sum(self.sizes[:slot])
+        return start, start + self.sizes[slot]
+
+    def by_slot(self) -> list[tuple[str | None, tuple[int, ...]]]:
+        """The name of each slot, and its rows' places in the batch."""
+        return [(name, self.rows[slice(*self.span(slot))]) for slot, name in enumerate(self.names)]
+
+    def alone(self, slot: int) -> "Share":
+        """One slot's rows by themselves."""
+        name, rows = self.by_slot()[slot]
+        return Share(self.section, (name,), (self.residents[slot],), rows, (len(rows),))
+
+    def ops(self, backbone: Backbone, *, in_order: bool = False) -> Ops:
+        """The ops of all slots as slabs.
+
+        Args:
+            in_order: for the rows as they come in the batch, and not sorted by slot.
+        """
+        parts: list[Part] = []
+        for layout, residents in groupby(self.residents, key=lambda r: None if r is None else r.layout):
+            group = list(residents)
+            if layout is not None:
+                parts.append(layout.slabs(torch.stack([r.numbers() for r in group if r is not None])))
+            else:
+                parts += [Part({}, 1) if r is None else r.part() for r in group]
+        slots = [slot for slot, size in enumerate(self.sizes) for _ in range(size)]
+        if in_order:
+            slots = [slot for _, slot in sorted(zip(self.rows, slots, strict=True))]
+        route, joined = Route(tuple(slots), len(self.sizes)), join(parts, backbone)
+        if route.even:
+            return joined
+        return {name: [op.mapped(route.spread) for op in acting] for name, acting in joined.items()}
+
+
+def last_of(output: Any) -> Tensor:
+    """The last layer's output: (B, T, d)."""
+    last: Tensor | None = output.get("last_hidden_state")
+    if last is None:
+        last = (output.get("hidden_states") or output.decoder_hidden_states)[-1]
+    return last
+
+
+def padded(tokens: Tensor, length: int) -> Tensor:
+    """Token ids (…, T) with more that are ignored, up to a length."""
+    return F.pad(tokens, (0, length - tokens.shape[-1]), value=IGNORED)
+
+
+def in_order(outputs: Sequence[Any], rows: Sequence[int]) -> dict[str, Any]:
+    """What passes say of the backbone's states, as of one batch: what all of them say, and of one shape.
+
+    Args:
+        rows: the places in the batch of all their rows.
+    """
+    found: dict[str, Any] = {}
+    for name in ("last_hidden_state", "hidden_states", "attentions"):
+        each = [output.get(name) for output in outputs]
+        if any(own is None for own in each):
+            continue
+        if name == "last_hidden_state":
+            found[name] = _joined(each, rows)
+        elif len({len(own) for own in each}) == 1:
+            layers = [_joined(layer, rows) for layer in zip(*each, strict=True)]
+            found[name] = None if any(layer is None for layer in layers) else tuple(layers)
+    return found
+
+
+def _joined(states: Sequence[Tensor], rows: Sequence[int]) -> Tensor | None:
+    """States of rows in their order in the batch; None where they are of different shapes, or not one a row."""
+    if len({own.shape[1:] for own in states}) > 1 or sum(map(len, states)) != len(rows):
+        return None
+    return torch.cat(list(states))[torch.tensor(rows, device=states[0].device).argsort()]

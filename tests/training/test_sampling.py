@@ -1,0 +1,54 @@
+"""Batches of rows of like length."""
+
+import random
+from itertools import pairwise
+
+import pytest
+from torch.utils.data import DataLoader
+
+from graftwork.training.sampling import POOL, LengthGrouped
+
+LENGTHS = random.Random(0).choices(range(3, 61), k=1_003)
+
+
+def epoch(number, seed=0, lengths=LENGTHS, size=8):
+    batches = LengthGrouped(lengths, size, seed=seed)
+    batches.set_epoch(number)
+    return list(batches)
+
+
+def test_every_row_is_in_one_batch_of_an_epoch():
+    batches = epoch(0)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(LENGTHS)))
+    assert len(batches) == len(LengthGrouped(LENGTHS, 8, seed=0)) == 126
+    assert sorted(map(len, batches)) == [3, *[8] * 125]
+
+
+def test_rows_of_a_batch_are_of_like_length():
+    spreads = [max(LENGTHS[i] for i in batch) - min(LENGTHS[i] for i in batch) for batch in epoch(0)]
+    assert sum(spreads) / len(spreads) < 3
+
+
+def test_batches_come_in_no_order_of_length():
+    longest = [max(LENGTHS[i] for i in batch) for batch in epoch(0)]
+    rises = sum(a < b for a, b in pairwise(longest))
+    assert 40 < rises < 85
+
+
+def test_each_epoch_and_seed_has_batches_of_its_own_and_the_same_each_time():
+    assert epoch(0) == epoch(0)
+    drawn = [{frozenset(batch) for batch in batches} for batches in (epoch(0), epoch(1), epoch(0, seed=7))]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert len(drawn[one] & drawn[other]) < 5
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 8 * POOL, 8 * POOL + 1])
+def test_few_rows(count):
+    batches = epoch(0, lengths=[5] * count)
+    assert sorted(row for batch in batches for row in batch) == list(range(count))
+    assert len(batches) == len(LengthGrouped([5] * count, 8, seed=0))
+
+
+def test_a_loader_takes_them():
+    loader = DataLoader(range(20), batch_sampler=LengthGrouped(list(range(20)), 8, seed=0), collate_fn=sorted)
+    assert sorted(row for batch in loader for row in batch) == list(range(20))
