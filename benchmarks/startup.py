@@ -6,16 +6,14 @@ exit status is 1 when a bar is missed.
 """
 
 import argparse
-import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+
+from benchmarks.measuring import at_most, report
 
 BARS = {"help_seconds": 0.3, "import_seconds": 0.15}
 
@@ -28,17 +26,6 @@ def measure(command: Sequence[str], *, runs: int) -> float:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         times.append(time.perf_counter() - start)
     return median(times[1:])
-
-
-def describe_machine() -> dict[str, Any]:
-    """Return the processor's name, the number of cores this process may use, and Python's version."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "python": platform.python_version()}
 
 
 def find_command() -> str:
@@ -60,16 +47,9 @@ def main() -> int:
         "help_seconds": measure([find_command(), "--help"], runs=runs),
         "import_seconds": measure([sys.executable, "-c", "import graftwork"], runs=runs) - bare,
     }
-    bars = {
-        name: {"value": round(value, 4), "bar": BARS[name], "met": value < BARS[name]} for name, value in values.items()
-    }
-
+    bars = {name: at_most(value, BARS[name]) for name, value in values.items()}
     print(f"start-up, median of {runs} runs (bare Python: {bare:.3f} s)")
-    print(f"{'what':<16}{'seconds':>9}{'bar':>9}  met")
-    for name, bar in bars.items():
-        print(f"{name:<16}{bar['value']:>9.3f}{bar['bar']:>9.3f}  {'yes' if bar['met'] else 'NO'}")
-    print(json.dumps({"benchmark": "startup", "machine": describe_machine(), "ratios": {}, "bars": bars}))
-    return 0 if all(bar["met"] for bar in bars.values()) else 1
+    return report("startup", {}, bars)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from transformers.utils.generic import ModelOutput
 from graftwork.adapters import Adapter, Bank, Memory, Resident
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
-from graftwork.encoding import Encoder, GenerationEncoder, Input, encoder_for, question_of, words_of
+from graftwork.encoding import Encoder, GenerationEncoder, Input, TextEncoder, encoder_for, question_of, words_of
 from graftwork.errors import AdapterError, DataError, RecipeError, SiteError, nearest
 from graftwork.generating import generation_config
 from graftwork.heads import States
@@ -334,7 +334,8 @@ class AdaptedModel(nn.Module):
                 `(question, [choice, ...])`, or the two in a dict as `text` and `choices`; for generation, strings; for
                 images, PIL images or paths.
             adapters: one name for all inputs, or a name for each; may be left out when there is only one adapter.
-            batch_size: inputs in one forward pass. Inputs of one adapter share passes.
+            batch_size: inputs in one forward pass. Inputs of one adapter share passes, and so do all inputs of tasks of
+                classification and regression of texts.
             max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
 
         Returns:
@@ -353,8 +354,14 @@ class AdaptedModel(nn.Module):
             raise AdapterError("the backbone alone says nothing of an input", expected="a name for each input")
         options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
         found: dict[int, Prediction] = {}
+        if len(set(names)) > 1 and not any(option is not None for option in options.values()):
+            together = [i for i, name in enumerate(names) if isinstance(self.encoder(name), TextEncoder)]
+            judged = self._judge([inputs[i] for i in together], [names[i] for i in together], batch_size)
+            found.update(zip(together, judged, strict=True))
         for name in dict.fromkeys(names):
-            rows = [i for i, other in enumerate(names) if other == name]
+            rows = [i for i, other in enumerate(names) if other == name and i not in found]
+            if not rows:
+                continue
             said = self._say(name, [inputs[i] for i in rows], batch_size, options)
             found.update(zip(rows, said, strict=True))
         return [found[i] for i in range(len(inputs))]
@@ -460,6 +467,24 @@ class AdaptedModel(nn.Module):
                 yield
         finally:
             self.train(training)
+
+    def _judge(self, inputs: Sequence[Any], names: Sequence[str], batch_size: int) -> list[Prediction]:
+        """What adapters for classification and regression say of texts, those of like length in one pass."""
+        encoders = {name: self.encoder(name) for name in names}
+        rows: dict[int, Any] = {}
+        for name, encoder in encoders.items():
+            places = [i for i, other in enumerate(names) if other == name]
+            rows.update(zip(places, encoder.encode([inputs[i] for i in places]), strict=True))
+        found: dict[int, Prediction] = {}
+        if not rows:
+            return []
+        with self.resting():
+            encoded = [rows[i] for i in range(len(names))]
+            for places, batch in next(iter(encoders.values())).batches(encoded, batch_size):
+                output = self(**batch, adapters=[names[i] for i in places])
+                for i, logits in zip(places, output.rows, strict=True):
+                    [found[i]] = read_logits(self._resident(names[i]).adapter, logits[None].cpu())
+        return [found[i] for i in range(len(names))]
 
     def _say(
         self, name: str, inputs: Sequence[Any], batch_size: int, options: Mapping[str, int | None]

@@ -460,9 +460,9 @@ def fields(seed: int, *, norm: bool = True) -> dict[str, torch.Tensor]:
 class Where(nn.Module):
     """Where an op runs in these tests."""
 
-    def __init__(self, rows=None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.inner, self.memory, self.route = nn.Identity(), {}, Route(rows)
+        self.inner, self.memory = nn.Identity(), {}
 
 
 @pytest.mark.parametrize("norm_at", ["input", "output"])
@@ -471,10 +471,10 @@ class Where(nn.Module):
 @pytest.mark.parametrize("tokens", [(), (T,)])
 def test_in_a_slab_each_row_has_its_own(norm_at, at, multiply, tokens):
     x, each = random(B, *tokens, D), [fields(100 * slot) for slot in range(SLOTS)]
-    rows = torch.tensor([2, 0, 2, 1])
+    rows = (2, 0, 2, 1)
     options = {"activation": "gelu", "at": at, "multiply": multiply, "norm_at": norm_at}
     slab = Bottleneck(**{name: torch.stack([f[name] for f in each]) for name in each[0]}, **options)
-    found = slab.around(torch.tanh, Where(rows))(x)
+    found = slab.mapped(Route(rows, SLOTS).spread).around(torch.tanh, Where())(x)
     alone = [Bottleneck(**f, **options).around(torch.tanh, Where()) for f in each]
     expected = torch.cat([alone[slot](x[i : i + 1]) for i, slot in enumerate(rows)])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

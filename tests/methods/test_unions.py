@@ -21,7 +21,7 @@ from graftwork.methods import (
     make_method,
 )
 from graftwork.model import AdaptedModel
-from graftwork.ops import Gated, LowRank, Route
+from graftwork.ops import Gated, LowRank
 
 EXACT = {"rtol": 0, "atol": 1e-11}
 PROMPT = PromptTuning(num_virtual_tokens=2, init="uniform")
@@ -132,7 +132,7 @@ def test_later_members_change_what_earlier_ones_gave():
     acting = ops.lower(site, tensors, {})
     h = torch.randn(2, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     forward = lambda x: x  # noqa: E731
-    place = type("P", (), {"route": Route(), "training": False, "memory": {}, "inner": None})()
+    place = type("P", (), {"training": False, "memory": {}, "inner": None})()
     for op in acting:
         forward = op.around(forward, place)
     first, second = (

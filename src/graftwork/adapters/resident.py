@@ -156,7 +156,8 @@ class Resident(nn.Module):
 
     def _exact(self, tensors: Mapping[str, Tensor]) -> Ops:
         with torch.inference_mode(False), torch.no_grad():
-            return self._lower({n: t.to(self._backbone.device) for n, t in tensors.items()}, training=False)
+            device = self._backbone.device
+            return self._lower({n: t.to(device) for n, t in tensors.items()}, training=False)
 
     def _lower(self, tensors: Mapping[str, Tensor], *, training: bool) -> Ops:
         return lower(self._backbone, self.adapter.method, self.adapter.head, tensors, training=training)

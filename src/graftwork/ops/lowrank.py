@@ -28,9 +28,8 @@ class LowRank(Op):
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def low_rank(x: Tensor) -> Tensor:
-            inner: Tensor = forward(x)
             shrunk = routing.linear(F.dropout(x, self.dropout, place.training), self.A)
-            return inner + routing.linear(shrunk, self.B)
+            return routing.add_linear(forward(x), shrunk, self.B)
 
         return low_rank
 

@@ -57,6 +57,18 @@ def linear(
     return y.reshape(*x.shape[:-1], -1)
 
 
+def add_linear(
+    y: Float[Tensor, "B *T out"], x: Float[Tensor, "B *T in"], weight: Float[Tensor, "*S out in"]
+) -> Float[Tensor, "B *T out"]:
+    """y + x Wᵀ in one product, with each row's own W when it is a slab."""
+    width = x.shape[-1]
+    if weight.dim() == 2:
+        return torch.addmm(y.reshape(-1, y.shape[-1]), x.reshape(-1, width), weight.T).reshape(y.shape)
+    slots = len(weight)
+    added = torch.baddbmm(y.reshape(slots, -1, y.shape[-1]), x.reshape(slots, -1, width), weight.transpose(1, 2))
+    return added.reshape(y.shape)
+
+
 def scale(x: Float[Tensor, "B *T out"], v: Float[Tensor, "*S out"]) -> Float[Tensor, "B *T out"]:
     """y = x ⊙ v, with each row's own v when it is a slab."""
     return x * per_row(v, x)

@@ -1,0 +1,66 @@
+"""How long it takes until a saved adapter can be used, for the first, the hundredth and the thousandth on one model.
+
+Run as `python -m benchmarks.load_adapter [--quick] [--device …]`. LoRA of rank 8 on all linear maps of MiniLM, read
+from a folder; peft's `load_adapter` reads the same weights from its own kind of folder.
+"""
+
+import argparse
+import copy
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.measuring import at_least, at_most, report
+from benchmarks.mixed_batch import RANK, trained, with_peft
+from graftwork import AdaptedModel, Backbone, LoRA
+
+
+def time_of(load: Any) -> float:
+    """Return how many milliseconds a call takes."""
+    start = time.perf_counter()
+    load()
+    return 1_000 * (time.perf_counter() - start)
+
+
+def main() -> int:
+    """Measure, print the table and the JSON line, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load_adapter", description="Loading adapters.")
+    parser.add_argument("--quick", action="store_true", help="100 adapters in place of 1,000, and 10 of peft's")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    total, peers = (100, 10) if options.quick else (1_000, 100)
+    folder = Path(tempfile.mkdtemp())
+    try:
+        backbone = Backbone.load("minilm", device=options.device)
+        adapter = trained(backbone, LoRA(rank=RANK), 0)
+        adapter.save(folder / "ours")
+        with_peft(backbone, backbone.model, [adapter]).save_pretrained(folder / "peft", selected_adapters=["0"])
+        model = AdaptedModel(backbone)
+        model.add("warm", folder / "ours")
+        ours = [time_of(lambda i=i: model.add(f"{i}", folder / "ours")) for i in range(total)]
+        model.detach()
+        from peft import PeftModel
+
+        peer = PeftModel.from_pretrained(copy.deepcopy(backbone.model), str(folder / "peft" / "0"), adapter_name="warm")
+        theirs = [time_of(lambda i=i: peer.load_adapter(str(folder / "peft" / "0"), f"{i}")) for i in range(peers)]
+    finally:
+        shutil.rmtree(folder)
+    first, last = median(ours[:10]), median(ours[-10:])
+    print(f"{'':<10}{'first 10':>12}{f'last 10 of {total}':>20}   milliseconds, medians")
+    print(f"{'graftwork':<10}{first:>12.1f}{last:>20.1f}")
+    print(f"{'peft':<10}{median(theirs[:10]):>12.1f}{median(theirs[-10:]):>20.1f}   (of {peers})")
+    bars = {
+        "the first, ms": at_most(first, 5.0),
+        "the last, ms": at_most(last, 5.0),
+        "last / first": at_most(last / first, 1.5),
+        f"peft's {peers}th / ours": at_least(median(theirs[-10:]) / median(ours[peers - 10 : peers]), 50.0),
+    }
+    return report("load_adapter", {name: bar["value"] for name, bar in bars.items()}, bars)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

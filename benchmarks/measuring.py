@@ -1,0 +1,62 @@
+"""What benchmarks share: timing in turns, the machine, the table and the JSON line."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+def in_turns(contestants: Mapping[str, Callable[[], Any]], *, rounds: int, warmups: int = 2) -> dict[str, list[float]]:
+    """Return each contestant's times in seconds, one a round, run one after the other in each round.
+
+    Ratios of times of one round are what can be trusted on a noisy machine.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(warmups + rounds):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            if turn >= warmups:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(of: list[float], to: list[float]) -> float:
+    """Return the median of the ratios of times of one round."""
+    return median(a / b for a, b in zip(of, to, strict=True))
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return the processor's name, the number of cores this process may use, and Python's version."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": cpu, "cores": cores, "python": platform.python_version()}
+
+
+def at_most(value: float, bar: float) -> dict[str, Any]:
+    """Return a bar that is met from below."""
+    return {"value": round(value, 4), "bar": bar, "met": value <= bar}
+
+
+def at_least(value: float, bar: float) -> dict[str, Any]:
+    """Return a bar that is met from above."""
+    return {"value": round(value, 4), "bar": bar, "met": value >= bar}
+
+
+def report(benchmark: str, ratios: Mapping[str, float], bars: Mapping[str, Mapping[str, Any]]) -> int:
+    """Print the bars and the JSON line, and return the exit status: 1 when a bar is missed."""
+    width = max(map(len, bars))
+    print(f"\n{'bar':<{width}}{'value':>10}{'bar':>10}  met")
+    for name, bar in bars.items():
+        print(f"{name:<{width}}{bar['value']:>10.3f}{bar['bar']:>10.3f}  {'yes' if bar['met'] else 'NO'}")
+    rounded = {name: round(value, 4) for name, value in ratios.items()}
+    print(json.dumps({"benchmark": benchmark, "machine": describe_machine(), "ratios": rounded, "bars": bars}))
+    return 0 if all(bar["met"] for bar in bars.values()) else 1

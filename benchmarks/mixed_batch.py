@@ -1,0 +1,142 @@
+"""A batch whose 32 rows use up to 256 adapters, against the backbone's own forward pass and peft's `adapter_names`.
+
+Run as `python -m benchmarks.mixed_batch [--quick] [--device …]`. 32 rows of 32 tokens on MiniLM, in the precision that
+graftwork chooses for the machine. Every contestant runs in turn in each round; outputs are checked first: each row says
+what its adapter says alone, and peft with the same weights says the same.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.measuring import at_least, at_most, in_turns, ratio, report
+from graftwork import AdaptedModel, Adapter, Backbone
+from graftwork.adapters import TaskIdentity
+from graftwork.heads import head_for
+from graftwork.methods import METHODS, Method
+
+ROWS, TOKENS, RANK = 32, 32, 8
+METHOD_SETTINGS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": RANK},
+    "houlsby": {"bottleneck": 64},
+    "pfeiffer": {},
+    "compacter": {},
+    "ia3": {},
+    "bitfit": {},
+    "layer-norm-tuning": {},
+    "prefix-tuning": {},
+    "prompt-tuning": {"init": "uniform"},
+}
+RESIDENT = 256
+
+
+def trained(backbone: Backbone, method: Method, seed: int) -> Adapter:
+    """Return an adapter of which nothing is as initialised."""
+    head = head_for("classification", backbone, num_labels=2, pooling=backbone.pooling)
+    adapter = Adapter.create(backbone, method, head, TaskIdentity(name="t", labels=("a", "b")), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in adapter.tensors.items():
+        if name not in adapter.fixed:
+            tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.02)
+    return adapter
+
+
+def with_peft(backbone: Backbone, plain: Any, adapters: list[Adapter]) -> Any:
+    """Return peft's model with the same low-rank weights, cast to the backbone's precision, as a skilled user would.
+
+    `plain` is the backbone's model without anything of ours on it.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names, lora_dropout=0.0)
+    model = get_peft_model(copy.deepcopy(plain), config, adapter_name="0")
+    for i in range(1, len(adapters)):
+        model.add_adapter(f"{i}", config)
+    sites = {site.path: site.name for site in backbone.sites.of_kind("linear") if site.layer is not None}
+    for path, module in model.base_model.model.named_modules():
+        if path in sites:
+            for i, adapter in enumerate(adapters):
+                method = adapter.method
+                scale = getattr(method, "alpha", RANK) / RANK
+                with torch.no_grad():
+                    module.lora_A[f"{i}"].weight.copy_(adapter.tensors[f"{sites[path]}.A"])
+                    module.lora_B[f"{i}"].weight.copy_(scale * adapter.tensors[f"{sites[path]}.B"])
+    return model.to(backbone.dtype).eval()
+
+
+def check(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    """Refuse to time outputs that differ by more than rounding."""
+    bound = 0.05 if found.dtype == torch.bfloat16 else 1e-3
+    difference = float((found.float() - expected.float()).abs().max())
+    if difference > bound * max(1.0, float(expected.abs().max())):
+        sys.exit(f"{what}: outputs differ by {difference}")
+
+
+def measure(
+    model: AdaptedModel, batch: dict[str, torch.Tensor], plain: Any, rounds: int, count: int
+) -> dict[str, float]:
+    """Return the times of a batch over so many adapters of one method, relative to the backbone's own pass."""
+    names = [f"{i % count}" for i in range(ROWS)]
+    mixed = model(**batch, adapters=names)
+    for row in (0, ROWS - 1):
+        check(mixed.rows[row], model(**batch, adapters=names[row]).logits[row], names[row])
+    given: Any = "0" if count == 1 else names
+    contestants: dict[str, Callable[[], Any]] = {
+        "backbone": lambda: plain(**batch),
+        "mixed": lambda: model(**batch, adapters=given),
+    }
+    times = in_turns(contestants, rounds=rounds)
+    return ratio(times["mixed"], times["backbone"])
+
+
+@torch.inference_mode()
+def main() -> int:
+    """Measure, print the table and the JSON line, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mixed_batch", description="Adapters mixed in a batch.")
+    parser.add_argument("--quick", action="store_true", help="3 rounds in place of 15, and LoRA and Houlsby only")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    rounds, methods = (3, ["lora", "houlsby"]) if options.quick else (15, list(METHOD_SETTINGS))
+    backbone = Backbone.load("minilm", device=options.device)
+    plain = copy.deepcopy(backbone.model)
+    ids = torch.randint(1_000, 20_000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids.to(backbone.device), "attention_mask": torch.ones_like(ids).to(backbone.device)}
+    ratios: dict[str, float] = {}
+    bars: dict[str, dict[str, Any]] = {}
+    print(f"{ROWS} rows of {TOKENS} tokens, {backbone.dtype}, times relative to the backbone's own pass")
+    for name in methods:
+        adapters = [trained(backbone, METHODS[name](**METHOD_SETTINGS[name]), seed) for seed in range(ROWS)]
+        model = AdaptedModel(backbone, {f"{i}": adapters[i % ROWS] for i in range(RESIDENT)})
+        for count in (1, 8, 32):
+            value = measure(model, batch, plain, rounds, count)
+            ratios[f"{name} {count}"] = value
+            bar = {1: 1.2, 32: 1.35}.get(count)
+            if bar is not None:
+                bars[f"{name}, {count} adapters, x backbone"] = at_most(value, bar)
+            print(f"{name:<20}{count:>4} adapters {value:>8.2f}", flush=True)
+        if name == "lora":
+            peer = with_peft(backbone, plain, adapters)
+            names = [f"{i}" for i in range(ROWS)]
+            alone = peer(**batch, adapter_names=names).last_hidden_state
+            check(model(**batch, adapters=names).last_hidden_state, alone, "peft")
+            contestants: dict[str, Callable[[], Any]] = {
+                "ours": lambda model=model, names=names: model(**batch, adapters=names),
+                "peft": lambda peer=peer, names=names: peer(**batch, adapter_names=names),
+            }
+            times = in_turns(contestants, rounds=rounds)
+            ratios["peft / ours, lora 32"] = ratio(times["peft"], times["ours"])
+            bars["lora, 32 adapters, peft / ours"] = at_least(ratios["peft / ours, lora 32"], 4.0)
+            print(
+                f"{'peft adapter_names':<20}{32:>4} adapters {ratios['peft / ours, lora 32']:>8.2f} x ours", flush=True
+            )
+        model.detach()
+    return report("mixed_batch", ratios, bars)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
