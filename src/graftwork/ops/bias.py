@@ -17,7 +17,7 @@ from graftwork.ops.op import Forward, Op, Place
 class Bias(Op):
     """y = f(x) + b.
 
-    Shapes: b (out), with a leading slot dimension in a bank, where slot 0 holds zeros.
+    Shapes: b (out), with a leading slot dimension in a slab.
     """
 
     b: Float[Tensor, "*S out"]

@@ -40,7 +40,7 @@ class Bottleneck(Op):
 
     Shapes: down (m, d), down_bias (m), up (d, m), up_bias (d); of a deeper one, its n further maps hidden (n, m, m) and
     hidden_bias (n, m), each followed by σ; of one with a layer norm of its own, norm_gain and norm_bias (d). All with a
-    leading slot dimension in a bank. Padding m with zeros is exact for every σ, since what reads the padded units, U or
+    leading slot dimension in a slab. Padding m with zeros is exact for every σ, since what reads the padded units, U or
     the next hidden map, has zeros in their columns; the layer norm is over d, which is never padded. Bottlenecks of
     different depth, and with and without a norm, cannot share a slab. A scale is put into U and b_U, or into the norm
     where that comes after U.

@@ -18,7 +18,7 @@ from graftwork.ops.op import Forward, Op, Place
 class KeyValue(Op):
     """Attention over [P_K; K] and [P_V; V] (Li & Liang 2021, section 4). Positions of real tokens do not shift.
 
-    Shapes: keys and values (g, l, e) for g key-value heads, with a leading slot dimension in a bank, where `seen` (S,
+    Shapes: keys and values (g, l, e) for g key-value heads, with a leading slot dimension in a slab, where `seen` (S,
     l) masks the padding of shorter prefixes.
     """
 

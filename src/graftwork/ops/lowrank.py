@@ -17,7 +17,7 @@ from graftwork.ops.op import Forward, Op, Place
 class LowRank(Op):
     """y = W x + b + B A dropout(x) (Hu et al. 2021, eq. 3, with any scale inside B).
 
-    Shapes: A (r, in), B (out, r), each with a leading slot dimension in a bank. Padding the rank with zeros is exact.
+    Shapes: A (r, in), B (out, r), each with a leading slot dimension in a slab. Padding the rank with zeros is exact.
     """
 
     A: Float[Tensor, "*S r in"]

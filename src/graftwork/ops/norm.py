@@ -19,8 +19,8 @@ from graftwork.ops.op import Forward, Op, Place
 class Norm(Op):
     """y = normalised(x) ⊙ γ + β with γ, β in place of the frozen ones.
 
-    Shapes: gain and bias (d), the bias None where the norm has none, each with a leading slot dimension in a bank,
-    where slot 0 holds the frozen values.
+    Shapes: gain and bias (d), the bias None where the norm has none, each with a leading slot dimension in a slab,
+    where an adapter without this op has the frozen values.
     """
 
     gain: Float[Tensor, "*S d"]

@@ -17,7 +17,7 @@ from graftwork.ops.op import Forward, Op, Place
 class Scale(Op):
     """y = v ⊙ f(x), or y = f(v ⊙ x) at the input (Liu et al. 2022, section 3.3).
 
-    Shapes: v (out), or (in) at the input, with a leading slot dimension in a bank, where slot 0 holds ones.
+    Shapes: v (out), or (in) at the input, with a leading slot dimension in a slab.
 
     Attributes:
         at: whether the output is scaled, the bias with it, or the input.
