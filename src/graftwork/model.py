@@ -822,7 +822,9 @@ class AdaptedModel(nn.Module):
         for share in shares:
             index = torch.tensor(share.rows, device=self.device)
             own = [given[index] if isinstance(given, Tensor) else given for given in args]
-            rest = {n: v[index] if isinstance(v, Tensor) and len(v) == total else v for n, v in options.items()}
+            rest = {
+                n: v[index] if isinstance(v, Tensor) and v.dim() and len(v) == total else v for n, v in options.items()
+            }
             with self.graft.run(self._acting(share)):
                 found = self.model.generate(*own, **rest)  # type: ignore[operator]
             if not isinstance(found, Tensor):
