@@ -40,7 +40,6 @@ def main() -> int:
         adapter.save(folder / "ours")
         with_peft(backbone, backbone.model, [adapter]).save_pretrained(folder / "peft", selected_adapters=["0"])
         model = AdaptedModel(backbone)
-        model.add("warm", folder / "ours")
         ours = [time_of(lambda i=i: model.add(f"{i}", folder / "ours")) for i in range(total)]
         model.detach()
         from peft import PeftModel
@@ -49,14 +48,15 @@ def main() -> int:
         theirs = [time_of(lambda i=i: peer.load_adapter(str(folder / "peft" / "0"), f"{i}")) for i in range(peers)]
     finally:
         shutil.rmtree(folder)
-    first, last = median(ours[:10]), median(ours[-10:])
-    print(f"{'':<10}{'first 10':>12}{f'last 10 of {total}':>20}   milliseconds, medians")
-    print(f"{'graftwork':<10}{first:>12.1f}{last:>20.1f}")
-    print(f"{'peft':<10}{median(theirs[:10]):>12.1f}{median(theirs[-10:]):>20.1f}   (of {peers})")
+    # The first one of all also wraps the backbone's modules.
+    first, soon, last = ours[0], median(ours[1:11]), median(ours[-10:])
+    print(f"{'':<10}{'first':>10}{'next 10':>10}{f'last 10 of {total}':>20}   milliseconds, medians")
+    print(f"{'graftwork':<10}{first:>10.1f}{soon:>10.1f}{last:>20.1f}")
+    print(f"{'peft':<10}{theirs[0]:>10.1f}{median(theirs[1:11]):>10.1f}{median(theirs[-10:]):>20.1f}   (of {peers})")
     bars = {
         "the first, ms": at_most(first, 5.0),
         "the last, ms": at_most(last, 5.0),
-        "last / first": at_most(last / first, 1.5),
+        "last / next 10": at_most(last / soon, 1.5),
         f"peft's {peers}th / ours": at_least(median(theirs[-10:]) / median(ours[peers - 10 : peers]), 50.0),
     }
     return report("load_adapter", {name: bar["value"] for name, bar in bars.items()}, bars)

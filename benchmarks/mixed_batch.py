@@ -77,10 +77,8 @@ def check(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
         sys.exit(f"{what}: outputs differ by {difference}")
 
 
-def measure(
-    model: AdaptedModel, batch: dict[str, torch.Tensor], plain: Any, rounds: int, count: int
-) -> dict[str, float]:
-    """Return the times of a batch over so many adapters of one method, relative to the backbone's own pass."""
+def measure(model: AdaptedModel, batch: dict[str, torch.Tensor], plain: Any, rounds: int, count: int) -> float:
+    """Return the time of a batch over so many adapters of one method, relative to the backbone's own pass."""
     names = [f"{i % count}" for i in range(ROWS)]
     mixed = model(**batch, adapters=names)
     for row in (0, ROWS - 1):

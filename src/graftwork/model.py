@@ -840,7 +840,9 @@ class AdaptedModel(nn.Module):
         return joined[torch.tensor(places, device=joined.device).argsort()]
 
     def _padding(self, options: Mapping[str, Any]) -> int:
-        """The token with which generation pads."""
+        """The token with which generation pads. It shows only where texts are of different lengths: an end token is
+        known then.
+        """
         config = options.get("generation_config") or self.model.generation_config
         known = (options.get("pad_token_id"), config.pad_token_id, config.eos_token_id, self.config.pad_token_id)
         found = next((token for token in known if token is not None), 0)

@@ -45,6 +45,8 @@ class Bank(Mapping[str, Resident]):
         # Of those whose ops are at hand: their bytes, the one that was not used for longest first.
         self._sizes: dict[str, int] = {}
         self._total = 0
+        # Of those that are put away: what they took, and will take again.
+        self._away: dict[str, int] = {}
         self._folder: Path | None = None
         self._written = 0
 
@@ -83,12 +85,12 @@ class Bank(Mapping[str, Resident]):
                 f"no room for it in a budget of {self.budget:,}",
                 expected="a larger budget, or fewer pinned adapters",
             )
+        self._make_room(resident.nbytes - self._sizes.get(name, 0), [name])
         self._residents[name] = resident
         self._pinned.discard(name)
         if pinned or resident.trainable:
             self._pinned.add(name)
         self._mark(name)
-        self._make_room([name])
 
     def drop(self, name: str) -> Resident:
         """Forget an adapter.
@@ -111,20 +113,28 @@ class Bank(Mapping[str, Resident]):
         """The adapters of these names with their ops at hand, to be used in one pass.
 
         Raises:
-            AdapterError: there is none of one of the names; or together they take more than the budget.
+            AdapterError: there is none of one of the names; or together with those that stay they take more than the
+                budget. Nothing has changed then.
         """
         found = [self.named(name) for name in names]
         if self.budget is None:
             return found
+        sizes = self._sizes | self._away
+        together = sum(sizes[name] for name in self._pinned | set(names))
+        if together > self.budget:
+            raise AdapterError(
+                f"the {len(names)} adapters of one pass and those that stay take {together:,} bytes",
+                expected=f"at most the budget, {self.budget:,}",
+            )
+        self._make_room(sum(self._away.get(name, 0) for name in names), names)
         for name, resident in zip(names, found, strict=True):
             resident.ops()
             self._mark(name)
-        self._make_room(names)
         return found
 
     def memory(self) -> Memory:
         """What is where."""
-        return Memory(dict(self._sizes), tuple(name for name in self if name not in self._sizes), self.budget)
+        return Memory(dict(self._sizes), tuple(name for name in self if name in self._away), self.budget)
 
     def _mark(self, name: str) -> None:
         """Note that an adapter is at hand, and used last of all."""
@@ -134,18 +144,16 @@ class Bank(Mapping[str, Resident]):
 
     def _forget(self, name: str) -> None:
         self._total -= self._sizes.pop(name, 0)
+        self._away.pop(name, None)
 
-    def _make_room(self, needed: Sequence[str]) -> None:
-        """Put away what was not used for longest until the rest fits into the budget."""
-        while self.budget is not None and self._total > self.budget:
-            name = next((name for name in self._sizes if name not in self._pinned and name not in needed), None)
-            if name is None:
-                raise AdapterError(
-                    f"the {len(needed)} adapters of one pass and those that stay take {self._total:,} bytes",
-                    expected=f"at most the budget, {self.budget:,}",
-                )
+    def _make_room(self, more: int, needed: Sequence[str]) -> None:
+        """Put away what was not used for longest, until so many more bytes, which are known to fit, do."""
+        while self.budget is not None and self._total + more > self.budget:
+            name = next(name for name in self._sizes if name not in self._pinned and name not in needed)
             self._residents[name].put_away(self._new_path)
+            size = self._sizes[name]
             self._forget(name)
+            self._away[name] = size
 
     def _new_path(self) -> Path:
         if self._folder is None:

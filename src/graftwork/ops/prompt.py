@@ -102,7 +102,9 @@ class PromptedEncoder(Op):
         def decode(*args: Any, encoder_attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
             mask = encoder_attention_mask
             if mask is not None:
-                lengths = None if self.lengths is None else routing.each(self.lengths, len(mask))[:, None]
+                lengths = (
+                    None if self.lengths is None else routing.each(self.lengths.to(mask.device), len(mask))[:, None]
+                )
                 mask = Seats(self.length, lengths, _seam(mask)).longer(mask, 1)
             return forward(*args, encoder_attention_mask=mask, **kwargs)
 
