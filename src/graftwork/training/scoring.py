@@ -12,8 +12,9 @@ from torch import Tensor
 
 from graftwork.encoding import GenerationEncoder
 from graftwork.heads import IGNORED
-from graftwork.model import AdaptedModel, AdaptedOutput
+from graftwork.model import AdaptedModel
 from graftwork.prediction import first_pieces, tags_of, widen
+from graftwork.running import AdaptedOutput
 from graftwork.tasks import Task, compute
 from graftwork.training.examples import each_target, inputs_of, labels_of, references_of
 
