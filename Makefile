@@ -7,7 +7,6 @@ QUICK ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 INSTALLED := $(VENV)/.installed-demo-test-lint
-BENCHMARKS := $(filter-out __init__ measuring,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -46,11 +45,8 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## run every benchmark (QUICK=1 for fewer repetitions)
-	@if [ -z "$(BENCHMARKS)" ]; then echo "There is no benchmark in benchmarks/ yet."; fi
-	@status=0; for name in $(BENCHMARKS); do \
-		$(BIN)/python -m benchmarks.$$name $(if $(QUICK),--quick) || status=1; \
-	done; exit $$status
+bench: $(INSTALLED) ## run every benchmark and write benchmarks/RESULTS.md (QUICK=1 for fewer repetitions)
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 clean: ## remove what the tools leave behind (the environment stays)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

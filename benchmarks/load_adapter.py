@@ -14,8 +14,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.measuring import at_least, at_most, report
-from benchmarks.mixed_batch import RANK, trained, with_peft
+import torch
+
+from benchmarks.measuring import at_least, at_most, check, report
+from benchmarks.peers import RANK, trained, with_peft
 from graftwork import AdaptedModel, Backbone, LoRA
 
 
@@ -41,10 +43,16 @@ def main() -> int:
         with_peft(backbone, backbone.model, [adapter]).save_pretrained(folder / "peft", selected_adapters=["0"])
         model = AdaptedModel(backbone)
         ours = [time_of(lambda i=i: model.add(f"{i}", folder / "ours")) for i in range(total)]
+        ids = torch.arange(1_000, 1_064).reshape(2, 32)
+        batch = {"input_ids": ids.to(backbone.device), "attention_mask": torch.ones_like(ids).to(backbone.device)}
+        with torch.inference_mode():
+            said = model(**batch, adapters=[f"{total - 1}"] * 2).last_hidden_state
         model.detach()
         from peft import PeftModel
 
         peer = PeftModel.from_pretrained(copy.deepcopy(backbone.model), str(folder / "peft" / "0"), adapter_name="warm")
+        with torch.inference_mode():
+            check(said, peer.to(backbone.dtype).eval()(**batch).last_hidden_state, "peft")
         theirs = [time_of(lambda i=i: peer.load_adapter(str(folder / "peft" / "0"), f"{i}")) for i in range(peers)]
     finally:
         shutil.rmtree(folder)

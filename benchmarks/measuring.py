@@ -3,11 +3,15 @@
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 def in_turns(contestants: Mapping[str, Callable[[], Any]], *, rounds: int, warmups: int = 2) -> dict[str, list[float]]:
@@ -30,25 +34,49 @@ def ratio(of: list[float], to: list[float]) -> float:
     return median(a / b for a, b in zip(of, to, strict=True))
 
 
+def check(found: torch.Tensor, expected: torch.Tensor, what: str, *, exact: bool | None = None) -> None:
+    """Refuse to time outputs that differ by more than rounding: in float32 where `exact`, else in bfloat16."""
+    exact = found.dtype != torch.bfloat16 if exact is None else exact
+    bound = 1e-3 if exact else 0.05
+    difference = float((found.detach().float() - expected.detach().float()).abs().max())
+    if difference > bound * max(1.0, float(expected.detach().abs().max())):
+        sys.exit(f"{what}: outputs differ by {difference}")
+
+
+def where_time_goes(run: Callable[[], Any], *, rows: int = 10) -> str:
+    """Return the operations that take most of a call's time, with their shares of it."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    run()
+    with profile(activities=activities, acc_events=True) as profiler:
+        run()
+    found = profiler.key_averages()
+    spent = {event.key: event.self_device_time_total or event.self_cpu_time_total for event in found}
+    total = sum(spent.values()) or 1
+    largest = sorted(spent, key=spent.__getitem__, reverse=True)[:rows]
+    calls = {event.key: event.count for event in found}
+    return "\n".join(f"{spent[key] / total:>7.1%}  {calls[key]:>6} x  {key}" for key in largest)
+
+
 def describe_machine() -> dict[str, Any]:
-    """Return the processor's name, the number of cores this process may use, and Python's version."""
+    """Return the processor's name, the number of cores this process may use, the GPU's name, and the versions."""
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "python": platform.python_version()}
+    machine = {"cpu": cpu, "cores": cores, "python": platform.python_version(), "torch": torch.__version__}
+    return machine | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def at_most(value: float, bar: float) -> dict[str, Any]:
     """Return a bar that is met from below."""
-    return {"value": round(value, 4), "bar": bar, "met": value <= bar}
+    return {"value": round(value, 4), "bar": bar, "atleast": False, "met": value <= bar}
 
 
 def at_least(value: float, bar: float) -> dict[str, Any]:
     """Return a bar that is met from above."""
-    return {"value": round(value, 4), "bar": bar, "met": value >= bar}
+    return {"value": round(value, 4), "bar": bar, "atleast": True, "met": value >= bar}
 
 
 def report(benchmark: str, ratios: Mapping[str, float], bars: Mapping[str, Mapping[str, Any]]) -> int:

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import at_least, at_most, in_turns, ratio, report
-from graftwork import AdaptedModel, Adapter, Backbone
-from graftwork.adapters import TaskIdentity
-from graftwork.heads import head_for
-from graftwork.methods import METHODS, Method
+from benchmarks.measuring import at_least, at_most, check, in_turns, ratio, report, where_time_goes
+from benchmarks.peers import RANK, trained, with_peft
+from graftwork import AdaptedModel, Backbone
+from graftwork.methods import METHODS
 
-ROWS, TOKENS, RANK = 32, 32, 8
+ROWS, TOKENS = 32, 32
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"rank": RANK},
     "houlsby": {"bottleneck": 64},
@@ -32,49 +31,6 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "prompt-tuning": {"init": "uniform"},
 }
 RESIDENT = 256
-
-
-def trained(backbone: Backbone, method: Method, seed: int) -> Adapter:
-    """Return an adapter of which nothing is as initialised."""
-    head = head_for("classification", backbone, num_labels=2, pooling=backbone.pooling)
-    adapter = Adapter.create(backbone, method, head, TaskIdentity(name="t", labels=("a", "b")), seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in adapter.tensors.items():
-        if name not in adapter.fixed:
-            tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.02)
-    return adapter
-
-
-def with_peft(backbone: Backbone, plain: Any, adapters: list[Adapter]) -> Any:
-    """Return peft's model with the same low-rank weights, cast to the backbone's precision, as a skilled user would.
-
-    `plain` is the backbone's model without anything of ours on it.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    names = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
-    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names, lora_dropout=0.0)
-    model = get_peft_model(copy.deepcopy(plain), config, adapter_name="0")
-    for i in range(1, len(adapters)):
-        model.add_adapter(f"{i}", config)
-    sites = {site.path: site.name for site in backbone.sites.of_kind("linear") if site.layer is not None}
-    for path, module in model.base_model.model.named_modules():
-        if path in sites:
-            for i, adapter in enumerate(adapters):
-                method = adapter.method
-                scale = getattr(method, "alpha", RANK) / RANK
-                with torch.no_grad():
-                    module.lora_A[f"{i}"].weight.copy_(adapter.tensors[f"{sites[path]}.A"])
-                    module.lora_B[f"{i}"].weight.copy_(scale * adapter.tensors[f"{sites[path]}.B"])
-    return model.to(backbone.dtype).eval()
-
-
-def check(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
-    """Refuse to time outputs that differ by more than rounding."""
-    bound = 0.05 if found.dtype == torch.bfloat16 else 1e-3
-    difference = float((found.float() - expected.float()).abs().max())
-    if difference > bound * max(1.0, float(expected.abs().max())):
-        sys.exit(f"{what}: outputs differ by {difference}")
 
 
 def measure(model: AdaptedModel, batch: dict[str, torch.Tensor], plain: Any, rounds: int, count: int) -> float:
@@ -132,6 +88,7 @@ def main() -> int:
             print(
                 f"{'peft adapter_names':<20}{32:>4} adapters {ratios['peft / ours, lora 32']:>8.2f} x ours", flush=True
             )
+            print(f"\nof graftwork's pass over 32 of them:\n{where_time_goes(contestants['ours'])}\n")
         model.detach()
     return report("mixed_batch", ratios, bars)
 

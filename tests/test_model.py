@@ -356,6 +356,13 @@ def test_the_heads_dropout_acts_only_in_training(backbone, batch):
         assert torch.equal(model.eval()(**batch).logits, model(**batch).logits)
 
 
+def test_the_dropout_of_a_finished_adapter_never_acts(backbone, batch):
+    model = make_trainable(backbone, LoRA(rank=2, dropout=0.5), dropout=0.5)
+    model.add("finished", make_adapter(backbone, LoRA(rank=2, dropout=0.5), trained=True, dropout=0.5))
+    resting = model.eval()(**batch, adapters="finished").logits
+    assert torch.equal(model.train()(**batch, adapters="finished").logits, resting)
+
+
 def test_an_adapter_that_comes_in_training_trains(backbone, batch):
     model = AdaptedModel(backbone).train()
     model.add("a", make_adapter(backbone, LoRA(rank=2, dropout=0.5), trained=True), trainable=True)

@@ -18,7 +18,7 @@ from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, SiteError, nearest
 from graftwork.heads.language import require_language_model
 from graftwork.ops import Graft
-from graftwork.ops.graft import Ops, check
+from graftwork.ops.graft import Ops
 from graftwork.ops.merging import put_into_weights
 from graftwork.passes import Section, Share, Wanted, in_order
 from graftwork.predicting import Predicting
@@ -113,12 +113,10 @@ class AdaptedModel(Predicting):
         adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
         adapter.check(self.backbone, allow_mismatch=self.allow_backbone_mismatch)
         resident = Resident(adapter, self.backbone, trainable=trainable, source=None if trainable else source)
-        ops = resident.ops()
-        check(ops, self.backbone.sites)
         with self.graft.lock:
             before = self.residents.get(name)
             self.residents.put(name, resident, pinned=pinned)
-            self.graft.attach(ops)
+            self.graft.attach(resident.sites)
             if trainable or (before is not None and before.trainable):
                 self.trained = nn.ModuleList(r for r in self.residents.values() if r.trainable)
             resident.train(self.training)

@@ -156,7 +156,7 @@ class Runner:
             flat = None if targets is None else self._as_long(targets.flatten(0, -2), states)
             own = replace(own, targets=flat, choices=mine)
             parameters = resident.tensors()
-            logits = head.logits(own, parameters, training=training)
+            logits = head.logits(own, parameters, training=training and resident.trainable)
             if absent is not None and mine > 1:
                 logits = logits.masked_fill((absent if places is None else absent[places]).view(-1, mine), -torch.inf)
             if labels is not None and head.kind == "generation":

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from torch.utils.data import DataLoader
 
-from graftwork.training.sampling import POOL, LengthGrouped
+from graftwork.training.sampling import POOL, LengthGrouped, TokenBudget
 
 LENGTHS = random.Random(0).choices(range(3, 61), k=1_003)
 
@@ -52,3 +52,38 @@ def test_few_rows(count):
 def test_a_loader_takes_them():
     loader = DataLoader(range(20), batch_sampler=LengthGrouped(list(range(20)), 8, seed=0), collate_fn=sorted)
     assert sorted(row for batch in loader for row in batch) == list(range(20))
+
+
+def budgeted(number, tokens=256, seed=0, lengths=LENGTHS):
+    batches = TokenBudget(lengths, tokens, seed=seed)
+    batches.set_epoch(number)
+    return list(batches)
+
+
+@pytest.mark.parametrize("tokens", [60, 61, 256, 2_048, 100_000])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_batches_of_tokens_keep_to_the_budget_and_are_as_many_each_epoch(tokens, number):
+    batches = budgeted(number, tokens)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(LENGTHS)))
+    assert len(batches) == len(TokenBudget(LENGTHS, tokens, seed=0))
+    assert all(batches)
+    assert max(len(batch) * max(LENGTHS[i] for i in batch) for batch in batches) <= tokens
+
+
+def test_batches_of_tokens_have_little_padding():
+    batches = budgeted(0)
+    assert sum(len(batch) * max(LENGTHS[i] for i in batch) for batch in batches) < 1.1 * sum(LENGTHS)
+    assert len(batches) < 1.2 * sum(LENGTHS) / 256 + 1
+
+
+def test_batches_of_tokens_are_drawn_anew_each_epoch_and_the_same_each_time():
+    assert budgeted(0) == budgeted(0)
+    drawn = [{frozenset(batch) for batch in batches} for batches in (budgeted(0), budgeted(1), budgeted(0, seed=7))]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert len(drawn[one] & drawn[other]) < 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100])
+def test_batches_of_tokens_of_few_rows(count):
+    batches = budgeted(0, 64, lengths=[5] * count)
+    assert sorted(row for batch in batches for row in batch) == list(range(count))

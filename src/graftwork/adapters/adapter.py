@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from graftwork.backbones import Backbone, Sites
+from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import AdapterError
 from graftwork.heads import Head
 from graftwork.methods import Method
@@ -280,10 +280,20 @@ def counts(declared: Mapping[str, Parameter]) -> dict[Group, int]:
 
 
 def lower(
-    backbone: Backbone, method: Method, head: Head, parameters: Mapping[str, Tensor], *, training: bool = False
+    backbone: Backbone,
+    method: Method,
+    head: Head,
+    parameters: Mapping[str, Tensor],
+    *,
+    training: bool = False,
+    sites: Sequence[Site] | None = None,
 ) -> Ops:
-    """The ops of an adapter, by site. Sites at which nothing acts in this pass are left out."""
-    sites = method.sites(usable_sites(backbone, head))
+    """The ops of an adapter, by site. Sites at which nothing acts in this pass are left out.
+
+    Args:
+        sites: where the method acts, when that is known already.
+    """
+    sites = method.sites(usable_sites(backbone, head)) if sites is None else sites
     prepared = method.prepare(parameters, sites, training=training)
     ops = {site.name: method.lower(site, prepared, backbone.frozen(site)) for site in sites}
     return {name: acting for name, acting in ops.items() if acting}

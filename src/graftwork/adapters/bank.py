@@ -128,7 +128,7 @@ class Bank(Mapping[str, Resident]):
             )
         self._make_room(sum(self._away.get(name, 0) for name in names), names)
         for name, resident in zip(names, found, strict=True):
-            resident.ops()
+            resident.bring()
             self._mark(name)
         return found
 

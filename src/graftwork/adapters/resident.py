@@ -8,11 +8,12 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from graftwork.adapters.adapter import Adapter, lower, misfits
+from graftwork.adapters.adapter import Adapter, lower, misfits, usable_sites
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError
 from graftwork.methods.parameters import ParameterTree
-from graftwork.ops.graft import Ops
+from graftwork.ops.graft import Ops, check
+from graftwork.ops.shrinks import with_joint_shrinks
 from graftwork.ops.slabs import Layout, Part, pack, routed
 
 
@@ -24,6 +25,7 @@ class Resident(nn.Module):
     parameters are a module's. What it was lowered from stays where it was: in the `Adapter`, or in its folder.
 
     Attributes:
+        sites: the names of those where its ops act.
         routed: whether it can share a pass with other adapters.
 
     Args:
@@ -38,6 +40,7 @@ class Resident(nn.Module):
         self.source = source
         self.adapter = adapter if source is None else replace(adapter, tensors={})
         self._backbone = backbone
+        self._sites = adapter.method.sites(usable_sites(backbone, adapter.head))
         self._changed: Mapping[str, Tensor] | None = None
         self._packed: tuple[Layout, Tensor] | None = None
         self._lowered: Ops | None = None
@@ -45,14 +48,12 @@ class Resident(nn.Module):
         self.parameters_by_name = ParameterTree({n: t.clone() for n, t in own.items()}, adapter.fixed)
         self.parameters_by_name.requires_grad_(trainable)
         self.to(backbone.device)
+        ops = self._exact(adapter.tensors)
+        check(ops, backbone.sites)
+        self.sites = tuple(ops)
+        self.routed = routed(ops, backbone)
         if not trainable:
-            self._lower_once(adapter.tensors)
-        self.routed = routed(self._exact(self.tensors()), backbone) if trainable else self._packed is not None
-
-    @property
-    def at_hand(self) -> bool:
-        """Whether its ops are on the device."""
-        return self.trainable or self._lowered is not None
+            self._keep(ops)
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +67,7 @@ class Resident(nn.Module):
 
     @property
     def layout(self) -> Layout | None:
-        """How its numbers lie, where it was lowered into one row of them."""
+        """How its numbers lie, where it is one row of them at the moment."""
         return None if self._packed is None else self._packed[0]
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -76,25 +77,23 @@ class Resident(nn.Module):
     def ops(self) -> Ops:
         """The ops by site, in the backbone's precision."""
         if self.trainable:
-            return self._cast(self._lower(self.tensors(), training=self.training))
+            return with_joint_shrinks(self._cast(self._lower(self.tensors(), training=self.training)))
+        self.bring()
         if self._lowered is None:
-            self._lower_once(self._all())
-        assert self._lowered is not None
+            layout, numbers = self._require_packed()
+            with torch.inference_mode(False), torch.no_grad():
+                self._lowered = layout.ops(numbers)
         return self._lowered
 
     def part(self) -> Part:
         """The same as slabs of one slot."""
-        ops = self.ops()
-        if self._packed is not None:
-            layout, numbers = self._packed
-            return layout.slabs(numbers[None])
-        return Part({name: [op.lifted() for op in acting] for name, acting in ops.items()}, 1)
+        if not self.trainable and self.routed:
+            return self._require_packed()[0].slabs(self.numbers()[None])
+        return Part({name: [op.lifted() for op in acting] for name, acting in self.ops().items()}, 1)
 
     def numbers(self) -> Tensor:
         """Of one that has a layout, its row of numbers."""
-        self.ops()
-        assert self._packed is not None
-        return self._packed[1]
+        return self._require_packed()[1]
 
     def exact_ops(self) -> Ops:
         """The ops by site as they act without training, before they are rounded to the backbone's precision."""
@@ -119,7 +118,7 @@ class Resident(nn.Module):
                 tensor.copy_(tensors[name])
         if not self.trainable:
             self._changed = {name: tensors[name].detach().clone() for name in all_}
-            self._lower_once(self._changed)
+            self._keep(self._exact(self._changed))
 
     def put_away(self, folder: Callable[[], Path]) -> None:
         """Free the device of its ops. The next use lowers it again from its folder, which it is written to first where
@@ -142,25 +141,36 @@ class Resident(nn.Module):
             return self._changed
         return self.adapter.tensors if self.source is None else Adapter.load(self.source).tensors
 
+    def bring(self) -> None:
+        """Have its ops on the device, from its tensors where they were put away."""
+        if not self.trainable and self._packed is None and self._lowered is None:
+            self._keep(self._exact(self._all()))
+
     # Tensors made in inference mode could not take part in a later pass with gradients.
 
-    def _lower_once(self, tensors: Mapping[str, Tensor]) -> None:
-        ops, backbone = self._exact(tensors), self._backbone
+    def _keep(self, ops: Ops) -> None:
+        """Hold ops in the backbone's precision: as one row of numbers where they can be in a slab."""
         with torch.inference_mode(False), torch.no_grad():
-            if routed(ops, backbone):
-                self._packed = pack(ops, backbone.dtype, backbone.device)
-                layout, numbers = self._packed
-                self._lowered = layout.ops(numbers)
+            if self.routed:
+                self._packed = pack(with_joint_shrinks(ops), self._backbone.dtype, self._backbone.device)
+                self._lowered = None
             else:
-                self._lowered = self._cast(ops)
+                self._lowered = with_joint_shrinks(self._cast(ops))
+
+    def _require_packed(self) -> tuple[Layout, Tensor]:
+        self.bring()
+        assert self._packed is not None
+        return self._packed
 
     def _exact(self, tensors: Mapping[str, Tensor]) -> Ops:
         with torch.inference_mode(False), torch.no_grad():
             device = self._backbone.device
-            return self._lower({n: t.to(device) for n, t in tensors.items()}, training=False)
+            ops = self._lower({n: t.to(device) for n, t in tensors.items()}, training=False)
+            return {site: [op.at_rest() for op in acting] for site, acting in ops.items()}
 
     def _lower(self, tensors: Mapping[str, Tensor], *, training: bool) -> Ops:
-        return lower(self._backbone, self.adapter.method, self.adapter.head, tensors, training=training)
+        method, head = self.adapter.method, self.adapter.head
+        return lower(self._backbone, method, head, tensors, training=training, sites=self._sites)
 
     def _cast(self, ops: Ops) -> Ops:
         return {site: [op.to(self._backbone.dtype) for op in acting] for site, acting in ops.items()}

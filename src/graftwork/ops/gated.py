@@ -44,6 +44,9 @@ class Gated(Op):
 
         return gated
 
+    def at_rest(self) -> "Gated":
+        return replace(self, op=self.op.at_rest())
+
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Op":
         return replace(self, op=self.op.mapped(change), weight=change(self.weight), bias=change(self.bias))
 

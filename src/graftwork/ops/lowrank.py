@@ -1,9 +1,10 @@
 """Low-rank op: y + B(A x) at a linear site (LoRA and its relatives lower to it)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeGuard
 
+import torch.nn as nn
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -13,22 +14,43 @@ from graftwork.ops import routing
 from graftwork.ops.op import Forward, Op, Place
 
 
+@dataclass(frozen=True)
+class Joint:
+    """That an op's A stands in one tensor with those of other sites, which are given the same input.
+
+    Attributes:
+        name: of the tensor, in the pass.
+        place: which of them this op's is.
+    """
+
+    name: str
+    place: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Op):
     """y = W x + b + B A dropout(x) (Hu et al. 2021, eq. 3, with any scale inside B).
 
-    Shapes: A (r, in), B (out, r), each with a leading slot dimension in a slab. Padding the rank with zeros is exact.
+    Shapes: A (r, in), or (g, r, in) for g sites with one input, B (out, r), each with a leading slot dimension in a
+    slab. Padding the rank with zeros is exact.
+
+    Attributes:
+        dropout: of the input to A, in training.
+        joint: None for an A of its own.
     """
 
     A: Float[Tensor, "*S r in"]
-    B: Float[Tensor, "*S out r"]
+    B: Float[Tensor, "*_ out r"]
     dropout: float = 0.0
+    joint: Joint | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear"})
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def low_rank(x: Tensor) -> Tensor:
-            shrunk = routing.linear(F.dropout(x, self.dropout, place.training), self.A)
+            shrunk = self._shrunk(x, place)
+            if _is_plain(forward):
+                return routing.linear_and(x, forward.weight, forward.bias, shrunk, self.B)
             return routing.add_linear(forward(x), shrunk, self.B)
 
         return low_rank
@@ -36,3 +58,30 @@ class LowRank(Op):
     def into(self, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         difference = self.B.double() @ self.A.double()
         return {**frozen, "weight": (frozen["weight"].double() + difference).to(frozen["weight"])}
+
+    def at_rest(self) -> "LowRank":
+        return replace(self, dropout=0.0) if self.dropout else self
+
+    def _shrunk(self, x: Tensor, place: Place) -> Tensor:
+        """A dropout(x), of which the first of the sites with one input computes all, and the last forgets them."""
+        if self.joint is None:
+            return routing.linear(F.dropout(x, self.dropout, place.training), self.A)
+        if self.dropout and place.training:
+            return routing.linear(F.dropout(x, self.dropout), self.A[..., self.joint.place, :, :])
+        given, made = f"{self.joint.name} x", f"{self.joint.name} A x"
+        if place.memory.get(given) is not x:
+            products = routing.linear(x, self.A.flatten(-3, -2))
+            place.memory[given], place.memory[made] = x, products.reshape(*x.shape[:-1], *self.A.shape[-3:-1])
+        shrunk = place.memory[made].select(-2, self.joint.place)
+        if self.joint.place == self.A.shape[-3] - 1:
+            del place.memory[given], place.memory[made]
+        return shrunk
+
+
+def _is_plain(forward: Forward) -> TypeGuard[nn.Linear]:
+    """Whether nothing but a frozen linear map runs there."""
+    return (
+        type(forward) is nn.Linear
+        and not forward.weight.requires_grad
+        and not (forward._forward_hooks or forward._forward_pre_hooks or forward._backward_hooks)
+    )

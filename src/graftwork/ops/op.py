@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -66,6 +66,10 @@ class Op(ABC):
         """The same op with its floating-point tensors in another precision; gradients flow through the cast."""
         return self.mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
+    def at_rest(self) -> "Op":
+        """The same op as it acts without training."""
+        return self
+
     # Slabs: tensors with a leading dimension of slots, one a slot.
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Op":
@@ -74,8 +78,7 @@ class Op(ABC):
 
     def tensors(self) -> dict[str, Tensor]:
         """Its own tensors by field."""
-        own = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return {name: value for name, value in own if isinstance(value, Tensor)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def numbers(self) -> list[Tensor]:
         """All tensors that it needs to run."""
@@ -83,7 +86,7 @@ class Op(ABC):
 
     def alike(self) -> Hashable:
         """What ops must have in common to share a slab: all but the numbers in their tensors, and their sizes."""
-        own = ((f.name, getattr(self, f.name)) for f in fields(self))
+        own = vars(self).items()
         return (type(self), *((name, "tensor" if isinstance(value, Tensor) else value) for name, value in own))
 
     def lifted(self) -> "Op":

@@ -7,6 +7,7 @@ slots. A `Route` brings rows and slabs into that order, once a pass, so that no 
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,49 @@ def linear(
     tokens, chosen = x.reshape(len(weight), -1, x.shape[-1]), weight.transpose(1, 2)
     y = torch.bmm(tokens, chosen) if bias is None else torch.baddbmm(bias.unsqueeze(1), tokens, chosen)
     return y.reshape(*x.shape[:-1], -1)
+
+
+def linear_and(
+    x: Float[Tensor, "B *T in"],
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
+    s: Float[Tensor, "B *T r"],
+    wider: Float[Tensor, "*S out r"],
+) -> Float[Tensor, "B *T out"]:
+    """x Wᵀ + b + s Uᵀ for frozen W and b, in place of a sum; with each row's own U when it is a slab."""
+    y: Tensor = _LinearAnd.apply(x, weight, bias, s, wider)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _LinearAnd(torch.autograd.Function):
+    """Keeps s and U for the backward pass, and neither x nor a copy of what is added to."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, wider: Tensor) -> Tensor:
+        y = F.linear(x, weight, bias)
+        rows, narrow = _by_slot(y, wider), _by_slot(s, wider)
+        rows.baddbmm_(narrow, wider.transpose(1, 2)) if wider.dim() == 3 else rows.addmm_(narrow, wider.T)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, weight, _, s, wider = inputs
+        ctx.save_for_backward(weight, s, wider)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, s, wider = ctx.saved_tensors
+        needs_x, _, _, needs_s, needs_wider = ctx.needs_input_grad
+        rows = _by_slot(gradient, wider)
+        of_x = gradient @ weight if needs_x else None
+        of_s = (rows @ wider).reshape(s.shape) if needs_s else None
+        of_wider = rows.transpose(-1, -2) @ _by_slot(s, wider) if needs_wider else None
+        return of_x, None, None, of_s, of_wider
+
+
+def _by_slot(x: Float[Tensor, "B *T d"], weight: Float[Tensor, "*S out in"]) -> Float[Tensor, "*S rows d"]:
+    """x with its rows in one dimension, after that of the slots."""
+    return x.reshape(*weight.shape[:-2], -1, x.shape[-1])
 
 
 def add_linear(

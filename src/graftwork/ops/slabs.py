@@ -4,9 +4,9 @@ Notation: S slots, one an adapter; N numbers of an adapter in all.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -81,16 +81,14 @@ def _repeated(op: Op, slots: int) -> Op:
     return op if slots == 1 else op.mapped(lambda tensor: tensor.expand(slots, *tensor.shape[1:]))
 
 
-@dataclass(frozen=True)
-class _Field:
+class _Field(NamedTuple):
     """A tensor of an op in an adapter's numbers."""
 
     start: int
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class _Blueprint:
+class _Blueprint(NamedTuple):
     """An op without its numbers."""
 
     kind: type[Op]
@@ -134,8 +132,7 @@ def pack(ops: Ops, dtype: torch.dtype, device: torch.device) -> tuple[Layout, Fl
     starts = [0]
 
     def drawn(op: Op) -> _Blueprint:
-        own = ((field.name, getattr(op, field.name)) for field in fields(op))
-        return _Blueprint(type(op), tuple((name, placed(value)) for name, value in own))
+        return _Blueprint(type(op), tuple((name, placed(value)) for name, value in vars(op).items()))
 
     def placed(value: Any) -> Any:
         if isinstance(value, Op):
@@ -149,6 +146,7 @@ def pack(ops: Ops, dtype: torch.dtype, device: torch.device) -> tuple[Layout, Fl
         return known[id(value)]
 
     sites = tuple((name, tuple(drawn(op) for op in acting)) for name, acting in ops.items())
-    layout = _LAYOUTS.setdefault(Layout(sites), Layout(sites))
+    drawing = Layout(sites)
+    layout = _LAYOUTS.setdefault(drawing, drawing)
     flat = [tensor.reshape(-1).to(device=device, dtype=dtype) for tensor in numbers]
     return layout, torch.cat(flat) if flat else torch.empty(0, dtype=dtype, device=device)

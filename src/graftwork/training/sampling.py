@@ -1,6 +1,6 @@
 """In which order rows are trained on: those of like length share a batch, so that little of it is padding."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -11,6 +11,13 @@ epoch."""
 
 POOLS = 4
 """Of few rows, how many pools are made."""
+
+SPREAD = 0.2
+"""How much longer than another a row may be taken to be when rows are ordered by length, so that who shares a batch is
+drawn anew each epoch."""
+
+MORE = 1.1
+"""How many batches an epoch has, to those that rows ordered strictly by length would fill."""
 
 
 class LengthGrouped(Sampler[list[int]]):
@@ -51,3 +58,60 @@ class LengthGrouped(Sampler[list[int]]):
 
 def _cut(rows: Sequence[int], size: int) -> list[list[int]]:
     return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+class TokenBudget(Sampler[list[int]]):
+    """Batches of rows of like length, as many in each as have so many tokens, padding included; drawn anew each epoch.
+
+    Short rows come many in a batch, so that each batch keeps the machine as busy as any other. What an epoch's batches
+    are depends on the seed and the epoch only, and each epoch has the same number of them.
+
+    Args:
+        lengths: of each row; none is longer than the budget.
+        tokens: the budget of a batch: its rows times the longest of them.
+        seed: the run's.
+    """
+
+    def __init__(self, lengths: Sequence[int], tokens: int, *, seed: int) -> None:
+        self.lengths = lengths
+        self.tokens = tokens
+        self.seed = seed
+        self.epoch = 0
+        # Room for orders that are not quite by length.
+        self.count = min(len(lengths), int(MORE * len(self._filled(self._by_length(range(len(lengths)))))))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch is to come, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        rows = torch.randperm(len(self.lengths), generator=generator).tolist()
+        stretch = (1 + SPREAD * torch.rand(len(rows), generator=generator)).tolist()
+        batches = self._filled(sorted(rows, key=lambda row: self.lengths[row] * stretch[row]))
+        if len(batches) > self.count:
+            batches = self._filled(self._by_length(rows))
+        while len(batches) < self.count:
+            largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+            half = len(batches[largest]) // 2
+            batches[largest : largest + 1] = [batches[largest][:half], batches[largest][half:]]
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[i]
+
+    def _by_length(self, rows: Iterable[int]) -> list[int]:
+        return sorted(rows, key=self.lengths.__getitem__)
+
+    def _filled(self, rows: Iterable[int]) -> list[list[int]]:
+        """The rows in batches, each filled to the budget."""
+        batches: list[list[int]] = []
+        longest = 0
+        for row in rows:
+            longest = max(longest, self.lengths[row])
+            if not batches or (len(batches[-1]) + 1) * longest > self.tokens:
+                batches.append([])
+                longest = self.lengths[row]
+            batches[-1].append(row)
+        return batches

@@ -44,6 +44,8 @@ class TrainingSettings(BaseModel):
         max_steps: ends training after this many steps, whatever the epochs; -1 for no such end.
         train_sampling_strategy: `group_by_length` puts texts of like length into one batch, so that little of it is
             padding; `random` takes any.
+        tokens_per_batch: puts as many texts of like length into a batch as have so many tokens with padding, in the
+            place of `per_device_train_batch_size` texts; of questions, the tokens of one choice. None does not.
         warmup_ratio: share of the steps over which the rate rises.
         max_length: tokens a text (or pair) is cut to. None: 128, or what the backbone has positions for, less those
             of a prompt.
@@ -70,6 +72,7 @@ class TrainingSettings(BaseModel):
     per_device_eval_batch_size: PositiveInt = 64
     gradient_accumulation_steps: PositiveInt = 1
     train_sampling_strategy: Literal["group_by_length", "random"] = "group_by_length"
+    tokens_per_batch: PositiveInt | None = None
     gradient_checkpointing: bool = False
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] | None = None
     lr_scheduler_type: str | None = None
@@ -126,6 +129,12 @@ class TrainingSettings(BaseModel):
             raise ValueError("eval_steps needs eval_strategy=steps")
         return self
 
+    @model_validator(mode="after")
+    def _tokens_are_of_like_lengths(self) -> "TrainingSettings":
+        if self.tokens_per_batch is not None and self.train_sampling_strategy == "random":
+            raise ValueError("tokens_per_batch needs train_sampling_strategy=group_by_length")
+        return self
+
     def resolved(self, method: Method, backbone: Backbone, kind: str = "classification") -> "TrainingSettings":
         """The same with the method's and the backbone's defaults in the place of what was left open.
 
@@ -136,6 +145,8 @@ class TrainingSettings(BaseModel):
             RecipeError: texts are longer than the backbone has positions for, less those that the method takes; or a
                 setting is not for the kind.
         """
+        longest = lengths(self, backbone, kind, method.num_prompt_tokens)
+        self._check_budget(kind, (longest["max_length"] or 0) + (longest.get("max_target_length") or 0))
         dropout = self.backbone_dropout
         if dropout == "auto":
             dropout = "off" if method.frozen_backbone else "keep"
@@ -145,11 +156,23 @@ class TrainingSettings(BaseModel):
                 "num_train_epochs": self.num_train_epochs or float(method.num_train_epochs),
                 "optim": self.optim or method.optim,
                 "lr_scheduler_type": self.lr_scheduler_type or method.lr_scheduler_type,
-                **lengths(self, backbone, kind, method.num_prompt_tokens),
+                **longest,
                 "eval_steps": self.eval_steps or (EVAL_STEPS if self.eval_strategy == "steps" else None),
                 "backbone_dropout": dropout,
             }
         )
+
+    def _check_budget(self, kind: str, longest: int) -> None:
+        if self.tokens_per_batch is None:
+            return
+        if kind == "image-classification":
+            raise RecipeError("images have no tokens to fill a batch with", change="--train.tokens_per_batch")
+        if self.tokens_per_batch < longest:
+            raise RecipeError(
+                f"a batch of {self.tokens_per_batch} tokens has no room for a text of {longest}",
+                expected=f"{longest} or more",
+                change="--train.tokens_per_batch, or --train.max_length",
+            )
 
     @property
     def schedule(self) -> Schedule | None:

@@ -3,7 +3,7 @@ models.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graftwork.adapters import Adapter
@@ -20,7 +20,6 @@ from graftwork.adapters.adapter import declare
 from graftwork.adapters.folder import TENSORS, write_files
 from graftwork.methods.parameters import Parameter
 from graftwork.model import AdaptedModel
-from graftwork.training.sampling import LengthGrouped
 from graftwork.training.schedules import Schedule, scheduler
 
 STATE = "trainer_state.json"
@@ -33,7 +32,7 @@ class AdapterTrainer(Trainer):
 
     Args:
         adapter_name: the adapter's, on the model.
-        lengths: of the rows that are trained on; those of like length then share a batch. None: any rows do.
+        batches: the places of the rows that share a batch, with the epochs told. None: any rows do.
         schedule: the learning rate's, in the place of transformers' own.
         judge: gives the scores that choose among checkpoints.
     """
@@ -42,14 +41,14 @@ class AdapterTrainer(Trainer):
         self,
         *args: Any,
         adapter_name: str,
-        lengths: Sequence[int] | None = None,
+        batches: Sampler[list[int]] | None = None,
         schedule: Schedule | None = None,
         judge: Callable[[], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.adapter_name = adapter_name
-        self.lengths = lengths
+        self.batches = batches
         self.schedule = schedule
         self.judge = judge
         self.add_callback(Thawing(self))
@@ -68,12 +67,12 @@ class AdapterTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The rows in the batches and the order of the sampling that was asked for."""
-        if self.lengths is None:
+        if self.batches is None:
             return super().get_train_dataloader()
         rows: Any = self.train_dataset
         loader = DataLoader(
             rows,
-            batch_sampler=LengthGrouped(self.lengths, self.args.train_batch_size, seed=self.args.seed),
+            batch_sampler=self.batches,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )

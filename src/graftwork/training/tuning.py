@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -31,6 +32,7 @@ from graftwork.tasks import METRICS, Task, TaskData, load
 from graftwork.training.examples import examples, lengths_of
 from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
 from graftwork.training.recipe import Recipe
+from graftwork.training.sampling import LengthGrouped, TokenBudget
 from graftwork.training.scoring import Judge
 from graftwork.training.settings import TrainingSettings
 from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoint
@@ -204,13 +206,12 @@ def _trainer(
         cpu=model.backbone.device.type == "cpu",
     )
     rows = examples(encoder, task.kind, data.train)
-    grouped = settings.train_sampling_strategy == "group_by_length"
     # Generating is slow: unless it chooses the checkpoint, it is done once, at the end.
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
         adapter_name=task.name,
-        lengths=lengths_of(encoder, rows) if grouped else None,
+        batches=_batches(lengths_of(encoder, rows), settings),
         schedule=settings.schedule,
         judge=partial(judge, generate=task.main_metric != "loss"),
         train_dataset=rows,
@@ -222,6 +223,15 @@ def _trainer(
     if settings.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
     return trainer
+
+
+def _batches(lengths: Sequence[int], settings: TrainingSettings) -> Sampler[list[int]] | None:
+    """The batches of rows of such lengths; None for any rows in a batch."""
+    if settings.train_sampling_strategy == "random":
+        return None
+    if settings.tokens_per_batch is not None:
+        return TokenBudget(lengths, settings.tokens_per_batch, seed=settings.seed)
+    return LengthGrouped(lengths, settings.per_device_train_batch_size, seed=settings.seed)
 
 
 def _tell_of_late_thawing(trainer: AdapterTrainer, settings: TrainingSettings) -> None:

@@ -1,0 +1,42 @@
+"""One product in the place of several: low-rank ops at sites that are given the same input shrink it together."""
+
+from dataclasses import replace
+
+import torch
+
+from graftwork.ops.graft import Ops
+from graftwork.ops.lowrank import Joint, LowRank
+
+ONE_INPUT = {"attention": ("query", "key", "value"), "cross_attention": ("key", "value"), "ffn": ("gate", "up")}
+"""Sub-layer -> those of its linear maps that are given the same input, in the order in which they run."""
+
+
+def with_joint_shrinks(ops: Ops) -> Ops:
+    """The same ops, in which those of sub-layers that are given one input have one A.
+
+    Where an op finds that its input is another one after all, it computes its product by itself.
+    """
+    joint = {name: list(acting) for name, acting in ops.items()}
+    for names in _with_one_input(ops):
+        places = [[i for i, op in enumerate(ops[name]) if isinstance(op, LowRank)] for name in names]
+        for turn, here in enumerate(zip(*places, strict=False)):
+            own = [op for name, i in zip(names, here, strict=True) if isinstance(op := ops[name][i], LowRank)]
+            if len({(op.A.shape, op.dropout) for op in own}) == 1:
+                A, key = torch.stack([op.A for op in own]), f"{'+'.join(names)} {turn}"
+                for place, (name, i, op) in enumerate(zip(names, here, own, strict=True)):
+                    joint[name][i] = replace(op, A=A, joint=Joint(key, place))
+    return joint
+
+
+def _with_one_input(ops: Ops) -> list[list[str]]:
+    """The names of the sites at which ops act on one input, where there are several."""
+    found: dict[str, list[str]] = {}
+    for name in ops:
+        path, _, role = name.rpartition(".")
+        if role in ONE_INPUT.get(path.rpartition(".")[2], ()):
+            found.setdefault(path, []).append(name)
+    orders = {path: ONE_INPUT[path.rpartition(".")[2]] for path in found}
+    several = {path: names for path, names in found.items() if len(names) > 1}
+    return [
+        sorted(names, key=lambda name: orders[path].index(name.rpartition(".")[2])) for path, names in several.items()
+    ]
