@@ -159,6 +159,42 @@ def test_decisions_of_classes_and_numbers():
     assert torch.equal(numbers.decide(logits[:, :1], None, {}), logits[:, 0])
 
 
+# Two passes
+
+PADDED = {
+    "tokens": (TokenHead(num_outputs=5), 0),
+    "mixed tokens": (FeatureHead(task="token-classification", num_outputs=5), 0),
+    "decoder": (LanguageHead(shifted=False), 0),
+    "causal": (LanguageHead(shifted=True), 1),
+}
+
+
+@pytest.mark.parametrize(("head", "shift"), PADDED.values(), ids=PADDED)
+def test_two_passes_are_compared_where_something_is_judged(head, shift):
+    """½ [KL(p2 ‖ p1) + KL(p1 ‖ p2)], the mean over the labelled places, whatever stands at the others."""
+    one, other = random(2, 6, 5).double(), random(2, 6, 5, seed=1).double()
+    labels = torch.tensor([[-100, 3, 1, -100, -100, -100], [-100, -100, 2, 4, -100, -100]])
+    found = head.divergence(one, other, labels)
+    expected = []
+    for row, place in (labels != -100).nonzero().tolist():
+        p, q = one[row, place - shift].softmax(-1), other[row, place - shift].softmax(-1)
+        expected.append(((q * (q / p).log()).sum() + (p * (p / q).log()).sum()) / 2)
+    torch.testing.assert_close(found, torch.stack(expected).mean(), rtol=0, atol=1e-12)
+    # Without the padding, and with other padding behind the labels.
+    torch.testing.assert_close(head.divergence(one[:, :4], other[:, :4], labels[:, :4]), found, rtol=0, atol=1e-12)
+    longer = [torch.cat([z, random(2, 3, 5, seed=seed)], dim=1) for seed, z in enumerate((one, other))]
+    if head.kind == "generation":
+        torch.testing.assert_close(head.divergence(*longer, labels), found, rtol=0, atol=1e-12)
+    labels = F.pad(labels, (0, 3), value=-100)
+    torch.testing.assert_close(head.divergence(*longer, labels), found, rtol=0, atol=1e-12)
+
+
+def test_two_passes_of_a_chain_of_tags_are_not_compared():
+    head = FeatureHead(task="token-classification", model="bilstm-crf", num_outputs=5)
+    with pytest.raises(MethodError, match=r"random field(.|\n)*bilstm(.|\n)*--method\.model"):
+        head.divergence(random(2, 6, 5), random(2, 6, 5), torch.zeros(2, 6, dtype=torch.long))
+
+
 # Features
 
 

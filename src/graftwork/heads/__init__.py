@@ -8,10 +8,10 @@ from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import MethodError
 from graftwork.heads.choice import ChoiceHead
 from graftwork.heads.features import FeatureHead
-from graftwork.heads.head import Head, States
+from graftwork.heads.head import IGNORED, Head, States
 from graftwork.heads.language import LanguageHead, LikelihoodHead
 from graftwork.heads.pooled import PooledHead
-from graftwork.heads.tokens import IGNORED, TokenHead
+from graftwork.heads.tokens import TokenHead
 
 AnyHead = Annotated[
     PooledHead | TokenHead | ChoiceHead | LanguageHead | LikelihoodHead | FeatureHead, Field(discriminator="kind")

@@ -79,9 +79,9 @@ class PooledHead(Head):
             return logits.squeeze(-1)
         return super().decide(logits, mask, parameters)
 
-    def divergence(self, one: Tensor, other: Tensor) -> Float[Tensor, ""]:
+    def divergence(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
         """Of two numbers, the squared difference."""
-        return F.mse_loss(one, other) if self.kind == "regression" else super().divergence(one, other)
+        return F.mse_loss(one, other) if self.kind == "regression" else super().divergence(one, other, labels)
 
 
 def check_pooling(pooling: Pooling, backbone: Backbone) -> None:

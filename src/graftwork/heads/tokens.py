@@ -9,11 +9,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from graftwork.backbones import Backbone
-from graftwork.heads.head import Head, Reading, States, linear
+from graftwork.heads.head import IGNORED, Head, Reading, States, linear
 from graftwork.methods.parameters import Parameter, normal, zeros
-
-IGNORED = -100
-"""The label of what no loss is taken over: padding, and all word-pieces of a word but the first."""
 
 
 class TokenHead(Head):
@@ -62,4 +59,7 @@ class TokenHead(Head):
         parameters: Mapping[str, Tensor],
     ) -> Float[Tensor, ""]:
         """Cross-entropy over the tags of the tokens that have one."""
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        return F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED)
+
+    def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N C"], Tensor]:
+        return logits.flatten(0, 1), labels.flatten()
