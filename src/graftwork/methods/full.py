@@ -37,7 +37,7 @@ class FullFineTuning(Method):
         top_layers: train only this many layers from the top, and what stands above them (Houlsby et al. 2019, section
             3.3: variable fine-tuning).
         random_subset: train only this share of each tensor's entries, drawn uniformly (Ben Zaken et al. 2022, "BitFit",
-            section 4.1, the random baseline).
+            section 4, "Are bias parameters special?").
         subset_seed: draws the entries; an adapter's settings hold it, so that its entries are not kept on disk.
         layer_decay: each layer's rate is that of the layer above divided by this (Howard & Ruder 2018, section 3.2:
             discriminative fine-tuning, 2.6). The head and what stands above the layers have the top layer's rate.

@@ -2,7 +2,7 @@
 
 Li & Liang 2021, "Prefix-Tuning", section 4, with the reparametrisation of section 4.3: for each kind of attention
     [P_K; P_V] = W_out · tanh(W_in · E + b_in) + b_out,
-attention then runs over [P_K; K] and [P_V; V]. It is a gate (He et al. 2022, eq. 5):
+attention then runs over [P_K; K] and [P_V; V]. It is a gate (He et al. 2022, eq. 7):
     (1 − g) · att(x) + g · softmax(q P_Kᵀ) P_V,
 with g the mass of the attention on the prefix. Positions of the text do not shift. P-tuning v2 (Liu et al. 2022)
 trains P_K and P_V themselves.
