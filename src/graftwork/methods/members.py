@@ -1,6 +1,6 @@
 """What a union does for each of its members: their settings, their own view of sites and tensors, and their gates."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -103,21 +103,22 @@ def declare_gate(site: Site) -> dict[str, Parameter]:
     return {**reads, f"{site.name}.gate.bias": bias}
 
 
-def gate(op: Op, site: Site, parameters: Mapping[str, Tensor], member: str) -> Op:
-    """A member's op with its gate on.
+def gate(ops: Sequence[Op], site: Site, parameters: Mapping[str, Tensor], member: str) -> Sequence[Op]:
+    """What a member does at a site, with its gate on: its effect is that of all its ops together.
 
     Raises:
-        MethodError: the op has no effect apart from what the site computes.
+        MethodError: it has no effect apart from what the site computes.
     """
-    if op.replaces:
+    if any(op.replaces for op in ops):
         raise MethodError(
             f"{member} replaces what site {site.name!r} computes: a gate cannot be put on that",
             expected="members that add to the frozen backbone (norms=none, say)",
             change="--method.methods, or --method.gated",
         )
     bias = parameters[f"{site.name}.gate.bias"]
-    if isinstance(op, KeyValue):
+    rows = [op for op in ops if isinstance(op, KeyValue)]
+    if rows or not ops:
         opened = torch.sigmoid(bias)
-        return replace(op, keys=op.keys * opened, values=op.values * opened)
+        return [replace(op, keys=op.keys * opened, values=op.values * opened) for op in rows]
     reads: Literal["input", "output"] = "output" if site.kind == "result" else "input"
-    return Gated(op=op, weight=parameters[f"{site.name}.gate.weight"], bias=bias, reads=reads)
+    return [Gated(ops=tuple(ops), weight=parameters[f"{site.name}.gate.weight"], bias=bias, reads=reads)]

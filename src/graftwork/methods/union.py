@@ -148,7 +148,7 @@ class Union(Method):
             ops = self.members[member].lower(own, under, frozen)
             replacing += [member for op in ops if op.replaces]
             if self.gated and f"{own.name}.gate.bias" in under:
-                ops = [gate(op, own, under, member) for op in ops]
+                ops = gate(ops, own, under, member)
             acting += ops
         if len(replacing) > 1:
             raise MethodError(
