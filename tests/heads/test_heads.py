@@ -22,7 +22,7 @@ from graftwork.heads import (
     head_for,
 )
 from graftwork.heads.crf import log_likelihood, viterbi
-from graftwork.methods import FeatureExtraction, HeadOnly
+from graftwork.methods import FeatureExtraction, HeadOnly, Houlsby, Union
 from graftwork.model import AdaptedModel
 
 FLOAT = {"rtol": 0, "atol": 1e-6}
@@ -346,6 +346,21 @@ def test_feature_extraction_does_not_generate():
     backbone = make_backbone("gpt2", head=True)
     with pytest.raises(MethodError, match="cannot generate"):
         head_for("generation", backbone, num_labels=0, pooling="last", **FeatureExtraction().head_fields)
+
+
+@pytest.mark.parametrize("kind", ["token-classification", "multiple-choice", "generation"])
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_an_extra_layer_is_for_pooled_heads(kind, name):
+    backbone = make_backbone(name, head=name == "gpt2")
+    fields = Houlsby(extra_classifier=True).head_fields
+    with pytest.raises(MethodError, match=rf"{kind}(.|\n)*--method\.extra_classifier"):
+        head_for(kind, backbone, num_labels=3, pooling="last", **fields)
+
+
+def test_feature_extraction_has_no_extra_layer():
+    fields = Union(methods=["feature-extraction", Houlsby(extra_classifier=True)]).head_fields
+    with pytest.raises(MethodError, match=r"--method\.extra_classifier"):
+        head_for("classification", make_backbone(), num_labels=3, pooling="first", **fields)
 
 
 def test_heads_of_tasks():
