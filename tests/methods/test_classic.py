@@ -7,6 +7,7 @@ from transformers import BertConfig
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.adapter import declare
+from graftwork.backbones import Backbone
 from graftwork.errors import MethodError
 from graftwork.heads import TokenHead, head_for
 from graftwork.methods import FeatureExtraction, FullFineTuning, ULMFiT, make_method
@@ -210,7 +211,16 @@ def test_named_ones():
     assert make_method("top-layers", {"top_layers": 3}) == FullFineTuning(top_layers=3)
     assert make_method("random-subset") == FullFineTuning(random_subset=0.01)
     assert make_method("ulmfit") == ULMFiT(layer_decay=2.6, gradual_unfreezing=True)
-    assert ULMFiT.lr_scheduler_type == "slanted_triangular"
+    assert ULMFiT().lr_scheduler_type == "slanted_triangular"
+
+
+@pytest.mark.parametrize("name", ["gradual-unfreezing", "ulmfit"])
+def test_a_run_of_gradual_unfreezing_comes_to_all_layers_of_bert_base(bert, name):
+    method = make_method(name)
+    last = max(1 + site.height for site in method.sites(Backbone.outline(bert).sites))
+    assert last == 13
+    assert method.num_train_epochs >= last
+    assert FullFineTuning().num_train_epochs == 3
 
 
 @pytest.mark.parametrize("settings", [{"top_layers": 0}, {"random_subset": 1.0}, {"layer_decay": 0.5}])

@@ -388,6 +388,20 @@ def test_each_member_has_its_own_rate():
     assert not Union(methods=[FullFineTuning()]).frozen_backbone
     assert union.passes == 1
     assert union.num_train_epochs == 10
+    assert (union.optim, union.lr_scheduler_type) == ("adamw_torch", "linear")
+
+
+def test_members_are_trained_by_one_optimiser_and_schedule():
+    assert Union(methods=["ulmfit"]).lr_scheduler_type == "slanted_triangular"
+    with pytest.raises(MethodError, match="different lr_scheduler_type: slanted_triangular and linear"):
+        Union(methods=["ulmfit", "lora"])
+
+
+def test_a_chain_of_tags_is_not_for_members_of_several_passes():
+    chain = {"name": "feature-extraction", "model": "bilstm-crf"}
+    assert Union(methods=["lora", chain]).head_fields["model"] == "bilstm-crf"
+    with pytest.raises(MethodError, match="several passes"):
+        Union(methods=["adamix", chain])
 
 
 def test_what_is_kept_at_the_end_is_the_members():

@@ -48,7 +48,6 @@ class FullFineTuning(Method):
     name: ClassVar[str] = "full-fine-tuning"
     paper: ClassVar[str] = "Devlin et al. 2019, arXiv:1810.04805"
     learning_rate: ClassVar[float] = 5e-5
-    num_train_epochs: ClassVar[int] = 3
     frozen_backbone: ClassVar[bool] = False
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Dense,)
 
@@ -57,6 +56,11 @@ class FullFineTuning(Method):
     subset_seed: int = Field(default=0, ge=0, lt=2**32)
     layer_decay: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
     gradual_unfreezing: bool = False
+
+    @property
+    def num_train_epochs(self) -> int:
+        """Of gradual unfreezing so many that 12 layers and the embeddings are all trained for three of them."""
+        return 15 if self.gradual_unfreezing else 3
 
     def sites(self, sites: Sites) -> list[Site]:
         """Where it acts; the heights are those among the layers that are there.

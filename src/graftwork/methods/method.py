@@ -23,24 +23,14 @@ class Method(BaseModel, ABC):
     Class attributes:
         name: how the command line and files call it.
         paper: where it is from.
-        learning_rate, num_train_epochs, optim, lr_scheduler_type: training defaults.
-        lowers_to: the ops that it lowers to, whatever its settings.
-        frozen_backbone: whether the backbone's own weights act as they are.
-        passes: forward passes of a training step, each with draws of its own; what two of them say is drawn together
-            (AdaMix).
+
+    What depends on the settings in some methods is a property here; in the others a class attribute takes its place.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
     paper: ClassVar[str]
-    lowers_to: ClassVar[tuple[type[Op], ...]]
-    learning_rate: ClassVar[float] = 3e-4
-    num_train_epochs: ClassVar[int] = 10
-    optim: ClassVar[str] = "adamw_torch"
-    lr_scheduler_type: ClassVar[str] = "linear"
-    frozen_backbone: ClassVar[bool] = True
-    passes: ClassVar[int] = 1
 
     def __init__(self, **settings: Any) -> None:
         """Settings by name.
@@ -57,6 +47,39 @@ class Method(BaseModel, ABC):
                 expected=f"settings of {self.name}: {', '.join(type(self).model_fields) or 'none'}",
                 change=", ".join(sorted({f"--method.{e['loc'][0]}" for e in error.errors() if e["loc"]})),
             ) from None
+
+    @property
+    @abstractmethod
+    def lowers_to(self) -> tuple[type[Op], ...]:
+        """The ops that it lowers to."""
+
+    @property
+    def learning_rate(self) -> float:
+        """By default, as the three that follow."""
+        return 3e-4
+
+    @property
+    def num_train_epochs(self) -> int:
+        return 10
+
+    @property
+    def optim(self) -> str:
+        return "adamw_torch"
+
+    @property
+    def lr_scheduler_type(self) -> str:
+        return "linear"
+
+    @property
+    def frozen_backbone(self) -> bool:
+        """Whether the backbone's own weights act as they are."""
+        return True
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a training step, each with draws of its own; what two of them say is drawn together
+        (AdaMix)."""
+        return 1
 
     @property
     def unmergeable(self) -> str:

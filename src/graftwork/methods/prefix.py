@@ -70,7 +70,7 @@ class PrefixTuning(Method):
         return self
 
     @property
-    def learning_rate(self) -> float:  # type: ignore[override]
+    def learning_rate(self) -> float:
         """Rows themselves take larger steps than the network that makes them (5e-3 in P-tuning v2)."""
         return 1e-3 if self.reparametrise else 5e-3
 
