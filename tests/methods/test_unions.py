@@ -332,7 +332,7 @@ def test_members_come_as_methods_names_and_mappings():
     expected = Union(methods=[LoRA(rank=2), PrefixTuning()])
     assert Union(methods=[{"name": "lora", "rank": 2}, "prefix_tuning"]) == expected
     assert make_method("union", {"methods": [{"name": "LoRA", "rank": 2}, {"name": "prefix-tuning"}]}) == expected
-    assert Union(methods="lora,prefix-tuning") == Union()
+    assert Union(methods="lora,prefix-tuning") == Union(methods=" lora, prefix-tuning ") == Union()
     assert make_method("union", expected.model_dump()) == expected
     assert Union.model_validate_json(expected.model_dump_json()) == expected
     nested = Union(methods=[expected, PROMPT])
@@ -343,10 +343,10 @@ def test_members_come_as_methods_names_and_mappings():
     ("methods", "message"),
     [
         (["lorra"], "unknown method 'lorra'"),
-        ([{"rank": 2}], "a member's name is missing"),
-        ([{"name": "lora", "rnak": 2}], "rnak=2"),
+        ([{"rank": 2}], "a method's name is missing in {'rank': 2}"),
+        ([{"name": "lora", "rnak": 2}], "unknown key 'rnak'"),
         ([], "at least 1"),
-        ([3], "methods.0"),
+        ([3], "3 is no method"),
         (["lora", Houlsby(extra_classifier=True), LoRA()], None),
     ],
 )

@@ -128,7 +128,7 @@ class Sites(Mapping[str, Site]):
                 raise SiteError(
                     f"this backbone has no {kind} site: {self.refusals.get(kind, 'none stands in its layout')}",
                     expected=f"a method that acts at sites of kind {' or '.join(sorted(self._kinds()))}",
-                    change="the method, or the backbone",
+                    change="--method, or --backbone",
                 )
         return self.of_kind(*kinds)
 
@@ -136,11 +136,14 @@ class Sites(Mapping[str, Site]):
         """The same sites less the named ones."""
         return Sites((site for site in self.values() if site.name not in names), self.refusals)
 
-    def match(self, patterns: Iterable[str], kind: SiteKind) -> list[Site]:
+    def match(self, patterns: Iterable[str], kind: SiteKind, setting: str = "targets") -> list[Site]:
         """The sites of one kind that match any of the patterns, in site order.
 
         A pattern is a site's name, or the end of one from a dot on (`attention.query`, `query`), and may hold the
         wildcards of file names (`layers.*.attention.*`, `layers.[0-3].ffn.up`).
+
+        Args:
+            setting: of the method, which the patterns are.
 
         Raises:
             SiteError: there is no site of this kind, says why; or a pattern matches none, which is named with the
@@ -158,7 +161,7 @@ class Sites(Mapping[str, Site]):
                 raise SiteError(
                     f"site pattern {pattern!r} matches no {kind} site: {why}",
                     expected=nearest(pattern, [s.name for s in candidates]),
-                    change="the method's site patterns",
+                    change=f"--method.{setting}",
                 )
             chosen |= found
         return [site for site in candidates if site.name in chosen]

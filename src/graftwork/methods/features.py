@@ -7,7 +7,7 @@ trains is the head (`graftwork.heads.FeatureHead`): the mix, the task model and 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from graftwork.backbones import Site, Sites
@@ -35,6 +35,12 @@ class FeatureExtraction(Method):
     model: Literal["linear", "bilstm", "esim", "bilstm-crf"] = "linear"
     hidden_size: PositiveInt = 200
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> "FeatureExtraction":
+        if self.model == "linear":
+            self.refuse_idle("hidden_size", "the model linear has no LSTM")
+        return self
 
     @property
     def head_fields(self) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from graftwork.backbones import Site, Sites
@@ -56,6 +56,12 @@ class FullFineTuning(Method):
     subset_seed: int = Field(default=0, ge=0, lt=2**32)
     layer_decay: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
     gradual_unfreezing: bool = False
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> "FullFineTuning":
+        if self.random_subset is None:
+            self.refuse_idle("subset_seed", "there is no random_subset")
+        return self
 
     @property
     def num_train_epochs(self) -> int:

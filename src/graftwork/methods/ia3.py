@@ -47,8 +47,8 @@ class IA3(Method):
         return self
 
     def sites(self, sites: Sites) -> list[Site]:
-        chosen = {site.name for site in sites.match(self.outputs, "linear")}
-        for site in sites.match(self.inputs, "linear"):
+        chosen = {site.name for site in sites.match(self.outputs, "linear", "outputs")}
+        for site in sites.match(self.inputs, "linear", "inputs"):
             if site.columns is not None:
                 raise SiteError(
                     f"the input of site {site.name!r} cannot be scaled alone: one product computes it and others",

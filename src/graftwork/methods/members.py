@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, PlainSerializer
 from torch import Tensor
 
 from graftwork.backbones import Site
+from graftwork.checked import split_commas
 from graftwork.errors import MethodError
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, normal, zeros
@@ -21,29 +22,18 @@ GATED = frozenset({"linear", "result", "norm", "attention"})
 """The kinds of site where an effect can have a gate."""
 
 
-def _as_method(value: object) -> object:
-    """A method out of its name, or out of a mapping with its name and settings."""
-    from graftwork.methods import make_method
+def _as_method(value: object) -> Method:
+    from graftwork.methods import as_method
 
-    if isinstance(value, str):
-        return make_method(value)
-    if isinstance(value, Mapping):
-        if "name" not in value:
-            raise ValueError("a member's name is missing")
-        return make_method(str(value["name"]), {key: v for key, v in value.items() if key != "name"})
-    return value
+    return as_method(value)
 
 
 def _as_mapping(method: Method) -> dict[str, Any]:
     return {"name": method.name, **method.model_dump(mode="json")}
 
 
-def _as_list(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
-
-
 Member = Annotated[Method, BeforeValidator(_as_method), PlainSerializer(_as_mapping)]
-Members = Annotated[tuple[Member, ...], BeforeValidator(_as_list)]
+Members = Annotated[tuple[Member, ...], BeforeValidator(split_commas)]
 """Methods as settings have them: methods, names, mappings of `name` and settings; or names separated by commas."""
 
 

@@ -4,20 +4,20 @@ A method is a frozen set of settings. It says at which sites it acts, declares t
 and lowers them to an op. It knows no model family; ops know no method.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Generator, Tensor
 
 from graftwork.backbones import Backbone, Site, Sites
-from graftwork.errors import MethodError
+from graftwork.checked import Checked
+from graftwork.errors import MethodError, describe
 from graftwork.methods.parameters import Parameter
 from graftwork.ops import Op
 
 
-class Method(BaseModel, ABC):
+class Method(Checked):
     """A way to tune a frozen backbone.
 
     Class attributes:
@@ -27,26 +27,26 @@ class Method(BaseModel, ABC):
     What depends on the settings in some methods is a property here; in the others a class attribute takes its place.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: ClassVar[str]
     paper: ClassVar[str]
 
-    def __init__(self, **settings: Any) -> None:
-        """Settings by name.
+    @classmethod
+    def refusal(cls, details: Sequence[Any]) -> MethodError:
+        return MethodError(
+            f"method {cls.name!r} cannot be used: " + "; ".join(describe(d, cls.model_fields) for d in details),
+            expected=f"settings of {cls.name}: {', '.join(cls.model_fields) or 'none'}",
+            change=", ".join(sorted({f"--method.{d['loc'][0]}" for d in details if d["loc"]})),
+        )
+
+    def refuse_idle(self, name: str, why: str) -> None:
+        """Refuse a setting that would do nothing, unless it is as it is by default.
 
         Raises:
-            MethodError: an unknown setting, or a value of the wrong type; all of them are named.
+            MethodError: it is another.
         """
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise MethodError(
-                f"method {self.name!r} cannot take "
-                + "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']!r} ({e['msg']})" for e in error.errors()),
-                expected=f"settings of {self.name}: {', '.join(type(self).model_fields) or 'none'}",
-                change=", ".join(sorted({f"--method.{e['loc'][0]}" for e in error.errors() if e["loc"]})),
-            ) from None
+        value = getattr(self, name)
+        if value != type(self).model_fields[name].default:
+            raise MethodError(f"{name}={value!r} would do nothing: {why}", change=f"--method.{name}")
 
     @property
     @abstractmethod

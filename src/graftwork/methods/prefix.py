@@ -64,9 +64,11 @@ class PrefixTuning(Method):
     keep: Literal["network", "table"] = "network"
 
     @model_validator(mode="after")
-    def _text_with_its_init(self) -> "PrefixTuning":
+    def _settings_go_together(self) -> "PrefixTuning":
         if self.text and self.init != "activations":
             raise ValueError("a text is for init='activations'")
+        if not self.reparametrise:
+            self.refuse_idle("encoder_hidden_size", "without reparametrise no network makes the rows")
         return self
 
     @property
@@ -150,7 +152,8 @@ class PrefixTuning(Method):
         network = {name for site in sites for name in self.declare(site)}
         # An adapter's tensors are contiguous, as files have them.
         kept = {name: t.contiguous() for name, t in made.items() if name not in network}
-        return self.model_copy(update={"reparametrise": False, "init": "random", "text": ""}), kept
+        settings = self.model_dump(exclude={"reparametrise", "encoder_hidden_size", "init", "text"})
+        return PrefixTuning(reparametrise=False, **settings), kept
 
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         return [KeyValue(keys=parameters[f"{site.name}.keys"], values=parameters[f"{site.name}.values"])]

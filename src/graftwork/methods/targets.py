@@ -7,13 +7,9 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from graftwork.backbones import Site
+from graftwork.checked import split_commas
 
-
-def _as_patterns(value: object) -> object:
-    return [pattern for pattern in value.split(",") if pattern] if isinstance(value, str) else value
-
-
-Targets = Annotated[tuple[str, ...], BeforeValidator(_as_patterns)]
+Targets = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 """Patterns as `Sites.match` takes them."""
 
 
