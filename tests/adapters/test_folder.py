@@ -327,7 +327,8 @@ def test_the_card_says_what_it_is(backbone, adapter, tmp_path):
     for part in (
         "| validation | accuracy | 0.9123 |",
         f"fingerprint `{backbone.fingerprint[:12]}`",
-        "`lora` (Hu et al. 2021, arXiv:2106.09685): rank=2, alpha=16.0",
+        "`lora` (Hu et al. 2021, arXiv:2106.09685): rank=2, alpha=16.0, rank_stabilised=false, dropout=0.0, ",
+        'targets=["query"], b_rate=1.0, init=default\n',
         f"It holds {adapter.num_parameters:,} parameters",
         "- Output: a, b, c",
         "- Seed: 5",

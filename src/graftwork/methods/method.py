@@ -4,6 +4,7 @@ A method is a frozen set of settings. It says at which sites it acts, declares t
 and lowers them to an op. It knows no model family; ops know no method.
 """
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -47,6 +48,12 @@ class Method(Checked):
         value = getattr(self, name)
         if value != type(self).model_fields[name].default:
             raise MethodError(f"{name}={value!r} would do nothing: {why}", change=f"--method.{name}")
+
+    @property
+    def told(self) -> str:
+        """Its settings as the command line takes their values: `rank=8, targets=["layers.*"]`."""
+        values = self.model_dump(mode="json").items()
+        return ", ".join(f"{n}={v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}" for n, v in values)
 
     @property
     @abstractmethod
