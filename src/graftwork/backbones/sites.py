@@ -72,9 +72,13 @@ class Site:
 
     @property
     def sublayer(self) -> str:
-        """`attention` or `ffn` for a site in a layer; the first part of the name elsewhere."""
+        """`attention`, `cross_attention` or `ffn` for a site in a layer; the first part of the name elsewhere."""
         parts = self.name.split(".")
         return parts[0] if self.layer is None else parts[parts.index(str(self.layer)) + 1]
+
+    def matches(self, patterns: Iterable[str]) -> bool:
+        """Whether any of the patterns names the site, as `Sites.match` says."""
+        return any(fnmatchcase(self.name, own) for pattern in patterns for own in (pattern, f"*.{pattern}"))
 
 
 class Sites(Mapping[str, Site]):
@@ -152,11 +156,9 @@ class Sites(Mapping[str, Site]):
         candidates = self.require(kind)
         chosen: set[str] = set()
         for pattern in patterns:
-            found = {s.name for s in candidates if fnmatchcase(s.name, pattern) or fnmatchcase(s.name, f"*.{pattern}")}
+            found = {site.name for site in candidates if site.matches([pattern])}
             if not found:
-                other = {
-                    s.kind for s in self.values() if fnmatchcase(s.name, pattern) or fnmatchcase(s.name, f"*.{pattern}")
-                }
+                other = {site.kind for site in self.values() if site.matches([pattern])}
                 why = f"it names sites of kind {', '.join(sorted(other))}" if other else "no site has that name"
                 raise SiteError(
                     f"site pattern {pattern!r} matches no {kind} site: {why}",

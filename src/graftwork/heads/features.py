@@ -15,16 +15,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
-from torch import Generator, Tensor
+from torch import Tensor
 
 from graftwork.backbones import Backbone
 from graftwork.errors import BackboneError, MethodError
 from graftwork.heads.crf import declare_crf, log_likelihood, viterbi
-from graftwork.heads.head import IGNORED, Head, Reading, States, linear
+from graftwork.heads.head import IGNORED, Head, Reading, States, declare_linear, linear
 from graftwork.heads.pooled import pool
-from graftwork.heads.sequences import declare_linear
 from graftwork.heads.taskmodels import BIATTENTION, BILSTM, ESIM, TaskModel
-from graftwork.methods.parameters import Parameter, zeros
+from graftwork.methods.parameters import Parameter, ones, zeros
 
 FeatureModel = Literal["linear", "bilstm", "esim", "bilstm-crf"]
 FeatureTask = Literal["classification", "regression", "multiple-choice", "token-classification"]
@@ -95,7 +94,7 @@ class FeatureHead(Head):
         layers = backbone.config.num_hidden_layers
         return {
             "head.mix.weight": Parameter(shape=(layers + 1,), init=zeros, group="head", decay=False),
-            "head.mix.gain": Parameter(shape=(1,), init=_one, group="head", decay=False),
+            "head.mix.gain": Parameter(shape=(1,), init=ones, group="head", decay=False),
             **(model.declare(d, self.hidden_size) if model else {}),
             **declare_linear(
                 "head.classifier",
@@ -167,7 +166,3 @@ def mix(
     """γ Σ_j softmax(w)_j h_j."""
     shares = weight.to(layers[0]).softmax(dim=0)
     return gain.to(layers[0]) * torch.stack([s * h for s, h in zip(shares, layers, strict=True)]).sum(dim=0)
-
-
-def _one(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
-    tensor.fill_(1.0)

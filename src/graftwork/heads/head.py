@@ -6,6 +6,7 @@ Notation: B rows, T tokens, d hidden size, V vocabulary, C outputs.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from math import sqrt
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from graftwork.backbones import Backbone
-from graftwork.methods.parameters import Parameter
+from graftwork.methods.parameters import Parameter, kaiming_uniform, normal, zeros
 
 IGNORED = -100
 """The label of what is not judged: padding, sources, and all word-pieces of a word but the first."""
@@ -137,6 +138,15 @@ class Head(BaseModel, ABC):
         p, q = one.log_softmax(dim=-1).clamp(min=least), other.log_softmax(dim=-1).clamp(min=least)
         both = [F.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1) for a, b in ((p, q), (q, p))]
         return ((both[0] + both[1]) / 2 * real).sum() / real.sum()
+
+
+def declare_linear(name: str, inputs: int, outputs: int, *, std: float | None = None) -> dict[str, Parameter]:
+    """Shapes: weight (outputs, inputs), bias (outputs). N(0, std²), or uniform as PyTorch's."""
+    weight = kaiming_uniform(sqrt(5)) if std is None else normal(std)
+    return {
+        f"{name}.weight": Parameter(shape=(outputs, inputs), init=weight, group="head"),
+        f"{name}.bias": Parameter(shape=(outputs,), init=zeros, group="head", decay=False),
+    }
 
 
 def linear(x: Tensor, parameters: Mapping[str, Tensor], name: str) -> Tensor:

@@ -9,8 +9,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from graftwork.backbones import Backbone
-from graftwork.heads.head import IGNORED, Head, Reading, States, linear
-from graftwork.methods.parameters import Parameter, normal, zeros
+from graftwork.heads.head import IGNORED, Head, Reading, States, declare_linear, linear
+from graftwork.methods.parameters import Parameter
 
 
 class TokenHead(Head):
@@ -41,11 +41,7 @@ class TokenHead(Head):
         return ("lm_head", "pooler", *decoder)
 
     def declare(self, backbone: Backbone) -> dict[str, Parameter]:
-        d, c = backbone.hidden_size, self.num_outputs
-        return {
-            "head.classifier.weight": Parameter(shape=(c, d), init=normal(self.init_std), group="head"),
-            "head.classifier.bias": Parameter(shape=(c,), init=zeros, group="head", decay=False),
-        }
+        return declare_linear("head.classifier", backbone.hidden_size, self.num_outputs, std=self.init_std)
 
     def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Float[Tensor, "B T C"]:
         assert states.last is not None

@@ -24,7 +24,7 @@ from torch import Tensor
 from graftwork.backbones import Site
 from graftwork.methods.bottleneck import BottleneckMethod
 from graftwork.methods.method import Method
-from graftwork.methods.parameters import Parameter, each
+from graftwork.methods.parameters import Parameter, stacked
 from graftwork.methods.pfeiffer import Pfeiffer
 from graftwork.methods.placement import Placement
 
@@ -59,7 +59,7 @@ class AdaMix(BottleneckMethod):
     def declare_bottleneck(self, owner: str, d: int, m: int) -> dict[str, Parameter]:
         declared = self.finished.declare_bottleneck(owner, d, m)
         one = {name: declared[name] for name in (f"{owner}.{expert}" for expert in EXPERTS)}
-        return declared | {n: replace(p, shape=(self.experts, *p.shape), init=each(p.init)) for n, p in one.items()}
+        return declared | {n: replace(p, shape=(self.experts, *p.shape), init=stacked(p.init)) for n, p in one.items()}
 
     def draw(self, parameters: Mapping[str, Tensor], sites: Sequence[Site], *, training: bool) -> dict[str, Tensor]:
         places = [site for site in sites if self.acts_at(site)]

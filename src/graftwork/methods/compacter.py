@@ -20,7 +20,7 @@ from torch import Tensor
 from graftwork.backbones import Site
 from graftwork.errors import MethodError
 from graftwork.methods.bottleneck import BottleneckMethod
-from graftwork.methods.parameters import Parameter, each, glorot_uniform, normal, zeros
+from graftwork.methods.parameters import Parameter, glorot_uniform, normal, stacked, zeros
 from graftwork.methods.placement import Placement, Sublayers
 
 SHARED = "shared"
@@ -81,7 +81,7 @@ class Compacter(BottleneckMethod):
         shapes = {"B": (n, k // n, d // n)} if r is None else {"s": (n, k // n, r), "t": (n, r, d // n)}
         return {
             self._rule(name): Parameter(shape=(n, n, n), init=normal(self.init_std)),
-            **{f"{name}.{factor}": Parameter(shape=s, init=each(glorot_uniform)) for factor, s in shapes.items()},
+            **{f"{name}.{factor}": Parameter(shape=s, init=stacked(glorot_uniform)) for factor, s in shapes.items()},
             f"{name}.bias": Parameter(shape=(d,), init=zeros, decay=False),
         }
 

@@ -124,12 +124,12 @@ class FullFineTuning(Method):
 
     def _spread(self, name: str, values: Float[Tensor, " k"], shape: tuple[int, ...]) -> Float[Tensor, "..."]:
         """A tensor that has the values at the drawn entries, and 0 elsewhere."""
-        where = draw(self.subset_seed, name, prod(shape), len(values), values.device)
+        where = drawn_entries(self.subset_seed, name, prod(shape), len(values), values.device)
         return values.new_zeros(prod(shape)).scatter(0, where, values).view(shape)
 
 
 @lru_cache(maxsize=1024)
-def draw(seed: int, name: str, size: int, count: int, device: torch.device) -> Int[Tensor, " k"]:
+def drawn_entries(seed: int, name: str, size: int, count: int, device: torch.device) -> Int[Tensor, " k"]:
     """Which of a tensor's entries are in the subset, in order: the same everywhere and for ever, as numpy promises of
     its legacy generator.
     """
