@@ -205,7 +205,7 @@ DAMAGES = {
     "missing key": (lambda p: edit(p, head=None), "head: Input should be"),
     "unknown method": (lambda p: edit(p, method={"name": "lorra"}), "method that this version .* 'lorra'"),
     "no method": (lambda p: edit(p, method={}), "method that this version does not have"),
-    "unknown setting": (lambda p: edit(p, method={"name": "lora", "rnak": 2}), "rnak=2"),
+    "unknown setting": (lambda p: edit(p, method={"name": "lora", "rnak": 2}), "unknown key 'rnak'"),
     "newer schema": (lambda p: edit(p, schema_version=2), r"schema version 2\n  expected: schema version 1"),
     "no tensors": (lambda p: (p / "adapter.safetensors").unlink(), r"has no adapter\.safetensors"),
     "truncated": (cut, "is damaged"),
