@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from graftwork import ops
 from graftwork.backbones.families import FAMILIES
 from graftwork.methods import METHODS, NAMED, make_method
 from graftwork.training.planning import survey
@@ -117,6 +118,15 @@ def test_the_overview_has_the_counts(backbone, tmp_path):
     BertConfig().save_pretrained(tmp_path)
     counted = survey(str(tmp_path) if backbone == "BERT-base" else "minilm")
     assert {row.name: f"{row.trained:,}" for row in counted} == {n: row[backbone] for n, row in OVERVIEW.items()}
+
+
+def test_the_words_have_every_op_by_the_name_that_is_printed():
+    ((_, rows),) = tables(DOCS / "words.md", "op")
+    assert {row[0] for row in rows} == {name for name, op in vars(ops).items() if is_op(op)}
+
+
+def is_op(value):
+    return isinstance(value, type) and issubclass(value, ops.Op) and value is not ops.Op
 
 
 def test_every_family_and_its_model_types_are_documented():

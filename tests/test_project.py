@@ -40,6 +40,16 @@ def test_version_is_the_same_everywhere():
     assert version("graftwork") == declared
 
 
+def test_public_names_are_there():
+    import graftwork
+    from graftwork import errors
+
+    assert sorted(graftwork.__all__) == list(graftwork._HOMES)
+    assert all(getattr(graftwork, name).__name__ == name for name in graftwork.__all__)
+    own = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert own <= set(graftwork.__all__)
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_make_targets_in_the_documents_exist(name):
     targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))

@@ -115,8 +115,10 @@ class TextEncoder(Encoder):
     def encode(self, inputs: Sequence[Any], labels: Sequence[Any] | None = None) -> list[Row]:
         pairs = self.task.pairs
         for i, text in enumerate(inputs):
-            if isinstance(text, str) == pairs:
-                given = "one text" if isinstance(text, str) else "a pair"
+            parts = text if isinstance(text, Sequence) and not isinstance(text, str) else ()
+            of_pair = len(parts) == 2 and all(isinstance(part, str) for part in parts)
+            if not (of_pair if pairs else isinstance(text, str)):
+                given = "one text" if isinstance(text, str) else "a pair" if of_pair else _named(text)
                 raise DataError(f"text {i + 1} is {given}", expected="pairs of texts" if pairs else "single texts")
         first = [text if isinstance(text, str) else text[0] for text in inputs]
         second = [text[1] for text in inputs] if pairs else None

@@ -4,8 +4,9 @@ An error says what was given, what was expected, and what to change. The command
 with status 2; anything that is not a `GraftworkError` is a bug in graftwork and keeps its traceback.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class GraftworkError(Exception):
@@ -64,3 +65,28 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
         return "one of " + ", ".join(known) if known else "nothing: there are none"
     close = get_close_matches(name, known, n=count, cutoff=0.0)
     return "for example " + ", ".join(close) + f" (of {len(known)})"
+
+
+def describe(detail: Mapping[str, Any], known: Iterable[str]) -> str:
+    """One problem that pydantic found with settings, in words.
+
+    Args:
+        known: the keys that there are where it found it.
+    """
+    key = key_of(detail)
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {key!r} (expected {nearest(key.rpartition('.')[2], known)})"
+    if detail["type"] == "missing":
+        return f"key {key!r} is missing"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not key:
+        return message
+    given = key if isinstance(detail["input"], Mapping) else f"{key}={detail['input']!r}"
+    return f"{given}: {message}"
+
+
+def key_of(detail: Mapping[str, Any]) -> str:
+    """The dotted key of what pydantic found a problem with."""
+    # It names the branch of a union, too.
+    branches = ("dict[", "literal[")
+    return ".".join(part for part in map(str, detail["loc"]) if part != "str" and not part.startswith(branches))

@@ -249,6 +249,10 @@ class AdaptedModel(Predicting):
         }
         inputs = {name: value for name, value in given.items() if value is not None}
         self._refuse(inputs)
+        if not inputs:
+            raise AdapterError(
+                "a pass has no inputs", expected=" or ".join(name for name in MAIN_INPUTS if name in self._accepted)
+            )
         rows = next((len(inputs[name]) for name in MAIN_INPUTS if name in inputs), 1)
         wishes = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         asked = {name: value for name, value in wishes.items() if value is not None}

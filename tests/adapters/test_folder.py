@@ -205,7 +205,7 @@ DAMAGES = {
     "missing key": (lambda p: edit(p, head=None), "head: Input should be"),
     "unknown method": (lambda p: edit(p, method={"name": "lorra"}), "method that this version .* 'lorra'"),
     "no method": (lambda p: edit(p, method={}), "method that this version does not have"),
-    "unknown setting": (lambda p: edit(p, method={"name": "lora", "rnak": 2}), "rnak=2"),
+    "unknown setting": (lambda p: edit(p, method={"name": "lora", "rnak": 2}), "unknown key 'rnak'"),
     "newer schema": (lambda p: edit(p, schema_version=2), r"schema version 2\n  expected: schema version 1"),
     "no tensors": (lambda p: (p / "adapter.safetensors").unlink(), r"has no adapter\.safetensors"),
     "truncated": (cut, "is damaged"),
@@ -327,7 +327,8 @@ def test_the_card_says_what_it_is(backbone, adapter, tmp_path):
     for part in (
         "| validation | accuracy | 0.9123 |",
         f"fingerprint `{backbone.fingerprint[:12]}`",
-        "`lora` (Hu et al. 2021, arXiv:2106.09685): rank=2, alpha=16.0",
+        "`lora` (Hu et al. 2021, arXiv:2106.09685): rank=2, alpha=16.0, rank_stabilised=false, dropout=0.0, ",
+        'targets=["query"], b_rate=1.0, init=default\n',
         f"It holds {adapter.num_parameters:,} parameters",
         "- Output: a, b, c",
         "- Seed: 5",

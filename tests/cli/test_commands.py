@@ -336,6 +336,16 @@ def test_inspect(graftwork, adapters, kind):
     assert f"{adapter.num_parameters:,} in {len(adapter.tensors)} tensors" in words
     assert all(f"{value:.4f}" in words for value in adapter.metrics["validation"].values())
     assert adapter.backbone.fingerprint[:12] in words
+    values = json.loads(re.search(r"targets=(\[.*?\])", words)[1]), json.loads(re.search(r"rank=(\w+)", words)[1])
+    assert values == (list(adapter.method.targets), adapter.method.rank)
+
+
+def test_methods_says_of_each_why_it_is_not_merged(graftwork):
+    shown = graftwork("methods").out
+    table, why = shown.split("\nnot merged into weights, because:\n")
+    refused = {line.split()[0] for line in table.splitlines() if "  no  " in line}
+    named = [name for line in why.splitlines() for name in line.partition(": ")[0].strip().split(", ")]
+    assert sorted(named) == sorted(refused)
 
 
 BERT_BASE = {"model_type": "bert", "architectures": ["BertModel"]}  # every size is the class's default

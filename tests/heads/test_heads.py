@@ -22,7 +22,7 @@ from graftwork.heads import (
     head_for,
 )
 from graftwork.heads.crf import log_likelihood, viterbi
-from graftwork.methods import FeatureExtraction, HeadOnly
+from graftwork.methods import FeatureExtraction, HeadOnly, Houlsby, Union
 from graftwork.model import AdaptedModel
 
 FLOAT = {"rtol": 0, "atol": 1e-6}
@@ -159,6 +159,42 @@ def test_decisions_of_classes_and_numbers():
     assert torch.equal(numbers.decide(logits[:, :1], None, {}), logits[:, 0])
 
 
+# Two passes
+
+PADDED = {
+    "tokens": (TokenHead(num_outputs=5), 0),
+    "mixed tokens": (FeatureHead(task="token-classification", num_outputs=5), 0),
+    "decoder": (LanguageHead(shifted=False), 0),
+    "causal": (LanguageHead(shifted=True), 1),
+}
+
+
+@pytest.mark.parametrize(("head", "shift"), PADDED.values(), ids=PADDED)
+def test_two_passes_are_compared_where_something_is_judged(head, shift):
+    """½ [KL(p2 ‖ p1) + KL(p1 ‖ p2)], the mean over the labelled places, whatever stands at the others."""
+    one, other = random(2, 6, 5).double(), random(2, 6, 5, seed=1).double()
+    labels = torch.tensor([[-100, 3, 1, -100, -100, -100], [-100, -100, 2, 4, -100, -100]])
+    found = head.divergence(one, other, labels)
+    expected = []
+    for row, place in (labels != -100).nonzero().tolist():
+        p, q = one[row, place - shift].softmax(-1), other[row, place - shift].softmax(-1)
+        expected.append(((q * (q / p).log()).sum() + (p * (p / q).log()).sum()) / 2)
+    torch.testing.assert_close(found, torch.stack(expected).mean(), rtol=0, atol=1e-12)
+    # Without the padding, and with other padding behind the labels.
+    torch.testing.assert_close(head.divergence(one[:, :4], other[:, :4], labels[:, :4]), found, rtol=0, atol=1e-12)
+    longer = [torch.cat([z, random(2, 3, 5, seed=seed)], dim=1) for seed, z in enumerate((one, other))]
+    if head.kind == "generation":
+        torch.testing.assert_close(head.divergence(*longer, labels), found, rtol=0, atol=1e-12)
+    labels = F.pad(labels, (0, 3), value=-100)
+    torch.testing.assert_close(head.divergence(*longer, labels), found, rtol=0, atol=1e-12)
+
+
+def test_two_passes_of_a_chain_of_tags_are_not_compared():
+    head = FeatureHead(task="token-classification", model="bilstm-crf", num_outputs=5)
+    with pytest.raises(MethodError, match=r"random field(.|\n)*bilstm(.|\n)*--method\.model"):
+        head.divergence(random(2, 6, 5), random(2, 6, 5), torch.zeros(2, 6, dtype=torch.long))
+
+
 # Features
 
 
@@ -192,6 +228,13 @@ def test_layers_of_a_convolutional_network_cannot_be_mixed():
 
 
 SMALL = {"hidden_size": 5, "dropout": 0.0}
+
+
+def small(model):
+    """The method with heads of that size; the linear model has none."""
+    return FeatureExtraction(model=model, **({"dropout": 0.0} if model == "linear" else SMALL))
+
+
 PAIRS = [
     *((task, model) for task in KINDS for model in ("linear", "bilstm")),
     *((task, "esim") for task in KINDS if task != "token-classification"),
@@ -223,7 +266,7 @@ def test_gradients_reach_exactly_what_the_task_model_declares(task, model):
     head, batch, labels = case(task, model, backbone)
     adapted = AdaptedModel(backbone)
     identity = TaskIdentity(name="t", labels=None if head.num_labels is None else tuple("abcd"))
-    adapter = Adapter.create(backbone, FeatureExtraction(model=model, **SMALL), head, identity)
+    adapter = Adapter.create(backbone, small(model), head, identity)
     generator = torch.Generator().manual_seed(1)
     for tensor in adapter.tensors.values():
         tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.2)
@@ -243,7 +286,7 @@ def test_gradients_reach_exactly_what_the_task_model_declares(task, model):
 def test_padding_changes_no_row(task, model):
     backbone = make_backbone(dtype=torch.float64)
     head, batch, _ = case(task, model, backbone)
-    adapted = make_model(backbone, head, FeatureExtraction(model=model, **SMALL))
+    adapted = make_model(backbone, head, small(model))
     if task == "multiple-choice":
         batch = {name: value[0] for name, value in batch.items()}
     with torch.no_grad():
@@ -257,7 +300,7 @@ def test_padding_changes_no_row(task, model):
 def test_saved_and_loaded_it_says_the_same(task, model, tmp_path):
     backbone = make_backbone()
     head, batch, labels = case(task, model, backbone)
-    adapted = make_model(backbone, head, FeatureExtraction(model=model, **SMALL))
+    adapted = make_model(backbone, head, small(model))
     adapter = adapted.adapter("a")
     with torch.no_grad():
         expected = adapted(**batch, labels=labels)
@@ -275,7 +318,7 @@ def test_saved_and_loaded_it_says_the_same(task, model, tmp_path):
 def test_the_chain_of_tags_runs_over_first_word_pieces():
     backbone = make_backbone()
     head, batch, labels = case("token-classification", "bilstm-crf", backbone)
-    adapted = make_model(backbone, head, FeatureExtraction(model="bilstm-crf", **SMALL))
+    adapted = make_model(backbone, head, small("bilstm-crf"))
     tensors, words = adapted.adapter("a").tensors, labels != -100
     with torch.no_grad():
         output = adapted(**batch, labels=labels)
@@ -289,8 +332,8 @@ def test_texts_are_told_apart_by_the_first_separator_where_nothing_marks_them():
     backbone = make_backbone("distilbert", tokenizer=True)
     marked = make_backbone("bert", tokenizer=True).tokenizer("the film", "a good book", return_tensors="pt")
     head = head_for("classification", backbone, num_labels=2, pooling="mean", model="esim", **SMALL)
-    model = make_model(backbone, head, FeatureExtraction(model="esim", **SMALL))
-    assert torch.equal(model._segments({"input_ids": marked["input_ids"]}), marked["token_type_ids"])
+    model = make_model(backbone, head, small("esim"))
+    assert torch.equal(model._runner._segments({"input_ids": marked["input_ids"]}), marked["token_type_ids"])
     with torch.no_grad():
         model(input_ids=marked["input_ids"])
         with pytest.raises(DataError, match="a row has only one"):
@@ -310,6 +353,21 @@ def test_feature_extraction_does_not_generate():
     backbone = make_backbone("gpt2", head=True)
     with pytest.raises(MethodError, match="cannot generate"):
         head_for("generation", backbone, num_labels=0, pooling="last", **FeatureExtraction().head_fields)
+
+
+@pytest.mark.parametrize("kind", ["token-classification", "multiple-choice", "generation"])
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_an_extra_layer_is_for_pooled_heads(kind, name):
+    backbone = make_backbone(name, head=name == "gpt2")
+    fields = Houlsby(extra_classifier=True).head_fields
+    with pytest.raises(MethodError, match=rf"{kind}(.|\n)*--method\.extra_classifier"):
+        head_for(kind, backbone, num_labels=3, pooling="last", **fields)
+
+
+def test_feature_extraction_has_no_extra_layer():
+    fields = Union(methods=["feature-extraction", Houlsby(extra_classifier=True)]).head_fields
+    with pytest.raises(MethodError, match=r"--method\.extra_classifier"):
+        head_for("classification", make_backbone(), num_labels=3, pooling="first", **fields)
 
 
 def test_heads_of_tasks():

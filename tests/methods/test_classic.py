@@ -7,10 +7,11 @@ from transformers import BertConfig
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.adapter import declare
+from graftwork.backbones import Backbone
 from graftwork.errors import MethodError
 from graftwork.heads import TokenHead, head_for
 from graftwork.methods import FeatureExtraction, FullFineTuning, ULMFiT, make_method
-from graftwork.methods.full import draw
+from graftwork.methods.full import drawn_entries
 from graftwork.model import AdaptedModel
 from graftwork.training.planning import count
 
@@ -87,18 +88,18 @@ def test_counts_of_a_random_subset_are_exact(bert):
 def test_entries_are_drawn_once_for_ever():
     """An adapter on disk holds the seed and not the entries."""
     cpu = torch.device("cpu")
-    assert draw(0, "layers.0.ffn.up.weight", 100, 8, cpu).tolist() == [12, 18, 60, 69, 70, 71, 81, 97]
-    found = draw(0, "a", 1000, 400, cpu)
+    assert drawn_entries(0, "layers.0.ffn.up.weight", 100, 8, cpu).tolist() == [12, 18, 60, 69, 70, 71, 81, 97]
+    found = drawn_entries(0, "a", 1000, 400, cpu)
     assert len(found.unique()) == 400
     assert torch.equal(found, found.sort().values)
-    assert not torch.equal(found, draw(1, "a", 1000, 400, cpu))
-    assert not torch.equal(found, draw(0, "b", 1000, 400, cpu))
+    assert not torch.equal(found, drawn_entries(1, "a", 1000, 400, cpu))
+    assert not torch.equal(found, drawn_entries(0, "b", 1000, 400, cpu))
 
 
 def test_entries_are_drawn_uniformly():
     hits = torch.zeros(50)
     for seed in range(400):
-        hits[draw(seed, "a", 50, 10, torch.device("cpu"))] += 1
+        hits[drawn_entries(seed, "a", 50, 10, torch.device("cpu"))] += 1
     # Binomial(400, 0.2): 80 with a standard deviation of 8; five of them either way, for 50 entries.
     assert hits.sum() == 4000
     assert (hits - 80).abs().max() < 40
@@ -125,7 +126,9 @@ def changed_weights(backbone, adapter) -> None:
             own = backbone.modules[site.path].get_parameter(name)
             if method.random_subset is not None:
                 spread = torch.zeros(own.numel())
-                spread[draw(method.subset_seed, key, own.numel(), len(difference), torch.device("cpu"))] = difference
+                spread[drawn_entries(method.subset_seed, key, own.numel(), len(difference), torch.device("cpu"))] = (
+                    difference
+                )
                 difference = spread.view(own.shape)
             own.add_(difference)
     assert done == {name for name in adapter.tensors if not name.startswith("head.")}
@@ -210,7 +213,16 @@ def test_named_ones():
     assert make_method("top-layers", {"top_layers": 3}) == FullFineTuning(top_layers=3)
     assert make_method("random-subset") == FullFineTuning(random_subset=0.01)
     assert make_method("ulmfit") == ULMFiT(layer_decay=2.6, gradual_unfreezing=True)
-    assert ULMFiT.lr_scheduler_type == "slanted_triangular"
+    assert ULMFiT().lr_scheduler_type == "slanted_triangular"
+
+
+@pytest.mark.parametrize("name", ["gradual-unfreezing", "ulmfit"])
+def test_a_run_of_gradual_unfreezing_comes_to_all_layers_of_bert_base(bert, name):
+    method = make_method(name)
+    last = max(1 + site.height for site in method.sites(Backbone.outline(bert).sites))
+    assert last == 13
+    assert method.num_train_epochs >= last
+    assert FullFineTuning().num_train_epochs == 3
 
 
 @pytest.mark.parametrize("settings", [{"top_layers": 0}, {"random_subset": 1.0}, {"layer_decay": 0.5}])

@@ -14,6 +14,7 @@ from graftwork.adapters import Adapter
 from graftwork.adapters.adapter import declare, lower
 from graftwork.backbones import Backbone
 from graftwork.errors import MethodError
+from graftwork.heads import LanguageHead, TokenHead
 from graftwork.methods import AdaMix, Compacter, Pfeiffer, make_method
 from graftwork.model import AdaptedModel
 from graftwork.training.planning import count
@@ -280,6 +281,26 @@ def test_the_loss_by_hand(kind):
     touched = {(i, e) for experts in passes for i, e in enumerate(experts)}
     for i, e in product(range(LAYERS), range(4)):
         assert found[f"layers.{i}.ffn.result.down"][e].any() == ((i, e) in touched)
+
+
+@pytest.mark.parametrize("kind", ["token-classification", "generation"])
+def test_padding_changes_nothing_of_the_loss(kind):
+    of_tags = kind == "token-classification"
+    silent = {"hidden_dropout_prob": 0.0} if of_tags else {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    backbone = make_backbone("bert" if of_tags else "gpt2", dtype=torch.float64, head=not of_tags, **silent)
+    head = TokenHead(num_outputs=3, dropout=0.0) if of_tags else LanguageHead(shifted=True)
+    model = AdaptedModel(backbone)
+    model.add("a", make_adapter(backbone, AdaMix(bottleneck=6), head=head, trained=True), trainable=True)
+    model.train()
+    batch = inputs_for(backbone.model, 4, 3)
+    labels = torch.where(batch["attention_mask"] > 0, batch["input_ids"] % 3, -100)
+    longer = {name: torch.nn.functional.pad(tensor, (0, 5)) for name, tensor in batch.items()}
+    losses = []
+    for inputs, wanted in ((batch, labels), (longer, torch.nn.functional.pad(labels, (0, 5), value=-100))):
+        torch.manual_seed(11)
+        losses.append(model(**inputs, labels=wanted).loss)
+    # The heads compute in float32.
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
 
 
 def test_one_pass_where_there_is_nothing_to_train():

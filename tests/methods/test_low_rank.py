@@ -284,7 +284,7 @@ def test_rank_stabilised_is_divided_by_the_root():
     [
         ("lora", {"init": "pisa", "b_rate": 0}, ["init='pisa'", "'default' or 'pissa'", "b_rate=0"]),
         ("dora", {"rank": 0, "targets": ""}, ["rank=0", "targets=", "at least 1 item"]),
-        ("vera", {"alpha": 1, "dropout": -0.1}, ["alpha=1", "dropout=-0.1", "settings of vera: rank, d_init"]),
+        ("vera", {"alpha": 1, "dropout": -0.1}, ["'alpha'", "dropout=-0.1", "settings of vera: rank, d_init"]),
     ],
 )
 def test_wrong_settings_are_all_named(name, settings, parts):

@@ -10,6 +10,8 @@ from graftwork.adapters import Adapter
 from graftwork.adapters.adapter import declare
 from graftwork.errors import MethodError, SiteError
 from graftwork.methods import (
+    IA3,
+    DoRA,
     FullFineTuning,
     HeadOnly,
     Houlsby,
@@ -196,7 +198,7 @@ def test_a_gate_is_of_the_hidden_state():
     site = union.sites(backbone.sites)[0]
     (op,) = union.lower(site, tensors, {})
     assert isinstance(op, Gated)
-    assert isinstance(op.op, LowRank)
+    assert [type(own) for own in op.ops] == [LowRank]
     linear = backbone.modules[site.path]
     x = torch.randn(2, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     calls = []
@@ -214,7 +216,53 @@ def test_a_gate_is_of_the_hidden_state():
     gate = torch.sigmoid(x @ tensors[f"{start}.gate.weight"].T + tensors[f"{start}.gate.bias"])
     difference = x @ tensors[f"{start}.A"].T @ tensors[f"{start}.B"].T * 8
     torch.testing.assert_close(found, linear(x) + gate * difference, **EXACT)
-    assert op.to(torch.bfloat16).op.A.dtype == torch.bfloat16
+    assert op.to(torch.bfloat16).ops[0].A.dtype == torch.bfloat16
+
+
+def by_hand(method, tensors, name, linear, x):
+    """What a method of several ops makes of a linear map."""
+    weight, bias = linear.weight.detach(), linear.bias.detach()
+    if isinstance(method, IA3):
+        return tensors[f"{name}.output_scale"] * ((x * tensors[f"{name}.input_scale"]) @ weight.T + bias)
+    changed = weight + tensors[f"{name}.B"] @ tensors[f"{name}.A"] * (method.alpha / method.rank)
+    return x @ (tensors[f"{name}.magnitude"][:, None] * changed / changed.norm(dim=1, keepdim=True)).T + bias
+
+
+SEVERAL = [DoRA(rank=2, targets="query"), IA3(outputs="query", inputs="query")]
+
+
+@pytest.mark.parametrize("method", SEVERAL, ids=lambda method: method.name)
+def test_a_gate_is_on_all_that_a_member_does_at_a_site(method):
+    """y = f(x) + σ(w x + c) (member(f)(x) − f(x)), for a member of several ops."""
+    backbone = make_backbone("bert", dtype=torch.float64)
+    union = Union(methods=[method], gated=True)
+    adapter = make_adapter(backbone, union, trained=True)
+    tensors = {n: t.double() for n, t in adapter.tensors.items()}
+    site = union.sites(backbone.sites)[0]
+    linear = backbone.modules[site.path]
+    (op,) = union.lower(site, tensors, backbone.frozen(site))
+    assert len(op.ops) > 1
+    x = torch.randn(2, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    place = type("P", (), {"training": False, "memory": {}, "inner": linear})()
+    own = {n.removeprefix(f"{method.name}."): t for n, t in tensors.items()}
+    gate = torch.sigmoid(x @ own[f"{site.name}.gate.weight"].T + own[f"{site.name}.gate.bias"])
+    expected = linear(x) + gate * (by_hand(method, own, site.name, linear, x) - linear(x))
+    # DoRA's lengths are float32.
+    bound = 1e-5 if isinstance(method, DoRA) else 1e-11
+    torch.testing.assert_close(op.around(linear, place)(x), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("method", SEVERAL, ids=lambda method: method.name)
+def test_rows_can_each_have_a_gate_on_several_ops(method):
+    backbone = make_backbone("bert", dtype=torch.float64)
+    batch = batch_for(backbone, 7, 4, 5)
+    own = [make_adapter(backbone, Union(methods=[method], gated=True), trained=True, seed=seed) for seed in range(2)]
+    model = AdaptedModel(backbone, {"a": own[0], "b": own[1], "c": make_adapter(backbone, LoRA(rank=3), trained=True)})
+    with torch.no_grad():
+        found = model(**batch, adapters=["c", "b", "a"]).logits
+        for row, name in enumerate("cba"):
+            torch.testing.assert_close(found[row], model(**batch, adapters=name).logits[row], rtol=0, atol=1e-6)
+    assert model.residents["a"].routed
 
 
 def test_an_open_gate_is_no_gate_and_a_closed_one_no_member():
@@ -284,7 +332,7 @@ def test_members_come_as_methods_names_and_mappings():
     expected = Union(methods=[LoRA(rank=2), PrefixTuning()])
     assert Union(methods=[{"name": "lora", "rank": 2}, "prefix_tuning"]) == expected
     assert make_method("union", {"methods": [{"name": "LoRA", "rank": 2}, {"name": "prefix-tuning"}]}) == expected
-    assert Union(methods="lora,prefix-tuning") == Union()
+    assert Union(methods="lora,prefix-tuning") == Union(methods=" lora, prefix-tuning ") == Union()
     assert make_method("union", expected.model_dump()) == expected
     assert Union.model_validate_json(expected.model_dump_json()) == expected
     nested = Union(methods=[expected, PROMPT])
@@ -295,10 +343,10 @@ def test_members_come_as_methods_names_and_mappings():
     ("methods", "message"),
     [
         (["lorra"], "unknown method 'lorra'"),
-        ([{"rank": 2}], "a member's name is missing"),
-        ([{"name": "lora", "rnak": 2}], "rnak=2"),
+        ([{"rank": 2}], "a method's name is missing in {'rank': 2}"),
+        ([{"name": "lora", "rnak": 2}], "unknown key 'rnak'"),
         ([], "at least 1"),
-        ([3], "methods.0"),
+        ([3], "3 is no method"),
         (["lora", Houlsby(extra_classifier=True), LoRA()], None),
     ],
 )
@@ -340,6 +388,20 @@ def test_each_member_has_its_own_rate():
     assert not Union(methods=[FullFineTuning()]).frozen_backbone
     assert union.passes == 1
     assert union.num_train_epochs == 10
+    assert (union.optim, union.lr_scheduler_type) == ("adamw_torch", "linear")
+
+
+def test_members_are_trained_by_one_optimiser_and_schedule():
+    assert Union(methods=["ulmfit"]).lr_scheduler_type == "slanted_triangular"
+    with pytest.raises(MethodError, match="different lr_scheduler_type: slanted_triangular and linear"):
+        Union(methods=["ulmfit", "lora"])
+
+
+def test_a_chain_of_tags_is_not_for_members_of_several_passes():
+    chain = {"name": "feature-extraction", "model": "bilstm-crf"}
+    assert Union(methods=["lora", chain]).head_fields["model"] == "bilstm-crf"
+    with pytest.raises(MethodError, match="several passes"):
+        Union(methods=["adamix", chain])
 
 
 def test_what_is_kept_at_the_end_is_the_members():

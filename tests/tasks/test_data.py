@@ -257,6 +257,8 @@ def test_splits_that_are_not_there(tmp_path):
         load(task(path, validation_fraction=0))
     with pytest.raises(DataError, match=r"no labelled test split(.|\n)*test_fraction"):
         load_split(task(path), "test")
+    with pytest.raises(DataError, match=r"no split 'tst'\n  expected: train, validation, test\n  change: --split$"):
+        load_split(task(path), "tst")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no files of a known name"):
         load(task(tmp_path / "empty"))

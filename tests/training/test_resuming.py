@@ -244,7 +244,7 @@ def test_resume_with_another_recipe(run, kill, tmp_path):
 
 
 def test_resume_without_an_interrupted_run(run, tmp_path):
-    with pytest.raises(OutputError, match=r"no interrupted run to .*a'(.|\n)*--resume"):
+    with pytest.raises(OutputError, match=r"no interrupted run to .*a'(.|\n)*change: leave out --resume"):
         run(tmp_path / "a", resume=True)
     assert names_in(tmp_path) == []
 

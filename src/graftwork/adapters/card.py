@@ -14,7 +14,7 @@ def model_card(adapter: Adapter) -> str:
     """A README for the adapter's folder, with the front matter that model hubs read. The same adapter gives the same
     text.
     """
-    settings = ", ".join(f"{name}={value!r}" for name, value in adapter.method.model_dump().items())
+    settings = adapter.method.told
     given = '("first text", "second text")' if adapter.task.pairs else EXAMPLES.get(adapter.kind, '"some text"')
     scores = "\n".join(
         f"| {split} | {metric} | {value:.4f} |"

@@ -72,9 +72,13 @@ class Site:
 
     @property
     def sublayer(self) -> str:
-        """`attention` or `ffn` for a site in a layer; the first part of the name elsewhere."""
+        """`attention`, `cross_attention` or `ffn` for a site in a layer; the first part of the name elsewhere."""
         parts = self.name.split(".")
         return parts[0] if self.layer is None else parts[parts.index(str(self.layer)) + 1]
+
+    def matches(self, patterns: Iterable[str]) -> bool:
+        """Whether any of the patterns names the site, as `Sites.match` says."""
+        return any(fnmatchcase(self.name, own) for pattern in patterns for own in (pattern, f"*.{pattern}"))
 
 
 class Sites(Mapping[str, Site]):
@@ -128,7 +132,7 @@ class Sites(Mapping[str, Site]):
                 raise SiteError(
                     f"this backbone has no {kind} site: {self.refusals.get(kind, 'none stands in its layout')}",
                     expected=f"a method that acts at sites of kind {' or '.join(sorted(self._kinds()))}",
-                    change="the method, or the backbone",
+                    change="--method, or --backbone",
                 )
         return self.of_kind(*kinds)
 
@@ -136,11 +140,14 @@ class Sites(Mapping[str, Site]):
         """The same sites less the named ones."""
         return Sites((site for site in self.values() if site.name not in names), self.refusals)
 
-    def match(self, patterns: Iterable[str], kind: SiteKind) -> list[Site]:
+    def match(self, patterns: Iterable[str], kind: SiteKind, setting: str = "targets") -> list[Site]:
         """The sites of one kind that match any of the patterns, in site order.
 
         A pattern is a site's name, or the end of one from a dot on (`attention.query`, `query`), and may hold the
         wildcards of file names (`layers.*.attention.*`, `layers.[0-3].ffn.up`).
+
+        Args:
+            setting: of the method, which the patterns are.
 
         Raises:
             SiteError: there is no site of this kind, says why; or a pattern matches none, which is named with the
@@ -149,16 +156,14 @@ class Sites(Mapping[str, Site]):
         candidates = self.require(kind)
         chosen: set[str] = set()
         for pattern in patterns:
-            found = {s.name for s in candidates if fnmatchcase(s.name, pattern) or fnmatchcase(s.name, f"*.{pattern}")}
+            found = {site.name for site in candidates if site.matches([pattern])}
             if not found:
-                other = {
-                    s.kind for s in self.values() if fnmatchcase(s.name, pattern) or fnmatchcase(s.name, f"*.{pattern}")
-                }
+                other = {site.kind for site in self.values() if site.matches([pattern])}
                 why = f"it names sites of kind {', '.join(sorted(other))}" if other else "no site has that name"
                 raise SiteError(
                     f"site pattern {pattern!r} matches no {kind} site: {why}",
                     expected=nearest(pattern, [s.name for s in candidates]),
-                    change="the method's site patterns",
+                    change=f"--method.{setting}",
                 )
             chosen |= found
         return [site for site in candidates if site.name in chosen]

@@ -23,10 +23,9 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
 
     loaded = Adapter.load(adapter)
     size = sum(file.stat().st_size for file in adapter.iterdir())
-    settings = loaded.method.model_dump(mode="json")
     if json:
         content = {
-            "method": {"name": loaded.method.name, **settings},
+            "method": {"name": loaded.method.name, **loaded.method.model_dump(mode="json")},
             "task": loaded.task.model_dump(mode="json"),
             "head": loaded.head.model_dump(mode="json"),
             "backbone": loaded.backbone.model_dump(mode="json"),
@@ -49,7 +48,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
         {
             "task": f"{loaded.task.name} ({' -> '.join(loaded.describe())})",
             "method": f"{loaded.method.name} ({loaded.method.paper})",
-            "settings": ", ".join(f"{name}={value}" for name, value in settings.items()) or "none",
+            "settings": loaded.method.told or "none",
             "parameters": f"{loaded.num_parameters:,} in {len(loaded.tensors)} tensors",
             "on disk": readable_bytes(size),
             "backbone": f"{made_for}{loaded.backbone.hidden_size}, fingerprint {loaded.backbone.fingerprint[:12]})",

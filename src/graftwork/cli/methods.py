@@ -39,5 +39,9 @@ def methods(*, backbone: str | None = None, json: Annotated[bool, Switch] = Fals
     refused = [f"{row.name}: {row.refused}" for row in rows if row.refused]
     if refused:
         print("\nrefused on this backbone:\n" + indent("\n".join(refused), "  "))
-    reasons = sorted({row.unmergeable for row in rows if row.unmergeable})
-    print("\nnot merged into weights, because:\n" + indent("\n".join(reasons), "  "))
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.unmergeable:
+            reasons.setdefault(row.unmergeable, []).append(row.name)
+    lines = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    print("\nnot merged into weights, because:\n" + indent("\n".join(lines), "  "))

@@ -133,7 +133,9 @@ def _inputs(given: tuple[str, ...], file: Path | None, columns: dict[str, str], 
         raise DataError(problem, expected=" and ".join(usual) + ("" if len(usual) > 1 else " only"))
     if kind == "multiple-choice":
         if columns and file is not None:
-            return list(read_choices(file, columns["--text"], columns["--choices"].split(",")))
+            return list(
+                read_choices(file, columns["--text"], [name.strip() for name in columns["--choices"].split(",")])
+            )
         lines = [list(given)] if given else [line.split("\t") for line in _lines(file, read_lines, read_stream)]
         return [_question(line, i) for i, line in enumerate(lines, 1)]
     if given:

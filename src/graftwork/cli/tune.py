@@ -138,7 +138,7 @@ def _run(
     if recipe is not None:
         resolved = Recipe.from_yaml(recipe, overrides)
     else:
-        resolved = Recipe.parse(override({}, overrides), origin="the command line")
+        resolved = Recipe.parse(override({}, overrides), origin="the command line", given=overrides)
     start = time.perf_counter()
     adapter = tune_recipe(resolved, output=output, resume=resume, overwrite=overwrite, progress=not quiet)
     _report(adapter, output, time.perf_counter() - start, as_json=as_json)

@@ -8,15 +8,18 @@ from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import MethodError
 from graftwork.heads.choice import ChoiceHead
 from graftwork.heads.features import FeatureHead
-from graftwork.heads.head import Head, States
+from graftwork.heads.head import IGNORED, Head, States
 from graftwork.heads.language import LanguageHead, LikelihoodHead
 from graftwork.heads.pooled import PooledHead
-from graftwork.heads.tokens import IGNORED, TokenHead
+from graftwork.heads.tokens import TokenHead
 
 AnyHead = Annotated[
     PooledHead | TokenHead | ChoiceHead | LanguageHead | LikelihoodHead | FeatureHead, Field(discriminator="kind")
 ]
 """Any head, as files have it: told by its kind."""
+
+POOLED = ("classification", "regression", "image-classification")
+"""The kinds of task whose head is over one vector a text or image."""
 
 __all__ = [
     "IGNORED",
@@ -44,9 +47,15 @@ def head_for(kind: str, backbone: Backbone, *, num_labels: int, pooling: Pooling
             which mixes layers and pools them itself: the pooling layer is of no use to it, and means are taken instead.
 
     Raises:
-        pydantic.ValidationError: the head has no such fields.
-        MethodError: the task model is not for this kind of task.
+        MethodError: the head for this kind of task has no extra layer, or no such task model.
     """
+    if fields.get("extra_layer") and ("model" in fields or kind not in POOLED):
+        what = "the task model of feature extraction" if "model" in fields else f"the head for tasks of kind {kind}"
+        raise MethodError(
+            f"{what} has no extra layer before its classifier",
+            expected=f"tasks of kind {' or '.join(POOLED)}",
+            change="--method.extra_classifier",
+        )
     if "model" in fields:
         return _feature_head(kind, num_labels=num_labels, pooling="mean" if pooling == "pooler" else pooling, **fields)
     if kind == "generation":

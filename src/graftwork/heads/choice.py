@@ -9,9 +9,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from graftwork.backbones import Backbone, Pooling
-from graftwork.heads.head import Head, Reading, States, linear
+from graftwork.heads.head import Head, Reading, States, declare_linear, linear
 from graftwork.heads.pooled import check_pooling, pool, unused_by
-from graftwork.methods.parameters import Parameter, normal, zeros
+from graftwork.methods.parameters import Parameter
 
 
 class ChoiceHead(Head):
@@ -36,11 +36,7 @@ class ChoiceHead(Head):
         return unused_by(self.pooling)
 
     def declare(self, backbone: Backbone) -> dict[str, Parameter]:
-        shape = (1, backbone.hidden_size)
-        return {
-            "head.classifier.weight": Parameter(shape=shape, init=normal(self.init_std), group="head"),
-            "head.classifier.bias": Parameter(shape=(1,), init=zeros, group="head", decay=False),
-        }
+        return declare_linear("head.classifier", backbone.hidden_size, 1, std=self.init_std)
 
     def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Float[Tensor, "B C"]:
         pooled = F.dropout(pool(states, self.pooling), self.dropout, training)

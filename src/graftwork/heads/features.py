@@ -15,17 +15,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
-from torch import Generator, Tensor
+from torch import Tensor
 
 from graftwork.backbones import Backbone
 from graftwork.errors import BackboneError, MethodError
 from graftwork.heads.crf import declare_crf, log_likelihood, viterbi
-from graftwork.heads.head import Head, Reading, States, linear
+from graftwork.heads.head import IGNORED, Head, Reading, States, declare_linear, linear
 from graftwork.heads.pooled import pool
-from graftwork.heads.sequences import declare_linear
 from graftwork.heads.taskmodels import BIATTENTION, BILSTM, ESIM, TaskModel
-from graftwork.heads.tokens import IGNORED
-from graftwork.methods.parameters import Parameter, zeros
+from graftwork.methods.parameters import Parameter, ones, zeros
 
 FeatureModel = Literal["linear", "bilstm", "esim", "bilstm-crf"]
 FeatureTask = Literal["classification", "regression", "multiple-choice", "token-classification"]
@@ -96,7 +94,7 @@ class FeatureHead(Head):
         layers = backbone.config.num_hidden_layers
         return {
             "head.mix.weight": Parameter(shape=(layers + 1,), init=zeros, group="head", decay=False),
-            "head.mix.gain": Parameter(shape=(1,), init=_one, group="head", decay=False),
+            "head.mix.gain": Parameter(shape=(1,), init=ones, group="head", decay=False),
             **(model.declare(d, self.hidden_size) if model else {}),
             **declare_linear(
                 "head.classifier",
@@ -133,7 +131,10 @@ class FeatureHead(Head):
             return F.mse_loss(logits.squeeze(-1), labels.to(logits))
         if self.model == "bilstm-crf":
             return -log_likelihood(logits, labels, labels != IGNORED, parameters).mean()
-        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
+        return F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED)
+
+    def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N C"], Tensor]:
+        return logits.flatten(0, -2), labels.flatten()
 
     def decide(self, logits: Tensor, mask: Tensor | None, parameters: Mapping[str, Tensor]) -> Tensor:
         if self.task == "regression":
@@ -143,9 +144,16 @@ class FeatureHead(Head):
             return viterbi(logits, real > 0, parameters, elsewhere=IGNORED)
         return super().decide(logits, mask, parameters)
 
-    def divergence(self, one: Tensor, other: Tensor) -> Float[Tensor, ""]:
+    def divergence(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
         """Of two numbers, the squared difference."""
-        return F.mse_loss(one, other) if self.task == "regression" else super().divergence(one, other)
+        if self.model == "bilstm-crf":
+            raise MethodError(
+                "a conditional random field says how likely a row's tags are together, and not each one: two passes "
+                "of it are not drawn together",
+                expected=", ".join(model for model in self._models if model != self.model),
+                change="--method.model, or a method of one pass a step",
+            )
+        return F.mse_loss(one, other) if self.task == "regression" else super().divergence(one, other, labels)
 
     @property
     def _models(self) -> Mapping[str, TaskModel | None]:
@@ -158,7 +166,3 @@ def mix(
     """γ Σ_j softmax(w)_j h_j."""
     shares = weight.to(layers[0]).softmax(dim=0)
     return gain.to(layers[0]) * torch.stack([s * h for s, h in zip(shares, layers, strict=True)]).sum(dim=0)
-
-
-def _one(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
-    tensor.fill_(1.0)

@@ -6,6 +6,7 @@ Notation: B rows, T tokens, d hidden size, V vocabulary, C outputs.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from math import sqrt
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +16,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from graftwork.backbones import Backbone
-from graftwork.methods.parameters import Parameter
+from graftwork.methods.parameters import Parameter, kaiming_uniform, normal, zeros
+
+IGNORED = -100
+"""The label of what is not judged: padding, sources, and all word-pieces of a word but the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +120,33 @@ class Head(BaseModel, ABC):
         """
         return logits.argmax(dim=-1)
 
-    def divergence(self, one: Tensor, other: Tensor) -> Float[Tensor, ""]:
+    def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N C"], Tensor]:
+        """The logits of each place that can be judged, and its label, `IGNORED` where it is not."""
+        return logits, labels
+
+    def divergence(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
         """How far apart two passes over the same rows are: half the sum of the two Kullback-Leibler divergences, each
-        target detached (Wang et al. 2022, "AdaMix", eq. 9)."""
+        target detached (Wang et al. 2022, "AdaMix", section 3.2), averaged over the places that are judged.
+
+        Raises:
+            MethodError: the head has no divergence.
+        """
+        (one, judged), (other, _) = self.places(one, labels), self.places(other, labels)
+        real = judged != IGNORED
         # A choice that is none has the logit -inf, and -inf less -inf would be NaN.
         least = torch.finfo(one.dtype).min
         p, q = one.log_softmax(dim=-1).clamp(min=least), other.log_softmax(dim=-1).clamp(min=least)
-        both = [F.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1).mean() for a, b in ((p, q), (q, p))]
-        return (both[0] + both[1]) / 2
+        both = [F.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1) for a, b in ((p, q), (q, p))]
+        return ((both[0] + both[1]) / 2 * real).sum() / real.sum()
+
+
+def declare_linear(name: str, inputs: int, outputs: int, *, std: float | None = None) -> dict[str, Parameter]:
+    """Shapes: weight (outputs, inputs), bias (outputs). N(0, std²), or uniform as PyTorch's."""
+    weight = kaiming_uniform(sqrt(5)) if std is None else normal(std)
+    return {
+        f"{name}.weight": Parameter(shape=(outputs, inputs), init=weight, group="head"),
+        f"{name}.bias": Parameter(shape=(outputs,), init=zeros, group="head", decay=False),
+    }
 
 
 def linear(x: Tensor, parameters: Mapping[str, Tensor], name: str) -> Tensor:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from graftwork.backbones import Backbone
 from graftwork.errors import BackboneError
-from graftwork.heads.head import Head, Reading, States
-from graftwork.heads.tokens import IGNORED
+from graftwork.heads.head import IGNORED, Head, Reading, States
 from graftwork.methods.parameters import Parameter
 
 
@@ -52,9 +51,14 @@ class LanguageHead(Head):
         parameters: Mapping[str, Tensor],
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy over the tokens that have a label."""
+        return F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED)
+
+    def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N V"], Tensor]:
+        """Scores may go on behind the labels: other rows of a pass may have longer ones."""
+        logits = logits[:, : labels.shape[1]]
         if self.shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        return logits.flatten(0, 1), labels.flatten()
 
 
 class LikelihoodHead(Head):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import BackboneError
-from graftwork.heads.head import Head, Reading, States, linear
-from graftwork.methods.parameters import Parameter, normal, zeros
+from graftwork.heads.head import Head, Reading, States, declare_linear, linear
+from graftwork.methods.parameters import Parameter
 
 
 class PooledHead(Head):
@@ -47,17 +47,9 @@ class PooledHead(Head):
         return unused_by(self.pooling)
 
     def declare(self, backbone: Backbone) -> dict[str, Parameter]:
-        d, c = backbone.hidden_size, self.num_outputs
-        weight = normal(self.init_std)
-        extra = {
-            "head.dense.weight": Parameter(shape=(d, d), init=weight, group="head"),
-            "head.dense.bias": Parameter(shape=(d,), init=zeros, group="head", decay=False),
-        }
-        return {
-            **(extra if self.extra_layer else {}),
-            "head.classifier.weight": Parameter(shape=(c, d), init=weight, group="head"),
-            "head.classifier.bias": Parameter(shape=(c,), init=zeros, group="head", decay=False),
-        }
+        d, std = backbone.hidden_size, self.init_std
+        extra = declare_linear("head.dense", d, d, std=std) if self.extra_layer else {}
+        return {**extra, **declare_linear("head.classifier", d, self.num_outputs, std=std)}
 
     def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Float[Tensor, "B C"]:
         pooled = pool(states, self.pooling)
@@ -79,9 +71,9 @@ class PooledHead(Head):
             return logits.squeeze(-1)
         return super().decide(logits, mask, parameters)
 
-    def divergence(self, one: Tensor, other: Tensor) -> Float[Tensor, ""]:
+    def divergence(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
         """Of two numbers, the squared difference."""
-        return F.mse_loss(one, other) if self.kind == "regression" else super().divergence(one, other)
+        return F.mse_loss(one, other) if self.kind == "regression" else super().divergence(one, other, labels)
 
 
 def check_pooling(pooling: Pooling, backbone: Backbone) -> None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from graftwork.methods.parameters import Parameter, kaiming_uniform, normal, zeros
+from graftwork.methods.parameters import Parameter, kaiming_uniform
 
 DIRECTIONS = (("forwards", 1), ("backwards", -1))
 
@@ -29,15 +29,6 @@ def declare_bilstm(name: str, inputs: int, hidden: int) -> dict[str, Parameter]:
             f"{name}.{direction}.bias": Parameter(shape=(4 * hidden,), init=_open_forget, group="head", decay=False),
         }
     return found
-
-
-def declare_linear(name: str, inputs: int, outputs: int, *, std: float | None = None) -> dict[str, Parameter]:
-    """Shapes: weight (outputs, inputs), bias (outputs). N(0, std²), or uniform as PyTorch's."""
-    weight = kaiming_uniform(sqrt(5)) if std is None else normal(std)
-    return {
-        f"{name}.weight": Parameter(shape=(outputs, inputs), init=weight, group="head"),
-        f"{name}.bias": Parameter(shape=(outputs,), init=zeros, group="head", decay=False),
-    }
 
 
 def bilstm(

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from graftwork.errors import DataError
-from graftwork.heads.head import linear
-from graftwork.heads.sequences import attend, bilstm, declare_bilstm, declare_linear, maximum, mean
+from graftwork.heads.head import declare_linear, linear
+from graftwork.heads.sequences import attend, bilstm, declare_bilstm, maximum, mean
 from graftwork.methods.parameters import Parameter, normal
 
 Parameters = Mapping[str, Tensor]

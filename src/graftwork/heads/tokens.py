@@ -9,11 +9,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from graftwork.backbones import Backbone
-from graftwork.heads.head import Head, Reading, States, linear
-from graftwork.methods.parameters import Parameter, normal, zeros
-
-IGNORED = -100
-"""The label of what no loss is taken over: padding, and all word-pieces of a word but the first."""
+from graftwork.heads.head import IGNORED, Head, Reading, States, declare_linear, linear
+from graftwork.methods.parameters import Parameter
 
 
 class TokenHead(Head):
@@ -44,11 +41,7 @@ class TokenHead(Head):
         return ("lm_head", "pooler", *decoder)
 
     def declare(self, backbone: Backbone) -> dict[str, Parameter]:
-        d, c = backbone.hidden_size, self.num_outputs
-        return {
-            "head.classifier.weight": Parameter(shape=(c, d), init=normal(self.init_std), group="head"),
-            "head.classifier.bias": Parameter(shape=(c,), init=zeros, group="head", decay=False),
-        }
+        return declare_linear("head.classifier", backbone.hidden_size, self.num_outputs, std=self.init_std)
 
     def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Float[Tensor, "B T C"]:
         assert states.last is not None
@@ -62,4 +55,7 @@ class TokenHead(Head):
         parameters: Mapping[str, Tensor],
     ) -> Float[Tensor, ""]:
         """Cross-entropy over the tags of the tokens that have one."""
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        return F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED)
+
+    def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N C"], Tensor]:
+        return logits.flatten(0, 1), labels.flatten()

@@ -63,6 +63,7 @@ __all__ = [
     "ULMFiT",
     "Union",
     "VeRA",
+    "as_method",
     "make_method",
 ]
 
@@ -80,6 +81,25 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
         raise MethodError(f"unknown method {name!r}", expected=nearest(name, {*METHODS, *NAMED}), change="--method")
     named = known[_plain(name)]
     return METHODS[named.method](**{**named.settings, **(settings or {})})
+
+
+def as_method(value: object) -> Method:
+    """A method out of itself, its name, or a mapping of `name` and settings.
+
+    Raises:
+        MethodError: it is none of these; or the name or settings are unknown.
+    """
+    if isinstance(value, Method):
+        return value
+    if isinstance(value, str):
+        return make_method(value)
+    if isinstance(value, Mapping) and "name" in value:
+        return make_method(str(value["name"]), {key: given for key, given in value.items() if key != "name"})
+    raise MethodError(
+        f"a method's name is missing in {value!r}" if isinstance(value, Mapping) else f"{value!r} is no method",
+        expected="a method, its name, or a mapping of name and settings",
+        change="--method",
+    )
 
 
 def _plain(name: str) -> str:

@@ -4,8 +4,9 @@ Wang et al. 2022, "AdaMix: Mixture-of-Adaptations for Parameter-efficient Model 
 position a layer, Pfeiffer's, with E down projections and one up projection that they share:
     f_e(x) = W_up · σ(W_down,e · x + b_down,e) + b_up.
 Each pass of training draws e anew in every layer, uniformly. A step has two passes, and its loss is
-    CE(p_1) + ½ [KL(p_2 ‖ p_1) + KL(p_1 ‖ p_2)]                                                              (eq. 9),
-the targets detached. What is used and kept is the average of the experts' weights and biases (section 3.3).
+    CE(p_1) + ½ [KL(p_2 ‖ p_1) + KL(p_1 ‖ p_2)],
+the targets detached (section 3.2). What is used and kept is the average of the experts' weights and biases (section
+3.3).
 
 Shapes: W_down (E, m, d), b_down (E, m), W_up (d, m), b_up (d): each expert has a down projection with its bias; the up
 projection and its bias are shared. That is E (md + m) + md + d a layer in training, 2md + m + d when finished:
@@ -23,7 +24,7 @@ from torch import Tensor
 from graftwork.backbones import Site
 from graftwork.methods.bottleneck import BottleneckMethod
 from graftwork.methods.method import Method
-from graftwork.methods.parameters import Parameter, each
+from graftwork.methods.parameters import Parameter, stacked
 from graftwork.methods.pfeiffer import Pfeiffer
 from graftwork.methods.placement import Placement
 
@@ -58,7 +59,7 @@ class AdaMix(BottleneckMethod):
     def declare_bottleneck(self, owner: str, d: int, m: int) -> dict[str, Parameter]:
         declared = self.finished.declare_bottleneck(owner, d, m)
         one = {name: declared[name] for name in (f"{owner}.{expert}" for expert in EXPERTS)}
-        return declared | {n: replace(p, shape=(self.experts, *p.shape), init=each(p.init)) for n, p in one.items()}
+        return declared | {n: replace(p, shape=(self.experts, *p.shape), init=stacked(p.init)) for n, p in one.items()}
 
     def draw(self, parameters: Mapping[str, Tensor], sites: Sequence[Site], *, training: bool) -> dict[str, Tensor]:
         places = [site for site in sites if self.acts_at(site)]

@@ -1,6 +1,6 @@
 """BitFit: only the biases are trained.
 
-Ben Zaken et al. 2021, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models",
+Ben Zaken et al. 2022, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models",
 section 3:
     y = W x + b + Δb,
 at every linear map and norm that has a bias. What is trained is the difference Δb to the frozen bias, zero at first, so
@@ -25,7 +25,7 @@ class BitFit(Method):
     """BitFit. A strong baseline of few numbers for models that have biases; merged, it costs nothing."""
 
     name: ClassVar[str] = "bitfit"
-    paper: ClassVar[str] = "Ben Zaken et al. 2021, arXiv:2106.10199"
+    paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"
     learning_rate: ClassVar[float] = 1e-3
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Bias, Dense)
 

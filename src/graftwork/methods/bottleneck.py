@@ -83,6 +83,12 @@ class BottleneckMethod(Method, ABC):
             raise ValueError(f"unknown activation; known are {', '.join(ACTIVATIONS)}")
         return name
 
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> "BottleneckMethod":
+        if len(self.sublayers) == 1:
+            self.refuse_idle("share_positions", f"{self.sublayers[0]} is the only sub-layer")
+        return self
+
     @property
     def head_fields(self) -> Mapping[str, Any]:
         return {"extra_layer": True} if self.extra_classifier else {}
@@ -128,8 +134,7 @@ class BottleneckMethod(Method, ABC):
                 declared[f"{site.name}.{name}"] = Parameter(shape=shape, init=init, group="norms", decay=False)
         if self.acts_at(site):
             d = site.out_features
-            m = self.bottleneck or max(1, d // (self.reduction or d))
-            declared |= self.declare_bottleneck(self.owner(site), d, m)
+            declared |= self.declare_bottleneck(self.owner(site), d, self._size(d))
         return declared
 
     def prepare(
@@ -169,6 +174,19 @@ class BottleneckMethod(Method, ABC):
         stack, _, _ = site.name.rpartition(f"layers.{site.layer}.")
         first = site.layer - site.layer % self.share_layers
         return f"{stack}layers.{first}.{self.sublayers[0] if self.share_positions else site.sublayer}.result"
+
+    def _size(self, d: int) -> int:
+        """m."""
+        if self.bottleneck is not None:
+            return self.bottleneck
+        assert self.reduction is not None  # one of the two says the size
+        if self.reduction > d:
+            raise MethodError(
+                f"a reduction of {self.reduction} leaves nothing of the {d} numbers of a hidden state",
+                expected=f"at most {d}",
+                change="--method.reduction",
+            )
+        return d // self.reduction
 
     def _trains_norm(self, site: Site) -> bool:
         wanted = self.norms == "all" or (self.norms == "layers" and site.layer is not None)

@@ -1,11 +1,11 @@
 """Compacter: bottlenecks whose maps are sums of Kronecker products, with one factor for the whole model.
 
-Karimi Mahabadi et al. 2021, "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers", NeurIPS, section 3, eq. 5-7. A
-map from k to d is y = x H + b with
+Karimi Mahabadi et al. 2021, "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers", NeurIPS, section 3.
+A map from k to d is y = x H + b with
     H = Σ_{i=1..n} A_i ⊗ (s_i t_iᵀ),
 A_i (n × n), s_i (k/n × r), t_i (d/n × r), r = 1. A is one tensor for all maps of the model. The plain parametrised
-hypercomplex map (PHM; Zhang et al. 2021, eq. 4) has a matrix B_i (k/n × d/n) in the place of s_i t_iᵀ, and an A of its
-own.
+hypercomplex map (PHM; Zhang et al. 2021, "Beyond Fully-Connected Layers with Quaternions", arXiv:2102.08597, eq. 3.2)
+has a matrix B_i (k/n × d/n) in the place of s_i t_iᵀ, and an A of its own.
 
 Shapes: A (n, n, n), s (n, k/n, r), t (n, r, d/n), or B (n, k/n, d/n). A rank-1 map costs k + d and its bias d.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from graftwork.backbones import Site
 from graftwork.errors import MethodError
 from graftwork.methods.bottleneck import BottleneckMethod
-from graftwork.methods.parameters import Parameter, each, glorot_uniform, normal, zeros
+from graftwork.methods.parameters import Parameter, glorot_uniform, normal, stacked, zeros
 from graftwork.methods.placement import Placement, Sublayers
 
 SHARED = "shared"
@@ -81,7 +81,7 @@ class Compacter(BottleneckMethod):
         shapes = {"B": (n, k // n, d // n)} if r is None else {"s": (n, k // n, r), "t": (n, r, d // n)}
         return {
             self._rule(name): Parameter(shape=(n, n, n), init=normal(self.init_std)),
-            **{f"{name}.{factor}": Parameter(shape=s, init=each(glorot_uniform)) for factor, s in shapes.items()},
+            **{f"{name}.{factor}": Parameter(shape=s, init=stacked(glorot_uniform)) for factor, s in shapes.items()},
             f"{name}.bias": Parameter(shape=(d,), init=zeros, decay=False),
         }
 

@@ -4,19 +4,15 @@ Peters et al. 2019, "To Tune or Not to Tune? Adapting Pretrained Representations
 trains is the head (`graftwork.heads.FeatureHead`): the mix, the task model and the classifier; it acts at no site.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
-from torch import Tensor
+from pydantic import Field, PositiveInt, model_validator
 
-from graftwork.backbones import Site, Sites
-from graftwork.methods.method import Method
-from graftwork.methods.parameters import Parameter
-from graftwork.ops import Op
+from graftwork.methods.headonly import HeadMethod
 
 
-class FeatureExtraction(Method):
+class FeatureExtraction(HeadMethod):
     """Feature extraction.
 
     Settings:
@@ -30,21 +26,17 @@ class FeatureExtraction(Method):
     name: ClassVar[str] = "feature-extraction"
     paper: ClassVar[str] = "Peters et al. 2019, arXiv:1903.05987"
     learning_rate: ClassVar[float] = 1e-3
-    lowers_to: ClassVar[tuple[type[Op], ...]] = ()
 
     model: Literal["linear", "bilstm", "esim", "bilstm-crf"] = "linear"
     hidden_size: PositiveInt = 200
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
 
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> "FeatureExtraction":
+        if self.model == "linear":
+            self.refuse_idle("hidden_size", "the model linear has no LSTM")
+        return self
+
     @property
     def head_fields(self) -> Mapping[str, Any]:
         return {"model": self.model, "hidden_size": self.hidden_size, "dropout": self.dropout}
-
-    def sites(self, sites: Sites) -> list[Site]:
-        return []
-
-    def declare(self, site: Site) -> dict[str, Parameter]:
-        raise AssertionError("feature extraction acts at no site")
-
-    def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
-        raise AssertionError("feature extraction acts at no site")

@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from graftwork.backbones import Site, Sites
@@ -37,7 +37,7 @@ class FullFineTuning(Method):
         top_layers: train only this many layers from the top, and what stands above them (Houlsby et al. 2019, section
             3.3: variable fine-tuning).
         random_subset: train only this share of each tensor's entries, drawn uniformly (Ben Zaken et al. 2022, "BitFit",
-            section 4.1, the random baseline).
+            section 4, "Are bias parameters special?").
         subset_seed: draws the entries; an adapter's settings hold it, so that its entries are not kept on disk.
         layer_decay: each layer's rate is that of the layer above divided by this (Howard & Ruder 2018, section 3.2:
             discriminative fine-tuning, 2.6). The head and what stands above the layers have the top layer's rate.
@@ -48,7 +48,6 @@ class FullFineTuning(Method):
     name: ClassVar[str] = "full-fine-tuning"
     paper: ClassVar[str] = "Devlin et al. 2019, arXiv:1810.04805"
     learning_rate: ClassVar[float] = 5e-5
-    num_train_epochs: ClassVar[int] = 3
     frozen_backbone: ClassVar[bool] = False
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Dense,)
 
@@ -57,6 +56,17 @@ class FullFineTuning(Method):
     subset_seed: int = Field(default=0, ge=0, lt=2**32)
     layer_decay: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
     gradual_unfreezing: bool = False
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> "FullFineTuning":
+        if self.random_subset is None:
+            self.refuse_idle("subset_seed", "there is no random_subset")
+        return self
+
+    @property
+    def num_train_epochs(self) -> int:
+        """Of gradual unfreezing so many that 12 layers and the embeddings are all trained for three of them."""
+        return 15 if self.gradual_unfreezing else 3
 
     def sites(self, sites: Sites) -> list[Site]:
         """Where it acts; the heights are those among the layers that are there.
@@ -114,12 +124,12 @@ class FullFineTuning(Method):
 
     def _spread(self, name: str, values: Float[Tensor, " k"], shape: tuple[int, ...]) -> Float[Tensor, "..."]:
         """A tensor that has the values at the drawn entries, and 0 elsewhere."""
-        where = draw(self.subset_seed, name, prod(shape), len(values), values.device)
+        where = drawn_entries(self.subset_seed, name, prod(shape), len(values), values.device)
         return values.new_zeros(prod(shape)).scatter(0, where, values).view(shape)
 
 
 @lru_cache(maxsize=1024)
-def draw(seed: int, name: str, size: int, count: int, device: torch.device) -> Int[Tensor, " k"]:
+def drawn_entries(seed: int, name: str, size: int, count: int, device: torch.device) -> Int[Tensor, " k"]:
     """Which of a tensor's entries are in the subset, in order: the same everywhere and for ever, as numpy promises of
     its legacy generator.
     """

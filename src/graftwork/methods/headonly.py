@@ -1,5 +1,6 @@
 """Head-only tuning: nothing of the backbone changes, and only the task's output layer is trained."""
 
+from abc import ABC
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -11,19 +12,24 @@ from graftwork.methods.parameters import Parameter
 from graftwork.ops import Op
 
 
-class HeadOnly(Method):
-    """The lower baseline: a linear classifier over the frozen backbone's pooled output."""
+class HeadMethod(Method, ABC):
+    """A method that acts at no site: what is trained is the head."""
 
-    name: ClassVar[str] = "head-only"
-    paper: ClassVar[str] = "the feature-based baseline of Peters et al. 2019, arXiv:1903.05987"
-    learning_rate: ClassVar[float] = 3e-3
     lowers_to: ClassVar[tuple[type[Op], ...]] = ()
 
     def sites(self, sites: Sites) -> list[Site]:
         return []
 
     def declare(self, site: Site) -> dict[str, Parameter]:
-        raise AssertionError("head-only tuning acts at no site")
+        raise AssertionError("it acts at no site")
 
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
-        raise AssertionError("head-only tuning acts at no site")
+        raise AssertionError("it acts at no site")
+
+
+class HeadOnly(HeadMethod):
+    """The lower baseline: a linear classifier over the frozen backbone's pooled output."""
+
+    name: ClassVar[str] = "head-only"
+    paper: ClassVar[str] = "the feature-based baseline of Peters et al. 2019, arXiv:1903.05987"
+    learning_rate: ClassVar[float] = 3e-3

@@ -18,8 +18,8 @@ from torch import Tensor
 from graftwork.backbones import Site, Sites
 from graftwork.errors import SiteError
 from graftwork.methods.method import Method
-from graftwork.methods.parameters import Parameter, constant
-from graftwork.methods.targets import Targets, matches
+from graftwork.methods.parameters import Parameter, ones
+from graftwork.methods.targets import Targets
 from graftwork.ops import Op, Scale
 
 
@@ -47,8 +47,8 @@ class IA3(Method):
         return self
 
     def sites(self, sites: Sites) -> list[Site]:
-        chosen = {site.name for site in sites.match(self.outputs, "linear")}
-        for site in sites.match(self.inputs, "linear"):
+        chosen = {site.name for site in sites.match(self.outputs, "linear", "outputs")}
+        for site in sites.match(self.inputs, "linear", "inputs"):
             if site.columns is not None:
                 raise SiteError(
                     f"the input of site {site.name!r} cannot be scaled alone: one product computes it and others",
@@ -60,13 +60,12 @@ class IA3(Method):
 
     def declare(self, site: Site) -> dict[str, Parameter]:
         widths = {}
-        if matches(self.inputs, site):
+        if site.matches(self.inputs):
             widths["input_scale"] = site.in_features
-        if matches(self.outputs, site):
+        if site.matches(self.outputs):
             widths["output_scale"] = site.out_features
         return {
-            f"{site.name}.{name}": Parameter(shape=(width,), init=constant(1.0), decay=False)
-            for name, width in widths.items()
+            f"{site.name}.{name}": Parameter(shape=(width,), init=ones, decay=False) for name, width in widths.items()
         }
 
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:

@@ -1,6 +1,6 @@
 """Layer-norm tuning: only the gains and biases of the normalisations are trained.
 
-Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP", section 3.3, as the smallest of its baselines:
+Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP", section 3.4, as the smallest of its baselines:
     y = x̂ ⊙ (γ + Δγ) + β + Δβ,
 with x̂ the normalised input. What is trained is the difference to the frozen values, zero at first, so that nothing is
 changed then, in any precision.

@@ -1,6 +1,6 @@
 """What a union does for each of its members: their settings, their own view of sites and tensors, and their gates."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, PlainSerializer
 from torch import Tensor
 
 from graftwork.backbones import Site
+from graftwork.checked import split_commas
 from graftwork.errors import MethodError
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, normal, zeros
@@ -21,29 +22,18 @@ GATED = frozenset({"linear", "result", "norm", "attention"})
 """The kinds of site where an effect can have a gate."""
 
 
-def _as_method(value: object) -> object:
-    """A method out of its name, or out of a mapping with its name and settings."""
-    from graftwork.methods import make_method
+def _as_method(value: object) -> Method:
+    from graftwork.methods import as_method
 
-    if isinstance(value, str):
-        return make_method(value)
-    if isinstance(value, Mapping):
-        if "name" not in value:
-            raise ValueError("a member's name is missing")
-        return make_method(str(value["name"]), {key: v for key, v in value.items() if key != "name"})
-    return value
+    return as_method(value)
 
 
 def _as_mapping(method: Method) -> dict[str, Any]:
     return {"name": method.name, **method.model_dump(mode="json")}
 
 
-def _as_list(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
-
-
 Member = Annotated[Method, BeforeValidator(_as_method), PlainSerializer(_as_mapping)]
-Members = Annotated[tuple[Member, ...], BeforeValidator(_as_list)]
+Members = Annotated[tuple[Member, ...], BeforeValidator(split_commas)]
 """Methods as settings have them: methods, names, mappings of `name` and settings; or names separated by commas."""
 
 
@@ -103,21 +93,22 @@ def declare_gate(site: Site) -> dict[str, Parameter]:
     return {**reads, f"{site.name}.gate.bias": bias}
 
 
-def gate(op: Op, site: Site, parameters: Mapping[str, Tensor], member: str) -> Op:
-    """A member's op with its gate on.
+def gate(ops: Sequence[Op], site: Site, parameters: Mapping[str, Tensor], member: str) -> Sequence[Op]:
+    """What a member does at a site, with its gate on: its effect is that of all its ops together.
 
     Raises:
-        MethodError: the op has no effect apart from what the site computes.
+        MethodError: it has no effect apart from what the site computes.
     """
-    if op.replaces:
+    if any(op.replaces for op in ops):
         raise MethodError(
             f"{member} replaces what site {site.name!r} computes: a gate cannot be put on that",
             expected="members that add to the frozen backbone (norms=none, say)",
             change="--method.methods, or --method.gated",
         )
     bias = parameters[f"{site.name}.gate.bias"]
-    if isinstance(op, KeyValue):
+    rows = [op for op in ops if isinstance(op, KeyValue)]
+    if rows or not ops:
         opened = torch.sigmoid(bias)
-        return replace(op, keys=op.keys * opened, values=op.values * opened)
+        return [replace(op, keys=op.keys * opened, values=op.values * opened) for op in rows]
     reads: Literal["input", "output"] = "output" if site.kind == "result" else "input"
-    return Gated(op=op, weight=parameters[f"{site.name}.gate.weight"], bias=bias, reads=reads)
+    return [Gated(ops=tuple(ops), weight=parameters[f"{site.name}.gate.weight"], bias=bias, reads=reads)]

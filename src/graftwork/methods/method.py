@@ -4,59 +4,89 @@ A method is a frozen set of settings. It says at which sites it acts, declares t
 and lowers them to an op. It knows no model family; ops know no method.
 """
 
-from abc import ABC, abstractmethod
+import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Generator, Tensor
 
 from graftwork.backbones import Backbone, Site, Sites
-from graftwork.errors import MethodError
+from graftwork.checked import Checked
+from graftwork.errors import MethodError, describe
 from graftwork.methods.parameters import Parameter
 from graftwork.ops import Op
 
 
-class Method(BaseModel, ABC):
+class Method(Checked):
     """A way to tune a frozen backbone.
 
     Class attributes:
         name: how the command line and files call it.
         paper: where it is from.
-        learning_rate, num_train_epochs, optim, lr_scheduler_type: training defaults.
-        lowers_to: the ops that it lowers to, whatever its settings.
-        frozen_backbone: whether the backbone's own weights act as they are.
-        passes: forward passes of a training step, each with draws of its own; what two of them say is drawn together
-            (AdaMix).
-    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    What depends on the settings in some methods is a property here; in the others a class attribute takes its place.
+    """
 
     name: ClassVar[str]
     paper: ClassVar[str]
-    lowers_to: ClassVar[tuple[type[Op], ...]]
-    learning_rate: ClassVar[float] = 3e-4
-    num_train_epochs: ClassVar[int] = 10
-    optim: ClassVar[str] = "adamw_torch"
-    lr_scheduler_type: ClassVar[str] = "linear"
-    frozen_backbone: ClassVar[bool] = True
-    passes: ClassVar[int] = 1
 
-    def __init__(self, **settings: Any) -> None:
-        """Settings by name.
+    @classmethod
+    def refusal(cls, details: Sequence[Any]) -> MethodError:
+        return MethodError(
+            f"method {cls.name!r} cannot be used: " + "; ".join(describe(d, cls.model_fields) for d in details),
+            expected=f"settings of {cls.name}: {', '.join(cls.model_fields) or 'none'}",
+            change=", ".join(sorted({f"--method.{d['loc'][0]}" for d in details if d["loc"]})),
+        )
+
+    def refuse_idle(self, name: str, why: str) -> None:
+        """Refuse a setting that would do nothing, unless it is as it is by default.
 
         Raises:
-            MethodError: an unknown setting, or a value of the wrong type; all of them are named.
+            MethodError: it is another.
         """
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise MethodError(
-                f"method {self.name!r} cannot take "
-                + "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']!r} ({e['msg']})" for e in error.errors()),
-                expected=f"settings of {self.name}: {', '.join(type(self).model_fields) or 'none'}",
-                change=", ".join(sorted({f"--method.{e['loc'][0]}" for e in error.errors() if e["loc"]})),
-            ) from None
+        value = getattr(self, name)
+        if value != type(self).model_fields[name].default:
+            raise MethodError(f"{name}={value!r} would do nothing: {why}", change=f"--method.{name}")
+
+    @property
+    def told(self) -> str:
+        """Its settings as the command line takes their values: `rank=8, targets=["layers.*"]`."""
+        values = self.model_dump(mode="json").items()
+        return ", ".join(f"{n}={v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}" for n, v in values)
+
+    @property
+    @abstractmethod
+    def lowers_to(self) -> tuple[type[Op], ...]:
+        """The ops that it lowers to."""
+
+    @property
+    def learning_rate(self) -> float:
+        """By default, as the three that follow."""
+        return 3e-4
+
+    @property
+    def num_train_epochs(self) -> int:
+        return 10
+
+    @property
+    def optim(self) -> str:
+        return "adamw_torch"
+
+    @property
+    def lr_scheduler_type(self) -> str:
+        return "linear"
+
+    @property
+    def frozen_backbone(self) -> bool:
+        """Whether the backbone's own weights act as they are."""
+        return True
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a training step, each with draws of its own; what two of them say is drawn together
+        (AdaMix)."""
+        return 1
 
     @property
     def unmergeable(self) -> str:

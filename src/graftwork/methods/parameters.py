@@ -96,7 +96,7 @@ def glorot_uniform(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Gene
     nn.init.xavier_uniform_(tensor, generator=generator)
 
 
-def each(init: Init) -> Init:
+def stacked(init: Init) -> Init:
     """Each tensor along the first dimension by itself, as that one is filled."""
 
     def fill(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BeforeValidator, Field
 
 from graftwork.backbones import Site, Sites
+from graftwork.checked import split_commas
 
 Placement = Literal["result", "norm", "parallel"]
 """Behind a sub-layer's output; at the norm of its sum with the residual, and behind the output where no norm follows;
@@ -16,7 +17,7 @@ Sublayer = Literal["attention", "cross_attention", "ffn"]
 
 def _as_sublayers(value: object) -> object:
     """A list, or names with commas between them, in the order of a layer."""
-    names = value.split(",") if isinstance(value, str) else value
+    names = split_commas(value)
     order: tuple[object, ...] = get_args(Sublayer)
     if not isinstance(names, list | tuple) or any(name not in order for name in names):
         return names

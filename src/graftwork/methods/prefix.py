@@ -2,7 +2,7 @@
 
 Li & Liang 2021, "Prefix-Tuning", section 4, with the reparametrisation of section 4.3: for each kind of attention
     [P_K; P_V] = W_out · tanh(W_in · E + b_in) + b_out,
-attention then runs over [P_K; K] and [P_V; V]. It is a gate (He et al. 2022, eq. 5):
+attention then runs over [P_K; K] and [P_V; V]. It is a gate (He et al. 2022, eq. 7):
     (1 − g) · att(x) + g · softmax(q P_Kᵀ) P_V,
 with g the mass of the attention on the prefix. Positions of the text do not shift. P-tuning v2 (Liu et al. 2022)
 trains P_K and P_V themselves.
@@ -64,13 +64,15 @@ class PrefixTuning(Method):
     keep: Literal["network", "table"] = "network"
 
     @model_validator(mode="after")
-    def _text_with_its_init(self) -> "PrefixTuning":
+    def _settings_go_together(self) -> "PrefixTuning":
         if self.text and self.init != "activations":
             raise ValueError("a text is for init='activations'")
+        if not self.reparametrise:
+            self.refuse_idle("encoder_hidden_size", "without reparametrise no network makes the rows")
         return self
 
     @property
-    def learning_rate(self) -> float:  # type: ignore[override]
+    def learning_rate(self) -> float:
         """Rows themselves take larger steps than the network that makes them (5e-3 in P-tuning v2)."""
         return 1e-3 if self.reparametrise else 5e-3
 
@@ -150,7 +152,8 @@ class PrefixTuning(Method):
         network = {name for site in sites for name in self.declare(site)}
         # An adapter's tensors are contiguous, as files have them.
         kept = {name: t.contiguous() for name, t in made.items() if name not in network}
-        return self.model_copy(update={"reparametrise": False, "init": "random", "text": ""}), kept
+        settings = self.model_dump(exclude={"reparametrise", "encoder_hidden_size", "init", "text"})
+        return PrefixTuning(reparametrise=False, **settings), kept
 
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         return [KeyValue(keys=parameters[f"{site.name}.keys"], values=parameters[f"{site.name}.values"])]

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from graftwork.backbones import Site
 from graftwork.methods.bottleneck import BottleneckMethod
-from graftwork.methods.parameters import Init, Parameter, each, kaiming_uniform, normal, ones, truncated_normal, zeros
+from graftwork.methods.parameters import (
+    Init,
+    Parameter,
+    kaiming_uniform,
+    normal,
+    ones,
+    stacked,
+    truncated_normal,
+    zeros,
+)
 
 TENSORS = ("down", "down_bias", "hidden", "hidden_bias", "up", "up_bias", "norm_gain", "norm_bias")
 
@@ -52,7 +61,7 @@ class DenseBottleneck(BottleneckMethod, ABC):
         }
         if self.depth > 1:
             n = self.depth - 1
-            declared["hidden"] = Parameter(shape=(n, m, m), init=each(kaiming_uniform(sqrt(5))))
+            declared["hidden"] = Parameter(shape=(n, m, m), init=stacked(kaiming_uniform(sqrt(5))))
             declared["hidden_bias"] = Parameter(shape=(n, m), init=zeros, decay=False)
         if self.layer_norm != "none":
             gain = zeros if self.layer_norm == "output" else ones

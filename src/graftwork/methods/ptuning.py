@@ -1,6 +1,6 @@
 """P-tuning: a prompt made by a small network, which is trained with it.
 
-Liu et al. 2021, "GPT Understands, Too", section 3.2, eq. 5-6: with trained vectors E,
+Liu et al. 2021, "GPT Understands, Too", the prompt encoder: with trained vectors E,
     P = W₂ · relu(W₁ · LSTM(E) + b₁) + b₂
 over a bidirectional LSTM of two layers, h = d/2 units a direction; or, as NVIDIA's NeMo has it,
     P = W₃ · relu(W₂ · relu(W₁ · E + b₁) + b₂) + b₃.

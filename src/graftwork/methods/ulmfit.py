@@ -13,12 +13,11 @@ from graftwork.methods.full import FullFineTuning
 
 class ULMFiT(FullFineTuning):
     """ULMFiT: discriminative fine-tuning, gradual unfreezing and slanted triangular rates. Settings as of full
-    fine-tuning. By default it runs for so many epochs that all of a model of 12 layers is trained.
+    fine-tuning.
     """
 
     name: ClassVar[str] = "ulmfit"
     paper: ClassVar[str] = "Howard & Ruder 2018, arXiv:1801.06146"
-    num_train_epochs: ClassVar[int] = 15
     lr_scheduler_type: ClassVar[str] = "slanted_triangular"
 
     layer_decay: float = Field(default=2.6, ge=1.0, allow_inf_nan=False)

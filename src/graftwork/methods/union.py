@@ -22,6 +22,9 @@ from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter
 from graftwork.ops import Gated, Op
 
+COMMON = ("optim", "lr_scheduler_type")
+"""Training defaults of which a run has one for all members."""
+
 
 class Union(Method):
     """Several methods as one.
@@ -33,7 +36,8 @@ class Union(Method):
             σ(w·x + b), one for each site (UniPELT averages over the text's tokens); on prefixes it is a number a layer,
             since a gate over a whole text would let a token see what comes after it. A gate on rows scales them.
 
-    Each member is trained at its own default rate, relative to the run's (the smallest of theirs by default).
+    Each member is trained at its own default rate, relative to the run's (the smallest of theirs by default). Optimiser
+    and schedule are those of all members.
     """
 
     name: ClassVar[str] = "union"
@@ -44,12 +48,15 @@ class Union(Method):
 
     @field_validator("methods")
     @classmethod
-    def _heads_agree(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
+    def _members_agree(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
         asked: dict[str, Any] = {}
         for method in methods:
-            for name, value in method.head_fields.items():
+            own = {name: getattr(method, name) for name in COMMON}
+            for name, value in {**own, **method.head_fields}.items():
                 if asked.setdefault(name, value) != value:
-                    raise ValueError(f"the members want heads with different {name}")
+                    raise ValueError(f"the members want different {name}: {asked[name]} and {value}")
+        if asked.get("model") == "bilstm-crf" and any(method.passes > 1 for method in methods):
+            raise ValueError("tags of the model bilstm-crf cannot be drawn together over several passes")
         return methods
 
     @property
@@ -62,23 +69,31 @@ class Union(Method):
         return found
 
     @property
-    def learning_rate(self) -> float:  # type: ignore[override]
+    def learning_rate(self) -> float:
         return min(method.learning_rate for method in self.methods)
 
     @property
-    def num_train_epochs(self) -> int:  # type: ignore[override]
+    def num_train_epochs(self) -> int:
         return max(method.num_train_epochs for method in self.methods)
 
     @property
-    def passes(self) -> int:  # type: ignore[override]
+    def optim(self) -> str:
+        return self.methods[0].optim
+
+    @property
+    def lr_scheduler_type(self) -> str:
+        return self.methods[0].lr_scheduler_type
+
+    @property
+    def passes(self) -> int:
         return max(method.passes for method in self.methods)
 
     @property
-    def frozen_backbone(self) -> bool:  # type: ignore[override]
+    def frozen_backbone(self) -> bool:
         return all(method.frozen_backbone for method in self.methods)
 
     @property
-    def lowers_to(self) -> tuple[type[Op], ...]:  # type: ignore[override]
+    def lowers_to(self) -> tuple[type[Op], ...]:
         found = dict.fromkeys(op for method in self.methods for op in method.lowers_to)
         return (*found, *([Gated] if self.gated else []))
 
@@ -148,7 +163,7 @@ class Union(Method):
             ops = self.members[member].lower(own, under, frozen)
             replacing += [member for op in ops if op.replaces]
             if self.gated and f"{own.name}.gate.bias" in under:
-                ops = [gate(op, own, under, member) for op in ops]
+                ops = gate(ops, own, under, member)
             acting += ops
         if len(replacing) > 1:
             raise MethodError(

@@ -57,9 +57,14 @@ def label_embeddings(backbone: Backbone, labels: Sequence[str]) -> Float[Tensor,
 
     Raises:
         BackboneError: the backbone has no tokenizer.
+        MethodError: the labels have no tokens.
     """
     tokenizer = backbone.require_tokenizer()
     ids = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
+    if not any(ids):
+        raise MethodError(
+            f"the labels {', '.join(map(repr, labels))} have no tokens", expected="another init", change="--method.init"
+        )
     return torch.stack([embeddings(backbone, one).mean(dim=0) for one in ids if one])
 
 

@@ -1,4 +1,4 @@
-"""Gated op: another op whose effect is multiplied, at each token, by a gate that reads the hidden state there."""
+"""Gated op: other ops whose effect together is multiplied, at each token, by a gate that reads the hidden state."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +15,18 @@ from graftwork.ops.op import Forward, Op, Place, join_slabs
 
 @dataclass(frozen=True, kw_only=True)
 class Gated(Op):
-    """y = f(x) + σ(w z + b) · (op(f)(x) − f(x)), for one gate a token (Mao et al. 2022, section 3).
+    """y = f(x) + σ(w z + b) · (g(x) − f(x)), with g the ops one around the other and around f, for one gate a token
+    (Mao et al. 2022, section 3).
 
     Shapes: weight (1, width of z), bias (1).
 
     Attributes:
+        ops: the first of them innermost.
         reads: whether z is x or, at a sub-layer's result, f(x): what enters the module there need not be as wide as the
             residual stream.
     """
 
-    op: Op
+    ops: tuple[Op, ...]
     weight: Float[Tensor, "*S 1 in"]
     bias: Float[Tensor, "*S 1"]
     reads: Literal["input", "output"] = "input"
@@ -35,35 +37,40 @@ class Gated(Op):
     def around(self, forward: Forward, place: Place) -> Forward:
         def gated(x: Tensor) -> Tensor:
             y: Tensor = forward(x)
-            # What the op asks of the frozen module is at hand, unless it asks it of something else.
-            changed = self.op.around(lambda other: y if other is x else forward(other), place)(x)
+            # What the ops ask of the frozen module is at hand, unless they ask it of something else.
+            changed: Forward = lambda other: y if other is x else forward(other)  # noqa: E731
+            for op in self.ops:
+                changed = op.around(changed, place)
             read = y if self.reads == "output" else x
             gate = torch.sigmoid(routing.linear(read, self.weight, self.bias))
-            result: Tensor = y + gate * (changed - y)
+            result: Tensor = y + gate * (changed(x) - y)
             return result
 
         return gated
 
     def at_rest(self) -> "Gated":
-        return replace(self, op=self.op.at_rest())
+        return replace(self, ops=tuple(op.at_rest() for op in self.ops))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Op":
-        return replace(self, op=self.op.mapped(change), weight=change(self.weight), bias=change(self.bias))
+        ops = tuple(op.mapped(change) for op in self.ops)
+        return replace(self, ops=ops, weight=change(self.weight), bias=change(self.bias))
 
     def numbers(self) -> list[Tensor]:
-        return [*super().numbers(), *self.op.numbers()]
+        return [*super().numbers(), *(tensor for op in self.ops for tensor in op.numbers())]
 
     def alike(self) -> Hashable:
-        return (Gated, self.op.alike(), self.reads)
+        return (Gated, tuple(op.alike() for op in self.ops), self.reads)
 
     def slab(self, slots: int) -> "Op":
-        return replace(self, op=self.op.slab(slots))
+        return replace(self, ops=tuple(op.slab(slots) for op in self.ops))
 
     def neutral(self, frozen: Mapping[str, Tensor]) -> "Op":
         nothing = torch.zeros_like(self.weight[:1]), torch.zeros_like(self.bias[:1])
-        return replace(self, op=self.op.neutral(frozen), weight=nothing[0], bias=nothing[1])
+        ops = tuple(op.neutral(frozen) for op in self.ops)
+        return replace(self, ops=ops, weight=nothing[0], bias=nothing[1])
 
     def joined(self, parts: Sequence[Op]) -> "Op":
         gated = [part for part in parts if isinstance(part, Gated)]
         weight, bias = (join_slabs(own) for own in ([g.weight for g in gated], [g.bias for g in gated]))
-        return replace(self, op=self.op.joined([part.op for part in gated]), weight=weight, bias=bias)
+        ops = tuple(first.joined([part.ops[place] for part in gated]) for place, first in enumerate(self.ops))
+        return replace(self, ops=ops, weight=weight, bias=bias)

@@ -102,7 +102,9 @@ class _Blueprint(NamedTuple):
         if isinstance(value, _Field):
             own = numbers.narrow(-1, value.start, prod(value.shape))
             return own.reshape(*numbers.shape[:-1], *value.shape)
-        return value.build(numbers) if isinstance(value, _Blueprint) else value
+        if isinstance(value, _Blueprint):
+            return value.build(numbers)
+        return tuple(_Blueprint._value(part, numbers) for part in value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def pack(ops: Ops, dtype: torch.dtype, device: torch.device) -> tuple[Layout, Fl
     def placed(value: Any) -> Any:
         if isinstance(value, Op):
             return drawn(value)
+        if isinstance(value, tuple):
+            return tuple(placed(part) for part in value)
         if not isinstance(value, Tensor):
             return value
         if id(value) not in known:

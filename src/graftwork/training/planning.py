@@ -11,6 +11,7 @@ from graftwork.errors import GraftworkError
 from graftwork.heads import head_for
 from graftwork.methods import METHODS, NAMED, Method, make_method
 from graftwork.methods.named import Named
+from graftwork.training.lengths import check_prompt
 
 BYTES = 4
 """An adapter's parameters are kept in float32."""
@@ -117,6 +118,7 @@ def _count(
         pooling=outline.pooling if pooling == "auto" else pooling,
         **chosen.head_fields,
     )
+    check_prompt(outline, chosen.num_prompt_tokens)
     declared = declare(outline, chosen, head)
     groups = counts(declared)
     total = sum(groups.values())

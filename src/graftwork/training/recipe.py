@@ -1,15 +1,15 @@
 """A recipe: everything that a tuning run starts from, as one checked and saved file."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graftwork.backbones import Backbone
-from graftwork.errors import RecipeError, nearest
+from graftwork.errors import RecipeError, describe, key_of
 from graftwork.heads import Head, head_for
-from graftwork.methods import Method, make_method
+from graftwork.methods import Method, as_method
 from graftwork.tasks import Task, find_task
 from graftwork.training.settings import TrainingSettings
 from graftwork.yamlfile import read_yaml
@@ -38,8 +38,12 @@ class Recipe(BaseModel):
     train: TrainingSettings = Field(default_factory=TrainingSettings)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], *, origin: str = "the recipe") -> "Recipe":
+    def parse(cls, values: Mapping[str, Any], *, origin: str = "the recipe", given: Collection[str] = ()) -> "Recipe":
         """Check plain values.
+
+        Args:
+            origin: where they are from, for the error.
+            given: dotted keys of those that were given as flags.
 
         Raises:
             RecipeError: keys are unknown, or values are of the wrong type; all of them are named.
@@ -50,10 +54,14 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            problems = [_describe(e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
+            details = error.errors()
+            problems = [
+                describe(d, (TrainingSettings if d["loc"][:1] == ("train",) else Recipe).model_fields) for d in details
+            ]
+            where = sorted({_flag(key) if key in given else origin for key in map(key_of, details)})
             raise RecipeError(
                 f"{origin} cannot be used: " + "; ".join(dict.fromkeys(problems)),
-                change=f"{origin}; or --task, if it is a task file" if "text" in values else origin,
+                change=", ".join(where) + ("; or --task, if it is a task file" if "text" in values else ""),
             ) from None
 
     @classmethod
@@ -64,19 +72,15 @@ class Recipe(BaseModel):
             RecipeError: the file cannot be read, or its contents are refused by `parse`.
         """
         values = read_yaml(Path(path))
-        return cls.parse(override(values, overrides or {}), origin=str(path))
+        return cls.parse(override(values, overrides or {}), origin=str(path), given=(overrides or {}).keys())
 
     def find_method(self) -> Method:
         """The method that the recipe names.
 
         Raises:
-            MethodError: unknown name or settings.
-            RecipeError: there is no name.
+            MethodError: no name, an unknown one, or unknown settings.
         """
-        settings = dict(self.method)
-        if "name" not in settings:
-            raise RecipeError("the recipe's method has no name", expected="method: {name: houlsby}", change="--method")
-        return make_method(str(settings.pop("name")), settings)
+        return as_method(self.method)
 
     def find_task(self) -> Task:
         """The task that the recipe names.
@@ -130,17 +134,9 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     return result
 
 
+def _flag(key: str) -> str:
+    return f"--{key}" if "." in key or key in ("backbone", "dtype", "pooling", "task", "method") else "--set"
+
+
 _NAMED = {"method": "name", "task": "base"}
 """Keys whose value can be a plain name: under which key the name goes when more is said."""
-
-
-def _describe(loc: tuple[Any, ...], kind: str, message: str, value: object) -> str:
-    # pydantic names the branch of a union in the location.
-    key = ".".join(str(part) for part in loc if not str(part).startswith(("str", "dict[", "literal[")))
-    if kind == "extra_forbidden":
-        known = TrainingSettings.model_fields if key.startswith("train.") else Recipe.model_fields
-        return f"unknown key {key!r} (expected {nearest(key.rpartition('.')[2], known)})"
-    if kind == "missing":
-        return f"key {key!r} is missing"
-    given = key if isinstance(value, Mapping) else f"{key}={value!r}"
-    return f"{given}: {message.removeprefix('Value error, ')}"

@@ -1,11 +1,10 @@
 """Training settings, under Hugging Face's names, with the defaults of each method's paper."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -17,7 +16,8 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from graftwork.backbones import Backbone
-from graftwork.errors import RecipeError
+from graftwork.checked import Checked
+from graftwork.errors import RecipeError, describe
 from graftwork.methods import Method
 from graftwork.training.lengths import lengths
 from graftwork.training.schedules import SCHEDULES, Schedule
@@ -29,7 +29,7 @@ INCOMPLETE = {
 """Schedules that nothing can be done with by name alone."""
 
 
-class TrainingSettings(BaseModel):
+class TrainingSettings(Checked):
     """How an adapter is trained.
 
     Defaults: AdamW at the method's own rate, with eps 1e-6 and weight decay 0.01 that spares biases and norms; the rate
@@ -62,8 +62,6 @@ class TrainingSettings(BaseModel):
         report_to: experiment trackers, as transformers names them, separated by commas.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     seed: int = Field(default=0, ge=0, lt=2**32)
     learning_rate: PositiveFloat | None = None
     num_train_epochs: PositiveFloat | None = None
@@ -93,6 +91,11 @@ class TrainingSettings(BaseModel):
     early_stopping_patience: PositiveInt | None = None
     backbone_dropout: Literal["auto", "keep", "off"] = "auto"
     report_to: str = "none"
+
+    @classmethod
+    def refusal(cls, details: Sequence[Any]) -> RecipeError:
+        problems = "; ".join(describe(detail, cls.model_fields) for detail in details)
+        return RecipeError(f"the training settings cannot be used: {problems}")
 
     @field_validator("max_steps")
     @classmethod

@@ -26,7 +26,7 @@ from graftwork.adapters.folder import RECIPE, make_folder, refuse_existing, writ
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import OutputError, RecipeError
-from graftwork.methods import Houlsby, Method
+from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
 from graftwork.training.examples import examples, lengths_of
@@ -47,7 +47,7 @@ def tune(
     backbone: Backbone,
     *,
     task: str | Task,
-    method: Method | None = None,
+    method: Method | str | None = None,
     output: str | Path | None = None,
     data: str | None = None,
     pooling: str = "auto",
@@ -61,7 +61,7 @@ def tune(
     Args:
         backbone: the frozen model. It is as it was when the call returns.
         task: a built-in task's name, a task file's path, or a `Task`.
-        method: Houlsby adapters when left out.
+        method: a method, or its name; Houlsby adapters when left out.
         output: folder to save the adapter in; it must not exist. None only returns the adapter.
         data: where the task's data are, in the place of what the task says.
         pooling: how the head's input is made: `auto`, `pooler`, `first`, `last` or `mean`.
@@ -78,7 +78,7 @@ def tune(
     """
     fields = (task if isinstance(task, Task) else Recipe.parse({"task": task}).find_task()).model_dump(mode="json")
     changes = {} if data is None else {"data": data}
-    method = method or Houlsby()
+    method = as_method(Houlsby() if method is None else method)
     recipe = Recipe.parse(
         {
             "backbone": backbone.name,
@@ -272,7 +272,9 @@ def _begin(working: Path, recipe: Recipe, *, resume: bool) -> None:
 def _refuse_interrupted(working: Path, target: Path, *, resume: bool, overwrite: bool) -> None:
     if resume and not working.is_dir():
         raise OutputError(
-            f"there is no interrupted run to {str(target)!r}", expected=f"the folder {working}", change="--resume"
+            f"there is no interrupted run to {str(target)!r}",
+            expected=f"the folder {working}",
+            change="leave out --resume to begin a run, or --output",
         )
     if not resume and working.exists():
         if not overwrite:
