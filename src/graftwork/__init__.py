@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from graftwork.model import AdaptedModel
     from graftwork.prediction import Prediction
     from graftwork.tasks import Task
-    from graftwork.training import TrainingSettings, evaluate, tune
+    from graftwork.training import TrainingSettings, evaluate, tune, tune_many
 
 __version__ = "0.1.0"
 
@@ -70,6 +70,7 @@ _HOMES = {
     "Union": "methods",
     "evaluate": "training",
     "tune": "training",
+    "tune_many": "training",
 }
 
 __all__ = [
@@ -102,6 +103,7 @@ __all__ = [
     "VeRA",
     "evaluate",
     "tune",
+    "tune_many",
 ]
 
 

@@ -4,8 +4,9 @@ An error says what was given, what was expected, and what to change. The command
 with status 2; anything that is not a `GraftworkError` is a bug in graftwork and keeps its traceback.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class GraftworkError(Exception):
@@ -55,6 +56,18 @@ class RecipeError(GraftworkError):
 
 class OutputError(GraftworkError):
     """An output folder that exists already, or an interrupted run that is in the way."""
+
+
+class StudyError(GraftworkError):
+    """Runs of a study that failed.
+
+    Args:
+        finished: what the other runs made, by name.
+    """
+
+    def __init__(self, problem: str, *, change: str, finished: Mapping[str, Any]) -> None:
+        super().__init__(problem, change=change)
+        self.finished = finished
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
