@@ -155,21 +155,25 @@ class Runner:
             mine = choices if head.task_kind == "multiple-choice" else 1
             flat = None if targets is None else self._as_long(targets.flatten(0, -2), states)
             own = replace(own, targets=flat, choices=mine)
+            if labels is not None and labels.dim() > 1:
+                # Other rows of the pass may have more tokens.
+                if states.scores is None:
+                    own = own.shortened(labels.shape[-1])
+                else:
+                    labels = self._as_long(labels, states)
             parameters = resident.tensors()
             with resident.drawing():
                 logits = head.logits(own, parameters, training=training)
             if absent is not None and mine > 1:
                 logits = logits.masked_fill((absent if places is None else absent[places]).view(-1, mine), -torch.inf)
-            if labels is not None and labels.dim() > 1:
-                labels = self._as_long(labels, states)
             loss = None if labels is None else head.loss(logits, labels, own, parameters)
             results.append(AdaptedOutput(loss=loss, logits=logits))
         return output, results
 
     def _as_long(self, tokens: Tensor, states: States) -> Tensor:
-        """Labels of tokens, as long as what is said of them: other rows of the pass may have longer ones."""
-        said = states.last if states.scores is None else states.scores
-        return tokens if said is None or tokens.shape[-1] >= said.shape[1] else padded(tokens, said.shape[1])
+        """Token ids as long as the scores that are given of them: other rows of the pass may have longer ones."""
+        length = None if states.scores is None else states.scores.shape[1]
+        return tokens if length is None or tokens.shape[-1] >= length else padded(tokens, length)
 
     def _with_decoder(
         self, inputs: Mapping[str, Tensor], share: Share, wanted: Sequence[Tensor | None]

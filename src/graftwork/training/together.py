@@ -17,10 +17,13 @@ from graftwork.heads import IGNORED
 from graftwork.model import AdaptedModel
 
 SHORT = 32
-"""Batches of at most so many tokens a row share a pass whatever their lengths. Of longer ones none is padded to more
-than twice its length."""
+"""Texts of at most so many tokens share a pass whatever their lengths. Else none is padded to more than twice its
+length."""
 
 LABELS = ("labels", "targets")
+
+OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+"""Inputs that have something of each token, along their last dimension."""
 
 
 class OneAdapter(nn.Module):
@@ -103,9 +106,9 @@ def passes(model: AdaptedModel, batches: Mapping[str, Mapping[str, Tensor]]) -> 
             kinds.setdefault(_kind(batches[name]), []).append(name)
         for names in kinds.values():
             longest = 0
-            for name in sorted(names, key=lambda name: -_length(batches[name])):
-                if max(2 * _length(batches[name]), SHORT) < longest or not longest:
-                    longest = _length(batches[name])
+            for name in sorted(names, key=lambda name: -_tokens(batches[name])):
+                if max(2 * _tokens(batches[name]), SHORT) < longest or not longest:
+                    longest = _tokens(batches[name])
                     found.append([])
                 found[-1].append(name)
     return found
@@ -114,56 +117,52 @@ def passes(model: AdaptedModel, batches: Mapping[str, Mapping[str, Tensor]]) -> 
 def join(
     batches: Sequence[Mapping[str, Tensor]], padding: Mapping[str, int]
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """Batches of one kind as one, padded at the end to the longest and to the most choices, so that each token stands
-    where it stood; and the labels and targets of each.
+    """Batches of one kind as one, padded at the end to the longest, so that each token stands where it stood; and the
+    labels and targets of each.
 
     Args:
         padding: what inputs are padded with, by name; 0 where nothing is said.
     """
-    inputs = [name for name in batches[0] if name not in LABELS]
-    joined, sizes = {}, {}
-    for name in inputs:
-        each = [batch[name] for batch in batches]
-        if _tokens(name):
-            sizes[name] = [max(tensor.shape[i] for tensor in each) for i in range(1, each[0].dim())]
-            each = [_widened(tensor, sizes[name], padding.get(name, 0)) for tensor in each]
-        joined[name] = torch.cat(each)
-    labels = []
-    for batch in batches:
-        own = {name: batch[name] for name in LABELS if name in batch}
+    longest = max(_tokens(batch) for batch in batches)
+    joined = {
+        name: torch.cat(
+            [
+                _widened(batch[name], longest, padding.get(name, 0)) if name in OF_TOKENS else batch[name]
+                for batch in batches
+            ]
+        )
+        for name in batches[0]
+        if name not in LABELS
+    }
+    labels = [{name: batch[name] for name in LABELS if name in batch} for batch in batches]
+    for own in labels:
         if "targets" in own:
-            own["targets"] = _widened(own["targets"], sizes["input_ids"], IGNORED)
-        labels.append(own)
+            own["targets"] = _widened(own["targets"], longest, IGNORED)
     return joined, labels
 
 
-def _widened(tensor: Tensor, sizes: Sequence[int], value: int) -> Tensor:
-    """A tensor (B, …) with more behind what it has, up to these sizes of its other dimensions."""
-    more = [size - own for size, own in zip(sizes, tensor.shape[1:], strict=True)]
-    return F.pad(tensor, [part for size in reversed(more) for part in (0, size)], value=value) if any(more) else tensor
+def _widened(tensor: Tensor, length: int, value: int) -> Tensor:
+    """A tensor (…, T) with more behind what it has."""
+    return F.pad(tensor, (0, length - tensor.shape[-1]), value=value)
 
 
 def _kind(batch: Mapping[str, Tensor]) -> tuple[Any, ...]:
-    """What batches have in common that can be joined."""
+    """What batches have in common that can be joined. Questions have as many choices: whoever drew a mask over more of
+    them would draw another one."""
     return tuple(
-        (name, tensor.dim() if _tokens(name) else tensor.shape[1:])
+        (name, tensor.shape[1:-1] if name in OF_TOKENS else tensor.shape[1:])
         for name, tensor in sorted(batch.items())
         if name not in LABELS
     )
 
 
-def _tokens(name: str) -> bool:
-    """Whether that input has something of each token."""
-    return name in ("input_ids", "attention_mask", "token_type_ids")
+def _tokens(batch: Mapping[str, Tensor]) -> int:
+    """How many tokens its texts have; 1 where it has none."""
+    return batch["input_ids"].shape[-1] if "input_ids" in batch else 1
 
 
 def _rows(batch: Mapping[str, Tensor]) -> int:
     return len(batch["labels"])
-
-
-def _length(batch: Mapping[str, Tensor]) -> int:
-    """How many tokens a row has, all its choices together."""
-    return batch["input_ids"].shape[1:].numel() if "input_ids" in batch else 1
 
 
 def _padding(model: AdaptedModel) -> dict[str, int]:
