@@ -112,11 +112,11 @@ def test_gradients_of_heads_of_all_kinds_are_those_of_a_run_alone():
         "multiple-choice": torch.tensor([1, 0, 1]),
     }
     for i, (kind, labels) in enumerate(of_kind.items()):
-        for name, choices in ((kind, 2), (f"{kind}-again", 3)):
-            choices = choices if kind == "multiple-choice" else None
+        for name, length in ((kind, 5), (f"{kind}-again", 5 if labels.dim() > 1 else 8)):
+            choices = 2 if kind == "multiple-choice" else None
             model.add(name, make_adapter(backbone, LORA, kind=kind, trained=True, seed=i, dropout=0.2), trainable=True)
-            steps[name] = Step({**texts(3, 5, i + 10 * len(steps), choices=choices), "labels": labels}, 1.0, (i,))
-    assert [len(group) for group in passes(model, {n: s.batch for n, s in steps.items()})] == [6, 1, 1]
+            steps[name] = Step({**texts(3, length, len(steps), choices=choices), "labels": labels}, 1.0, (i,))
+    assert [len(group) for group in passes(model, {n: s.batch for n, s in steps.items()})] == [6, 2]
     check_gradients(model, steps)
 
 
@@ -131,13 +131,14 @@ def test_gradients_of_language_models_are_those_of_a_run_alone(kind):
         head = LanguageHead(shifted=shifted)
         model.add(f"says-{i}", make_adapter(backbone, LoRA(rank=2), head=head, trained=True, seed=i), trainable=True)
         steps[f"says-{i}"] = Step(batch, 1.0, (i,))
-    for i, choices in enumerate((2, 3)):
-        batch = texts(2, 6, 20 + i, choices=choices)
-        targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    for i, (choices, length) in enumerate(((2, 6), (2, 4), (3, 5))):
+        batch = texts(2, length, 20 + i, choices=choices)
+        said = batch if shifted else texts(2, 8 - i, 30 + i, choices=choices)
+        targets = said["input_ids"].masked_fill(said["attention_mask"] == 0, -100)
         head = LikelihoodHead(shifted=shifted)
         model.add(f"judges-{i}", make_adapter(backbone, Houlsby(bottleneck=2), head=head, trained=True), trainable=True)
         steps[f"judges-{i}"] = Step({**batch, "targets": targets, "labels": torch.tensor([1, 0])}, 1.0, (i,))
-    assert [len(group) for group in passes(model, {n: s.batch for n, s in steps.items()})] == [3, 1, 1]
+    assert [len(group) for group in passes(model, {n: s.batch for n, s in steps.items()})] == [3, 2, 1]
     check_gradients(model, steps)
 
 
@@ -176,7 +177,13 @@ def check_like_solo(backbone, adapters, folder, shared, bound=1e-5):
         assert loaded.recipe == alone.recipe
         assert replace(loaded, tensors={}, metrics={}) == replace(alone, tensors={}, metrics={})
         for key, tensor in alone.tensors.items():
-            torch.testing.assert_close(loaded.tensors[key], tensor, rtol=0, atol=bound, msg=f"{name} {key}")
+            torch.testing.assert_close(
+                loaded.tensors[key],
+                tensor,
+                rtol=0,
+                atol=bound,
+                msg=lambda said, key=key, name=name: f"{name} {key}: {said}",
+            )
             assert torch.equal(found[name].tensors[key], loaded.tensors[key])
         for split, scores in alone.metrics.items():
             assert loaded.metrics[split] == pytest.approx(scores, rel=1e-3)

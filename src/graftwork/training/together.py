@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from graftwork.heads import IGNORED
 from graftwork.model import AdaptedModel
 
 SHORT = 32
@@ -118,7 +117,7 @@ def join(
     batches: Sequence[Mapping[str, Tensor]], padding: Mapping[str, int]
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Batches of one kind as one, padded at the end to the longest, so that each token stands where it stood; and the
-    labels and targets of each.
+    labels and targets of each, as they are.
 
     Args:
         padding: what inputs are padded with, by name; 0 where nothing is said.
@@ -135,9 +134,6 @@ def join(
         if name not in LABELS
     }
     labels = [{name: batch[name] for name in LABELS if name in batch} for batch in batches]
-    for own in labels:
-        if "targets" in own:
-            own["targets"] = _widened(own["targets"], longest, IGNORED)
     return joined, labels
 
 
