@@ -1,5 +1,8 @@
 """A study's file: what it says, and what is refused."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from graftwork import Houlsby, LoRA, Task
@@ -74,3 +77,9 @@ def test_what_is_wrong_is_named(tmp_path, old, new, said):
     assert old in STUDY
     with pytest.raises(RecipeError, match=said):
         study_in(tmp_path, STUDY.replace(old, new))
+
+
+def test_the_documented_study_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"^```yaml\n(# study\.yaml\n.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert list(study_in(tmp_path, block).recipes) == ["reviews", "rte-0", "rte-1", "rte-2"]
