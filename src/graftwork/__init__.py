@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from graftwork.model import AdaptedModel
     from graftwork.prediction import Prediction
     from graftwork.tasks import Task
-    from graftwork.training import TrainingSettings, evaluate, tune
+    from graftwork.training import TrainingSettings, evaluate, tune, tune_many
 
 __version__ = "0.1.0"
 
@@ -88,6 +88,7 @@ _HOMES = {
     "evaluate": "training",
     "make_method": "methods",
     "tune": "training",
+    "tune_many": "training",
 }
 
 __all__ = [
@@ -128,6 +129,7 @@ __all__ = [
     "evaluate",
     "make_method",
     "tune",
+    "tune_many",
 ]
 
 

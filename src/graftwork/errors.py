@@ -58,6 +58,18 @@ class OutputError(GraftworkError):
     """An output folder that exists already, or an interrupted run that is in the way."""
 
 
+class StudyError(GraftworkError):
+    """Runs of a study that failed.
+
+    Args:
+        finished: what the other runs made, by name.
+    """
+
+    def __init__(self, problem: str, *, change: str, finished: Mapping[str, Any]) -> None:
+        super().__init__(problem, change=change)
+        self.finished = finished
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The known names most like `name`, as a phrase for an error's `expected`; all of them when few are known."""
     known = sorted(set(known))

@@ -284,6 +284,15 @@ class AdaptedModel(Predicting):
                     return self.model.generate(*args, **options)  # type: ignore[operator]
             return self._runner.generate_apart(shares, args, options)
 
+    def sharing(self, names: Sequence[str]) -> list[list[str]]:
+        """The adapters of these names, those together whose rows can share a pass.
+
+        Raises:
+            AdapterError: no adapter of one of the names.
+        """
+        residents: dict[str | None, Resident | None] = {name: self.residents.named(name) for name in names}
+        return [[name for name in group if name is not None] for _, group in self._groups(residents)]
+
     def names(self, adapters: str | Sequence[str | None] | None, rows: int) -> list[str | None]:
         """One name a row; None for the backbone alone."""
         if adapters is None:
@@ -443,15 +452,18 @@ class AdaptedModel(Predicting):
                 expected="unmerge() first",
             )
         self.residents.use([name for name in distinct if name is not None])
-        groups: dict[tuple[Section, str | None], list[str | None]] = {}
-        for name in distinct:
-            resident = residents[name]
-            apart = name if resident is not None and not resident.routed else None
-            groups.setdefault((self._runner.section(resident), apart), []).append(name)
         return [
             Share.of_rows(names, {name: residents[name] for name in group}, section)
-            for (section, _), group in groups.items()
+            for section, group in self._groups(residents)
         ]
+
+    def _groups(self, residents: Mapping[str | None, Resident | None]) -> list[tuple[Section, list[str | None]]]:
+        """Those of them that can share a pass, and what of the backbone runs in it."""
+        groups: dict[tuple[Section, str | None], list[str | None]] = {}
+        for name, resident in residents.items():
+            apart = name if resident is not None and not resident.routed else None
+            groups.setdefault((self._runner.section(resident), apart), []).append(name)
+        return [(section, group) for (section, _), group in groups.items()]
 
     def _acting(self, share: Share, *, in_order: bool = False) -> Ops:
         """What acts beside the weights: nothing when it is in them.

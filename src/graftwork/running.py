@@ -157,8 +157,15 @@ class Runner:
             mine = choices if head.task_kind == "multiple-choice" else 1
             flat = None if targets is None else self._as_long(targets.flatten(0, -2), states)
             own = replace(own, targets=flat, choices=mine)
+            if labels is not None and labels.dim() > 1:
+                # Other rows of the pass may have more tokens.
+                if states.scores is None:
+                    own = own.shortened(labels.shape[-1])
+                else:
+                    labels = self._as_long(labels, states)
             parameters = resident.tensors()
-            logits = head.logits(own, parameters, training=training and resident.trainable)
+            with resident.drawing():
+                logits = head.logits(own, parameters, training=training and resident.trainable)
             if absent is not None and mine > 1:
                 logits = logits.masked_fill((absent if places is None else absent[places]).view(-1, mine), -torch.inf)
             loss = None if labels is None else head.loss(logits, labels, own, parameters)

@@ -1,6 +1,7 @@
 """An adapter on one backbone: its ops as they run, and its head's parameters on the device."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from graftwork.adapters.adapter import Adapter, lower, misfits, usable_sites
+from graftwork.adapters.draws import Draws
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError
 from graftwork.methods.parameters import ParameterTree
@@ -27,6 +29,7 @@ class Resident(nn.Module):
     Attributes:
         sites: the names of those where its ops act.
         routed: whether it can share a pass with other adapters.
+        draws: where its random numbers in training come from; None: from torch's source, as it stands.
 
     Args:
         source: the folder that the adapter was read from; it is then read again where its tensors are asked for.
@@ -37,6 +40,7 @@ class Resident(nn.Module):
     ) -> None:
         super().__init__()
         self.trainable = trainable
+        self.draws: Draws | None = None
         self.source = source
         self.adapter = adapter if source is None else replace(adapter, tensors={})
         self._backbone = backbone
@@ -77,13 +81,18 @@ class Resident(nn.Module):
     def ops(self) -> Ops:
         """The ops by site, in the backbone's precision."""
         if self.trainable:
-            return with_joint_shrinks(self._cast(self._lower(self.tensors(), training=self.training)))
+            with self.drawing():
+                return with_joint_shrinks(self._cast(self._lower(self.tensors(), training=self.training)))
         self.bring()
         if self._lowered is None:
             layout, numbers = self._require_packed()
             with torch.inference_mode(False), torch.no_grad():
                 self._lowered = layout.ops(numbers)
         return self._lowered
+
+    def drawing(self) -> AbstractContextManager[None]:
+        """Inside, what is random about it is drawn from its own source, where it has one."""
+        return nullcontext() if self.draws is None else self.draws.own()
 
     def part(self) -> Part:
         """The same as slabs of one slot."""

@@ -18,6 +18,7 @@ from graftwork.cli.plan import plan
 from graftwork.cli.predict import predict
 from graftwork.cli.settings import gather_settings
 from graftwork.cli.tune import tune
+from graftwork.cli.tune_many import tune_many
 from graftwork.errors import GraftworkError
 
 app = App(
@@ -26,7 +27,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-for command in (tune, evaluate, predict, inspect, plan, methods, env):
+for command in (tune, tune_many, evaluate, predict, inspect, plan, methods, env):
     app.command(command)
 
 

@@ -54,6 +54,13 @@ class States:
         layers = None if self.layers is None else tuple(layer[rows] for layer in self.layers)
         return replace(self, **cut, layers=layers)
 
+    def shortened(self, length: int) -> "States":
+        """Those of the first tokens only."""
+        own = {name: getattr(self, name) for name in ("last", "mask", "segments")}
+        cut: dict[str, Any] = {name: value[:, :length] for name, value in own.items() if value is not None}
+        layers = None if self.layers is None else tuple(layer[:, :length] for layer in self.layers)
+        return replace(self, **cut, layers=layers)
+
 
 Reading = Literal["text", "tokens", "layers", "vocabulary"]
 """What a head reads: one vector a text; one a token; all layers; or the language-model head's scores."""

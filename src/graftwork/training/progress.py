@@ -13,26 +13,30 @@ MEASURED = ("_runtime", "_per_second", "total_flos", "train_loss")
 """Ends of the keys whose values depend on the machine's speed or on where a run was resumed."""
 
 
-class ProgressBar(TrainerCallback):
-    """Steps done and to do, the loss, the rate and the last validation scores, on standard error."""
+def bars(*, shown: bool) -> Progress:
+    """Where the bars of runs are shown, on standard error; a context."""
+    columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TimeRemainingColumn(True))
+    text = TextColumn("{task.fields[now]}")
+    return Progress(*columns, text, console=Console(stderr=True), disable=not shown)
 
-    def __init__(self, label: str, metric: str) -> None:
+
+class ProgressBar(TrainerCallback):
+    """Steps done and to do, the loss, the rate and the last validation scores of a run, as one bar."""
+
+    def __init__(self, label: str, metric: str, progress: Progress) -> None:
         self.label = label
         self.metric = metric
         self.score = ""
-        self.progress: Progress | None = None
-        self.bar = TaskID(0)
+        self.progress = progress
+        self.bar: TaskID | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TimeRemainingColumn(True))
-        self.progress = Progress(*columns, TextColumn("{task.fields[now]}"), console=Console(stderr=True))
-        self.progress.start()
         self.bar = self.progress.add_task(self.label, total=state.max_steps, completed=state.global_step, now="")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.progress is not None:
+        if self.bar is not None:
             self.progress.update(self.bar, completed=state.global_step)
 
     def on_log(
@@ -43,24 +47,13 @@ class ProgressBar(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self.progress is None or logs is None:
+        if self.bar is None or logs is None:
             return
         if f"eval_{self.metric}" in logs:
             self.score = f" {self.metric} {logs[f'eval_{self.metric}']:.3f}"
         if "loss" in logs:
             now = f"loss {logs['loss']:.3f} rate {logs.get('learning_rate', 0.0):.1e}{self.score}"
             self.progress.update(self.bar, now=now)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave the terminal as it was; also called when training fails."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
 
 
 class Log(TrainerCallback):

@@ -21,6 +21,8 @@ from graftwork.adapters.folder import TENSORS, write_files
 from graftwork.methods.parameters import Parameter
 from graftwork.model import AdaptedModel
 from graftwork.training.schedules import Schedule, scheduler
+from graftwork.training.strand import Strand
+from graftwork.training.together import OneAdapter, Step
 
 STATE = "trainer_state.json"
 
@@ -35,6 +37,8 @@ class AdapterTrainer(Trainer):
         batches: the places of the rows that share a batch, with the epochs told. None: any rows do.
         schedule: the learning rate's, in the place of transformers' own.
         judge: gives the scores that choose among checkpoints.
+        strand: of a run among several, what it runs in: its steps are then asked of the strand's caller, and so is what
+            is scored. The model is a `OneAdapter`.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class AdapterTrainer(Trainer):
         batches: Sampler[list[int]] | None = None,
         schedule: Schedule | None = None,
         judge: Callable[[], dict[str, float]] | None = None,
+        strand: Strand | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -51,12 +56,16 @@ class AdapterTrainer(Trainer):
         self.batches = batches
         self.schedule = schedule
         self.judge = judge
+        self.strand = strand
+        self._moment = (-1, 0)
         self.add_callback(Thawing(self))
 
     @property
     def adapted(self) -> AdaptedModel:
         """The model, out of any wrapping for several devices."""
         model = self.accelerator.unwrap_model(self.model)
+        if isinstance(model, OneAdapter):
+            return model.adapted
         assert isinstance(model, AdaptedModel)
         return model
 
@@ -79,12 +88,38 @@ class AdapterTrainer(Trainer):
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The loss on a batch, whose gradients are then there."""
+        if self.strand is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        step, times = self._moment
+        self._moment = (self.state.global_step, times + 1 if step == self.state.global_step else 0)
+        loss: Tensor = self._ask(
+            Step(
+                batch=self._prepare_inputs(inputs),
+                weight=1 / self.current_gradient_accumulation_steps,
+                moment=(self.args.seed, *self._moment),
+            )
+        )
+        return loss
+
+    def _ask(self, question: Any) -> Any:
+        """Ask the strand's caller; other runs may go on before it answers."""
+        assert self.strand is not None
+        # accelerate keeps this for all trainers of a process in one place.
+        shared = self.accelerator.gradient_state
+        synced = shared.sync_gradients
+        answer = self.strand.ask(question)
+        shared._set_sync_gradients(synced)
+        return answer
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The judge's scores, logged."""
         assert self.judge is not None
-        scores = {f"{metric_key_prefix}_{name}": value for name, value in self.judge().items()}
+        judged = self.judge() if self.strand is None else self._ask(self.judge)
+        scores = {f"{metric_key_prefix}_{name}": value for name, value in judged.items()}
         self.log(scores)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores

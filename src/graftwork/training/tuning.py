@@ -10,13 +10,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from datasets import Dataset
+from rich.progress import Progress
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
@@ -30,11 +31,13 @@ from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
 from graftwork.training.examples import examples, lengths_of
-from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
+from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
 from graftwork.training.recipe import Recipe
 from graftwork.training.sampling import LengthGrouped, TokenBudget
 from graftwork.training.scoring import Judge
 from graftwork.training.settings import TrainingSettings
+from graftwork.training.strand import Strand
+from graftwork.training.together import OneAdapter
 from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoint
 from graftwork.yamlfile import read_yaml
 
@@ -107,21 +110,45 @@ def tune_recipe(
             raise OutputError("a run without an output cannot be resumed", change="--output")
         with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
             return _run(recipe, backbone, Path(folder), resume=False, progress=progress)[0]
-    # Out of links and independent of the current folder: the working folder stands beside the real output.
-    target = Path(output).resolve()
-    refuse_existing(target, overwrite=overwrite)
-    working = target.parent / f".{target.name}.tuning"
-    _refuse_interrupted(working, target, resume=resume, overwrite=overwrite)
+    place = Output.at(output)
+    refuse_existing(place.target, overwrite=overwrite)
+    refuse_interrupted(place.working, place.target, resume=resume, overwrite=overwrite)
     try:
-        adapter, log = _run(recipe, backbone, working, resume=resume, progress=progress)
+        adapter, log = _run(recipe, backbone, place.working, resume=resume, progress=progress)
     except BaseException:
-        # A run that failed before its first checkpoint has nothing to be resumed.
-        if last_checkpoint(working) is None:
-            shutil.rmtree(working, ignore_errors=True)
+        place.clear()
         raise
-    write_adapter(adapter, target, overwrite=overwrite, beside={LOG: log})
-    shutil.rmtree(working)
+    place.write(adapter, log, overwrite=overwrite)
     return adapter
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a run's adapter goes.
+
+    Attributes:
+        target: the adapter's folder.
+        working: the folder beside it in which the run works.
+    """
+
+    target: Path
+    working: Path
+
+    @classmethod
+    def at(cls, folder: str | Path) -> "Output":
+        """Out of links and independent of the current folder: the working folder stands beside the real output."""
+        target = Path(folder).resolve()
+        return cls(target, target.parent / f".{target.name}.tuning")
+
+    def write(self, adapter: Adapter, log: str, *, overwrite: bool) -> None:
+        """Put the finished adapter there in one rename; the working folder goes."""
+        write_adapter(adapter, self.target, overwrite=overwrite, beside={LOG: log})
+        shutil.rmtree(self.working)
+
+    def clear(self) -> None:
+        """After a failure: a run that failed before its first checkpoint has nothing to be resumed."""
+        if last_checkpoint(self.working) is None:
+            shutil.rmtree(self.working, ignore_errors=True)
 
 
 def _run(
@@ -132,41 +159,86 @@ def _run(
     backbone = backbone or Backbone.load(recipe.backbone, dtype=recipe.dtype)
     data = load(task)
     recipe = recipe.resolved(backbone, task, method)
-    settings = recipe.train
-    identity = _identity(data.task, settings)
-    head = recipe.head(data.task, method, backbone)
-    model = AdaptedModel(backbone, backbone_dropout=settings.backbone_dropout == "keep")
+    model = adapted_for(backbone, recipe.train)
     try:
-        model.add(task.name, Adapter.create(backbone, method, head, identity, seed=settings.seed), trainable=True)
-        _begin(working, recipe, resume=resume)
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-        checkpoint = last_checkpoint(working) if resume else None
-        judge = _judge(model, data.task, data.validation, settings)
-        trainer = _trainer(model, data, settings, working, judge)
-        _tell_of_late_thawing(trainer, settings)
-        bar = ProgressBar(task.name, task.main_metric)
-        if progress:
-            trainer.add_callback(bar)
-        try:
-            if checkpoint is not None and has_ended(checkpoint):
-                trainer.take_up(checkpoint)
-            else:
-                with quiet_transformers():
-                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finally:
-            bar.close()
-        # What is scored and saved is what the method makes of what was trained; checkpoints hold the latter.
-        finished = trainer.adapter.finished(backbone)
-        model.remove(task.name)
-        model.add(task.name, finished)
-        metrics = {"validation": judge()}
-        if data.test is not None:
-            metrics["test"] = _judge(model, data.task, data.test, settings)()
-        adapter = replace(finished, metrics=metrics, recipe=recipe.model_dump(mode="json"))
-        return adapter, json_lines(repeatable(row for row in trainer.state.log_history if "step" in row))
+        with bars(shown=progress) as shown:
+            run = Run(model, task.name, recipe, data, working, resume=resume, shown=shown)
+            with quiet_transformers():
+                run.train()
+        return run.finish()
     finally:
         model.detach()
+
+
+def adapted_for(backbone: Backbone, settings: TrainingSettings) -> AdaptedModel:
+    """The backbone with nothing on it yet, as resolved settings want it in training."""
+    model = AdaptedModel(backbone, backbone_dropout=settings.backbone_dropout == "keep")
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+class Run:
+    """The tuning of one adapter on a model: made ready here, then trained, then finished.
+
+    Args:
+        model: it is given the adapter.
+        name: the adapter's on the model.
+        recipe: resolved.
+        data: the task's.
+        working: the folder in which the run works.
+        resume: go on from the last checkpoint there.
+        shown: where its progress is shown.
+        strand: what it runs in, where it is one of several.
+
+    Raises:
+        RecipeError: the run to resume was begun with another recipe.
+    """
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        name: str,
+        recipe: Recipe,
+        data: TaskData,
+        working: Path,
+        *,
+        resume: bool,
+        shown: Progress,
+        strand: Strand | None = None,
+    ) -> None:
+        self.model, self.name, self.recipe, self.data = model, name, recipe, data
+        method, settings = recipe.find_method(), recipe.train
+        head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, settings)
+        model.add(name, Adapter.create(model.backbone, method, head, identity, seed=settings.seed), trainable=True)
+        _begin(working, recipe, resume=resume)
+        self.checkpoint = last_checkpoint(working) if resume else None
+        self.judge = _judge(model, name, data.task, data.validation, settings)
+        self.trainer = _trainer(model, name, data, settings, working, self.judge, strand)
+        self.trainer.add_callback(ProgressBar(name, data.task.main_metric, shown))
+        _tell_of_late_thawing(self.trainer, settings)
+
+    def train(self) -> None:
+        """From the start or the checkpoint to the end; the adapter is then the best one."""
+        checkpoint = self.checkpoint
+        if checkpoint is not None and has_ended(checkpoint):
+            self.trainer.take_up(checkpoint)
+        else:
+            self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def finish(self) -> tuple[Adapter, str]:
+        """The finished adapter with its scores, and its log."""
+        # What is scored and saved is what the method makes of what was trained; checkpoints hold the latter.
+        model, settings = self.model, self.recipe.train
+        finished = self.trainer.adapter.finished(model.backbone)
+        model.remove(self.name)
+        model.add(self.name, finished)
+        metrics = {"validation": self.judge()}
+        if self.data.test is not None:
+            metrics["test"] = _judge(model, self.name, self.data.task, self.data.test, settings)()
+        adapter = replace(finished, metrics=metrics, recipe=self.recipe.model_dump(mode="json"))
+        history = self.trainer.state.log_history
+        return adapter, json_lines(repeatable(row for row in history if "step" in row))
 
 
 def _identity(task: Task, settings: TrainingSettings) -> TaskIdentity:
@@ -184,10 +256,10 @@ def _identity(task: Task, settings: TrainingSettings) -> TaskIdentity:
     )
 
 
-def _judge(model: AdaptedModel, task: Task, rows: Dataset, settings: TrainingSettings) -> Judge:
+def _judge(model: AdaptedModel, name: str, task: Task, rows: Dataset, settings: TrainingSettings) -> Judge:
     return Judge(
         model,
-        task.name,
+        name,
         task,
         rows,
         batch_size=settings.per_device_eval_batch_size,
@@ -196,9 +268,15 @@ def _judge(model: AdaptedModel, task: Task, rows: Dataset, settings: TrainingSet
 
 
 def _trainer(
-    model: AdaptedModel, data: TaskData, settings: TrainingSettings, working: Path, judge: Judge
+    model: AdaptedModel,
+    name: str,
+    data: TaskData,
+    settings: TrainingSettings,
+    working: Path,
+    judge: Judge,
+    strand: Strand | None,
 ) -> AdapterTrainer:
-    task, encoder = data.task, model.encoder(data.task.name)
+    task, encoder = data.task, model.encoder(name)
     arguments = settings.arguments(
         working,
         metric=task.main_metric,
@@ -208,12 +286,13 @@ def _trainer(
     rows = examples(encoder, task.kind, data.train)
     # Generating is slow: unless it chooses the checkpoint, it is done once, at the end.
     trainer = AdapterTrainer(
-        model=model,
+        model=model if strand is None else OneAdapter(model, name),
         args=arguments,
-        adapter_name=task.name,
+        adapter_name=name,
         batches=_batches(lengths_of(encoder, rows), settings),
         schedule=settings.schedule,
         judge=partial(judge, generate=task.main_metric != "loss"),
+        strand=strand,
         train_dataset=rows,
         eval_dataset=judge.encoded,
         data_collator=encoder.collate,
@@ -255,7 +334,7 @@ def _begin(working: Path, recipe: Recipe, *, resume: bool) -> None:
     file, content = working / RECIPE, recipe.model_dump(mode="json")
     if resume and file.is_file():
         begun = read_yaml(file)
-        differing = sorted(_differences(begun, content))
+        differing = sorted(differences(begun, content))
         if differing:
             raise RecipeError(
                 f"the run to resume was begun with another recipe: {'; '.join(differing)}",
@@ -269,7 +348,7 @@ def _begin(working: Path, recipe: Recipe, *, resume: bool) -> None:
     os.replace(temporary, file)
 
 
-def _refuse_interrupted(working: Path, target: Path, *, resume: bool, overwrite: bool) -> None:
+def refuse_interrupted(working: Path, target: Path, *, resume: bool, overwrite: bool) -> None:
     if resume and not working.is_dir():
         raise OutputError(
             f"there is no interrupted run to {str(target)!r}",
@@ -285,12 +364,12 @@ def _refuse_interrupted(working: Path, target: Path, *, resume: bool, overwrite:
         shutil.rmtree(working)
 
 
-def _differences(begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     found: list[str] = []
     for key in {*begun, *now}:
         was, is_ = begun.get(key), now.get(key)
         if isinstance(was, dict) and isinstance(is_, dict):
-            found += _differences(was, is_, f"{prefix}{key}.")
+            found += differences(was, is_, f"{prefix}{key}.")
         elif was != is_:
             found.append(f"{prefix}{key} was {was!r}, is {is_!r}")
     return found

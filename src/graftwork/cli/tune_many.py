@@ -1,0 +1,90 @@
+"""`graftwork tune-many`: make several adapters at once, in passes that they share."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from graftwork.cli.settings import Switch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from graftwork.adapters import Adapter
+
+
+def tune_many(
+    study: Path,
+    /,
+    *,
+    output: Path,
+    resume: Annotated[bool, Switch] = False,
+    overwrite: Annotated[bool, Switch] = False,
+    quiet: Annotated[bool, Switch] = False,
+    json: Annotated[bool, Switch] = False,
+) -> None:
+    """Tune several adapters at once: their batches share passes of the backbone, and each is as if tuned alone.
+
+    Parameters
+    ----------
+    study
+        A study file (YAML): backbone, dtype, train (settings for all) and adapters, by name, each with task, method,
+        data, pooling, train and seeds.
+    output
+        Folder in which each adapter is saved under its name, as soon as it is finished.
+    resume
+        Go on with what was killed or has failed. Adapters that are finished are not tuned again.
+    overwrite
+        Replace adapters that exist, and discard what a killed run left.
+    quiet
+        No progress bars.
+    json
+        Print the results as JSON.
+    """
+    from graftwork.training import Study, tune_study
+
+    chosen = Study.from_yaml(study)
+    start = time.perf_counter()
+    found = tune_study(chosen, output=output, resume=resume, overwrite=overwrite, progress=not quiet)
+    _report(found, output, time.perf_counter() - start, as_json=json)
+
+
+def _report(adapters: "Mapping[str, Adapter]", output: Path, seconds: float, *, as_json: bool) -> None:
+    from json import dumps
+
+    from graftwork.cli.table import print_table
+
+    if as_json:
+        results = {
+            name: {
+                "task": adapter.task.name,
+                "method": adapter.method.name,
+                "trained": adapter.num_parameters,
+                "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
+                "output": str(output / name),
+            }
+            for name, adapter in adapters.items()
+        }
+        print(dumps({"adapters": results, "seconds": seconds, "output": str(output)}))
+        return
+    print_table(
+        [
+            {
+                "adapter": name,
+                "task": adapter.task.name,
+                "method": adapter.method.name,
+                "trained": f"{adapter.num_parameters:,}",
+                **{split: _score(adapter, split) for split in ("validation", "test")},
+            }
+            for name, adapter in adapters.items()
+        ]
+    )
+    print(f"saved in {output} in {seconds:.0f} s")
+
+
+def _score(adapter: "Adapter", split: str) -> str:
+    """The score on a split that chose the checkpoint."""
+    from graftwork.training.evaluation import task_of
+
+    metric = task_of(adapter).main_metric
+    scores = adapter.metrics.get(split, {})
+    return f"{metric} {scores[metric]:.4f}" if metric in scores else ""

@@ -1,0 +1,297 @@
+"""`tune_many`: several adapters tuned at once, whose batches share passes of the backbone.
+
+Each adapter has a trainer of its own, and with it its own data, loss, rate, clipping, schedule, stopping and
+checkpoints. Each trainer runs in a strand: it waits where it would run a pass. When all have come there, their batches
+are joined, one pass gives each its gradients, and they go on one after the other. A run that has ended leaves, and its
+adapter is saved as `tune` saves it.
+
+What is random in a run comes from a source of its own, so that it is as if the run were alone.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from graftwork.adapters import Adapter
+from graftwork.adapters.draws import Draws
+from graftwork.adapters.folder import refuse_existing
+from graftwork.backbones import Backbone
+from graftwork.backbones.quiet import quiet_transformers
+from graftwork.errors import GraftworkError, OutputError, RecipeError, StudyError
+from graftwork.model import AdaptedModel
+from graftwork.tasks import TaskData, load
+from graftwork.training.progress import bars
+from graftwork.training.recipe import Recipe
+from graftwork.training.strand import Strand
+from graftwork.training.study import Study, plain
+from graftwork.training.together import Step, take
+from graftwork.training.tuning import Output, Run, adapted_for, differences, refuse_interrupted
+
+OF_THE_BACKBONE = ("backbone_dropout", "gradient_checkpointing")
+"""Training settings that all rows of a pass have in common."""
+
+logger = logging.getLogger(__name__)
+
+
+def tune_many(
+    backbone: Backbone,
+    adapters: Mapping[str, Recipe | Mapping[str, Any]],
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+    **training: Any,
+) -> dict[str, Adapter]:
+    """Tune several adapters at once, in passes that they share.
+
+    Args:
+        backbone: the frozen model. It is as it was when the call returns.
+        adapters: by name, a recipe; or a mapping with a recipe's `task` (also a `Task`), `method` (also a `Method`),
+            `pooling` and `train`, and with `data` and `seeds` as in a study's file. A recipe's backbone is not used.
+        output: folder in which each adapter is saved under its name, as soon as it is finished. None only returns them.
+        resume: go on with what was killed. What is finished is not trained again.
+        overwrite: replace outputs that exist, and discard what a killed call left.
+        progress: show a progress bar for each.
+        training: fields of `TrainingSettings`, for all adapters that say nothing else.
+
+    Returns:
+        Each adapter with the best validation score, with its scores, by name.
+
+    Raises:
+        GraftworkError: a subclass that says what is wrong with the data, settings or outputs; nothing was trained.
+        StudyError: some of the runs failed. The others were trained to their ends and saved.
+    """
+    given = {
+        name: own.model_dump(mode="json", exclude_unset=True, exclude={"backbone", "dtype"})
+        if isinstance(own, Recipe)
+        else plain(own)
+        for name, own in adapters.items()
+    }
+    study = Study.parse(
+        {"backbone": backbone.name, "train": training, "adapters": given}, origin="the arguments of tune_many"
+    )
+    return tune_study(study, output=output, backbone=backbone, resume=resume, overwrite=overwrite, progress=progress)
+
+
+def tune_study(
+    study: Study,
+    *,
+    output: str | Path | None = None,
+    backbone: Backbone | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> dict[str, Adapter]:
+    """Tune as a study says. See `tune_many`."""
+    if output is None:
+        if resume:
+            raise OutputError("runs without an output cannot be resumed", change="--output")
+        with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
+            return tune_study(study, output=folder, backbone=backbone, progress=progress)
+    if resume and overwrite:
+        raise OutputError("--resume keeps what is there, and --overwrite does not", expected="one of the two")
+    outputs = {name: Output.at(Path(output) / name) for name in study.recipes}
+    _refuse(outputs, Path(output), resume=resume, overwrite=overwrite)
+    backbone = backbone or Backbone.load(study.backbone, dtype=study.dtype)
+    recipes: dict[str, Recipe] = {}
+    for name, recipe in study.recipes.items():
+        with _named(name):
+            recipes[name] = recipe.resolved(backbone, recipe.find_task(), recipe.find_method())
+    _refuse_different_backbones(recipes)
+    found = dict(_finished(outputs, recipes)) if resume else {}
+    model = adapted_for(backbone, next(iter(recipes.values())).train)
+    members: list[_Member] = []
+    loaded: dict[str, TaskData] = {}
+    failures: dict[str, Exception] = {}
+    try:
+        with bars(shown=progress) as shown, quiet_transformers():
+            for name, recipe in recipes.items():
+                if name in found:
+                    logger.info("adapter %r is finished already, and is not trained again", name)
+                    continue
+                with _named(name):
+                    task = recipe.find_task()
+                    key = task.model_dump_json()
+                    data = loaded[key] = loaded.get(key) or load(task)
+                    members.append(_Member(model, name, recipe, data, outputs[name], resume=resume, shown=shown))
+            for member in _train(model, members):
+                if member.failure is not None:
+                    failures[member.name] = member.failure
+                elif member.adapter is not None:
+                    found[member.name] = member.adapter
+    finally:
+        for member in members:
+            member.close()
+        model.detach()
+    finished = {name: found[name] for name in recipes if name in found}
+    if failures:
+        raise StudyError(
+            f"{len(failures)} of {len(recipes)} runs failed; the others are finished and saved\n  "
+            + "\n  ".join(f"{name}: {_said(error)}" for name, error in failures.items()),
+            change="what is said of them, and then --resume",
+            finished=finished,
+        ) from next(iter(failures.values()))
+    return finished
+
+
+class _Member:
+    """One of the runs.
+
+    Attributes:
+        adapter: once it is finished.
+        failure: what it failed of.
+    """
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        name: str,
+        recipe: Recipe,
+        data: TaskData,
+        output: Output,
+        *,
+        resume: bool,
+        shown: Progress,
+    ) -> None:
+        self.name, self.model, self.output = name, model, output
+        self.adapter: Adapter | None = None
+        self.failure: Exception | None = None
+        self.draws = Draws(model.device)
+        self.strand = Strand(lambda: self.run.train(), name=f"tuning {name}")
+        try:
+            with self.draws.own():
+                self.run = Run(
+                    model, name, recipe, data, output.working, resume=resume, shown=shown, strand=self.strand
+                )
+        except BaseException:
+            output.clear()
+            raise
+        model.residents[name].draws = self.draws
+
+    def next_step(self, answer: Any) -> Step | None:
+        """What it is to be trained on next; None when it has ended, well or not.
+
+        Args:
+            answer: to what it asked before: the loss of its last step, or the error that came of it.
+        """
+        try:
+            while not self.strand.ended:
+                with self.draws.own():
+                    asked = self.strand.throw(answer) if isinstance(answer, Exception) else self.strand.send(answer)
+                if isinstance(asked, Step):
+                    return asked
+                # What is scored: the passes are run here, where an interrupt of the keyboard reaches them.
+                answer = None if asked is None else _tried(asked)
+            self._finish()
+        except Exception as error:
+            self._fail(error)
+        return None
+
+    def close(self) -> None:
+        """End it where it is. Its checkpoints stay."""
+        self.strand.close()
+        if self.adapter is None:
+            self.output.clear()
+
+    def _finish(self) -> None:
+        adapter, log = self.run.finish()
+        self.output.write(adapter, log, overwrite=True)
+        self.model.remove(self.name)
+        self.adapter = adapter
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        if not isinstance(error, GraftworkError):
+            logger.error("the run of adapter %r failed", self.name, exc_info=error)
+        self.model.remove(self.name)
+        self.output.clear()
+
+
+def _train(model: AdaptedModel, members: Iterable[_Member]) -> Iterator[_Member]:
+    """Train all of them; gives each as soon as it has ended."""
+    answers: dict[_Member, Any] = dict.fromkeys(members)
+    while answers:
+        steps: dict[_Member, Step] = {}
+        for member, answer in answers.items():
+            step = member.next_step(answer)
+            if step is None:
+                yield member
+            else:
+                steps[member] = step
+        losses = _tried(take, model, {member.name: step for member, step in steps.items()})
+        # Which of them a pass failed of is not known: all that took part in it fail, and go on from checkpoints.
+        answers = {m: losses if isinstance(losses, Exception) else losses[m.name] for m in steps}
+
+
+def _tried(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What it returns, or the error that it raises."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return error
+
+
+def _refuse(outputs: Mapping[str, Output], folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse outputs that exist, or, to be resumed, that there is nothing of."""
+    if resume:
+        if not any(place.target.exists() or place.working.exists() for place in outputs.values()):
+            raise OutputError(f"there are no interrupted runs in {str(folder)!r}", change="--resume")
+        return
+    for place in outputs.values():
+        refuse_existing(place.target, overwrite=overwrite)
+    for place in outputs.values():
+        refuse_interrupted(place.working, place.target, resume=False, overwrite=overwrite)
+
+
+def _refuse_different_backbones(recipes: Mapping[str, Recipe]) -> None:
+    """Refuse recipes that ask different things of the backbone in training, which is one."""
+    [(first, one), *others] = recipes.items()
+    for name, recipe in others:
+        for setting in OF_THE_BACKBONE:
+            here, there = getattr(one.train, setting), getattr(recipe.train, setting)
+            if here != there:
+                raise RecipeError(
+                    f"adapters {first!r} and {name!r} cannot be tuned at once: train.{setting} is {here!r} of "
+                    f"{first!r} and {there!r} of {name!r}, and the backbone is one",
+                    expected="the same of all adapters (fine-tuning of the backbone's own weights keeps its dropout "
+                    "by default)",
+                    change=f"train.{setting} of one of them",
+                )
+
+
+def _finished(outputs: Mapping[str, Output], recipes: Mapping[str, Recipe]) -> Iterator[tuple[str, Adapter]]:
+    """The adapters that are finished, by name.
+
+    Raises:
+        RecipeError: one was tuned by another recipe.
+    """
+    for name, place in outputs.items():
+        if place.target.exists() and not place.working.exists():
+            adapter = Adapter.load(place.target)
+            differing = differences(adapter.recipe, recipes[name].model_dump(mode="json"))
+            if differing:
+                raise RecipeError(
+                    f"adapter {name!r} is finished, and was tuned by another recipe: {'; '.join(sorted(differing))}",
+                    expected=f"the settings in {place.target}",
+                    change="the named settings, or another --output",
+                )
+            yield name, adapter
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors inside name the adapter."""
+    try:
+        yield
+    except GraftworkError as error:
+        raise type(error)(f"adapter {name!r}: {error.problem}", expected=error.expected, change=error.change) from error
+
+
+def _said(error: Exception) -> str:
+    return error.problem if isinstance(error, GraftworkError) else f"{type(error).__name__}: {error}"
