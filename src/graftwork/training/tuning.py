@@ -29,6 +29,7 @@ from graftwork.methods import Houlsby, Method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
 from graftwork.training.examples import examples, lengths_of
+from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
 from graftwork.training.recipe import Recipe
 from graftwork.training.scoring import Judge
@@ -150,7 +151,7 @@ def _run(
             if checkpoint is not None and has_ended(checkpoint):
                 trainer.take_up(checkpoint)
             else:
-                with quiet_transformers():
+                with quiet_transformers(), prefix_cache(trainer, judge, settings):
                     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             bar.close()
