@@ -229,8 +229,8 @@ class AdaptedModel(Predicting):
             labels: (B,) class ids, choices, or numbers for regression; (B, T) tags or token ids, -100 where there is
                 none. With them the output has a loss.
             targets: (B, C, T), each choice's own tokens, -100 elsewhere, where choices are judged by likelihood.
-            kept: (B, n) or (B, T, n), of multiple choice (B, C, n) or (B, C, T, n): what `keep` gave of these rows, from
-                which the pass begins.
+            kept: (B, n) or (B, T, n), of multiple choice (B, C, n) or (B, C, T, n): what `keep` gave of these rows; the
+                pass begins with it.
             adapters: name of the adapter; or, for each row, a name, or None for the backbone alone. May be left out
                 when there is only one adapter.
             labels, targets: with a name a row, tensors as they are for one adapter, of which each adapter is given its

@@ -78,6 +78,8 @@ def _kept(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings) -> 
     model, name, encoder, collate = trainer.adapted, trainer.adapter_name, judge.encoder, trainer.data_collator
     if settings.backbone_dropout == "keep":
         raise UnsuitableError("the backbone's dropout is kept, so that no two passes over a text are the same")
+    if settings.prefix_cache == "auto" and _epochs(trainer) < 2:
+        raise UnsuitableError("less than two epochs are trained, in which filling would take what it saves")
     if isinstance(encoder, ImageEncoder):
         raise UnsuitableError("the inputs are images, and only states of texts are kept")
     with ExitStack() as stack:
@@ -95,6 +97,14 @@ def _kept(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings) -> 
             yield
         finally:
             judge.encoder, trainer.data_collator = encoder, collate
+
+
+def _epochs(trainer: AdapterTrainer) -> float:
+    """How often the run goes over its rows."""
+    args, rows = trainer.args, trainer.train_dataset
+    if args.max_steps < 0:
+        return args.num_train_epochs
+    return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps / len(rows)  # type: ignore[arg-type]
 
 
 def start_for(backbone: Backbone, adapter: Adapter) -> Start:

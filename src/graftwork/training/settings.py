@@ -58,7 +58,8 @@ class TrainingSettings(BaseModel):
         backbone_dropout: `keep` the backbone's own dropout in training, turn it `off`, or `auto`: off while the
             backbone is frozen, kept when its own weights are trained.
         prefix_cache: whether what comes before everything that is trained is computed once a text and kept in
-            graftwork's cache folder: `auto` where it can be, `on` (an error where it cannot), or `off`.
+            graftwork's cache folder: `auto` where it can be and two epochs or more are trained, `on` (an error where it
+            cannot), or `off`.
         prefix_cache_gb: gigabytes that all that is kept there may take.
         report_to: experiment trackers, as transformers names them, separated by commas.
     """

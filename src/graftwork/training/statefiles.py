@@ -111,17 +111,22 @@ class StateFiles:
 
 
 def size_of(bounds: Tensor, width: int, dtype: torch.dtype) -> int:
-    """The bytes of a file, less its header."""
+    """The bytes of a file."""
+    return len(_header(bounds, width, dtype, 0)) + _end(bounds, width, dtype)
+
+
+def _end(bounds: Tensor, width: int, dtype: torch.dtype) -> int:
+    """Of its tensors."""
     return bounds.nbytes + int(bounds[-1]) * width * dtype.itemsize
 
 
 def _header(bounds: Tensor, width: int, dtype: torch.dtype, checksum: int) -> bytes:
     """As safetensors has it: its length, and JSON. Its length does not depend on the checksum."""
-    total = size_of(bounds, width, dtype)
+    rows, end = int(bounds[-1]), _end(bounds, width, dtype)
     content = {
         "__metadata__": {"crc32": f"{checksum:08x}"},
         "bounds": {"dtype": NAMES[bounds.dtype], "shape": [len(bounds)], "data_offsets": [0, bounds.nbytes]},
-        "states": {"dtype": NAMES[dtype], "shape": [int(bounds[-1]), width], "data_offsets": [bounds.nbytes, total]},
+        "states": {"dtype": NAMES[dtype], "shape": [rows, width], "data_offsets": [bounds.nbytes, end]},
     }
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
