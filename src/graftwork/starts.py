@@ -18,14 +18,11 @@ from torch import Tensor
 
 from graftwork.backbones import Backbone
 from graftwork.backbones.families.family import base_path
-from graftwork.heads import ChoiceHead, FeatureHead, Head, PooledHead, States, TokenHead
+from graftwork.heads import ChoiceHead, FeatureHead, Head, PooledHead, States
 from graftwork.heads.pooled import pool
 
 KEPT = "kept"
 """The name under which a batch has what is kept of its rows."""
-
-FROM_KEPT = (PooledHead, ChoiceHead, TokenHead, FeatureHead)
-"""Heads that can start from what is kept: the others read the scores of a whole vocabulary."""
 
 
 class Start(ABC):

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -138,13 +138,25 @@ class Texts:
         splits: rows, of one split after the other.
     """
 
-    def __init__(self, encoder: Encoder, splits: Iterable[Rows]) -> None:
-        self._several = isinstance(encoder, ChoiceEncoder)
-        found = {_digest(text): text for rows in splits for row in rows for text in self.of(row)}
-        order = sorted(found, key=lambda digest: (-len(found[digest]["input_ids"]), digest))
-        self.texts = [found[digest] for digest in order]
-        self.places = {digest: place for place, digest in enumerate(order)}
+    def __init__(self, encoder: Encoder, splits: Sequence[Rows]) -> None:
+        self._several, self._splits = isinstance(encoder, ChoiceEncoder), splits
+        found = {
+            _digest(text): (len(text["input_ids"]), split, i, choice)
+            for split, rows in enumerate(splits)
+            for i, row in enumerate(rows)
+            for choice, text in enumerate(self.of(row))
+        }
+        order = sorted(found, key=lambda digest: (-found[digest][0], digest))
+        self._found = [found[digest] for digest in order]
+        self._places = {digest: place for place, digest in enumerate(order)}
         self.digest = hashlib.sha256(b"".join(order)).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __getitem__(self, place: int) -> Text:
+        _, split, row, choice = self._found[place]
+        return self.of(self._splits[split][row])[choice]
 
     def of(self, row: Row) -> list[Text]:
         """Those of a row: one, or one a choice."""
@@ -155,11 +167,11 @@ class Texts:
 
     def place(self, text: Text) -> int:
         """Which of them a text is."""
-        return self.places[_digest(text)]
+        return self._places[_digest(text)]
 
     def bounds(self, *, by_token: bool) -> Tensor:
         """(N + 1): where the rows of numbers of each begin and end, of which each has one, or one a token."""
-        sizes = [len(text["input_ids"]) if by_token else 1 for text in self.texts]
+        sizes = [length if by_token else 1 for length, *_ in self._found]
         return torch.tensor([0, *sizes]).cumsum(dim=0)
 
 
@@ -199,12 +211,12 @@ class KeptEncoder(Encoder):
 def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: int) -> tuple[Tensor, Tensor]:
     """What is kept of texts, out of its file, which is made where it is not there."""
     with model.resting():
-        first = _keep(model, name, start, texts.texts[:1])
+        first = _keep(model, name, start, [texts[0]])
     bounds, width = texts.bounds(by_token=start.by_token), first.shape[-1]
     size = size_of(bounds, width, first.dtype)
     if size > limit:
         raise RecipeError(
-            f"the states of {len(texts.texts)} texts take {size / GIGABYTE:.2f} GB, and there is room for "
+            f"the states of {len(texts)} texts take {size / GIGABYTE:.2f} GB, and there is room for "
             f"{limit / GIGABYTE:g} GB (--train.prefix_cache_gb)"
         )
     files, backbone = StateFiles(cache_folder() / "states", limit), model.backbone
@@ -216,9 +228,10 @@ def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: i
         logger.warning("kept states were damaged and are made anew: %s", error)
         found = None
     if found is None:
-        batches = (texts.texts[i : i + BATCH] for i in range(0, len(texts.texts), BATCH))
+        places = [range(i, min(i + BATCH, len(texts))) for i in range(0, len(texts), BATCH)]
+        pieces = (_keep(model, name, start, [texts[place] for place in batch]) for batch in places)
         with model.resting():
-            files.write(key, bounds, width, first.dtype, (_keep(model, name, start, batch) for batch in batches))
+            files.write(key, bounds, width, first.dtype, pieces)
         found = files.read(key)
         assert found is not None
     return found

@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from zlib import crc32
 
@@ -79,22 +80,21 @@ class StateFiles:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._make_room(size_of(bounds, width, dtype))
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f"{key}.", suffix=PARTIAL, delete=False) as file:
-            try:
+        number, name = tempfile.mkstemp(dir=self.folder, prefix=f"{key}.", suffix=PARTIAL)
+        try:
+            with os.fdopen(number, "wb") as file:
                 file.write(_header(bounds, width, dtype, 0))
-                file.write(_bytes(bounds))
-                checksum = crc32(_bytes(bounds))
-                for piece in pieces:
-                    data = _bytes(piece)
-                    file.write(data)
-                    checksum = crc32(data, checksum)
+                checksum = 0
+                for piece in chain([bounds], pieces):
+                    file.write(_bytes(piece))
+                    checksum = crc32(_bytes(piece), checksum)
                 file.seek(0)
                 file.write(_header(bounds, width, dtype, checksum))
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(file.name, self._file(key))
-            finally:
-                Path(file.name).unlink(missing_ok=True)
+            os.replace(name, self._file(key))
+        finally:
+            Path(name).unlink(missing_ok=True)
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"
