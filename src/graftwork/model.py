@@ -1,8 +1,8 @@
 """`AdaptedModel`: a frozen backbone with adapters on it, as one `nn.Module` with Hugging Face's forward signature."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from graftwork.adapters import Adapter, Bank, Memory, Resident
 from graftwork.backbones import Backbone
-from graftwork.errors import AdapterError, SiteError, nearest
+from graftwork.backbones.families.proof import tiny_input
+from graftwork.errors import AdapterError, BackboneError, SiteError, nearest
 from graftwork.heads.language import require_language_model
 from graftwork.ops import Graft
 from graftwork.ops.graft import Ops
@@ -23,6 +24,7 @@ from graftwork.ops.merging import put_into_weights
 from graftwork.passes import Section, Share, Wanted, in_order
 from graftwork.predicting import Predicting
 from graftwork.running import AdaptedOutput, Runner
+from graftwork.starts import KEPT, Start
 
 MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
 OTHER_INPUTS = ("attention_mask", "token_type_ids", "position_ids", "decoder_input_ids", "decoder_attention_mask")
@@ -207,6 +209,7 @@ class AdaptedModel(Predicting):
         decoder_attention_mask: Tensor | None = None,
         labels: Tensor | Mapping[str, Tensor] | None = None,
         targets: Tensor | Mapping[str, Tensor] | None = None,
+        kept: Tensor | None = None,
         adapters: str | Sequence[str | None] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -224,6 +227,8 @@ class AdaptedModel(Predicting):
             labels: (B,) class ids, choices, or numbers for regression; (B, T) tags or token ids, -100 where there is
                 none. With them the output has a loss.
             targets: (B, C, T), each choice's own tokens, -100 elsewhere, where choices are judged by likelihood.
+            kept: (B, n) or (B, T, n), of multiple choice (B, C, n) or (B, C, T, n): what `keep` gave of these rows; the
+                pass begins with it.
             adapters: name of the adapter; or, for each row, a name, or None for the backbone alone. May be left out
                 when there is only one adapter.
             labels, targets: with a name a row, tensors as they are for one adapter, of which each adapter is given its
@@ -253,6 +258,8 @@ class AdaptedModel(Predicting):
             raise AdapterError(
                 "a pass has no inputs", expected=" or ".join(name for name in MAIN_INPUTS if name in self._accepted)
             )
+        if kept is not None:
+            inputs[KEPT] = kept
         rows = next((len(inputs[name]) for name in MAIN_INPUTS if name in inputs), 1)
         wishes = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         asked = {name: value for name, value in wishes.items() if value is not None}
@@ -292,6 +299,37 @@ class AdaptedModel(Predicting):
         """
         residents: dict[str | None, Resident | None] = {name: self.residents.named(name) for name in names}
         return [[name for name in group if name is not None] for _, group in self._groups(residents)]
+
+    @contextmanager
+    def beginning(self, start: Start) -> Iterator[None]:
+        """Inside, passes that are given what is `kept` begin at a start; afterwards none do, also after an exception.
+
+        Raises:
+            BackboneError: the layers above the start need more of those below than their states.
+        """
+        try:
+            with self.graft.lock, self.resting():
+                self._runner.start = start
+                start.attach()
+                why = self._runner.disprove_start(tiny_input(self.model))
+            if why:
+                raise BackboneError(f"passes of backbone {self.backbone.name!r} cannot begin at {start.name}: {why}")
+            yield
+        finally:
+            with self.graft.lock:
+                self._runner.start = None
+                start.detach()
+
+    def keep(self, adapter: str, **inputs: Tensor) -> Tensor:
+        """What is to be kept of rows, for passes that begin where `beginning` says: (B, n) or (B, T, n).
+
+        Args:
+            inputs: as `forward` takes them; of multiple choice, a row for each choice.
+        """
+        rows = len(next(iter(inputs.values())))
+        with self.graft.lock:
+            [share] = self._shares([adapter] * rows)
+            return self._runner.keep(share, inputs)
 
     def names(self, adapters: str | Sequence[str | None] | None, rows: int) -> list[str | None]:
         """One name a row; None for the backbone alone."""

@@ -17,6 +17,7 @@ from graftwork.heads import States
 from graftwork.ops import Graft
 from graftwork.ops.graft import Ops
 from graftwork.passes import Section, Share, Wanted, last_of, padded
+from graftwork.starts import KEPT, HeadStart, LayerStart, Start
 
 
 @dataclass
@@ -50,12 +51,16 @@ class Runner:
         backbone: the frozen model.
         graft: where ops act on it.
         acting: the ops that act in a share's pass, made anew for each.
+
+    Attributes:
+        start: where passes begin whose inputs have what is kept for it; None: there are none.
     """
 
     def __init__(self, backbone: Backbone, graft: Graft, acting: Callable[[Share], Ops]) -> None:
         self.backbone = backbone
         self.graft = graft
         self.acting = acting
+        self.start: Start | None = None
         self._caches = "use_cache" in inspect.signature(backbone.model.forward).parameters
         # T5 with its language-model head is no T5 with a head on top: there is no inner model to run.
         self._decodes_whole = backbone.generates and not backbone.base_path
@@ -94,6 +99,28 @@ class Runner:
                 apart = head.divergence(results[i].require("logits"), again.require("logits"), labels)
                 results[i].loss = results[i].require("loss") + apart
         return output, results
+
+    def keep(self, share: Share, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What is to be kept of rows for passes that begin at the start, which is where this one ends."""
+        if isinstance(self.start, HeadStart):
+            return self.start.keep(self._states(share, self._with_decoder(inputs, share, []), {})[1])
+        assert isinstance(self.start, LayerStart)
+        with self.start.end():
+            self._bare(inputs)
+            assert self.start.read is not None
+            return self.start.read
+
+    def disprove_start(self, inputs: Mapping[str, Tensor]) -> str:
+        """Why passes cannot begin at the start, in a clause; empty when they can. It is tried out on some rows."""
+        if not isinstance(self.start, LayerStart):
+            return ""
+        return self.start.disprove(lambda: self._bare(inputs))
+
+    def _bare(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The last states of a pass of the backbone alone."""
+        rows = len(next(iter(inputs.values())))
+        share = Share("base", (None,), (None,), tuple(range(rows)), (rows,))
+        return last_of(self._states(share, inputs, {})[0])
 
     def generate_apart(self, shares: Sequence[Share], args: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
         """Tokens that are generated in several passes, because adapters cannot share one; padded at the end."""
@@ -204,7 +231,9 @@ class Runner:
         return {**inputs, "decoder_input_ids": torch.full((len(first), 1), start, device=first.device)}
 
     def _states(self, share: Share, inputs: Mapping[str, Tensor], asked: Mapping[str, bool]) -> tuple[Any, States]:
-        """The backbone's output, and what heads read of it."""
+        """The backbone's output, and what heads read of it; of what is kept, where the inputs have it."""
+        if KEPT in inputs:
+            return self._states_of_kept(share, {**inputs}, asked)
         mask, asked = inputs.get("attention_mask"), dict(asked)
         reads = {resident.adapter.head.reads for resident in share.residents if resident is not None}
         if "layers" in reads or (share.section != "root" and self._decodes_whole):
@@ -234,6 +263,14 @@ class Runner:
             mask=None if "decoder_input_ids" in inputs else mask,
             segments=self._segments(inputs) if "layers" in reads else None,
         )
+
+    def _states_of_kept(self, share: Share, inputs: dict[str, Tensor], asked: Mapping[str, bool]) -> tuple[Any, States]:
+        kept = inputs.pop(KEPT)
+        if isinstance(self.start, HeadStart):
+            return {}, self.start.states(kept, inputs.get("attention_mask"), self._segments(inputs))
+        assert isinstance(self.start, LayerStart)
+        with self.start.begin(kept):
+            return self._states(share, inputs, asked)
 
     def _segments(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Which text of a pair each token belongs to: as the tokenizer marks it, or else by the first separator, which

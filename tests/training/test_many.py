@@ -385,6 +385,8 @@ def test_what_is_wrong_is_said_before_anything_is_trained(backbone, three, tmp_p
     full = {"task": three["classes"]["task"], "method": "full-fine-tuning"}
     with pytest.raises(RecipeError, match=r"'classes' and 'full'(.|\n)*backbone_dropout is 'off'(.|\n)*'keep'"):
         tune_many(backbone, {"classes": three["classes"], "full": full}, output=tmp_path, **FAST)
+    with pytest.raises(RecipeError, match=r"'classes' cannot have a prefix cache(.|\n)*train.prefix_cache"):
+        tune_many(backbone, three, output=tmp_path, **FAST, prefix_cache="on")
     absent = {**three["pairs"], "data": str(tmp_path / "absent.csv")}
     with pytest.raises(DataError, match="adapter 'pairs': "):
         tune_many(backbone, {"classes": three["classes"], "pairs": absent}, output=tmp_path, **FAST)

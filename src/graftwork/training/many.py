@@ -104,6 +104,7 @@ def tune_study(
         with _named(name):
             recipes[name] = recipe.resolved(backbone, recipe.find_task(), recipe.find_method())
     _refuse_different_backbones(recipes)
+    _refuse_caches(recipes)
     found = dict(_finished(outputs, recipes)) if resume else {}
     model = adapted_for(backbone, next(iter(recipes.values())).train)
     members: list[_Member] = []
@@ -263,6 +264,17 @@ def _refuse_different_backbones(recipes: Mapping[str, Recipe]) -> None:
                     "by default)",
                     change=f"train.{setting} of one of them",
                 )
+
+
+def _refuse_caches(recipes: Mapping[str, Recipe]) -> None:
+    """Refuse recipes that ask for a prefix cache: passes that several share begin at the input."""
+    asking = [name for name, recipe in recipes.items() if recipe.train.prefix_cache == "on"]
+    if asking:
+        raise RecipeError(
+            f"adapter {asking[0]!r} cannot have a prefix cache: passes that several adapters share begin at the input",
+            expected="auto or off",
+            change="train.prefix_cache, or tune it by itself",
+        )
 
 
 def _finished(outputs: Mapping[str, Output], recipes: Mapping[str, Recipe]) -> Iterator[tuple[str, Adapter]]:

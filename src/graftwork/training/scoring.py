@@ -10,7 +10,6 @@ import datasets
 import numpy as np
 from torch import Tensor
 
-from graftwork.encoding import GenerationEncoder
 from graftwork.heads import IGNORED
 from graftwork.model import AdaptedModel
 from graftwork.prediction import first_pieces, tags_of, widen
@@ -103,7 +102,6 @@ class Judge:
     def _generate(self) -> dict[str, float]:
         if set(self.task.metrics) == {"loss"}:
             return {}
-        assert isinstance(self.encoder, GenerationEncoder)
         count = min(self.generation_examples or len(self.rows), len(self.rows))
         if count < len(self.rows):
             logger.warning(

@@ -59,6 +59,10 @@ class TrainingSettings(Checked):
         early_stopping_patience: stop after this many scorings without a better one; None never stops early.
         backbone_dropout: `keep` the backbone's own dropout in training, turn it `off`, or `auto`: off while the
             backbone is frozen, kept when its own weights are trained.
+        prefix_cache: whether what comes before everything that is trained is computed once a text and kept in
+            graftwork's cache folder: `auto` where it can be and two epochs or more are trained, `on` (an error where it
+            cannot), or `off`.
+        prefix_cache_gb: gigabytes that all that is kept there may take.
         report_to: experiment trackers, as transformers names them, separated by commas.
     """
 
@@ -90,6 +94,8 @@ class TrainingSettings(Checked):
     logging_steps: PositiveInt = 10
     early_stopping_patience: PositiveInt | None = None
     backbone_dropout: Literal["auto", "keep", "off"] = "auto"
+    prefix_cache: Literal["auto", "on", "off"] = "auto"
+    prefix_cache_gb: PositiveFloat = 4.0
     report_to: str = "none"
 
     @classmethod

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
 from graftwork.training.examples import examples, lengths_of
+from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
 from graftwork.training.recipe import Recipe
 from graftwork.training.sampling import LengthGrouped, TokenBudget
@@ -207,7 +209,7 @@ class Run:
         shown: Progress,
         strand: Strand | None = None,
     ) -> None:
-        self.model, self.name, self.recipe, self.data = model, name, recipe, data
+        self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
         method, settings = recipe.find_method(), recipe.train
         head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, settings)
         model.add(name, Adapter.create(model.backbone, method, head, identity, seed=settings.seed), trainable=True)
@@ -223,7 +225,10 @@ class Run:
         checkpoint = self.checkpoint
         if checkpoint is not None and has_ended(checkpoint):
             self.trainer.take_up(checkpoint)
-        else:
+            return
+        # Passes that several share begin where all of them begin: at the input.
+        kept = prefix_cache(self.trainer, self.judge, self.recipe.train) if self.alone else nullcontext()
+        with kept:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def finish(self) -> tuple[Adapter, str]:

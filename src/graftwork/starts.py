@@ -1,0 +1,195 @@
+"""Starts: where a pass begins when what comes before is kept, because nothing in it is trained.
+
+A start is at a layer k: the pass is given what enters k, and the layers below do nothing. Or it is at the head, which
+is given all that it reads: nothing of the backbone runs.
+
+Notation: B rows, T tokens, d hidden size, n numbers that are kept of a token or of a text.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+import torch.nn as nn
+from jaxtyping import Float
+from torch import Tensor
+
+from graftwork.backbones import Backbone
+from graftwork.backbones.families.family import base_path
+from graftwork.heads import ChoiceHead, FeatureHead, Head, PooledHead, States
+from graftwork.heads.pooled import pool
+
+KEPT = "kept"
+"""The name under which a batch has what is kept of its rows."""
+
+
+class Start(ABC):
+    """Where a pass begins.
+
+    Attributes:
+        name: what is kept for it; part of a cache's key.
+        by_token: whether it is (B, T, n), or (B, n).
+    """
+
+    name: str
+    by_token: bool
+
+    @abstractmethod
+    def attach(self) -> None:
+        """Let passes begin there."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Put the backbone's own modules back."""
+
+
+@final
+class HeadStart(Start):
+    """A pass of the head alone."""
+
+    def __init__(self, backbone: Backbone, head: Head) -> None:
+        self.head = head
+        self._width = backbone.hidden_size
+        self.name = f"head {head.reads}"
+        self.by_token = head.reads != "text"
+        if isinstance(head, PooledHead | ChoiceHead):
+            self.name += f" {head.pooling}"
+
+    def attach(self) -> None:
+        """Nothing stands in its way."""
+
+    def detach(self) -> None:
+        """Nothing was changed."""
+
+    def keep(self, states: States) -> Float[Tensor, "B *T n"]:
+        """All that the head reads of the backbone's states."""
+        if isinstance(self.head, PooledHead | ChoiceHead):
+            return pool(states, self.head.pooling)
+        if states.layers is not None:
+            return torch.cat(states.layers, dim=-1)
+        assert states.last is not None
+        return states.last
+
+    def states(self, kept: Float[Tensor, "B *T n"], mask: Tensor | None, segments: Tensor | None) -> States:
+        """The states in which the head finds what was kept."""
+        if not self.by_token:
+            # One vector a text, of which every pooling makes itself.
+            return States(last=kept[:, None], pooled=kept)
+        if isinstance(self.head, FeatureHead):
+            return States(layers=torch.split(kept, self._width, dim=-1), mask=mask, segments=segments)
+        return States(last=kept, mask=mask)
+
+
+class _StandIn(nn.Module):
+    """Stands in the place of a layer, and runs it unless the pass begins above it or ends below it."""
+
+    def __init__(self, inner: nn.Module, place: int, start: "LayerStart") -> None:
+        super().__init__()
+        self.inner = inner
+        self.place = place
+        self.start = start
+        self.training = inner.training
+
+    def __getattr__(self, name: str) -> Any:
+        """What it has not itself is the layer's: models read from layers of which type they are."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "inner":
+                raise
+            return getattr(self.inner, name)
+
+    def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.start.run(self, states, *args, **kwargs)
+
+
+@final
+class LayerStart(Start):
+    """A pass that begins at layer k of a backbone of one stack; k = L begins behind the last layer."""
+
+    by_token = True
+
+    def __init__(self, backbone: Backbone, layer: int) -> None:
+        self.backbone = backbone
+        self.layer = layer
+        self.name = f"layer {layer}"
+        self.entering: Tensor | None = None
+        self.reading = False
+        self.read: Tensor | None = None
+        self._stand_ins: dict[str, _StandIn] = {}
+        self._gives: dict[int, int | None] = {}
+
+    def attach(self) -> None:
+        [stack] = self.backbone.family.stacks
+        for place, path in enumerate(stack.layer_paths(self.backbone.model, base_path(self.backbone.model))):
+            inner = self.backbone.model.get_submodule(path)
+            self._stand_ins[path] = _StandIn(inner, place, self)
+            self._put(path, self._stand_ins[path])
+
+    def detach(self) -> None:
+        for path, stand_in in self._stand_ins.items():
+            self._put(path, stand_in.inner)
+        self._stand_ins.clear()
+
+    @contextmanager
+    def begin(self, kept: Float[Tensor, "B T d"]) -> Iterator[None]:
+        """Passes inside begin with these states; those after it, also after an exception, run whole."""
+        self.entering = kept
+        try:
+            yield
+        finally:
+            self.entering = None
+
+    @contextmanager
+    def end(self) -> Iterator[None]:
+        """Passes inside end where the others begin, and what was reached is in `read`."""
+        self.reading = True
+        try:
+            yield
+        finally:
+            self.reading, self.read = False, None
+
+    def run(self, stand_in: _StandIn, states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What a layer gives in the pass that runs."""
+        place = stand_in.place
+        if self.entering is not None and place <= self.layer:
+            states = self.entering
+            if place < self.layer:
+                return self._given(place, states)
+        if self.reading and place >= self.layer:
+            self.read = states if place == self.layer else self.read
+            return self._given(place, states)
+        given = stand_in.inner(states, *args, **kwargs)
+        self._gives[place] = len(given) if isinstance(given, tuple) else None
+        if self.reading:
+            self.read = given if isinstance(given, Tensor) else given[0]
+        return given
+
+    def disprove(self, run: Callable[[], Tensor]) -> str:
+        """Why passes that begin here would not say what whole ones do, in a clause; empty when they do.
+
+        Args:
+            run: a pass over some rows, the same each time; gives its last states.
+        """
+        whole = run()
+        with self.end():
+            run()
+            assert self.read is not None
+            read = self.read
+        try:
+            with self.begin(read):
+                begun = run()
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            return f"its layers hand on more than states ({type(error).__name__}: {error})"
+        return "" if torch.equal(whole, begun) else "its layers hand on more than states"
+
+    def _given(self, place: int, states: Tensor) -> Any:
+        """States in the form in which the layer gives them."""
+        size = self._gives[place]
+        return states if size is None else (states, *[None] * (size - 1))
+
+    def _put(self, path: str, module: nn.Module) -> None:
+        parent, _, leaf = path.rpartition(".")
+        setattr(self.backbone.model.get_submodule(parent), leaf, module)

@@ -1,0 +1,256 @@
+"""The prefix cache: what comes before everything that is trained is computed once for each text, and kept in a file for
+later epochs, runs and methods.
+
+Where passes begin follows from where a method acts: at the lowest layer in which something is trained, or, when nothing
+of the backbone is, at the head. States are kept in the precision in which they are computed: nothing is rounded.
+"""
+
+import hashlib
+import json
+import logging
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graftwork.adapters import Adapter
+from graftwork.adapters.adapter import library_versions
+from graftwork.backbones import Backbone
+from graftwork.backbones.fingerprint import cache_folder
+from graftwork.encoding import ChoiceEncoder, Encoder, ImageEncoder, Row, Rows
+from graftwork.errors import BackboneError, RecipeError
+from graftwork.model import AdaptedModel
+from graftwork.starts import KEPT, HeadStart, LayerStart, Start
+from graftwork.training.scoring import Judge
+from graftwork.training.settings import TrainingSettings
+from graftwork.training.statefiles import DamagedError, StateFiles, size_of
+from graftwork.training.trainer import AdapterTrainer
+
+LAYOUT = 1
+"""Part of a key: a new number when what is kept changes."""
+
+BATCH = 64
+"""Texts in one pass of filling. It is the same in every run, because rounding depends on it."""
+
+GIGABYTE = 10**9
+
+INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+"""What the states of a text follow from."""
+
+Text = dict[str, list[int]]
+"""One text as the backbone takes it, unpadded."""
+
+logger = logging.getLogger(__name__)
+
+
+class UnsuitableError(RecipeError):
+    """A run in which nothing can be kept."""
+
+
+@contextmanager
+def prefix_cache(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings) -> Iterator[None]:
+    """Inside, trainer and judge begin their passes with what is kept of the rows, where that can be.
+
+    Args:
+        settings: resolved ones.
+
+    Raises:
+        RecipeError: it was asked for and cannot be; says why.
+    """
+    with ExitStack() as stack:
+        try:
+            if settings.prefix_cache != "off":
+                stack.enter_context(_kept(trainer, judge, settings))
+        except (RecipeError, OSError) as error:
+            problem = error.problem if isinstance(error, RecipeError) else f"it cannot be written: {error}"
+            if settings.prefix_cache == "on":
+                raise RecipeError(f"there can be no prefix cache: {problem}", change="--train.prefix_cache") from error
+            if not isinstance(error, UnsuitableError):
+                logger.warning("there is no prefix cache, so that training takes longer: %s", problem)
+        yield
+
+
+@contextmanager
+def _kept(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings) -> Iterator[None]:
+    model, name, encoder, collate = trainer.adapted, trainer.adapter_name, judge.encoder, trainer.data_collator
+    if settings.backbone_dropout == "keep":
+        raise UnsuitableError("the backbone's dropout is kept, so that no two passes over a text are the same")
+    if settings.prefix_cache == "auto" and _epochs(trainer) < 2:
+        raise UnsuitableError("less than two epochs are trained, in which filling would take what it saves")
+    if isinstance(encoder, ImageEncoder):
+        raise UnsuitableError("the inputs are images, and only states of texts are kept")
+    with ExitStack() as stack:
+        start = start_for(model.backbone, model.residents.named(name).adapter)
+        try:
+            stack.enter_context(model.beginning(start))
+        except BackboneError as error:
+            raise UnsuitableError(error.problem) from error
+        rows: Any = trainer.train_dataset
+        texts = Texts(encoder, [rows, judge.encoded])
+        bounds, states = _states(model, name, start, texts, int(settings.prefix_cache_gb * GIGABYTE))
+        judge.encoder = reader = KeptEncoder(encoder, texts, bounds, states, by_token=start.by_token)
+        trainer.data_collator = reader.collate
+        try:
+            yield
+        finally:
+            judge.encoder, trainer.data_collator = encoder, collate
+
+
+def _epochs(trainer: AdapterTrainer) -> float:
+    """How often the run goes over its rows."""
+    args, rows = trainer.args, trainer.train_dataset
+    if args.max_steps < 0:
+        return args.num_train_epochs
+    return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps / len(rows)  # type: ignore[arg-type]
+
+
+def start_for(backbone: Backbone, adapter: Adapter) -> Start:
+    """Where passes can begin.
+
+    Raises:
+        UnsuitableError: only at their beginning.
+    """
+    sites = [backbone.sites[name] for name in adapter.sites]
+    reads = adapter.head.reads
+    if not sites and reads == "vocabulary":
+        raise UnsuitableError("nothing is trained but what scores the vocabulary")
+    if not sites:
+        return HeadStart(backbone, adapter.head)
+    if reads == "layers":
+        raise UnsuitableError("the head reads the states of all layers")
+    if backbone.is_encoder_decoder:
+        raise UnsuitableError("the backbone is an encoder-decoder, of which two stacks run")
+    lowest = max(sites, key=lambda site: site.height)
+    layer = backbone.sites.num_layers - lowest.height - (0 if lowest.layer is None else 1)
+    if layer == 0:
+        raise UnsuitableError(f"method {adapter.method.name!r} acts at {lowest.name}, and no layer is below that")
+    return LayerStart(backbone, layer)
+
+
+class Texts:
+    """The texts of some rows, each once, the longest first: in the same order whatever the order of the rows is.
+
+    Args:
+        encoder: how the rows were made.
+        splits: rows, of one split after the other.
+    """
+
+    def __init__(self, encoder: Encoder, splits: Sequence[Rows]) -> None:
+        self._several, self._splits = isinstance(encoder, ChoiceEncoder), splits
+        found = {
+            _digest(text): (len(text["input_ids"]), split, i, choice)
+            for split, rows in enumerate(splits)
+            for i, row in enumerate(rows)
+            for choice, text in enumerate(self.of(row))
+        }
+        order = sorted(found, key=lambda digest: (-found[digest][0], digest))
+        self._found = [found[digest] for digest in order]
+        self._places = {digest: place for place, digest in enumerate(order)}
+        self.digest = hashlib.sha256(b"".join(order)).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __getitem__(self, place: int) -> Text:
+        _, split, row, choice = self._found[place]
+        return self.of(self._splits[split][row])[choice]
+
+    def of(self, row: Row) -> list[Text]:
+        """Those of a row: one, or one a choice."""
+        own = {name: row[name] for name in INPUTS if name in row}
+        if not self._several:
+            return [own]
+        return [dict(zip(own, values, strict=True)) for values in zip(*own.values(), strict=True)]
+
+    def place(self, text: Text) -> int:
+        """Which of them a text is."""
+        return self._places[_digest(text)]
+
+    def bounds(self, *, by_token: bool) -> Tensor:
+        """(N + 1): where the rows of numbers of each begin and end, of which each has one, or one a token."""
+        sizes = [length if by_token else 1 for length, *_ in self._found]
+        return torch.tensor([0, *sizes]).cumsum(dim=0)
+
+
+class KeptEncoder(Encoder):
+    """An encoder whose batches have what is kept of their rows.
+
+    Args:
+        inner: it makes the batches.
+        texts: among which are those of all rows.
+        bounds, states: what is kept of them; see `statefiles`.
+        by_token: whether that is one row of numbers a token, or one a text.
+    """
+
+    def __init__(self, inner: Encoder, texts: Texts, bounds: Tensor, states: Tensor, *, by_token: bool) -> None:
+        super().__init__(inner.backbone, inner.task)
+        self.inner, self.texts, self.by_token = inner, texts, by_token
+        self.bounds, self.states = bounds.tolist(), states
+
+    def encode(self, inputs: Sequence[object], labels: Sequence[object] | None = None) -> Rows:
+        return self.inner.encode(inputs, labels)
+
+    def lengths(self, rows: Rows) -> list[int]:
+        return self.inner.lengths(rows)
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        batch = self.inner.collate(rows)
+        *several, length = batch["input_ids"].shape
+        kept = self.states.new_zeros((*several, length if self.by_token else 1, self.states.shape[-1]))
+        for row, own in zip(rows, kept.view(len(rows), -1, *kept.shape[-2:]), strict=True):
+            for text, room in zip(self.texts.of(row), own, strict=False):
+                place = self.texts.place(text)
+                start, end = self.bounds[place : place + 2]
+                room[: end - start] = self.states[start:end]
+        return {**batch, KEPT: kept if self.by_token else kept.squeeze(-2)}
+
+
+def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: int) -> tuple[Tensor, Tensor]:
+    """What is kept of texts, out of its file, which is made where it is not there."""
+    with model.resting():
+        first = _keep(model, name, start, [texts[0]])
+    bounds, width = texts.bounds(by_token=start.by_token), first.shape[-1]
+    size = size_of(bounds, width, first.dtype)
+    if size > limit:
+        raise RecipeError(
+            f"the states of {len(texts)} texts take {size / GIGABYTE:.2f} GB, and there is room for "
+            f"{limit / GIGABYTE:g} GB (--train.prefix_cache_gb)"
+        )
+    files, backbone = StateFiles(cache_folder() / "states", limit), model.backbone
+    parts = [LAYOUT, library_versions(), backbone.fingerprint, str(first.dtype), backbone.device.type, start.name]
+    key = hashlib.sha256(json.dumps([*parts, texts.digest]).encode()).hexdigest()
+    try:
+        found = files.read(key)
+    except DamagedError as error:
+        logger.warning("kept states were damaged and are made anew: %s", error)
+        found = None
+    if found is None:
+        places = [range(i, min(i + BATCH, len(texts))) for i in range(0, len(texts), BATCH)]
+        pieces = (_keep(model, name, start, [texts[place] for place in batch]) for batch in places)
+        with model.resting():
+            files.write(key, bounds, width, first.dtype, pieces)
+        found = files.read(key)
+        assert found is not None
+    return found
+
+
+def _keep(model: AdaptedModel, name: str, start: Start, texts: Sequence[Text]) -> Tensor:
+    """(rows, n): what is to be kept of texts, one after the other."""
+    tokenizer, device = model.backbone.require_tokenizer(), model.backbone.device
+    batch = {name: tensor.to(device) for name, tensor in tokenizer.pad(list(texts), return_tensors="pt").items()}
+    found = model.keep(name, **batch).cpu()
+    if not start.by_token:
+        return found
+    lengths = torch.tensor([len(text["input_ids"]) for text in texts])
+    return found[torch.arange(found.shape[1]) < lengths[:, None]]
+
+
+def _digest(text: Text) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in INPUTS:
+        digest.update(array("q", text.get(name, ())).tobytes())
+        digest.update(b"|")
+    return digest.digest()
