@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from zlib import crc32
@@ -101,7 +102,10 @@ class StateFiles:
 
     def _make_room(self, size: int) -> None:
         """Remove what killed runs left, and then what was not used for longest, until there is room."""
-        found = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.iterdir()]
+        found = []
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # another run may be faster
+                found.append((path.stat().st_mtime, path.stat().st_size, path))
         total = size + sum(own for _, own, _ in found)
         for last, own, path in sorted(found):
             left = path.suffix == PARTIAL and time.time() - last > STALE
