@@ -18,7 +18,7 @@ from graftwork.adapters import TaskIdentity
 from graftwork.adapters.adapter import declare
 from graftwork.errors import RecipeError
 from graftwork.heads import PooledHead
-from graftwork.methods import METHODS, FullFineTuning, ULMFiT
+from graftwork.methods import METHODS, FullFineTuning, HeadOnly, LoRA, ULMFiT
 from graftwork.model import AdaptedModel
 from graftwork.training import TrainingSettings
 from graftwork.training.schedules import scheduler, slanted_triangular
@@ -117,7 +117,8 @@ def test_unknown_names_are_refused_with_those_that_are_known(backbone, classes, 
 def make_trainer(backbone, tmp_path):
     models = []
 
-    def make(method, **settings):
+    def make(method, options=None, **settings):
+        options = options or {}
         head = PooledHead(kind="classification", num_outputs=2, pooling="pooler")
         identity = TaskIdentity(name="c", labels=("negative", "positive"))
         model = AdaptedModel(backbone)
@@ -126,7 +127,7 @@ def make_trainer(backbone, tmp_path):
         resolved = TrainingSettings(**settings).resolved(method, backbone)
         arguments = resolved.arguments(tmp_path, metric="accuracy", greater_is_better=True, cpu=True)
         arguments = replace(arguments, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
-        return AdapterTrainer(model=model, args=arguments, adapter_name="c", schedule=resolved.schedule)
+        return AdapterTrainer(model=model, args=arguments, adapter_name="c", schedule=resolved.schedule, **options)
 
     yield make
     for model in models:
@@ -149,6 +150,26 @@ def test_each_rate_is_a_group_of_its_own(make_trainer, backbone):
         round(2.6**-height, 9) for height in (2, 1, 0)
     ]
     assert groups[0]["lr"] == 1e-3, "the rate that is logged is the highest"
+
+
+def test_the_head_has_a_rate_of_its_own(make_trainer, backbone):
+    trainer = make_trainer(LoRA(b_rate=4), {"head_learning_rate": 0.02}, learning_rate=1e-3)
+    names = {id(tensor): name for name, tensor in trainer.adapted.residents["c"].tensors().items()}
+    groups = trainer.create_optimizer().param_groups
+    rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    wanted = {name: 0.02 if name.startswith("head.") else 4e-3 if name.endswith(".B") else 1e-3 for name in rates}
+    assert rates == pytest.approx(wanted, rel=1e-12)
+    assert groups[0]["lr"] == 4e-3, "the rate that is logged is the method's highest"
+
+
+def test_rates_of_the_head_that_are_not_given(backbone):
+    def rate(method, **given):
+        return TrainingSettings(**given).resolved(method, backbone).head_learning_rate
+
+    assert rate(LoRA()) == rate(LoRA(), learning_rate=1.0) == HeadOnly().learning_rate == 3e-3
+    assert rate(LoRA(), head_learning_rate=0.5) == rate(FullFineTuning(), head_learning_rate=0.5) == 0.5
+    assert rate(FullFineTuning()) == FullFineTuning().learning_rate
+    assert rate(FullFineTuning(), learning_rate=1.0) == rate(ULMFiT(), learning_rate=1.0) == 1.0
 
 
 def test_adafactor_takes_the_given_rate_as_it_is(make_trainer):

@@ -64,6 +64,11 @@ class FullFineTuning(Method):
         return self
 
     @property
+    def head_learning_rate(self) -> None:
+        """As in the papers, the one rate of all."""
+        return None
+
+    @property
     def num_train_epochs(self) -> int:
         """Of gradual unfreezing so many that 12 layers and the embeddings are all trained for three of them."""
         return 15 if self.gradual_unfreezing else 3

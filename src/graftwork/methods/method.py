@@ -62,8 +62,14 @@ class Method(Checked):
 
     @property
     def learning_rate(self) -> float:
-        """By default, as the three that follow."""
+        """By default, as the four that follow."""
         return 3e-4
+
+    @property
+    def head_learning_rate(self) -> float | None:
+        """Of the head, which starts from nothing: that of head-only tuning, whatever the method's is. None takes the
+        run's."""
+        return 3e-3
 
     @property
     def num_train_epochs(self) -> int:

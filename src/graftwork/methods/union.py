@@ -73,6 +73,11 @@ class Union(Method):
         return min(method.learning_rate for method in self.methods)
 
     @property
+    def head_learning_rate(self) -> float | None:
+        rates = [method.head_learning_rate for method in self.methods]
+        return None if None in rates else rates[0]
+
+    @property
     def num_train_epochs(self) -> int:
         return max(method.num_train_epochs for method in self.methods)
 

@@ -37,7 +37,8 @@ class TrainingSettings(Checked):
     of 32 texts of like length, of at most 128 tokens; the checkpoint with the best validation score is kept.
 
     Attributes:
-        learning_rate, num_train_epochs, optim, lr_scheduler_type: None takes the method's default.
+        learning_rate, head_learning_rate, num_train_epochs, optim, lr_scheduler_type: None takes the method's default.
+        head_learning_rate: of the head's parameters, which start from nothing and need larger steps than most methods.
         optim: `adafactor` takes its rate from the schedule and does not scale it by the parameters.
         lr_scheduler_type: one of transformers' schedules, or `slanted_triangular`, which rises over the steps of
             `warmup_ratio` from 1/32 of the rate and falls back to it.
@@ -68,6 +69,7 @@ class TrainingSettings(Checked):
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     learning_rate: PositiveFloat | None = None
+    head_learning_rate: PositiveFloat | None = None
     num_train_epochs: PositiveFloat | None = None
     max_steps: int = -1
     per_device_train_batch_size: PositiveInt = 32
@@ -159,9 +161,11 @@ class TrainingSettings(Checked):
         dropout = self.backbone_dropout
         if dropout == "auto":
             dropout = "off" if method.frozen_backbone else "keep"
+        rate = self.learning_rate or method.learning_rate
         return self.model_copy(
             update={
-                "learning_rate": self.learning_rate or method.learning_rate,
+                "learning_rate": rate,
+                "head_learning_rate": self.head_learning_rate or method.head_learning_rate or rate,
                 "num_train_epochs": self.num_train_epochs or float(method.num_train_epochs),
                 "optim": self.optim or method.optim,
                 "lr_scheduler_type": self.lr_scheduler_type or method.lr_scheduler_type,

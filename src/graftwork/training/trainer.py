@@ -35,6 +35,7 @@ class AdapterTrainer(Trainer):
     Args:
         adapter_name: the adapter's, on the model.
         batches: the places of the rows that share a batch, with the epochs told. None: any rows do.
+        head_learning_rate: the head's; None: the run's.
         schedule: the learning rate's, in the place of transformers' own.
         judge: gives the scores that choose among checkpoints.
         strand: of a run among several, what it runs in: its steps are then asked of the strand's caller, and so is what
@@ -46,6 +47,7 @@ class AdapterTrainer(Trainer):
         *args: Any,
         adapter_name: str,
         batches: Sampler[list[int]] | None = None,
+        head_learning_rate: float | None = None,
         schedule: Schedule | None = None,
         judge: Callable[[], dict[str, float]] | None = None,
         strand: Strand | None = None,
@@ -54,6 +56,7 @@ class AdapterTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.adapter_name = adapter_name
         self.batches = batches
+        self.head_learning_rate = head_learning_rate
         self.schedule = schedule
         self.judge = judge
         self.strand = strand
@@ -142,22 +145,24 @@ class AdapterTrainer(Trainer):
         return [name for name, tensor in model.named_parameters() if id(tensor) in decaying]
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """The optimizer, with a group of parameters for each declared rate, and for what decays or not. The highest
+        """The optimizer, with a group of parameters for each rate, and for what decays or not. The method's highest
         rate comes first: it is the one that is logged.
         """
         if self.optimizer is None:
-            groups: dict[tuple[float, bool], list[Tensor]] = {}
+            head_rate = self.head_learning_rate or self.args.learning_rate
+            groups: dict[tuple[bool, float, bool], list[Tensor]] = {}
             for tensor, parameter in self.declared():
-                groups.setdefault((parameter.rate, parameter.decay), []).append(tensor)
+                of_head = self.head_learning_rate is not None and parameter.group == "head"
+                groups.setdefault((not of_head, parameter.rate, parameter.decay), []).append(tensor)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(
                 [
                     {
-                        "params": groups[rate, decay],
-                        "lr": rate * self.args.learning_rate,
+                        "params": groups[own, rate, decay],
+                        "lr": rate * (self.args.learning_rate if own else head_rate),
                         "weight_decay": self.args.weight_decay if decay else 0.0,
                     }
-                    for rate, decay in sorted(groups, reverse=True)
+                    for own, rate, decay in sorted(groups, reverse=True)
                 ],
                 **options,
             )

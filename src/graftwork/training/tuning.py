@@ -295,6 +295,7 @@ def _trainer(
         args=arguments,
         adapter_name=name,
         batches=_batches(lengths_of(encoder, rows), settings),
+        head_learning_rate=settings.head_learning_rate,
         schedule=settings.schedule,
         judge=partial(judge, generate=task.main_metric != "loss"),
         strand=strand,
