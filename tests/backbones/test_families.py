@@ -531,6 +531,8 @@ def test_an_unknown_type_with_a_known_layout_is_accepted(kind, fields, family):
 def test_another_layout_is_refused_and_told_how_to_be_added(kind, fields, why):
     model = _unknown(kind, **fields).train().requires_grad_(True)
     chosen = model.config._attn_implementation
+    # Of four patches vit_mae keeps one at random: one pass in four is as the other.
+    torch.manual_seed(0)
     with pytest.raises(BackboneError, match=why) as caught:
         Backbone(model)
     assert f"model type '{kind}' has the layout of no known family" in caught.value.problem
