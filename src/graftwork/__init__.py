@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         OutputError,
         RecipeError,
         SiteError,
+        StudyError,
     )
     from graftwork.methods import (
         IA3,
@@ -80,6 +81,7 @@ _HOMES = {
     "PromptTuning": "methods",
     "RecipeError": "errors",
     "SiteError": "errors",
+    "StudyError": "errors",
     "Task": "tasks",
     "TrainingSettings": "training",
     "ULMFiT": "methods",
@@ -121,6 +123,7 @@ __all__ = [
     "PromptTuning",
     "RecipeError",
     "SiteError",
+    "StudyError",
     "Task",
     "TrainingSettings",
     "ULMFiT",

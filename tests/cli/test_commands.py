@@ -46,7 +46,7 @@ def test_a_row_too_wide_for_the_terminal_is_names_and_values(capsys, monkeypatch
 
 
 def test_the_commands():
-    assert COMMANDS == ["tune", "evaluate", "predict", "inspect", "plan", "methods", "env"]
+    assert COMMANDS == ["tune", "tune-many", "evaluate", "predict", "inspect", "plan", "methods", "env"]
 
 
 def plain(text):

@@ -182,13 +182,17 @@ def test_an_unknown_method_names_those_there_are():
 @pytest.mark.parametrize(
     ("name", "settings", "parts"),
     [
-        ("houlsby", {"bottelneck": 3}, ["bottelneck=3", "settings of houlsby: bottleneck", "--method.bottelneck"]),
+        (
+            "houlsby",
+            {"bottelneck": 3},
+            ["unknown key 'bottelneck'", "settings of houlsby: bottleneck", "--method.bottelneck"],
+        ),
         ("houlsby", {"bottleneck": 0, "norms": "some"}, ["bottleneck=0", "norms='some'"]),
         ("houlsby", {"activation": "gleu"}, ["activation='gleu'", "unknown activation", "gelu"]),
         ("lora", {"dropout": 1.0}, ["dropout=1.0", "less than 1"]),
         ("lora", {"rank": "x"}, ["rank='x'", "--method.rank"]),
         ("lora", {"targets": ()}, ["targets=()"]),
-        ("head-only", {"rank": 1}, ["rank=1", "settings of head-only: none"]),
+        ("head-only", {"rank": 1}, ["unknown key 'rank'", "settings of head-only: none"]),
     ],
 )
 def test_wrong_settings_are_all_named(name, settings, parts):

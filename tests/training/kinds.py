@@ -44,7 +44,7 @@ KINDS = {
 FILES = {"likelihood": "choices", "likelihood-t5": "choices", "generation-t5": "generation"}
 """The cases with another's data."""
 
-SETTINGS = {"learning_rate": 0.01, "num_train_epochs": 4, "per_device_train_batch_size": 8}
+SETTINGS = {"learning_rate": 0.01, "head_learning_rate": 0.01, "num_train_epochs": 4, "per_device_train_batch_size": 8}
 
 
 def make_tokenizer(*, ends: bool) -> PreTrainedTokenizerFast:

@@ -206,7 +206,8 @@ def test_each_run_has_its_own_settings_and_is_as_alone(backbone, tasks, tmp_path
             "method": AdaMix(bottleneck=4),
             "train": {
                 **{"seed": 3, "eval_strategy": "steps", "eval_steps": 2, "early_stopping_patience": 1},
-                **{"lr_scheduler_type": "constant", "optim": "sgd", "learning_rate": 0.1, "max_steps": 20},
+                **{"lr_scheduler_type": "constant", "optim": "sgd", "learning_rate": 0.1, "head_learning_rate": 0.1},
+                "max_steps": 20,
             },
         },
         "sgd": {

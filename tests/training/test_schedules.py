@@ -18,7 +18,7 @@ from graftwork.adapters import TaskIdentity
 from graftwork.adapters.adapter import declare
 from graftwork.errors import RecipeError
 from graftwork.heads import PooledHead
-from graftwork.methods import METHODS, FullFineTuning, HeadOnly, LoRA, ULMFiT
+from graftwork.methods import METHODS, FullFineTuning, HeadOnly, ULMFiT
 from graftwork.model import AdaptedModel
 from graftwork.training import TrainingSettings
 from graftwork.training.schedules import scheduler, slanted_triangular

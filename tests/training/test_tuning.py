@@ -147,7 +147,7 @@ def test_recipe_in_the_folder_gives_the_same_bytes(backbone, classes, tmp_path):
     recipe = Recipe.from_yaml(tmp_path / "a" / "recipe.yaml")
     left = {name for name, value in recipe.train.model_dump().items() if value is None}
     of_generation = {"max_target_length", "max_new_tokens", "generation_examples"}
-    assert left == {"early_stopping_patience", "eval_steps", *of_generation}, "all is written out"
+    assert left == {"early_stopping_patience", "eval_steps", "tokens_per_batch", *of_generation}, "all is written out"
     assert recipe.dtype == "float32"
     tune_recipe(recipe, output=tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -169,7 +169,12 @@ def test_output_none_gives_the_same_adapter(backbone, classes, tmp_path, monkeyp
 def test_best_checkpoint_is_kept(backbone, classes, tmp_path):
     # Scored after each step at a high rate, a run goes up and down.
     task = classes.override(test_fraction=0.0, validation_fraction=0.4)
-    settings = {"learning_rate": 0.02, "lr_scheduler_type": "constant", "per_device_train_batch_size": 8}
+    settings = {
+        "learning_rate": 0.02,
+        "head_learning_rate": 0.02,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 8,
+    }
     steps = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 1}
     adapter = tune(backbone, task=task, method=LORA, output=tmp_path / "a", **settings, **steps)
     accuracies = [row["eval_accuracy"] for row in scorings(tmp_path / "a")]
@@ -181,7 +186,13 @@ def test_best_checkpoint_is_kept(backbone, classes, tmp_path):
 
 def test_smaller_is_better_where_the_metric_says_so(backbone, data, tmp_path):
     task = Task(name="n", kind="regression", text="text", data=str(data["numbers"]), metrics=("mse",))
-    settings = {**FAST, "learning_rate": 0.1, "num_train_epochs": 6, "lr_scheduler_type": "constant"}
+    settings = {
+        **FAST,
+        "learning_rate": 0.1,
+        "head_learning_rate": 0.1,
+        "num_train_epochs": 6,
+        "lr_scheduler_type": "constant",
+    }
     adapter = tune(backbone, task=task, method=LORA, output=tmp_path / "a", **settings)
     errors = [row["eval_mse"] for row in scorings(tmp_path / "a")]
     assert min(errors) < max(errors)

@@ -185,7 +185,7 @@ class Resident(nn.Module):
         return {site: [op.to(self._backbone.dtype) for op in acting] for site, acting in ops.items()}
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        if not self.trainable and self._lowered is not None:
+        if self._packed is not None or self._lowered is not None:
             self._changed = {name: fn(tensor) for name, tensor in self._all().items()}
             self._packed = self._lowered = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

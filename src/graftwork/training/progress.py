@@ -1,7 +1,8 @@
 """What a run tells while it trains: a progress bar for people, and a log of JSON lines for programs."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,18 @@ MEASURED = ("_runtime", "_per_second", "total_flos", "train_loss")
 """Ends of the keys whose values depend on the machine's speed or on where a run was resumed."""
 
 
-def bars(*, shown: bool) -> Progress:
-    """Where the bars of runs are shown, on standard error; a context."""
+@contextmanager
+def bars(*, shown: bool) -> Iterator[Progress]:
+    """Inside, where the bars of runs are shown, on standard error, from the first on; afterwards, the terminal is
+    as it was."""
     columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TimeRemainingColumn(True))
     text = TextColumn("{task.fields[now]}")
-    return Progress(*columns, text, console=Console(stderr=True), disable=not shown)
+    progress = Progress(*columns, text, console=Console(stderr=True), disable=not shown)
+    try:
+        yield progress
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 class ProgressBar(TrainerCallback):
@@ -33,6 +41,7 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.progress.start()
         self.bar = self.progress.add_task(self.label, total=state.max_steps, completed=state.global_step, now="")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
