@@ -64,9 +64,9 @@ class FullFineTuning(Method):
         return self
 
     @property
-    def head_learning_rate(self) -> None:
+    def head_learning_rate(self) -> float:
         """As in the papers, the one rate of all."""
-        return None
+        return 0.0
 
     @property
     def num_train_epochs(self) -> int:

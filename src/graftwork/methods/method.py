@@ -66,9 +66,8 @@ class Method(Checked):
         return 3e-4
 
     @property
-    def head_learning_rate(self) -> float | None:
-        """Of the head, which starts from nothing: that of head-only tuning, whatever the method's is. None takes the
-        run's."""
+    def head_learning_rate(self) -> float:
+        """Of the head, which starts from nothing, at least: that of head-only tuning, where the method's is smaller."""
         return 3e-3
 
     @property

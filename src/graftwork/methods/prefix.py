@@ -73,8 +73,9 @@ class PrefixTuning(Method):
 
     @property
     def learning_rate(self) -> float:
-        """Rows themselves take larger steps than the network that makes them (5e-3 in P-tuning v2)."""
-        return 1e-3 if self.reparametrise else 5e-3
+        """Rows themselves take larger steps (5e-3 in P-tuning v2) than the network that makes them (5e-5 in the
+        paper)."""
+        return 1e-4 if self.reparametrise else 5e-3
 
     def sites(self, sites: Sites) -> list[Site]:
         if not sites.of_kind("attention"):

@@ -73,9 +73,8 @@ class Union(Method):
         return min(method.learning_rate for method in self.methods)
 
     @property
-    def head_learning_rate(self) -> float | None:
-        rates = [method.head_learning_rate for method in self.methods]
-        return None if None in rates else rates[0]
+    def head_learning_rate(self) -> float:
+        return min(method.head_learning_rate for method in self.methods)
 
     @property
     def num_train_epochs(self) -> int:

@@ -165,7 +165,7 @@ class TrainingSettings(Checked):
         return self.model_copy(
             update={
                 "learning_rate": rate,
-                "head_learning_rate": self.head_learning_rate or method.head_learning_rate or rate,
+                "head_learning_rate": self.head_learning_rate or max(rate, method.head_learning_rate),
                 "num_train_epochs": self.num_train_epochs or float(method.num_train_epochs),
                 "optim": self.optim or method.optim,
                 "lr_scheduler_type": self.lr_scheduler_type or method.lr_scheduler_type,
