@@ -1,7 +1,7 @@
 """Every benchmark, one after the other, and their results as a page.
 
-Run as `python -m benchmarks [--quick] [--device …]`. Writes `benchmarks/RESULTS.md`, of a quick run `RESULTS-quick.md`.
-The exit status is 1 when a bar is missed or a benchmark fails.
+Run as `python -m benchmarks [--quick] [--device …] [NAME …]`. Writes `benchmarks/RESULTS.md`. The exit status is 1
+when a bar is missed or a benchmark fails.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main() -> int:
     for name in chosen.names or known:
         print(f"\n== {name}", flush=True)
         results[name] = run(name, options)
-    target = HERE / ("RESULTS-quick.md" if chosen.quick else "RESULTS.md")
+    target = HERE / "RESULTS.md"
     temporary = target.with_suffix(".tmp")
     temporary.write_text(page(results, options), encoding="utf-8")
     os.replace(temporary, target)

@@ -6,10 +6,13 @@ from a folder; peft's `load_adapter` reads the same weights from its own kind of
 
 import argparse
 import copy
+import cProfile
+import pstats
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,12 +23,28 @@ from benchmarks.measuring import at_least, at_most, check, report
 from benchmarks.peers import RANK, trained, with_peft
 from graftwork import AdaptedModel, Backbone, LoRA
 
+PROFILED = 20
+"""Calls that are profiled."""
+
 
 def time_of(load: Any) -> float:
     """Return how many milliseconds a call takes."""
     start = time.perf_counter()
     load()
     return 1_000 * (time.perf_counter() - start)
+
+
+def where_calls_go(load: Callable[[], None], model: AdaptedModel) -> str:
+    """Return the functions of graftwork's own in which most of the time passes, with what they call."""
+    profiler = cProfile.Profile()
+    for _ in range(PROFILED):
+        profiler.runcall(load)
+        model.remove("profiled")
+    found = pstats.Stats(profiler).get_stats_profile()
+    total = found.total_tt or 1
+    own = {name: each for name, each in found.func_profiles.items() if "graftwork" in each.file_name}
+    largest = sorted(own, key=lambda name: own[name].cumtime, reverse=True)[:12]
+    return "\n".join(f"{own[name].cumtime / total:>7.1%}  {name}" for name in largest)
 
 
 def main() -> int:
@@ -43,6 +62,7 @@ def main() -> int:
         with_peft(backbone, backbone.model, [adapter]).save_pretrained(folder / "peft", selected_adapters=["0"])
         model = AdaptedModel(backbone)
         ours = [time_of(lambda i=i: model.add(f"{i}", folder / "ours")) for i in range(total)]
+        print(f"of {PROFILED} calls:\n{where_calls_go(lambda: model.add('profiled', folder / 'ours'), model)}\n")
         ids = torch.arange(1_000, 1_064).reshape(2, 32)
         batch = {"input_ids": ids.to(backbone.device), "attention_mask": torch.ones_like(ids).to(backbone.device)}
         with torch.inference_mode():

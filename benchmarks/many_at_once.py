@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import at_least, in_turns, ratio, report
+from benchmarks.measuring import at_least, in_turns, ratio, report, where_time_goes
 from graftwork import AdaptedModel, Adapter, Backbone
 from graftwork.adapters import TaskIdentity
 from graftwork.heads import head_for
@@ -116,6 +116,7 @@ def measure(backbone: Backbone, name: str, rounds: int) -> float:
         "alone": lambda: one_after_the_other(model, steps, step),
     }
     times = in_turns(contestants, rounds=rounds)
+    print(f"\nof a step of all, {name}:\n{where_time_goes(contestants['together'], rows=6)}\n")
     model.detach()
     return ratio(times["alone"], times["together"])
 
