@@ -12,7 +12,8 @@ from graftwork import AdaptedModel, Adapter, HeadOnly, Houlsby, LoRA, Task, eval
 from graftwork.adapters import TaskIdentity
 from graftwork.errors import OutputError, RecipeError
 from graftwork.heads import PooledHead
-from graftwork.methods import METHODS
+from graftwork.methods import METHODS, FeatureExtraction
+from graftwork.tasks import load
 from graftwork.training import Recipe, TrainingSettings, tune_recipe
 from graftwork.training.trainer import AdapterTrainer
 
@@ -73,6 +74,16 @@ def test_regression_is_learned(backbone, data):
         assert low < -1.5
     finally:
         model.detach()
+
+
+@pytest.mark.parametrize("method", [LORA, FeatureExtraction()], ids=["pooled", "mixed"])
+def test_a_number_starts_as_the_labels_mean(backbone, data, method):
+    task = Task(name="numbers", kind="regression", text="text", data=str(data["numbers"]))
+    adapter = tune(backbone, task=task, method=method, learning_rate=1e-9, head_learning_rate=1e-9, max_steps=1)
+    labels = list(load(task).train["label"])
+    mean = sum(labels) / len(labels)
+    assert abs(mean) > 1e-3
+    assert float(adapter.tensors["head.classifier.bias"]) == pytest.approx(mean, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", METHODS)

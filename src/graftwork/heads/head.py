@@ -4,7 +4,7 @@ Notation: B rows, T tokens, d hidden size, V vocabulary, C outputs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import sqrt
 from typing import Any, ClassVar, Literal
@@ -105,6 +105,14 @@ class Head(BaseModel, ABC):
     @abstractmethod
     def declare(self, backbone: Backbone) -> dict[str, Parameter]:
         """The head's parameters, by name in an adapter; each begins with `head.`."""
+
+    def initial(self, labels: Sequence[Any]) -> Mapping[str, Tensor]:
+        """Of a new adapter, the head's parameters that start from the labels to be trained on, by name; the others
+        start as they are declared. A number starts as the labels' mean: a method would spend its first steps on it.
+        """
+        if self.task_kind != "regression":
+            return {}
+        return {"head.classifier.bias": torch.tensor([sum(labels) / len(labels)], dtype=torch.float32)}
 
     @abstractmethod
     def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Tensor:

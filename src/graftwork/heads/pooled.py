@@ -24,7 +24,7 @@ class PooledHead(Head):
         kind: `classification` gives num_outputs logits, `regression` one number.
         pooling: how one vector is made of a text.
         dropout: before the classifier, in training.
-        init_std: the classifier starts N(0, init_std²) with bias 0.
+        init_std: the classifier starts N(0, init_std²) with bias 0, or the mean of the labels.
     """
 
     reads: ClassVar[Reading] = "text"

@@ -31,7 +31,7 @@ from graftwork.errors import OutputError, RecipeError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
-from graftwork.training.examples import examples, lengths_of
+from graftwork.training.examples import examples, labels_of, lengths_of
 from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
 from graftwork.training.recipe import Recipe
@@ -212,7 +212,9 @@ class Run:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
         method, settings = recipe.find_method(), recipe.train
         head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, settings)
-        model.add(name, Adapter.create(model.backbone, method, head, identity, seed=settings.seed), trainable=True)
+        new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
+        known = head.initial(labels_of(data.task.kind, data.train))
+        model.add(name, replace(new, tensors={**new.tensors, **known}), trainable=True)
         _begin(working, recipe, resume=resume)
         self.checkpoint = last_checkpoint(working) if resume else None
         self.judge = _judge(model, name, data.task, data.validation, settings)
