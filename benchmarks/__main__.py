@@ -1,7 +1,7 @@
-"""Every benchmark, one after the other, and their results as a page.
+"""Every benchmark, or those that are named, one after the other, and the results of all as a page.
 
-Run as `python -m benchmarks [--quick] [--device …] [NAME …]`. Writes `benchmarks/RESULTS.md`. The exit status is 1
-when a bar is missed or a benchmark fails.
+Run as `python -m benchmarks [--quick] [--device …] [NAME …]`. Writes `benchmarks/results.json`, where the results of
+others stay as they are, and of it `benchmarks/RESULTS.md`. The exit status is 1 when a bar is missed or one fails.
 """
 
 import argparse
@@ -16,11 +16,13 @@ from typing import Any
 from benchmarks.measuring import describe_machine
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
 NO_BENCHMARKS = {"__init__", "__main__", "measuring", "peers"}
 
 
-def run(name: str, options: list[str]) -> tuple[str, dict[str, Any] | None]:
-    """Run one benchmark: what it printed before its last line, and that line; None when it failed."""
+def run(name: str, options: list[str]) -> dict[str, Any]:
+    """Run one benchmark: with which command, on what, what it printed before its last line, and that line; None when it
+    failed."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
     lines: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent) as process:
@@ -29,44 +31,52 @@ def run(name: str, options: list[str]) -> tuple[str, dict[str, Any] | None]:
             print(line, end="", flush=True)
             lines.append(line)
     try:
-        result: dict[str, Any] = json.loads(lines[-1])
+        result = json.loads(lines.pop())
     except (IndexError, json.JSONDecodeError):
-        return "".join(lines), None
-    return "".join(lines[:-1]), result
+        result = None
+    said = " ".join(["python -m", f"benchmarks.{name}", *options])
+    return {"command": said, "machine": describe_machine(), "printed": "".join(lines).strip(), "result": result}
 
 
-def page(results: Mapping[str, tuple[str, dict[str, Any] | None]], options: list[str]) -> str:
-    """Return the results as Markdown: all bars in one table, then what each benchmark printed, and its JSON."""
-    machine = describe_machine()
-    about = f"{machine['cpu']}, {machine['cores']} cores" + (f", {machine['gpu']}" if "gpu" in machine else "")
-    command = " ".join(["python -m benchmarks", *options])
+def page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the results as Markdown: all bars in one table, then what each benchmark printed."""
     lines = [
         "# Results of the benchmarks",
         "",
-        f"On {about}; torch {machine['torch']}, Python {machine['python']}. Made by "
-        f"`{command}`. Each figure is the median of ratios of two things timed in turn "
-        "in one process; times in seconds mean little from one machine to another.",
+        "Each figure is the median of ratios of two things timed in turn in one process. Times in seconds mean little",
+        "from one machine to another. Below the table: what each benchmark printed, on which machine, and where its",
+        "time goes.",
         "",
         "| benchmark | bar | measured | wanted | met |",
         "|---|---|---|---|---|",
     ]
-    for name, (_, result) in results.items():
-        for what, bar in (result or {"bars": {}})["bars"].items():
-            sign = "at least" if bar["atleast"] else "at most"
-            met = "yes" if bar["met"] else "**no**"
-            lines.append(f"| {name} | {what} | {bar['value']} | {sign} {bar['bar']} | {met} |")
-        if result is None:
+    for name, own in results.items():
+        if own["result"] is None:
             lines.append(f"| {name} | - | it failed | - | **no** |")
-    for name, (printed, result) in results.items():
-        lines += ["", f"## {name}", "", "```", printed.strip(), "```"]
-        if result is not None:
-            lines += ["", "```json", json.dumps(result), "```"]
+            continue
+        for what, bar in own["result"]["bars"].items():
+            sign, met = "at least" if bar["atleast"] else "at most", "yes" if bar["met"] else "**no**"
+            lines.append(f"| {name} | {what} | {bar['value']:.4g} | {sign} {bar['bar']} | {met} |")
+    for name, own in results.items():
+        machine = own["machine"]
+        on = ", ".join([machine["cpu"], f"{machine['cores']} cores", *([machine["gpu"]] if "gpu" in machine else [])])
+        about = f"`{own['command']}` on {on}; torch {machine['torch']}, Python {machine['python']}."
+        lines += ["", f"## {name}", "", about, "", "```", own["printed"], "```"]
     return "\n".join(lines) + "\n"
 
 
+def write(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+
+
 def main() -> int:
-    """Run them, write the page, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="All benchmarks.")
+    """Run them, write the results, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Benchmarks, and a page of their results."
+    )
     parser.add_argument("--quick", action="store_true", help="few repetitions")
     parser.add_argument("--device", default="auto")
     parser.add_argument("names", nargs="*", help="which ones; all when left out")
@@ -79,19 +89,16 @@ def main() -> int:
         *(["--quick"] if chosen.quick else []),
         *([] if chosen.device == "auto" else ["--device", chosen.device]),
     ]
-    results = {}
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    made = {}
     for name in chosen.names or known:
         print(f"\n== {name}", flush=True)
-        results[name] = run(name, options)
-    target = HERE / "RESULTS.md"
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(page(results, options), encoding="utf-8")
-    os.replace(temporary, target)
-    print(f"\nwritten: {target}")
-    ended_well = all(
-        result is not None and all(b["met"] for b in result["bars"].values()) for _, result in results.values()
-    )
-    return 0 if ended_well else 1
+        made[name] = run(name, options)
+        results = {one: own for one, own in sorted((kept | made).items()) if one in known}
+        write(RESULTS, json.dumps(results, indent=1) + "\n")
+        write(HERE / "RESULTS.md", page(results))
+    found = [own["result"] for own in made.values()]
+    return 0 if all(result and all(bar["met"] for bar in result["bars"].values()) for result in found) else 1
 
 
 if __name__ == "__main__":

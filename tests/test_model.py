@@ -349,6 +349,12 @@ def test_loras_dropout_acts_only_in_training(backbone, batch):
         assert torch.equal(without(**batch).logits, resting)
 
 
+def test_no_gradient_is_computed_below_the_lowest_layer_that_is_trained(backbone, batch):
+    model = make_trainable(backbone, LoRA(rank=2, targets="layers.1.attention.output"))
+    states = model(**batch, output_hidden_states=True).hidden_states
+    assert [state.requires_grad for state in states] == [False, False, *[True] * (len(states) - 2)]
+
+
 def test_the_heads_dropout_acts_only_in_training(backbone, batch):
     model = make_trainable(backbone, LoRA(rank=2), dropout=0.5)
     with torch.no_grad():
