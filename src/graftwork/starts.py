@@ -20,6 +20,7 @@ from graftwork.backbones import Backbone
 from graftwork.backbones.families.family import base_path
 from graftwork.heads import ChoiceHead, FeatureHead, Head, PooledHead, States
 from graftwork.heads.pooled import pool
+from graftwork.ops.graft import StandIn
 
 KEPT = "kept"
 """The name under which a batch has what is kept of its rows."""
@@ -82,24 +83,14 @@ class HeadStart(Start):
         return States(last=kept, mask=mask)
 
 
-class _StandIn(nn.Module):
-    """Stands in the place of a layer, and runs it unless the pass begins above it or ends below it."""
+class _Layer(StandIn):
+    """Runs the layer that it holds unless the pass begins above it or ends below it."""
 
     def __init__(self, inner: nn.Module, place: int, start: "LayerStart") -> None:
-        super().__init__()
-        self.inner = inner
+        super().__init__(inner)
         self.place = place
         self.start = start
         self.training = inner.training
-
-    def __getattr__(self, name: str) -> Any:
-        """What it has not itself is the layer's: models read from layers of which type they are."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "inner":
-                raise
-            return getattr(self.inner, name)
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return self.start.run(self, states, *args, **kwargs)
@@ -118,14 +109,14 @@ class LayerStart(Start):
         self.entering: Tensor | None = None
         self.reading = False
         self.read: Tensor | None = None
-        self._stand_ins: dict[str, _StandIn] = {}
+        self._stand_ins: dict[str, _Layer] = {}
         self._gives: dict[int, int | None] = {}
 
     def attach(self) -> None:
         [stack] = self.backbone.family.stacks
         for place, path in enumerate(stack.layer_paths(self.backbone.model, base_path(self.backbone.model))):
             inner = self.backbone.model.get_submodule(path)
-            self._stand_ins[path] = _StandIn(inner, place, self)
+            self._stand_ins[path] = _Layer(inner, place, self)
             self._put(path, self._stand_ins[path])
 
     def detach(self) -> None:
@@ -151,7 +142,7 @@ class LayerStart(Start):
         finally:
             self.reading, self.read = False, None
 
-    def run(self, stand_in: _StandIn, states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def run(self, stand_in: _Layer, states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What a layer gives in the pass that runs."""
         place = stand_in.place
         if self.entering is not None and place <= self.layer:

@@ -33,19 +33,12 @@ class _Running:
     memory: dict[str, Tensor] = field(default_factory=dict)
 
 
-@final
-class SiteModule(nn.Module, Place):
-    """Stands in the place of one of the backbone's modules and runs it with the ops of its sites around it."""
+class StandIn(nn.Module):
+    """Stands in the place of one of the backbone's modules, and holds it."""
 
-    def __init__(self, inner: nn.Module, sites: Sequence[Site], graft: "Graft") -> None:
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self.sites = tuple(sites)
-        self.graft = graft
-
-    @property
-    def memory(self) -> dict[str, Tensor]:
-        return self.graft.running.memory
 
     def __getattr__(self, name: str) -> Any:
         """What it has not itself is the module's that it holds: the backbone's code reads weights and settings."""
@@ -55,6 +48,20 @@ class SiteModule(nn.Module, Place):
             if name == "inner":
                 raise
             return getattr(self.inner, name)
+
+
+@final
+class SiteModule(StandIn, Place):
+    """Runs the module that it holds with the ops of its sites around it."""
+
+    def __init__(self, inner: nn.Module, sites: Sequence[Site], graft: "Graft") -> None:
+        super().__init__(inner)
+        self.sites = tuple(sites)
+        self.graft = graft
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        return self.graft.running.memory
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward: Any = self.inner
