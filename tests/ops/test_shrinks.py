@@ -115,6 +115,19 @@ def test_a_hook_on_the_frozen_module_is_called(linear, make_place):
     assert len(called) == 2
 
 
+def test_a_step_under_autocast(make_place):
+    inner = nn.Linear(D, D).requires_grad_(False)
+    A, B = (random(*shape, seed=7).float().requires_grad_() for shape in ((R, D), (D, R)))
+    x = random(2, T, D, seed=5).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = LowRank(A=A, B=B).around(inner, make_place(inner))(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), inner(x) + x @ A.T @ B.T, rtol=0.05, atol=0.1)
+    found.float().sum().backward()
+    assert A.grad is not None
+    assert B.grad is not None
+
+
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5", "bart", "modernbert", "deberta-v2"])
 def test_a_backbone_says_the_same_with_joint_shrinks(kind):
     backbone = make_backbone(kind)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeGuard
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -79,9 +80,10 @@ class LowRank(Op):
 
 
 def _is_plain(forward: Forward) -> TypeGuard[nn.Linear]:
-    """Whether nothing but a frozen linear map runs there."""
+    """Whether nothing but a frozen linear map runs there, in the precision in which it is held."""
     return (
         type(forward) is nn.Linear
+        and not torch.is_autocast_enabled(forward.weight.device.type)
         and not forward.weight.requires_grad
         and not (forward._forward_hooks or forward._forward_pre_hooks or forward._backward_hooks)
     )
