@@ -379,7 +379,7 @@ def test_a_union_in_a_union():
 def test_each_member_has_its_own_rate():
     backbone = make_backbone("bert")
     union = Union(methods=[LoRA(), PREFIX, HeadOnly()])
-    assert union.learning_rate == LoRA.learning_rate == 5e-4
+    assert union.learning_rate == LoRA().learning_rate == 5e-4
     rates = {n: p.rate for n, p in declare(backbone, union, make_head()).items()}
     assert rates["lora.layers.0.ffn.up.A"] == 1.0
     assert rates["prefix-tuning.layers.0.attention.kv.keys"] == pytest.approx(10.0)

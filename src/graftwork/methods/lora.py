@@ -48,7 +48,6 @@ class LoRA(Method):
 
     name: ClassVar[str] = "lora"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
-    learning_rate: ClassVar[float] = 5e-4
     lowers_to: ClassVar[tuple[type[Op], ...]] = (LowRank,)
 
     rank: PositiveInt = 8
@@ -58,6 +57,11 @@ class LoRA(Method):
     targets: Targets = Field(default=("layers.*",), min_length=1)
     b_rate: PositiveFloat = 1.0
     init: Literal["default", "pissa"] = "default"
+
+    @property
+    def learning_rate(self) -> float:
+        """A's. Where B's is a multiple of it (LoRA+), it is smaller: 16 times 5e-4 is more than B can take."""
+        return 5e-4 if self.b_rate == 1 else 1e-4
 
     @property
     def scale(self) -> float:
