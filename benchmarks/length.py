@@ -4,14 +4,13 @@ Run as `python -m benchmarks.length [--quick] [--device …]`. LoRA of rank 8 on
 time in random order, or 2,048 tokens at a time, those of like length together. Each text's logits are compared first.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import at_least, check, in_turns, ratio, report
+from benchmarks.measuring import at_least, check, in_turns, options_of, ratio, report
 from benchmarks.peers import RANK, trained
 from graftwork import AdaptedModel, Backbone, LoRA
 from graftwork.training.sampling import LengthGrouped, TokenBudget
@@ -24,10 +23,7 @@ ROWS, TOKENS = 32, 2_048
 
 def main() -> int:
     """Measure, print the table and the JSON line, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.length", description="Batches by length.")
-    parser.add_argument("--quick", action="store_true", help="256 texts and 3 rounds in place of 1,024 and 7")
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
+    options = options_of("length", "Batches by length.", quick="256 texts and 3 rounds in place of 1,024 and 7")
     count, rounds = (256, 3) if options.quick else (1_024, 7)
     backbone = Backbone.load("minilm", device=options.device)
     generator = torch.Generator().manual_seed(0)

@@ -4,7 +4,6 @@ Run as `python -m benchmarks.load_adapter [--quick] [--device …]`. LoRA of ran
 from a folder; peft's `load_adapter` reads the same weights from its own kind of folder.
 """
 
-import argparse
 import copy
 import cProfile
 import pstats
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import at_least, at_most, check, report
+from benchmarks.measuring import at_least, at_most, check, options_of, report
 from benchmarks.peers import RANK, trained, with_peft
 from graftwork import AdaptedModel, Backbone, LoRA
 
@@ -49,10 +48,7 @@ def where_calls_go(load: Callable[[], None], model: AdaptedModel) -> str:
 
 def main() -> int:
     """Measure, print the table and the JSON line, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.load_adapter", description="Loading adapters.")
-    parser.add_argument("--quick", action="store_true", help="100 adapters in place of 1,000, and 10 of peft's")
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
+    options = options_of("load_adapter", "Loading adapters.", quick="100 adapters in place of 1,000, and 10 of peft's")
     total, peers = (100, 10) if options.quick else (1_000, 100)
     folder = Path(tempfile.mkdtemp())
     try:

@@ -6,7 +6,6 @@ contestants run in turn in each round. Gradients are checked first: in float64, 
 alone.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import at_least, in_turns, ratio, report, where_time_goes
+from benchmarks.measuring import at_least, in_turns, options_of, ratio, report, where_time_goes
 from graftwork import AdaptedModel, Adapter, Backbone
 from graftwork.adapters import TaskIdentity
 from graftwork.heads import head_for
@@ -123,10 +122,9 @@ def measure(backbone: Backbone, name: str, rounds: int) -> float:
 
 def main() -> int:
     """Measure, print the table and the JSON line, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.many_at_once", description="Many adapters in a pass.")
-    parser.add_argument("--quick", action="store_true", help="3 rounds in place of 15, and LoRA and Houlsby only")
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
+    options = options_of(
+        "many_at_once", "Many adapters in a pass.", quick="3 rounds in place of 15, and LoRA and Houlsby only"
+    )
     rounds, studies = (3, ["lora", "houlsby"]) if options.quick else (15, list(STUDIES))
     backbone = Backbone.load("minilm", device=options.device)
     ratios: dict[str, float] = {}

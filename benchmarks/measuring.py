@@ -1,5 +1,6 @@
 """What benchmarks share: timing in turns, the machine, the table and the JSON line."""
 
+import argparse
 import json
 import os
 import platform
@@ -12,6 +13,19 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+
+def options_of(name: str, what: str, *, quick: str) -> argparse.Namespace:
+    """Return a benchmark's options: `quick` and `device`.
+
+    Args:
+        what: it measures.
+        quick: what --quick changes.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=what)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args()
 
 
 def in_turns(contestants: Mapping[str, Callable[[], Any]], *, rounds: int, warmups: int = 2) -> dict[str, list[float]]:

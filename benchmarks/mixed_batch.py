@@ -5,7 +5,6 @@ graftwork chooses for the machine. Every contestant runs in turn in each round; 
 what its adapter says alone, and peft with the same weights says the same.
 """
 
-import argparse
 import copy
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import at_least, at_most, check, in_turns, ratio, report, where_time_goes
+from benchmarks.measuring import at_least, at_most, check, in_turns, options_of, ratio, report, where_time_goes
 from benchmarks.peers import RANK, trained, with_peft
 from graftwork import AdaptedModel, Backbone
 from graftwork.methods import METHODS
@@ -51,10 +50,9 @@ def measure(model: AdaptedModel, batch: dict[str, torch.Tensor], plain: Any, rou
 @torch.inference_mode()
 def main() -> int:
     """Measure, print the table and the JSON line, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mixed_batch", description="Adapters mixed in a batch.")
-    parser.add_argument("--quick", action="store_true", help="3 rounds in place of 15, and LoRA and Houlsby only")
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
+    options = options_of(
+        "mixed_batch", "Adapters mixed in a batch.", quick="3 rounds in place of 15, and LoRA and Houlsby only"
+    )
     rounds, methods = (3, ["lora", "houlsby"]) if options.quick else (15, list(METHOD_SETTINGS))
     backbone = Backbone.load("minilm", device=options.device)
     plain = copy.deepcopy(backbone.model)

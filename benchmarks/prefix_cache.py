@@ -11,7 +11,6 @@ layers, 5 epochs without a cache cost 5 · F (1 + 1/3), from one 5 · 2/3 F: 2 t
 so that a run that fills it can be 1.67 times as fast.
 """
 
-import argparse
 import csv
 import os
 import random
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measuring import at_least, in_turns, ratio, report
+from benchmarks.measuring import at_least, in_turns, options_of, ratio, report
 from graftwork import AdaptedModel, Adapter, Backbone, HeadOnly, LoRA, Task, tune
 from graftwork.methods import Method
 
@@ -64,10 +63,7 @@ def check(backbone: Backbone, task: Task, one: Adapter, other: Adapter, what: st
 
 def main() -> int:
     """Measure, print the table and the JSON line, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.prefix_cache", description="The prefix cache.")
-    parser.add_argument("--quick", action="store_true", help="1 round in place of 3, and 160 texts in place of 640")
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
+    options = options_of("prefix_cache", "The prefix cache.", quick="1 round in place of 3, 160 texts in place of 640")
     rounds, rows = (1, 160) if options.quick else (3, 640)
     backbone = Backbone.load("minilm", device=options.device)
     ratios: dict[str, float] = {}

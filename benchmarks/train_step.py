@@ -6,7 +6,6 @@ the backbone's dropout; peft and full fine-tuning with it, in float32 and, as a 
 autocast. Logits and gradients with the same weights and no dropout are compared first.
 """
 
-import argparse
 import copy
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measuring import at_least, at_most, check, in_turns, ratio, report, where_time_goes
+from benchmarks.measuring import at_least, at_most, check, in_turns, options_of, ratio, report, where_time_goes
 from benchmarks.peers import RANK, scale_of, trained, with_peft
 from graftwork import AdaptedModel, Backbone
 from graftwork.methods import METHODS
@@ -48,10 +47,7 @@ def step(model: nn.Module, loss: Callable[[], Tensor]) -> None:
 
 def main() -> int:
     """Measure, print the table and the JSON line, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description="One training step.")
-    parser.add_argument("--quick", action="store_true", help="3 rounds in place of 15")
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
+    options = options_of("train_step", "One training step.", quick="3 rounds in place of 15")
     rounds = 3 if options.quick else 15
     backbone = Backbone.load("minilm", device=options.device)
     device = backbone.device

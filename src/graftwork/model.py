@@ -279,7 +279,7 @@ class AdaptedModel(Predicting):
 
         Raises:
             BackboneError: the backbone has no language-model head.
-            AdapterError: no adapter of that name; several names in one pass.
+            AdapterError: no adapter of that name.
         """
         require_language_model(self.backbone)
         given = args[0] if args else options.get("inputs", options.get("input_ids"))

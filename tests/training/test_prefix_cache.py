@@ -286,8 +286,9 @@ def test_a_short_run_fills_nothing_by_itself(run, cache, settings):
     assert len(kept_in(cache)) == 1
 
 
-def test_two_epochs_are_enough(run, cache):
-    run(prefix_cache="auto")
+@pytest.mark.parametrize("settings", [{}, {"tokens_per_batch": 10_000, "max_steps": 3}])
+def test_two_epochs_are_enough(run, cache, settings):
+    run(prefix_cache="auto", **settings)
     assert len(kept_in(cache)) == 1
 
 

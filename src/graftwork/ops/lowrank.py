@@ -85,5 +85,6 @@ def _is_plain(forward: Forward) -> TypeGuard[nn.Linear]:
         type(forward) is nn.Linear
         and not torch.is_autocast_enabled(forward.weight.device.type)
         and not forward.weight.requires_grad
-        and not (forward._forward_hooks or forward._forward_pre_hooks or forward._backward_hooks)
+        and not (forward._forward_hooks or forward._forward_pre_hooks)
+        and not (forward._backward_hooks or forward._backward_pre_hooks)
     )

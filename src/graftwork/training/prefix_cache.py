@@ -101,10 +101,11 @@ def _kept(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings) -> 
 
 def _epochs(trainer: AdapterTrainer) -> float:
     """How often the run goes over its rows."""
-    args, rows = trainer.args, trainer.train_dataset
+    args, rows, batches = trainer.args, trainer.train_dataset, trainer.batches
     if args.max_steps < 0:
         return args.num_train_epochs
-    return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps / len(rows)  # type: ignore[arg-type]
+    an_epoch = -(-len(rows) // args.train_batch_size) if batches is None else len(batches)  # type: ignore[arg-type]
+    return args.max_steps * args.gradient_accumulation_steps / an_epoch
 
 
 def start_for(backbone: Backbone, adapter: Adapter) -> Start:

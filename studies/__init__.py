@@ -1,0 +1,1 @@
+"""Studies: tables that take hours, kept with what made them. Each runs alone: `python -m studies.NAME --help`."""
