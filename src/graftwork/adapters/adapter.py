@@ -182,10 +182,11 @@ class Adapter:
 
     def finished(self, backbone: Backbone) -> "Adapter":
         """The adapter that its method keeps when training has ended, which says the same."""
-        sites = usable_sites(backbone, self.head)
-        method, tensors = self.method.finish(self.tensors, self.method.sites(sites))
-        fixed = (name for name, p in declare(backbone, method, self.head).items() if not p.trained)
-        acting = tuple(site.name for site in method.sites(sites))
+        usable = usable_sites(backbone, self.head)
+        method, tensors = self.method.finish(self.tensors, self.method.sites(usable))
+        sites = method.sites(usable)
+        fixed = (name for name, p in declare(backbone, method, self.head, sites=sites).items() if not p.trained)
+        acting = tuple(site.name for site in sites)
         return replace(self, method=method, tensors=tensors, sites=acting, fixed=tuple(fixed))
 
     @property
@@ -210,7 +211,8 @@ class Adapter:
             AdapterError: what differs.
         """
         self.backbone.check(backbone, allow_mismatch=allow_mismatch)
-        declared = declare(backbone, self.method, self.head)
+        sites = self.method.sites(usable_sites(backbone, self.head))
+        declared = declare(backbone, self.method, self.head, sites=sites)
         expected = {name: p.shape for name, p in declared.items()}
         found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         types = [
@@ -219,9 +221,9 @@ class Adapter:
             if tensor.dtype != torch.float32
         ]
         problems = misfits(expected, found) + types
-        sites = tuple(site.name for site in self.method.sites(usable_sites(backbone, self.head)))
-        if self.sites != sites:
-            differing = ", ".join(sorted({*self.sites} ^ {*sites})[:3])
+        acting = tuple(site.name for site in sites)
+        if self.sites != acting:
+            differing = ", ".join(sorted({*self.sites} ^ {*acting})[:3])
             problems.append(f"acts at other sites ({differing or 'in another order'})")
         fixed = {name for name, p in declared.items() if not p.trained}
         if fixed != set(self.fixed):
@@ -265,10 +267,16 @@ def usable_sites(backbone: Backbone, head: Head) -> Sites:
     return backbone.sites.without(head.unused_sites(backbone))
 
 
-def declare(backbone: Backbone, method: Method, head: Head) -> dict[str, Parameter]:
-    """Everything that would be trained, by canonical name. Needs no weights."""
+def declare(
+    backbone: Backbone, method: Method, head: Head, *, sites: Sequence[Site] | None = None
+) -> dict[str, Parameter]:
+    """Everything that would be trained, by canonical name. Needs no weights.
+
+    Args:
+        sites: where the method acts, when that is known already.
+    """
     declared: dict[str, Parameter] = {}
-    for site in method.sites(usable_sites(backbone, head)):
+    for site in method.sites(usable_sites(backbone, head)) if sites is None else sites:
         declared |= method.declare(site)
     return declared | head.declare(backbone)
 

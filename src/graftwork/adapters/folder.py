@@ -17,7 +17,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
+from torch import Tensor
 
 from graftwork.adapters.adapter import Adapter, BackboneIdentity, TaskIdentity, first_few, misfits
 from graftwork.adapters.card import model_card
@@ -31,6 +32,9 @@ CONFIG = "adapter.json"
 TENSORS = "adapter.safetensors"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
+
+SMALL = 16 * 2**20
+"""Bytes up to which a file of tensors is read at once."""
 
 
 class AdapterFile(BaseModel):
@@ -107,7 +111,7 @@ def read_adapter(folder: Path) -> Adapter:
             expected=error.expected,
         ) from error
     try:
-        tensors = load_file(folder / TENSORS)
+        tensors = _read_tensors(folder / TENSORS)
     except FileNotFoundError:
         raise AdapterError(f"{folder} has no {TENSORS}", expected=f"{CONFIG} and {TENSORS}") from None
     except (SafetensorError, OSError) as error:
@@ -217,6 +221,11 @@ def _read_config(folder: Path) -> AdapterFile:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
         raise AdapterError(f"{file} is not an adapter's configuration: {problems}") from error
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """A small file is read at once: mapped into memory, each of its pages would be fetched by itself."""
+    return load(file.read_bytes()) if file.stat().st_size <= SMALL else load_file(file)
 
 
 def _read_recipe(file: Path) -> dict[str, Any]:

@@ -270,8 +270,8 @@ class Backbone:
         if site.kind != "linear":
             return {name: module.get_parameter(name) for name in site.parameters}
         weight = module.weight.T if site.transposed else module.weight
-        start, end = site.columns or (0, site.out_features)
-        return {"weight": weight[start:end], **({"bias": module.bias[start:end]} if site.biased else {})}
+        own = {"weight": weight, **({"bias": module.bias} if site.biased else {})}
+        return own if site.columns is None else {name: tensor[slice(*site.columns)] for name, tensor in own.items()}
 
     def require_image_processor(self) -> BaseImageProcessor:
         """The image processor, or an error that says there is none."""
