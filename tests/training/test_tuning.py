@@ -12,9 +12,10 @@ from graftwork import AdaptedModel, Adapter, HeadOnly, Houlsby, LoRA, Task, eval
 from graftwork.adapters import TaskIdentity
 from graftwork.errors import OutputError, RecipeError
 from graftwork.heads import PooledHead
-from graftwork.methods import METHODS, FeatureExtraction
+from graftwork.methods import METHODS, AdaMix, FeatureExtraction
 from graftwork.tasks import load
 from graftwork.training import Recipe, TrainingSettings, tune_recipe
+from graftwork.training.planning import count, trained_for
 from graftwork.training.trainer import AdapterTrainer
 
 LORA = LoRA(rank=4)
@@ -97,6 +98,12 @@ def test_every_method_tunes(backbone, classes, name):
     assert adapter.recipe["train"]["learning_rate"] == method.learning_rate
     assert adapter.recipe["train"]["num_train_epochs"] == method.num_train_epochs
     assert adapter.recipe["train"]["backbone_dropout"] == ("off" if method.frozen_backbone else "keep")
+
+
+def test_what_was_trained_is_counted_where_less_is_kept(backbone, classes):
+    adapter = tune(backbone, task=classes, method=AdaMix(bottleneck=4), max_steps=1)
+    wanted = count(backbone.name, "adamix", {"bottleneck": 4})["trained"]["total"]
+    assert trained_for(adapter) == wanted > adapter.num_parameters
 
 
 # What is left as it was

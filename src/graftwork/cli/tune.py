@@ -149,15 +149,17 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
 
     from graftwork.backbones import Backbone
     from graftwork.cli.table import print_table, readable_bytes
+    from graftwork.training.planning import trained_for
 
     size = sum(file.stat().st_size for file in output.iterdir())
     total = Backbone.outline(str(adapter.recipe["backbone"])).num_parameters
-    percent = 100 * adapter.num_parameters / total
+    trained = trained_for(adapter)
+    percent = 100 * trained / total
     if as_json:
         result = {
             "task": adapter.task.name,
             "method": adapter.method.name,
-            "trained": adapter.num_parameters,
+            "trained": trained,
             "percent": percent,
             "bytes": size,
             "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
@@ -169,7 +171,7 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
     row = {
         "task": adapter.task.name,
         "method": adapter.method.name,
-        "trained": f"{adapter.num_parameters:,} ({percent:.2f} %)",
+        "trained": f"{trained:,} ({percent:.2f} %)",
         "on disk": readable_bytes(size),
     }
     for split, scores in adapter.metrics.items():

@@ -52,13 +52,14 @@ def _report(adapters: "Mapping[str, Adapter]", output: Path, seconds: float, *, 
     from json import dumps
 
     from graftwork.cli.table import print_table
+    from graftwork.training.planning import trained_for
 
     if as_json:
         results = {
             name: {
                 "task": adapter.task.name,
                 "method": adapter.method.name,
-                "trained": adapter.num_parameters,
+                "trained": trained_for(adapter),
                 "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
                 "output": str(output / name),
             }
@@ -72,7 +73,7 @@ def _report(adapters: "Mapping[str, Adapter]", output: Path, seconds: float, *, 
                 "adapter": name,
                 "task": adapter.task.name,
                 "method": adapter.method.name,
-                "trained": f"{adapter.num_parameters:,}",
+                "trained": f"{trained_for(adapter):,}",
                 **{split: _score(adapter, split) for split in ("validation", "test")},
             }
             for name, adapter in adapters.items()

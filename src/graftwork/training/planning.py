@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from graftwork.adapters.adapter import counts, declare
+from graftwork.adapters.adapter import Adapter, counts, declare
 from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import GraftworkError
 from graftwork.heads import head_for
 from graftwork.methods import METHODS, NAMED, Method, make_method
 from graftwork.methods.named import Named
 from graftwork.training.lengths import check_prompt
+from graftwork.training.recipe import Recipe
 
 BYTES = 4
 """An adapter's parameters are kept in float32."""
@@ -40,6 +41,13 @@ def count(
     """
     outline, chosen = Backbone.outline(backbone), make_method(method, settings)
     return _count(outline, chosen, kind=kind, num_labels=num_labels, pooling=pooling)
+
+
+def trained_for(adapter: Adapter) -> int:
+    """Number of parameters that were trained for an adapter that was tuned, head included. AdaMix keeps fewer."""
+    recipe = Recipe.parse(adapter.recipe, origin="the adapter's recipe")
+    declared = declare(Backbone.outline(recipe.backbone), recipe.find_method(), adapter.head)
+    return sum(counts(declared).values())
 
 
 @dataclass(frozen=True, kw_only=True)
