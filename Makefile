@@ -50,4 +50,4 @@ bench: $(INSTALLED) ## run every benchmark and write benchmarks/RESULTS.md (QUIC
 
 clean: ## remove what the tools leave behind (the environment stays)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests $(wildcard benchmarks examples) -type d -name __pycache__ -prune -exec rm -rf {} +
+	find src tests $(wildcard benchmarks studies examples) -type d -name __pycache__ -prune -exec rm -rf {} +
