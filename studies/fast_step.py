@@ -19,7 +19,7 @@ from typing import Any
 from studies.grid import Grid, Record, markdown
 
 BATCH = 16
-STEPS = {"stsb": 200, "mrpc": 230, "cola": 1600, "rte": 300}
+STEPS = {"stsb": 200, "mrpc": 150, "cola": 800, "rte": 160}
 SEEDS = {"stsb": 5, "mrpc": 5, "cola": 1, "rte": 1}
 MODES: dict[str, dict[str, Any]] = {
     "fast": {},

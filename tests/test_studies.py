@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from studies import every_method, fast_step
-from studies.grid import Grid, markdown
 
 from graftwork.methods import METHODS, NAMED
+from studies import every_method, fast_step
+from studies.grid import Grid, markdown
 
 
 def measure(letter, number, *, calls):
