@@ -1,8 +1,8 @@
-"""A batch whose 32 rows use up to 256 adapters, against the backbone's own forward pass and peft's `adapter_names`.
+"""A batch whose rows use up to 256 adapters, against the backbone's own forward pass and peft's `adapter_names`.
 
-Run as `python -m benchmarks.mixed_batch [--quick] [--device …]`. 32 rows of 32 tokens on MiniLM, in the precision that
-graftwork chooses for the machine. Every contestant runs in turn in each round; outputs are checked first: each row says
-what its adapter says alone, and peft with the same weights says the same.
+Run as `python -m benchmarks.mixed_batch [--quick] [--device …]`. 32 rows of 32 tokens on MiniLM, or 256 of them for 256
+adapters, in the precision that graftwork chooses for the machine. Every contestant runs in turn in each round; outputs
+are checked first: each row says what its adapter says alone, and peft with the same weights says the same.
 """
 
 import copy
@@ -32,11 +32,18 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
 RESIDENT = 256
 
 
-def measure(model: AdaptedModel, batch: dict[str, torch.Tensor], plain: Any, rounds: int, count: int) -> float:
+def batch_of(rows: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return so many rows of random words."""
+    ids = torch.randint(1_000, 20_000, (rows, TOKENS), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+
+
+def measure(model: AdaptedModel, plain: Any, rounds: int, count: int) -> float:
     """Return the time of a batch over so many adapters of one method, relative to the backbone's own pass."""
-    names = [f"{i % count}" for i in range(ROWS)]
+    rows = max(ROWS, count)
+    batch, names = batch_of(rows, model.device), [f"{i % count}" for i in range(rows)]
     mixed = model(**batch, adapters=names)
-    for row in (0, ROWS - 1):
+    for row in (0, rows - 1):
         check(mixed.rows[row], model(**batch, adapters=names[row]).logits[row], names[row])
     given: Any = "0" if count == 1 else names
     contestants: dict[str, Callable[[], Any]] = {
@@ -56,16 +63,18 @@ def main() -> int:
     rounds, methods = (3, ["lora", "houlsby"]) if options.quick else (15, list(METHOD_SETTINGS))
     backbone = Backbone.load("minilm", device=options.device)
     plain = copy.deepcopy(backbone.model)
-    ids = torch.randint(1_000, 20_000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
-    batch = {"input_ids": ids.to(backbone.device), "attention_mask": torch.ones_like(ids).to(backbone.device)}
+    batch = batch_of(ROWS, backbone.device)
     ratios: dict[str, float] = {}
     bars: dict[str, dict[str, Any]] = {}
-    print(f"{ROWS} rows of {TOKENS} tokens, {backbone.dtype}, times relative to the backbone's own pass")
+    print(
+        f"{ROWS} rows of {TOKENS} tokens, or {RESIDENT} for as many adapters, {backbone.dtype}, times relative to the "
+        "backbone's own pass"
+    )
     for name in methods:
         adapters = [trained(backbone, METHODS[name](**METHOD_SETTINGS[name]), seed) for seed in range(ROWS)]
         model = AdaptedModel(backbone, {f"{i}": adapters[i % ROWS] for i in range(RESIDENT)})
-        for count in (1, 8, 32):
-            value = measure(model, batch, plain, rounds, count)
+        for count in (1, 8, 32, RESIDENT):
+            value = measure(model, plain, rounds if count < RESIDENT else 3, count)
             ratios[f"{name} {count}"] = value
             bar = {1: 1.2, 32: 1.35}.get(count)
             if bar is not None:
