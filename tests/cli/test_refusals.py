@@ -92,6 +92,12 @@ DATA = {
     "unknown tracker": (rows, ["--report-to", "paper"], ["'paper'", "report_to"]),
     "longer than the backbone can take": (rows, ["--train.max_length", "65"], ["65", "at most 64", "max_length"]),
     "steps to score at, in epochs": (rows, ["--train.eval_steps", "5"], ["eval_steps", "eval_strategy=steps"]),
+    "layers compiled and recomputed": (
+        rows,
+        ["--compile", "--train.gradient_checkpointing", "true"],
+        ["torch_compile", "gradient_checkpointing"],
+    ),
+    "compiled by flag and by setting": (rows, ["--compile", "--train.torch_compile", "true"], ["train.torch_compile"]),
     "unknown task key": (rows, ["--task.lables", '["a", "b"]'], ["lables", "labels"]),
     "unknown top-level key": (rows, ["--set", "backbon=x"], ["'backbon'", "backbone", "change: --set"]),
     "key below a value": (rows, ["--train", "3"], []),

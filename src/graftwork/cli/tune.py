@@ -29,6 +29,7 @@ def tune(
     method: str | None = None,
     pooling: str | None = None,
     report_to: str | None = None,
+    compile: Annotated[bool, Switch] = False,
     resume: Annotated[bool, Switch] = False,
     overwrite: Annotated[bool, Switch] = False,
     quiet: Annotated[bool, Switch] = False,
@@ -74,6 +75,8 @@ def tune(
         How a text becomes one vector: auto (the backbone's own way), pooler, first, last, mean. Default: auto.
     report_to
         Experiment trackers, as transformers names them.
+    compile
+        Train with layers that torch.compile has compiled: for long runs on a GPU. Short for --train.torch_compile true.
     resume
         Go on with a run to the same output that was killed.
     overwrite
@@ -89,6 +92,7 @@ def tune(
         "pooling": pooling,
         "method": method,
         "train.report_to": report_to,
+        "train.torch_compile": True if compile else None,
         "task.data": data,
         "task.text": text,
         "task.text_pair": text_pair,

@@ -151,13 +151,13 @@ class BottleneckMethod(Method, ABC):
         if _dropped(site) in parameters:
             return []
         if site.kind == "linear":
-            return [Remember(key=site.name)]
+            return [Remember(key=site.sublayer)]
         ops: list[Op] = []
         if self._trains_norm(site):
             ops.append(Norm(gain=parameters[f"{site.name}.weight"], bias=parameters.get(f"{site.name}.bias")))
         if self.acts_at(site):
             fields = self.lower_bottleneck(site, self.owner(site), parameters)
-            source = site.source if self.placement == "parallel" else None
+            source = site.sublayer if self.placement == "parallel" else None
             at: Literal["result", "norm"] = "norm" if site.kind == "norm" else "result"
             ops.append(Bottleneck(activation=self.activation, at=at, source=source, **fields))
         return ops

@@ -24,6 +24,9 @@ from graftwork.ops.op import Forward, Op, Place
 Ops = Mapping[str, Sequence[Op]]
 """Ops by the name of the site where they act."""
 
+Acting = tuple[tuple[tuple[int, int] | None, tuple[Op, ...]], ...]
+"""What acts at a module: the columns of each of its sites, where they are not all, and the ops there."""
+
 
 @dataclass
 class _Running:
@@ -58,6 +61,7 @@ class SiteModule(StandIn, Place):
         super().__init__(inner)
         self.sites = tuple(sites)
         self.graft = graft
+        self.acting: Acting = ()
 
     @property
     def memory(self) -> dict[str, Tensor]:
@@ -65,14 +69,12 @@ class SiteModule(StandIn, Place):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward: Any = self.inner
-        ops = self.graft.running.ops
         parts = []
-        for site in self.sites:
-            acting = ops.get(site.name, ())
-            if site.columns is not None and acting:
-                parts.append((site.columns, acting))
+        for columns, ops in self.acting:
+            if columns is not None:
+                parts.append((columns, ops))
                 continue
-            for op in acting:
+            for op in ops:
                 forward = op.around(forward, self)
         if parts:
             forward = self._around_parts(forward, parts)
@@ -99,11 +101,16 @@ class Graft:
     """The sites of one backbone at which something can act, and what acts there now.
 
     One forward pass runs at a time; passes started by several threads wait for each other.
+
+    Attributes:
+        compiled: whether layers run compiled: a compiler is then told that the sizes of ops' tensors stay what they
+            are, unlike those of batches.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.running = _Running()
+        self.compiled = False
         self.root: nn.Module = backbone.model
         self.lock = RLock()
         self._modules: dict[str, SiteModule] = {}
@@ -195,15 +202,28 @@ class Graft:
     def run(self, ops: Ops) -> Iterator[None]:
         """The ops act inside; afterwards, also after an exception, those that acted before."""
         with self.lock:
-            before, self.running = self.running, _Running(ordered(ops))
+            before = self.running
             try:
+                self._hand_out(_Running(ordered(ops)))
                 yield
             finally:
-                self.running = before
+                self._hand_out(before)
 
     def run_again(self) -> AbstractContextManager[None]:
         """What runs now, to be run again later: a checkpointed layer is recomputed in the backward pass."""
         return self.run(self.running.ops)
+
+    def _hand_out(self, running: _Running) -> None:
+        """Give each site module what acts there. It is not asked for by the sites' names: layers of one structure then
+        have one forward, which can be compiled once for all of them."""
+        self.running = running
+        if self.compiled:
+            for tensor in (tensor for acting in running.ops.values() for op in acting for tensor in op.numbers()):
+                torch._dynamo.mark_static(tensor)
+        for module in self._modules.values():
+            module.acting = tuple(
+                (site.columns, tuple(running.ops[site.name])) for site in module.sites if running.ops.get(site.name)
+            )
 
     def _put(self, path: str, module: nn.Module) -> None:
         if not path:

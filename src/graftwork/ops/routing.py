@@ -66,6 +66,9 @@ def linear_and(
     wider: Float[Tensor, "*S out r"],
 ) -> Float[Tensor, "B *T out"]:
     """x Wᵀ + b + s Uᵀ for frozen W and b, in place of a sum; with each row's own U when it is a slab."""
+    if torch.compiler.is_compiling():
+        # A compiler chooses by itself what is kept and what is added in place.
+        return add_linear(F.linear(x, weight, bias), s, wider)
     y: Tensor = _LinearAnd.apply(x, weight, bias, s, wider)  # type: ignore[no-untyped-call]
     return y
 

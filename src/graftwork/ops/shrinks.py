@@ -22,7 +22,8 @@ def with_joint_shrinks(ops: Ops) -> Ops:
         for turn, here in enumerate(zip(*places, strict=False)):
             own = [op for name, i in zip(names, here, strict=True) if isinstance(op := ops[name][i], LowRank)]
             if len({(op.A.shape, op.dropout) for op in own}) == 1:
-                A, key = torch.stack([op.A for op in own]), f"{'+'.join(names)} {turn}"
+                # Without the layer's number: layers of one structure then have one forward.
+                A, key = torch.stack([op.A for op in own]), f"{names[0].split('.')[-2]} {turn}"
                 for place, (name, i, op) in enumerate(zip(names, here, own, strict=True)):
                     joint[name][i] = replace(op, A=A, joint=Joint(key, place))
     return joint

@@ -105,6 +105,7 @@ def tune_study(
             recipes[name] = recipe.resolved(backbone, recipe.find_task(), recipe.find_method())
     _refuse_different_backbones(recipes)
     _refuse_caches(recipes)
+    _refuse_compiling(recipes)
     found = dict(_finished(outputs, recipes)) if resume else {}
     model = adapted_for(backbone, next(iter(recipes.values())).train)
     members: list[_Member] = []
@@ -274,6 +275,19 @@ def _refuse_caches(recipes: Mapping[str, Recipe]) -> None:
             f"adapter {asking[0]!r} cannot have a prefix cache: passes that several adapters share begin at the input",
             expected="auto or off",
             change="train.prefix_cache, or tune it by itself",
+        )
+
+
+def _refuse_compiling(recipes: Mapping[str, Recipe]) -> None:
+    """Refuse recipes that ask for compiled layers: which adapters share a pass changes from step to step, and with it
+    what would be compiled."""
+    asking = [name for name, recipe in recipes.items() if recipe.train.torch_compile]
+    if asking:
+        raise RecipeError(
+            f"adapter {asking[0]!r} cannot be tuned with torch_compile: which adapters share a pass changes from step "
+            "to step, and each time another pass would be compiled",
+            expected="false",
+            change="train.torch_compile, or tune it by itself",
         )
 
 

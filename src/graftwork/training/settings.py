@@ -64,6 +64,7 @@ class TrainingSettings(Checked):
             graftwork's cache folder: `auto` where it can be and two epochs or more are trained, `on` (an error where it
             cannot), or `off`.
         prefix_cache_gb: gigabytes that all that is kept there may take.
+        torch_compile: whether the backbone's layers run compiled by torch.compile in the passes of a training step.
         report_to: experiment trackers, as transformers names them, separated by commas.
     """
 
@@ -98,6 +99,7 @@ class TrainingSettings(Checked):
     backbone_dropout: Literal["auto", "keep", "off"] = "auto"
     prefix_cache: Literal["auto", "on", "off"] = "auto"
     prefix_cache_gb: PositiveFloat = 4.0
+    torch_compile: bool = False
     report_to: str = "none"
 
     @classmethod
@@ -144,6 +146,12 @@ class TrainingSettings(Checked):
     def _tokens_are_of_like_lengths(self) -> "TrainingSettings":
         if self.tokens_per_batch is not None and self.train_sampling_strategy == "random":
             raise ValueError("tokens_per_batch needs train_sampling_strategy=group_by_length")
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_layers_keep_activations(self) -> "TrainingSettings":
+        if self.torch_compile and self.gradient_checkpointing:
+            raise ValueError("torch_compile cannot be had with gradient_checkpointing: expected one of the two")
         return self
 
     def resolved(self, method: Method, backbone: Backbone, kind: str = "classification") -> "TrainingSettings":

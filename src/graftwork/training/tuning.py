@@ -31,6 +31,7 @@ from graftwork.errors import OutputError, RecipeError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
+from graftwork.training.compiling import compiled
 from graftwork.training.examples import examples, labels_of, lengths_of
 from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
@@ -230,7 +231,7 @@ class Run:
             return
         # Passes that several share begin where all of them begin: at the input.
         kept = prefix_cache(self.trainer, self.judge, self.recipe.train) if self.alone else nullcontext()
-        with kept:
+        with compiled(self.model) if self.recipe.train.torch_compile else nullcontext(), kept:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def finish(self) -> tuple[Adapter, str]:
