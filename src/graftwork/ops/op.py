@@ -89,10 +89,6 @@ class Op(ABC):
         own = vars(self).items()
         return (type(self), *((name, "tensor" if isinstance(value, Tensor) else value) for name, value in own))
 
-    def lifted(self) -> "Op":
-        """The same op as a slab of one slot."""
-        return self.mapped(lambda tensor: tensor[None]).slab(1)
-
     def slab(self, slots: int) -> "Op":
         """The slab of this op, whose tensors have the dimension of slots already."""
         return self
