@@ -110,10 +110,11 @@ class Share:
         slots = [slot for slot, size in enumerate(self.sizes) for _ in range(size)]
         if in_order:
             slots = [slot for _, slot in sorted(zip(self.rows, slots, strict=True))]
-        route, joined = Route(tuple(slots), len(self.sizes)), join(parts, backbone)
+        route = Route(tuple(slots), len(self.sizes), in_blocks=backbone.device.type == "cpu")
+        joined = join(parts, backbone)
         if route.even:
             return joined
-        return {name: [op.mapped(route.spread) for op in acting] for name, acting in joined.items()}
+        return {name: [op.spread(route) for op in acting] for name, acting in joined.items()}
 
 
 def last_of(output: Any) -> Tensor:
