@@ -158,6 +158,25 @@ def test_products_of_blocks_and_their_gradients_are_those_of_a_loop_over_rows(pr
             torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("blocks", [None, BLOCKS.blocks], ids=["even", "blocks"])
+def test_gradients_of_a_slab_lie_as_it_lies_also_under_autocast(blocks, linear):
+    x, W, b = (t.float().requires_grad_() for t in (random(6, 5, IN), random(SLOTS, OUT, IN), random(SLOTS, OUT)))
+    s, U = (t.float().requires_grad_() for t in (random(6, 5, 2), random(SLOTS, OUT, 2)))
+    found = {}
+    for lower in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lower):
+            y = routing.linear(x, W, b, blocks)
+        assert y.dtype == (torch.bfloat16 if lower else torch.float32)
+        found[lower] = torch.autograd.grad(y.sum(), (x, W, b))
+    for own, exact in zip(found[True], found[False], strict=True):
+        assert own.dtype == torch.float32
+        # bfloat16 has 8 bits.
+        torch.testing.assert_close(own, exact, rtol=0, atol=0.02 * float(exact.abs().max()))
+    y = routing.linear_and(x, linear.weight.float(), linear.bias.float(), s, U, blocks)
+    for gradient in (*found[False], *torch.autograd.grad(y.sum(), (s, U))):
+        assert gradient.is_contiguous()
+
+
 def test_blocks_make_no_gather(no_gather):
     x, W = random(6, 5, IN), random(SLOTS, OUT, IN)
     found = routing.linear(x, W, None, BLOCKS.blocks)

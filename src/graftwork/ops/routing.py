@@ -7,6 +7,7 @@ blocks of any size: each then has a product of its own.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -70,13 +71,40 @@ def linear(
     """y = x Wᵀ + b, with each row's own W and b when they are slabs."""
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    if blocks is not None:
-        biases = [None] * len(blocks) if bias is None else bias.unbind()
-        each_own = zip(_by_block(x, blocks), weight.unbind(), biases, strict=True)
-        return torch.cat([F.linear(own, W, b) for own, W, b in each_own]).reshape(*x.shape[:-1], -1)
-    tokens, chosen = x.reshape(len(weight), -1, x.shape[-1]), weight.transpose(1, 2)
-    y = torch.bmm(tokens, chosen) if bias is None else torch.baddbmm(bias.unsqueeze(1), tokens, chosen)
-    return y.reshape(*x.shape[:-1], -1)
+    y: Tensor = _LinearOfSlab.apply(x, weight, bias, blocks)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _LinearOfSlab(torch.autograd.Function):
+    """Has gradients that lie in memory as the weights do: those of a batched product are transposed by torch, so that
+    each slot's would be copied when it comes to its parameter."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Blocks | None) -> Tensor:
+        groups = _groups(weight, blocks, x)
+        if bias is None:
+            y = _joined([tokens @ W.mT for tokens, W in groups])
+        else:
+            biases = [bias.unsqueeze(1)] if blocks is None else bias.unbind()
+            added = torch.baddbmm if blocks is None else torch.addmm
+            y = _joined([added(b, tokens, W.mT) for (tokens, W), b in zip(groups, biases, strict=True)])
+        return y.reshape(*x.shape[:-1], -1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.blocks = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        # Under autocast the product was in another precision.
+        groups = _groups(weight.to(gradient.dtype), ctx.blocks, gradient, x.to(gradient.dtype))
+        of_x = _joined([g @ W for g, _, W in groups]).reshape(x.shape) if needs_x else None
+        of_weight = _joined([g.mT @ tokens for g, tokens, _ in groups]) if needs_weight else None
+        of_bias = _joined([g.sum(dim=-2) for g, _, _ in groups]).view(len(weight), -1) if needs_bias else None
+        return of_x, None if of_weight is None else of_weight.view(weight.shape), of_bias, None
 
 
 def linear_and(
@@ -115,10 +143,11 @@ class _LinearAnd(torch.autograd.Function):
         needs_x, _, _, needs_s, needs_wider, _ = ctx.needs_input_grad
         groups = _groups(wider, ctx.blocks, gradient, s)
         of_x = gradient @ weight if needs_x else None
-        of_s = torch.cat([rows @ U for rows, _, U in groups]).reshape(s.shape) if needs_s else None
-        # Transposed: a product with few rows is faster than one with few columns.
-        of_wider = torch.cat([narrow.mT @ rows for rows, narrow, _ in groups]) if needs_wider else None
-        return of_x, None, None, of_s, None if of_wider is None else of_wider.view(*wider.mT.shape).mT, None
+        of_s = _joined([rows @ U for rows, _, U in groups]).reshape(s.shape) if needs_s else None
+        # Transposed twice: a product with few rows is faster than one with few columns.
+        of_wider = _joined([narrow.mT @ rows for rows, narrow, _ in groups]) if needs_wider else None
+        turned = None if of_wider is None else of_wider.view(wider.mT.shape).mT.contiguous()
+        return of_x, None, None, of_s, turned, None
 
 
 def _groups(
@@ -129,6 +158,11 @@ def _groups(
     if blocks is None:
         return [(*(x.reshape(*weight.shape[:-2], -1, x.shape[-1]) for x in given), weight)]
     return list(zip(*(_by_block(x, blocks) for x in given), weight.unbind(), strict=True))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """What came of each group, one after the other."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _by_block(x: Float[Tensor, "B *T d"], blocks: Blocks) -> tuple[Float[Tensor, "tokens d"], ...]:
