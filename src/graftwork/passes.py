@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,7 @@ from graftwork.backbones import Backbone
 from graftwork.heads import IGNORED
 from graftwork.ops import Route
 from graftwork.ops.graft import Ops
-from graftwork.ops.slabs import Part, join
+from graftwork.ops.slabs import Part, join, stacked
 
 Section = Literal["root", "base", "encoder"]
 """What of the backbone runs: with its language-model head, without it, or an encoder-decoder's encoder alone."""
@@ -62,12 +61,12 @@ class Share:
         cls, names: Sequence[str | None], residents: Mapping[str | None, Resident | None], section: Section
     ) -> "Share":
         """The rows of a batch that have these adapters. Adapters of one layout get slots running."""
-        layouts = {id(r.layout): None for r in residents.values() if r is not None and r.layout is not None}
+        layouts = dict.fromkeys(id(resident.layout) for resident in residents.values() if resident is not None)
         order = {layout: place for place, layout in enumerate(layouts)}
 
         def place(name: str | None) -> int:
             resident = residents[name]
-            return -1 if resident is None else order.get(id(resident.layout), len(order))
+            return -1 if resident is None else order[id(resident.layout)]
 
         slots = sorted(residents, key=place)
         rows = [[row for row, other in enumerate(names) if other == name] for name in slots]
@@ -105,20 +104,17 @@ class Share:
         Args:
             in_order: for the rows as they come in the batch, and not sorted by slot.
         """
-        parts: list[Part] = []
-        for layout, residents in groupby(self.residents, key=lambda r: None if r is None else r.layout):
-            group = list(residents)
-            if layout is not None:
-                parts.append(layout.slabs(torch.stack([r.numbers() for r in group if r is not None])))
-            else:
-                parts += [Part({}, 1) if r is None else r.part() for r in group]
+        alone = [Part({}, 1) for resident in self.residents if resident is None]
+        packed = [resident.packed() for resident in self.residents if resident is not None]
+        parts = [*alone, *stacked(packed, backbone.dtype)]
         slots = [slot for slot, size in enumerate(self.sizes) for _ in range(size)]
         if in_order:
             slots = [slot for _, slot in sorted(zip(self.rows, slots, strict=True))]
-        route, joined = Route(tuple(slots), len(self.sizes)), join(parts, backbone)
+        route = Route(tuple(slots), len(self.sizes), in_blocks=backbone.device.type == "cpu")
+        joined = join(parts, backbone)
         if route.even:
             return joined
-        return {name: [op.mapped(route.spread) for op in acting] for name, acting in joined.items()}
+        return {name: [op.spread(route) for op in acting] for name, acting in joined.items()}
 
 
 def last_of(output: Any) -> Tensor:

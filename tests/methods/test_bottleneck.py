@@ -468,12 +468,12 @@ class Where(nn.Module):
 @pytest.mark.parametrize("at", ["result", "norm"])
 @pytest.mark.parametrize("multiply", [False, True])
 @pytest.mark.parametrize("tokens", [(), (T,)])
-def test_in_a_slab_each_row_has_its_own(norm_at, at, multiply, tokens):
-    x, each = random(B, *tokens, D), [fields(100 * slot) for slot in range(SLOTS)]
-    rows = (2, 0, 2, 1)
+@pytest.mark.parametrize("rows", [(2, 0, 2, 1), (0, 1, 1, 1, 2, 2)])
+def test_in_a_slab_each_row_has_its_own(norm_at, at, multiply, tokens, rows):
+    x, each = random(len(rows), *tokens, D), [fields(100 * slot) for slot in range(SLOTS)]
     options = {"activation": "gelu", "at": at, "multiply": multiply, "norm_at": norm_at}
     slab = Bottleneck(**{name: torch.stack([f[name] for f in each]) for name in each[0]}, **options)
-    found = slab.mapped(Route(rows, SLOTS).spread).around(torch.tanh, Where())(x)
+    found = slab.spread(Route(rows, SLOTS)).around(torch.tanh, Where())(x)
     alone = [Bottleneck(**f, **options).around(torch.tanh, Where()) for f in each]
     expected = torch.cat([alone[slot](x[i : i + 1]) for i, slot in enumerate(rows)])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

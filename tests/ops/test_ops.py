@@ -13,6 +13,7 @@ from graftwork.ops.graft import check, ordered
 B, T, D, OUT, R, SLOTS = 4, 5, 6, 3, 2, 3
 ROWS = (2, 0, 2, 1)
 ROUTE = Route(ROWS, SLOTS)
+ROUTES = [ROUTE, Route((0, 0, 0, 1, 2, 2), SLOTS)]
 EXACT = {"rtol": 0, "atol": 1e-12}
 """Float64 sums of a dozen terms of order one."""
 
@@ -80,12 +81,13 @@ def test_one_adapter(case, tokens, make_place):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("tokens", [(), (T,)])
-def test_a_slab_gives_each_row_its_own_adapter(case, tokens, make_place):
+@pytest.mark.parametrize("route", ROUTES, ids=["rows", "blocks"])
+def test_a_slab_gives_each_row_its_own_adapter(case, tokens, route, make_place):
     op, make, by_hand, inner, options = CASES[case]
-    x, each, inner = random(B, *tokens, D), [make(seed) for seed in (1, 2, 3)], inner()
+    x, each, inner = random(len(route.slots), *tokens, D), [make(seed) for seed in (1, 2, 3)], inner()
     slab = {name: torch.stack([tensors[name] for tensors in each]) for name in each[0]}
-    found = op(**slab, **options).mapped(ROUTE.spread).around(inner, make_place(inner))(x)
-    expected = torch.stack([by_hand(x[i], **each[s]) for i, s in enumerate(ROWS)])
+    found = op(**slab, **options).spread(route).around(inner, make_place(inner))(x)
+    expected = torch.stack([by_hand(x[i], **each[s]) for i, s in enumerate(route.slots)])
     torch.testing.assert_close(found, expected, **EXACT)
 
 
@@ -167,7 +169,7 @@ def test_key_value_gives_each_row_its_own_rows(make_place):
         given.update(kwargs, args=args)
         return "output"
 
-    op, x = KeyValue(keys=keys, values=values, seen=seen).mapped(ROUTE.spread), random(B, T, D)
+    op, x = KeyValue(keys=keys, values=values, seen=seen).spread(ROUTE), random(B, T, D)
     assert op.around(attend, make_place())(x, mask="m") == "output"
     assert (given["args"], given["mask"]) == ((x,), "m")
     rows = given["rows"]

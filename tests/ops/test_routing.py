@@ -98,6 +98,91 @@ def test_even_groups_take_a_slab_as_it_is(slots, even):
     assert torch.equal(routing.each(spread, len(slots)), torch.stack([slab[slot] for slot in slots]))
 
 
+@pytest.mark.parametrize(
+    ("slots", "blocks"),
+    [
+        ((0, 0, 0, 1, 1, 2), (3, 2, 1)),
+        ((0, 0, 1, 1, 2, 2), None),  # even: one product of all
+        ((0, 0, 1, 2, 0, 0), None),  # apart
+        ((0, 0, 0, 1, 2), None),  # nearly as many slots as rows
+    ],
+)
+def test_rows_stand_in_blocks_where_that_spares_a_gather(slots, blocks):
+    assert Route(slots, SLOTS).blocks == blocks
+    assert Route(slots, SLOTS, in_blocks=False).blocks is None
+
+
+@pytest.fixture
+def linear():
+    inner = torch.nn.Linear(IN, OUT).double().requires_grad_(False)
+    inner.weight.copy_(random(OUT, IN, seed=10))
+    return inner
+
+
+BLOCKS = Route((0, 0, 0, 1, 2, 2), SLOTS)
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+@pytest.mark.parametrize("tokens", [(), (5,)])
+@pytest.mark.parametrize("primitive", ["linear", "linear with a bias", "add_linear", "linear_and"])
+def test_products_of_blocks_and_their_gradients_are_those_of_a_loop_over_rows(primitive, tokens, choices, linear):
+    rows = [slot for slot in BLOCKS.slots for _ in range(choices)]
+    given = {
+        "x": random(len(rows), *tokens, IN, seed=1),
+        "s": random(len(rows), *tokens, 2, seed=2),
+        "W": random(SLOTS, OUT, IN, seed=3),
+        "U": random(SLOTS, OUT, 2, seed=4),
+        "b": random(SLOTS, OUT, seed=5),
+    }
+
+    def compute(x, s, W, U, b, *blocks):
+        if primitive == "linear_and":
+            return routing.linear_and(x, linear.weight, linear.bias, s, U, *blocks)
+        if primitive == "add_linear":
+            return routing.add_linear(linear(x), s, U, *blocks)
+        return routing.linear(x, W, b if "bias" in primitive else None, *blocks)
+
+    def by_rows(x, s, W, U, b):
+        slabs = [torch.stack([slab[slot] for slot in rows]) for slab in (W, U, b)]
+        return compute(x, s, *slabs)
+
+    found, expected = [], []
+    for function, into in ((lambda **own: compute(*own.values(), BLOCKS.blocks), found), (by_rows, expected)):
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in given.items()}
+        y = function(**leaves)
+        y.square().sum().backward()
+        into += [y.detach(), *(leaf.grad for leaf in leaves.values())]
+    assert [own is None for own in found] == [own is None for own in expected]
+    for own, other in zip(found, expected, strict=True):
+        if own is not None:
+            torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("blocks", [None, BLOCKS.blocks], ids=["even", "blocks"])
+def test_gradients_of_a_slab_lie_as_it_lies_also_under_autocast(blocks, linear):
+    x, W, b = (t.float().requires_grad_() for t in (random(6, 5, IN), random(SLOTS, OUT, IN), random(SLOTS, OUT)))
+    s, U = (t.float().requires_grad_() for t in (random(6, 5, 2), random(SLOTS, OUT, 2)))
+    found = {}
+    for lower in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lower):
+            y = routing.linear(x, W, b, blocks)
+        assert y.dtype == (torch.bfloat16 if lower else torch.float32)
+        found[lower] = torch.autograd.grad(y.sum(), (x, W, b))
+    for own, exact in zip(found[True], found[False], strict=True):
+        assert own.dtype == torch.float32
+        # bfloat16 has 8 bits.
+        torch.testing.assert_close(own, exact, rtol=0, atol=0.02 * float(exact.abs().max()))
+    y = routing.linear_and(x, linear.weight.float(), linear.bias.float(), s, U, blocks)
+    for gradient in (*found[False], *torch.autograd.grad(y.sum(), (s, U))):
+        assert gradient.is_contiguous()
+
+
+def test_blocks_make_no_gather(no_gather):
+    x, W = random(6, 5, IN), random(SLOTS, OUT, IN)
+    found = routing.linear(x, W, None, BLOCKS.blocks)
+    assert torch.equal(found, torch.cat([F.linear(own, w) for own, w in zip(x.split((3, 1, 2)), W, strict=True)]))
+
+
 def test_each_row_of_a_pass_uses_the_slot_of_the_row_it_comes_from():
     """Choices and beams are rows running."""
     x, W, v = random(2 * len(ROWS), 5, IN, seed=1), random(SLOTS, OUT, IN, seed=2), random(SLOTS, IN, seed=3)

@@ -37,7 +37,7 @@ def linear():
 def products(monkeypatch):
     """How wide each shrink is that is computed."""
     widths, compute = [], routing.linear
-    monkeypatch.setattr(routing, "linear", lambda x, W, b=None: (widths.append(W.shape[-2]), compute(x, W, b))[1])
+    monkeypatch.setattr(routing, "linear", lambda x, W, **of: (widths.append(W.shape[-2]), compute(x, W, **of))[1])
     return widths
 
 

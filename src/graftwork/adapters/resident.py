@@ -16,7 +16,7 @@ from graftwork.errors import AdapterError
 from graftwork.methods.parameters import ParameterTree
 from graftwork.ops.graft import Ops, check
 from graftwork.ops.shrinks import with_joint_shrinks
-from graftwork.ops.slabs import Layout, Part, pack, routed
+from graftwork.ops.slabs import Layout, Packed, routed
 
 
 class Resident(nn.Module):
@@ -29,6 +29,7 @@ class Resident(nn.Module):
     Attributes:
         sites: the names of those where its ops act.
         routed: whether it can share a pass with other adapters.
+        layout: how its numbers lie where nothing is drawn at random; None of one that cannot share a pass.
         draws: where its random numbers in training come from; None: from torch's source, as it stands.
 
     Args:
@@ -46,7 +47,7 @@ class Resident(nn.Module):
         self._backbone = backbone
         self._sites = adapter.method.sites(usable_sites(backbone, adapter.head))
         self._changed: Mapping[str, Tensor] | None = None
-        self._packed: tuple[Layout, Tensor] | None = None
+        self._packed: Packed | None = None
         self._lowered: Ops | None = None
         own = {name: t for name, t in adapter.tensors.items() if trainable or name.startswith("head.")}
         self.parameters_by_name = ParameterTree({n: t.clone() for n, t in own.items()}, adapter.fixed)
@@ -56,23 +57,21 @@ class Resident(nn.Module):
         check(ops, backbone.sites)
         self.sites = tuple(ops)
         self.routed = routed(ops, backbone)
+        self.layout: Layout | None = None
         if not trainable:
             self._keep(ops)
+        elif self.routed:
+            self.layout = Packed.of(with_joint_shrinks(ops)).layout
 
     @property
     def nbytes(self) -> int:
         """Of what is on the device for it, in bytes."""
         own = [*self.parameters_by_name.parameters(), *self.parameters_by_name.buffers()]
         if self._packed is not None:
-            own.append(self._packed[1])
+            own += self._packed.tensors
         elif self._lowered is not None:
             own += {id(t): t for acting in self._lowered.values() for op in acting for t in op.numbers()}.values()
         return sum(tensor.numel() * tensor.element_size() for tensor in own)
-
-    @property
-    def layout(self) -> Layout | None:
-        """How its numbers lie, where it is one row of them at the moment."""
-        return None if self._packed is None else self._packed[0]
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Its parameters by canonical name: all of a trainable one, else its head's."""
@@ -85,24 +84,22 @@ class Resident(nn.Module):
                 return with_joint_shrinks(self._cast(self._lower(self.tensors(), training=self.training)))
         self.bring()
         if self._lowered is None:
-            layout, numbers = self._require_packed()
             with torch.inference_mode(False), torch.no_grad():
-                self._lowered = layout.ops(numbers)
+                self._lowered = self.packed().ops()
         return self._lowered
 
     def drawing(self) -> AbstractContextManager[None]:
         """Inside, what is random about it is drawn from its own source, where it has one."""
         return nullcontext() if self.draws is None else self.draws.own()
 
-    def part(self) -> Part:
-        """The same as slabs of one slot."""
-        if not self.trainable and self.routed:
-            return self._require_packed()[0].slabs(self.numbers()[None])
-        return Part({name: [op.lifted() for op in acting] for name, acting in self.ops().items()}, 1)
-
-    def numbers(self) -> Tensor:
-        """Of one that has a layout, its row of numbers."""
-        return self._require_packed()[1]
+    def packed(self) -> Packed:
+        """Of one that can share a pass, the ops as numbers."""
+        if self.trainable:
+            with self.drawing():
+                return Packed.of(with_joint_shrinks(self._lower(self.tensors(), training=self.training)))
+        self.bring()
+        assert self._packed is not None
+        return self._packed
 
     def exact_ops(self) -> Ops:
         """The ops by site as they act without training, before they are rounded to the backbone's precision."""
@@ -161,15 +158,10 @@ class Resident(nn.Module):
         """Hold ops in the backbone's precision: as one row of numbers where they can be in a slab."""
         with torch.inference_mode(False), torch.no_grad():
             if self.routed:
-                self._packed = pack(with_joint_shrinks(ops), self._backbone.dtype, self._backbone.device)
-                self._lowered = None
+                self._packed = Packed.of(with_joint_shrinks(ops)).to_row(self._backbone.dtype, self._backbone.device)
+                self._lowered, self.layout = None, self._packed.layout
             else:
                 self._lowered = with_joint_shrinks(self._cast(ops))
-
-    def _require_packed(self) -> tuple[Layout, Tensor]:
-        self.bring()
-        assert self._packed is not None
-        return self._packed
 
     def _exact(self, tensors: Mapping[str, Tensor]) -> Ops:
         with torch.inference_mode(False), torch.no_grad():

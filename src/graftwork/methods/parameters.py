@@ -6,7 +6,7 @@ spares, and the rate of each.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
@@ -159,7 +159,15 @@ class ParameterTree(nn.Module):
                 node.register_buffer(leaf, tensor)
             else:
                 node.register_parameter(leaf, nn.Parameter(tensor))
+        # Where each of them is held, so that no pass has to look through the tree.
+        self._held: list[tuple[str, dict[str, Any], str]] = [
+            (f"{path}.{leaf}".removeprefix("."), held, leaf)
+            for kind in ("_parameters", "_buffers")
+            for path, node in self.named_modules()
+            for held in [getattr(node, kind)]
+            for leaf in held
+        ]
 
     def by_name(self) -> dict[str, Tensor]:
         """Every tensor by its name."""
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return {name: held[leaf] for name, held, leaf in self._held}

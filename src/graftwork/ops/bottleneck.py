@@ -1,7 +1,7 @@
 """Bottleneck op: a down projection, a non-linearity and an up projection, with their own residual."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from graftwork.backbones import SiteKind
 from graftwork.ops import routing
 from graftwork.ops.op import Forward, Op, Place
+from graftwork.ops.routing import Blocks, Route
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -40,10 +41,10 @@ class Bottleneck(Op):
 
     Shapes: down (m, d), down_bias (m), up (d, m), up_bias (d); of a deeper one, its n further maps hidden (n, m, m) and
     hidden_bias (n, m), each followed by σ; of one with a layer norm of its own, norm_gain and norm_bias (d). All with a
-    leading slot dimension in a slab. Padding m with zeros is exact for every σ, since what reads the padded units, U or
-    the next hidden map, has zeros in their columns; the layer norm is over d, which is never padded. Bottlenecks of
-    different depth, and with and without a norm, cannot share a slab. A scale is put into U and b_U, or into the norm
-    where that comes after U.
+    leading slot dimension in a slab (that of the norm is of rows where they stand in blocks). Padding m with zeros is
+    exact for every σ, since what reads the padded units, U or the next hidden map, has zeros in their columns; the
+    layer norm is over d, which is never padded. Bottlenecks of different depth, and with and without a norm, cannot
+    share a slab. A scale is put into U and b_U, or into the norm where that comes after U.
 
     Attributes:
         activation: name of σ among `ACTIVATIONS`.
@@ -51,6 +52,7 @@ class Bottleneck(Op):
         source: under which key a `Remember` left x in the pass's memory; None to take it from where it acts.
         norm_at: whether the layer norm is over what enters the bottleneck or over what leaves it, before it is added.
         multiply: whether it multiplies: y = h + h ⊙ (U σ(D x + b_D) + b_U) (Houlsby et al. 2019, section 3.6).
+        blocks: in which the rows stand, in a slab; None for groups of equal size.
     """
 
     down: Float[Tensor, "*S m d"]
@@ -59,13 +61,14 @@ class Bottleneck(Op):
     up_bias: Float[Tensor, "*S d"]
     hidden: Float[Tensor, "*S n m m"] | None = None
     hidden_bias: Float[Tensor, "*S n m"] | None = None
-    norm_gain: Float[Tensor, "*S d"] | None = None
-    norm_bias: Float[Tensor, "*S d"] | None = None
+    norm_gain: Float[Tensor, "*rows d"] | None = None
+    norm_bias: Float[Tensor, "*rows d"] | None = None
     activation: str
     at: Literal["result", "norm"] = "result"
     source: str | None = None
     norm_at: Literal["input", "output"] = "input"
     multiply: bool = False
+    blocks: Blocks | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"result", "norm"})
     unmergeable: ClassVar[str] = "its non-linearity is no linear map"
@@ -81,15 +84,21 @@ class Bottleneck(Op):
 
         return at_norm if self.at == "norm" else at_result
 
+    def spread(self, route: Route) -> Op:
+        if route.blocks is None:
+            return super().spread(route)
+        gain, bias = (None if v is None else route.spread(v) for v in (self.norm_gain, self.norm_bias))
+        return replace(self, blocks=route.blocks, norm_gain=gain, norm_bias=bias)
+
     def _changed(self, h: Tensor, x: Tensor) -> Tensor:
         """h with what the bottleneck makes of x."""
         activation = ACTIVATIONS[self.activation]
         if self.norm_at == "input":
             x = self._normalised(x)
-        narrow = activation(routing.linear(x, self.down, self.down_bias))
+        narrow = activation(routing.linear(x, self.down, self.down_bias, self.blocks))
         for weight, bias in self._hidden():
-            narrow = activation(routing.linear(narrow, weight, bias))
-        change = routing.linear(narrow, self.up, self.up_bias)
+            narrow = activation(routing.linear(narrow, weight, bias, self.blocks))
+        change = routing.linear(narrow, self.up, self.up_bias, self.blocks)
         if self.norm_at == "output":
             change = self._normalised(change)
         return h + (h * change if self.multiply else change)

@@ -11,6 +11,7 @@ from torch import Tensor
 from graftwork.backbones import SiteKind
 from graftwork.ops import routing
 from graftwork.ops.op import Forward, Op, Place, join_slabs
+from graftwork.ops.routing import Route
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,10 @@ class Gated(Op):
 
     def slab(self, slots: int) -> "Op":
         return replace(self, ops=tuple(op.slab(slots) for op in self.ops))
+
+    def spread(self, route: Route) -> "Op":
+        ops = tuple(op.spread(route) for op in self.ops)
+        return replace(self, ops=ops, weight=route.spread(self.weight), bias=route.spread(self.bias))
 
     def neutral(self, frozen: Mapping[str, Tensor]) -> "Op":
         nothing = torch.zeros_like(self.weight[:1]), torch.zeros_like(self.bias[:1])

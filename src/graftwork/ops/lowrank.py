@@ -13,6 +13,7 @@ from torch import Tensor
 from graftwork.backbones import SiteKind
 from graftwork.ops import routing
 from graftwork.ops.op import Forward, Op, Place
+from graftwork.ops.routing import Blocks, Route
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class LowRank(Op):
     Attributes:
         dropout: of the input to A, in training.
         joint: None for an A of its own.
+        blocks: in which the rows stand, in a slab; None for groups of equal size.
     """
 
     A: Float[Tensor, "*S r in"]
     B: Float[Tensor, "*_ out r"]
     dropout: float = 0.0
     joint: Joint | None = None
+    blocks: Blocks | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear"})
 
@@ -51,8 +54,8 @@ class LowRank(Op):
         def low_rank(x: Tensor) -> Tensor:
             shrunk = self._shrunk(x, place)
             if _is_plain(forward):
-                return routing.linear_and(x, forward.weight, forward.bias, shrunk, self.B)
-            return routing.add_linear(forward(x), shrunk, self.B)
+                return routing.linear_and(x, forward.weight, forward.bias, shrunk, self.B, self.blocks)
+            return routing.add_linear(forward(x), shrunk, self.B, self.blocks)
 
         return low_rank
 
@@ -63,20 +66,26 @@ class LowRank(Op):
     def at_rest(self) -> "LowRank":
         return replace(self, dropout=0.0) if self.dropout else self
 
+    def spread(self, route: Route) -> Op:
+        return super().spread(route) if route.blocks is None else replace(self, blocks=route.blocks)
+
     def _shrunk(self, x: Tensor, place: Place) -> Tensor:
         """A dropout(x), of which the first of the sites with one input computes all, and the last forgets them."""
         if self.joint is None:
-            return routing.linear(F.dropout(x, self.dropout, place.training), self.A)
+            return self._linear(F.dropout(x, self.dropout, place.training), self.A)
         if self.dropout and place.training:
-            return routing.linear(F.dropout(x, self.dropout), self.A[..., self.joint.place, :, :])
+            return self._linear(F.dropout(x, self.dropout), self.A[..., self.joint.place, :, :])
         given, made = f"{self.joint.name} x", f"{self.joint.name} A x"
         if place.memory.get(given) is not x:
-            products = routing.linear(x, self.A.flatten(-3, -2))
+            products = self._linear(x, self.A.flatten(-3, -2))
             place.memory[given], place.memory[made] = x, products.reshape(*x.shape[:-1], *self.A.shape[-3:-1])
         shrunk = place.memory[made].select(-2, self.joint.place)
         if self.joint.place == self.A.shape[-3] - 1:
             del place.memory[given], place.memory[made]
         return shrunk
+
+    def _linear(self, x: Tensor, A: Tensor) -> Tensor:
+        return routing.linear(x, A, blocks=self.blocks)
 
 
 def _is_plain(forward: Forward) -> TypeGuard[nn.Linear]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from graftwork.backbones import SiteKind
 from graftwork.errors import SiteError
+from graftwork.ops.routing import Route
 
 Forward = Callable[..., Any]
 """What a site computes: the frozen module's call, or that with ops around it."""
@@ -89,13 +90,15 @@ class Op(ABC):
         own = vars(self).items()
         return (type(self), *((name, "tensor" if isinstance(value, Tensor) else value) for name, value in own))
 
-    def lifted(self) -> "Op":
-        """The same op as a slab of one slot."""
-        return self.mapped(lambda tensor: tensor[None]).slab(1)
-
     def slab(self, slots: int) -> "Op":
         """The slab of this op, whose tensors have the dimension of slots already."""
         return self
+
+    def spread(self, route: Route) -> "Op":
+        """This slab as the rows of a batch need it: with a slot for each row, or for groups of equal size. An op that
+        has matrices leaves them where the rows stand in blocks, and keeps the blocks.
+        """
+        return self.mapped(route.spread)
 
     def neutral(self, frozen: Mapping[str, Tensor]) -> "Op":
         """A slab of one slot that changes nothing, to be joined to this slab.

@@ -2,9 +2,12 @@
 
 Notation: B rows of a pass, T tokens, S slots of a slab. A weight is (out, in) when one adapter serves the whole pass,
 and (S, out, in) when several do: the rows then stand in S groups of equal size, a group a slot, in the order of the
-slots. A `Route` brings rows and slabs into that order, once a pass, so that no op gathers anything.
+slots. A `Route` brings rows and slabs into that order, once a pass, so that no op gathers anything. Or the groups are
+blocks of any size: each then has a product of its own.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+Blocks = tuple[int, ...]
+"""How many rows of a batch each slot has, where they stand together and in the order of the slots."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +31,26 @@ class Route:
     Attributes:
         slots: the slot of each row.
         count: how many slots there are.
+        in_blocks: whether slots may have products of their own. On a GPU, a product more costs more than a gather.
     """
 
     slots: tuple[int, ...]
     count: int
+    in_blocks: bool = True
 
     @cached_property
     def even(self) -> bool:
         """Whether the rows stand in groups of equal size, a group a slot, in the order of the slots."""
         return self.slots == tuple(slot for slot in range(self.count) for _ in range(len(self.slots) // self.count))
+
+    @cached_property
+    def blocks(self) -> Blocks | None:
+        """The blocks in which the rows stand; None where that does not spare a gather: groups are even, rows of one
+        slot stand apart, or there are nearly as many slots as rows."""
+        sizes = Counter(self.slots)
+        if self.even or not self.in_blocks or 2 * self.count > len(self.slots):
+            return None
+        return tuple(sizes[slot] for slot in range(self.count)) if list(self.slots) == sorted(self.slots) else None
 
     def spread(self, slab: Shaped[Tensor, "S *shape"]) -> Shaped[Tensor, "groups *shape"]:
         """The slab as the rows need it: as it is, or with a slot of its own for each row."""
@@ -49,13 +66,45 @@ def linear(
     x: Float[Tensor, "B *T in"],
     weight: Float[Tensor, "*S out in"],
     bias: Float[Tensor, "*S out"] | None = None,
+    blocks: Blocks | None = None,
 ) -> Float[Tensor, "B *T out"]:
     """y = x Wᵀ + b, with each row's own W and b when they are slabs."""
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    tokens, chosen = x.reshape(len(weight), -1, x.shape[-1]), weight.transpose(1, 2)
-    y = torch.bmm(tokens, chosen) if bias is None else torch.baddbmm(bias.unsqueeze(1), tokens, chosen)
-    return y.reshape(*x.shape[:-1], -1)
+    y: Tensor = _LinearOfSlab.apply(x, weight, bias, blocks)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _LinearOfSlab(torch.autograd.Function):
+    """Has gradients that lie in memory as the weights do: those of a batched product are transposed by torch, so that
+    each slot's would be copied when it comes to its parameter."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Blocks | None) -> Tensor:
+        groups = _groups(weight, blocks, x)
+        if bias is None:
+            y = _joined([tokens @ W.mT for tokens, W in groups])
+        else:
+            biases = [bias.unsqueeze(1)] if blocks is None else bias.unbind()
+            added = torch.baddbmm if blocks is None else torch.addmm
+            y = _joined([added(b, tokens, W.mT) for (tokens, W), b in zip(groups, biases, strict=True)])
+        return y.reshape(*x.shape[:-1], -1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.blocks = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        # Under autocast the product was in another precision.
+        groups = _groups(weight.to(gradient.dtype), ctx.blocks, gradient, x.to(gradient.dtype))
+        of_x = _joined([g @ W for g, _, W in groups]).reshape(x.shape) if needs_x else None
+        of_weight = _joined([g.mT @ tokens for g, tokens, _ in groups]) if needs_weight else None
+        of_bias = _joined([g.sum(dim=-2) for g, _, _ in groups]).view(len(weight), -1) if needs_bias else None
+        return of_x, None if of_weight is None else of_weight.view(weight.shape), of_bias, None
 
 
 def linear_and(
@@ -64,12 +113,13 @@ def linear_and(
     bias: Float[Tensor, " out"] | None,
     s: Float[Tensor, "B *T r"],
     wider: Float[Tensor, "*S out r"],
+    blocks: Blocks | None = None,
 ) -> Float[Tensor, "B *T out"]:
     """x Wᵀ + b + s Uᵀ for frozen W and b, in place of a sum; with each row's own U when it is a slab."""
     if torch.compiler.is_compiling():
         # A compiler chooses by itself what is kept and what is added in place.
-        return add_linear(F.linear(x, weight, bias), s, wider)
-    y: Tensor = _LinearAnd.apply(x, weight, bias, s, wider)  # type: ignore[no-untyped-call]
+        return add_linear(F.linear(x, weight, bias), s, wider, blocks)
+    y: Tensor = _LinearAnd.apply(x, weight, bias, s, wider, blocks)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -77,37 +127,63 @@ class _LinearAnd(torch.autograd.Function):
     """Keeps s and U for the backward pass, and neither x nor a copy of what is added to."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, wider: Tensor) -> Tensor:
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, wider: Tensor, blocks: Blocks | None
+    ) -> Tensor:
         y = F.linear(x, weight, bias)
-        rows, narrow = _by_slot(y, wider), _by_slot(s, wider)
-        rows.baddbmm_(narrow, wider.transpose(1, 2)) if wider.dim() == 3 else rows.addmm_(narrow, wider.T)
+        for rows, narrow, U in _groups(wider, blocks, y, s):
+            rows.baddbmm_(narrow, U.mT) if U.dim() == 3 else rows.addmm_(narrow, U.mT)
         return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, weight, _, s, wider = inputs
+        _, weight, _, s, wider, ctx.blocks = inputs
         ctx.save_for_backward(weight, s, wider)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, s, wider = ctx.saved_tensors
-        needs_x, _, _, needs_s, needs_wider = ctx.needs_input_grad
-        rows = _by_slot(gradient, wider)
+        needs_x, _, _, needs_s, needs_wider, _ = ctx.needs_input_grad
+        groups = _groups(wider, ctx.blocks, gradient, s)
         of_x = gradient @ weight if needs_x else None
-        of_s = (rows @ wider).reshape(s.shape) if needs_s else None
-        of_wider = rows.transpose(-1, -2) @ _by_slot(s, wider) if needs_wider else None
-        return of_x, None, None, of_s, of_wider
+        of_s = _joined([rows @ U for rows, _, U in groups]).reshape(s.shape) if needs_s else None
+        # Transposed twice: a product with few rows is faster than one with few columns.
+        of_wider = _joined([narrow.mT @ rows for rows, narrow, _ in groups]) if needs_wider else None
+        turned = None if of_wider is None else of_wider.view(wider.mT.shape).mT.contiguous()
+        return of_x, None, None, of_s, turned, None
 
 
-def _by_slot(x: Float[Tensor, "B *T d"], weight: Float[Tensor, "*S out in"]) -> Float[Tensor, "*S rows d"]:
-    """x with its rows in one dimension, after that of the slots."""
-    return x.reshape(*weight.shape[:-2], -1, x.shape[-1])
+def _groups(
+    weight: Float[Tensor, "*S out in"], blocks: Blocks | None, *given: Float[Tensor, "B *T _"]
+) -> list[tuple[Tensor, ...]]:
+    """What can be multiplied in one call: tokens of each of the given and, last, their weight. For blocks that is a
+    block each, (tokens, d) and (out, in); else all, with the slots as the first dimension where there are some."""
+    if blocks is None:
+        return [(*(x.reshape(*weight.shape[:-2], -1, x.shape[-1]) for x in given), weight)]
+    return list(zip(*(_by_block(x, blocks) for x in given), weight.unbind(), strict=True))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """What came of each group, one after the other."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _by_block(x: Float[Tensor, "B *T d"], blocks: Blocks) -> tuple[Float[Tensor, "tokens d"], ...]:
+    """The tokens of each block's rows."""
+    tokens = x.reshape(-1, x.shape[-1])
+    of_a_row = len(tokens) // sum(blocks)
+    return torch.split(tokens, [rows * of_a_row for rows in blocks])
 
 
 def add_linear(
-    y: Float[Tensor, "B *T out"], x: Float[Tensor, "B *T in"], weight: Float[Tensor, "*S out in"]
+    y: Float[Tensor, "B *T out"],
+    x: Float[Tensor, "B *T in"],
+    weight: Float[Tensor, "*S out in"],
+    blocks: Blocks | None = None,
 ) -> Float[Tensor, "B *T out"]:
-    """y + x Wᵀ in one product, with each row's own W when it is a slab."""
+    """y + x Wᵀ, in one product where there are no blocks, with each row's own W when it is a slab."""
+    if blocks is not None:
+        return y + linear(x, weight, None, blocks)
     width = x.shape[-1]
     if weight.dim() == 2:
         return torch.addmm(y.reshape(-1, y.shape[-1]), x.reshape(-1, width), weight.T).reshape(y.shape)

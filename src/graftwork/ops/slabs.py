@@ -1,11 +1,14 @@
 """Slabs: the ops of several adapters made one at each site, so that each row of a batch can have its own adapter's.
 
+Adapters whose ops are alike but for the numbers in them have one layout: their slabs are their tensors stacked, without
+a look at their sites. Of those that are not trained, all tensors are one row of numbers, and are stacked at once.
+
 Notation: S slots, one an adapter; N numbers of an adapter in all.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -81,76 +84,114 @@ def _repeated(op: Op, slots: int) -> Op:
     return op if slots == 1 else op.mapped(lambda tensor: tensor.expand(slots, *tensor.shape[1:]))
 
 
-class _Field(NamedTuple):
-    """A tensor of an op in an adapter's numbers."""
-
-    start: int
-    shape: tuple[int, ...]
-
-
 class _Blueprint(NamedTuple):
     """An op without its numbers."""
 
     kind: type[Op]
     fields: tuple[tuple[str, Any], ...]
 
-    def build(self, numbers: Tensor) -> Op:
-        return self.kind(**{name: self._value(value, numbers) for name, value in self.fields})
+    def build(self, tensors: Sequence[Tensor]) -> Op:
+        return self.kind(**{name: self._value(value, tensors) for name, value in self.fields})
 
     @staticmethod
-    def _value(value: Any, numbers: Tensor) -> Any:
-        if isinstance(value, _Field):
-            own = numbers.narrow(-1, value.start, prod(value.shape))
-            return own.reshape(*numbers.shape[:-1], *value.shape)
+    def _value(value: Any, tensors: Sequence[Tensor]) -> Any:
+        if isinstance(value, _Place):
+            return tensors[value.place]
         if isinstance(value, _Blueprint):
-            return value.build(numbers)
-        return tuple(_Blueprint._value(part, numbers) for part in value) if isinstance(value, tuple) else value
+            return value.build(tensors)
+        return tuple(_Blueprint._value(part, tensors) for part in value) if isinstance(value, tuple) else value
+
+
+class _Place(NamedTuple):
+    """Which of an adapter's tensors stands in a field."""
+
+    place: int
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an adapter's ops lie in one row of numbers. Adapters of one method, settings and backbone have the same."""
+    """How an adapter's ops lie in one row of numbers. Adapters of one method, settings and backbone have the same.
+
+    Attributes:
+        sites: what acts at each.
+        shapes: of the tensors, in the order in which they stand in the row.
+    """
 
     sites: tuple[tuple[str, tuple[_Blueprint, ...]], ...]
+    shapes: tuple[torch.Size, ...]
 
-    def ops(self, numbers: Float[Tensor, " N"]) -> Ops:
-        """The ops of one adapter, as views of its numbers."""
-        return {name: [blueprint.build(numbers) for blueprint in acting] for name, acting in self.sites}
+    def build(self, tensors: Sequence[Tensor]) -> Ops:
+        """Ops with these tensors."""
+        return {name: [blueprint.build(tensors) for blueprint in acting] for name, acting in self.sites}
 
-    def slabs(self, numbers: Float[Tensor, "S N"]) -> Part:
-        """The ops of several."""
-        slots = len(numbers)
-        return Part({name: [b.build(numbers).slab(slots) for b in acting] for name, acting in self.sites}, slots)
+    def views(self, numbers: Float[Tensor, "*S N"]) -> list[Tensor]:
+        """The tensors whose numbers these are."""
+        pieces = torch.split(numbers, [shape.numel() for shape in self.shapes], dim=-1)
+        return [p.view(*numbers.shape[:-1], *shape) for p, shape in zip(pieces, self.shapes, strict=True)]
 
 
 _LAYOUTS: dict[Layout, Layout] = {}
 """Each layout once, so that adapters of one layout are known by its identity: one a method and its settings."""
 
 
-def pack(ops: Ops, dtype: torch.dtype, device: torch.device) -> tuple[Layout, Float[Tensor, " N"]]:
-    """An adapter's ops as one row of numbers, each tensor once however many ops have it."""
-    numbers: list[Tensor] = []
-    known: dict[int, _Field] = {}
-    starts = [0]
+@dataclass(frozen=True)
+class Packed:
+    """An adapter's ops as their layout and their tensors.
 
-    def drawn(op: Op) -> _Blueprint:
-        return _Blueprint(type(op), tuple((name, placed(value)) for name, value in vars(op).items()))
+    Attributes:
+        tensors: of the ops, in the layout's order; or one, with the numbers of all in a row.
+        in_a_row: whether they are one row.
+    """
 
-    def placed(value: Any) -> Any:
-        if isinstance(value, Op):
-            return drawn(value)
-        if isinstance(value, tuple):
-            return tuple(placed(part) for part in value)
-        if not isinstance(value, Tensor):
-            return value
-        if id(value) not in known:
-            known[id(value)] = _Field(starts[-1], tuple(value.shape))
-            numbers.append(value)
-            starts.append(starts[-1] + value.numel())
-        return known[id(value)]
+    layout: Layout
+    tensors: tuple[Tensor, ...]
+    in_a_row: bool = False
 
-    sites = tuple((name, tuple(drawn(op) for op in acting)) for name, acting in ops.items())
-    drawing = Layout(sites)
-    layout = _LAYOUTS.setdefault(drawing, drawing)
-    flat = [tensor.reshape(-1).to(device=device, dtype=dtype) for tensor in numbers]
-    return layout, torch.cat(flat) if flat else torch.empty(0, dtype=dtype, device=device)
+    @classmethod
+    def of(cls, ops: Ops) -> "Packed":
+        """Ops packed, with each tensor once however many ops have it."""
+        tensors: list[Tensor] = []
+        known: dict[int, _Place] = {}
+
+        def drawn(op: Op) -> _Blueprint:
+            return _Blueprint(type(op), tuple((name, placed(value)) for name, value in vars(op).items()))
+
+        def placed(value: Any) -> Any:
+            if isinstance(value, Op):
+                return drawn(value)
+            if isinstance(value, tuple):
+                return tuple(placed(part) for part in value)
+            if not isinstance(value, Tensor):
+                return value
+            if id(value) not in known:
+                known[id(value)] = _Place(len(tensors))
+                tensors.append(value)
+            return known[id(value)]
+
+        sites = tuple((name, tuple(drawn(op) for op in acting)) for name, acting in ops.items())
+        drawing = Layout(sites, tuple(tensor.shape for tensor in tensors))
+        return cls(_LAYOUTS.setdefault(drawing, drawing), tuple(tensors))
+
+    def to_row(self, dtype: torch.dtype, device: torch.device) -> "Packed":
+        """The same with a copy of the numbers, in a row."""
+        flat = [tensor.reshape(-1).to(device, dtype) for tensor in self.tensors]
+        row = torch.cat(flat) if flat else torch.empty(0, dtype=dtype, device=device)
+        return Packed(self.layout, (row,), in_a_row=True)
+
+    def ops(self) -> Ops:
+        """The ops again."""
+        return self.layout.build(self.layout.views(*self.tensors) if self.in_a_row else self.tensors)
+
+
+def stacked(adapters: Sequence[Packed], dtype: torch.dtype) -> list[Part]:
+    """Slabs of adapters, in their order: those of one layout that stand together are one part. Gradients flow through
+    them.
+    """
+    parts = []
+    for _, group in groupby(adapters, key=lambda own: (id(own.layout), own.in_a_row)):
+        alike = list(group)
+        layout, slots = alike[0].layout, len(alike)
+        tensors = [torch.stack(own).to(dtype) for own in zip(*(own.tensors for own in alike), strict=True)]
+        ops = layout.build(layout.views(*tensors) if alike[0].in_a_row else tensors)
+        parts.append(Part({name: [op.slab(slots) for op in acting] for name, acting in ops.items()}, slots))
+    return parts
