@@ -388,7 +388,7 @@ def test_each_member_has_its_own_rate():
     assert not Union(methods=[FullFineTuning()]).frozen_backbone
     assert union.passes == 1
     assert union.num_train_epochs == 10
-    assert (union.optim, union.lr_scheduler_type) == ("adamw_torch", "linear")
+    assert (union.optim, union.lr_scheduler_type) == ("adamw_torch_fused", "linear")
 
 
 def test_members_are_trained_by_one_optimiser_and_schedule():

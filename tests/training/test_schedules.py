@@ -94,7 +94,7 @@ class Tuned(LoRA):
 
 def test_a_methods_optimizer_and_schedule_are_the_defaults(backbone):
     plain, own = (TrainingSettings().resolved(method, backbone) for method in (LoRA(), Tuned()))
-    assert (plain.optim, plain.lr_scheduler_type) == ("adamw_torch", "linear")
+    assert (plain.optim, plain.lr_scheduler_type) == ("adamw_torch_fused", "linear")
     assert (own.optim, own.lr_scheduler_type) == ("adafactor", "constant")
     assert TrainingSettings().resolved(ULMFiT(), backbone).lr_scheduler_type == "slanted_triangular"
     said = TrainingSettings(optim="sgd", lr_scheduler_type="cosine").resolved(Tuned(), backbone)

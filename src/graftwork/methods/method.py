@@ -76,7 +76,7 @@ class Method(Checked):
 
     @property
     def optim(self) -> str:
-        return "adamw_torch"
+        return "adamw_torch_fused"
 
     @property
     def lr_scheduler_type(self) -> str:
