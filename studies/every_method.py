@@ -24,6 +24,10 @@ SETTINGS = {"prompt-tuning": {"num_virtual_tokens": 20}}
 """Beside the methods' own: 100 prompt vectors before a sentence of ten words would be nine tenths of all tokens."""
 
 
+SLOW = ("pfeiffer", "adapterdrop", "parallel", "adamix")
+"""Methods whose papers' rate, 1e-4, is for longer runs: they have a row with a higher one besides."""
+
+
 def methods() -> list[str]:
     """All that can be named alone; a `union` needs its members."""
     from graftwork.training.planning import survey
@@ -31,8 +35,16 @@ def methods() -> list[str]:
     return [row.name for row in survey() if row.name != "union"]
 
 
-def measure(task: str, method: str, *, data: Path) -> Mapping[str, Any]:
+def rows() -> list[str]:
+    """The rows of the table: a method with its own settings, or `METHOD at RATE`."""
+    return [*methods(), *(f"{name} at 1e-3" for name in SLOW)]
+
+
+def measure(task: str, row: str, *, data: Path) -> Mapping[str, Any]:
     """Tune one method on one task, on one thread.
+
+    Args:
+        row: of the table.
 
     Returns:
         metric: the task's main one; score: on its validation split; trained: number of parameters, the head's among
@@ -46,7 +58,8 @@ def measure(task: str, method: str, *, data: Path) -> Mapping[str, Any]:
     from graftwork.training.planning import count
 
     torch.set_num_threads(1)
-    own = SETTINGS.get(method, {})
+    method, _, rate = row.partition(" at ")
+    own, changed = SETTINGS.get(method, {}), {"learning_rate": float(rate)} if rate else {}
     begun = time.process_time()
     adapter = gw.tune(
         gw.Backbone.load("minilm", dtype="float32"),
@@ -56,6 +69,7 @@ def measure(task: str, method: str, *, data: Path) -> Mapping[str, Any]:
         max_steps=STEPS[task],
         per_device_train_batch_size=BATCH,
         prefix_cache="off",
+        **changed,
     )
     seconds = time.process_time() - begun
     scores = adapter.metrics["validation"]
@@ -75,22 +89,22 @@ def report(records: list[Record]) -> str:
     by_place = {(record["method"], record["task"]): record for record in records}
     metrics = {record["task"]: record["metric"] for record in records}
     tasks = [task for task in STEPS if task in metrics]
-    rows = []
-    for name in methods():
+    lines = []
+    for name in rows():
         cells = [by_place.get((name, task)) for task in tasks]
         counts = [cell["trained"] for cell in cells if cell]
         if counts:
             seconds = " + ".join(f"{cell['seconds']:.0f}" if cell else "-" for cell in cells)
             scores = [f"{cell['score']:.3f}" if cell else "" for cell in cells]
-            rows.append([name, f"{min(counts):,}", *scores, seconds])
-    table = markdown(["method", "trained", *(f"{task} ({metrics[task]})" for task in tasks), "seconds"], rows)
+            lines.append([name, f"{min(counts):,}", *scores, seconds])
+    table = markdown(["method", "trained", *(f"{task} ({metrics[task]})" for task in tasks), "seconds"], lines)
     steps = ", ".join(f"{task} {STEPS[task]}" for task in tasks)
     return f"""# Every method on real tasks
 
 MiniLM (22.7M, float32), seed 0, {BATCH} texts a batch, steps: {steps}.
-All else is each method's default, its paper's, but for prompt tuning's 20 vectors. Scores are of the validation split.
-Seconds are the processor's, one thread, loading and scoring included. Trained parameters include the smallest of the
-heads. Made by `python -m studies.every_method`.
+All else is each method's default, its paper's, but for prompt tuning's 20 vectors and the rows that name another rate.
+Scores are of the validation split. Seconds are the processor's, one thread, loading and scoring included. Trained
+parameters include the smallest of the heads. Made by `python -m studies.every_method`.
 
 {table}
 """
@@ -104,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.every_method", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds glue and conll2003")
     parser.add_argument("--tasks", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--methods", nargs="+", choices=methods(), default=methods(), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=rows(), default=rows(), metavar="METHOD")
     parser.add_argument("--workers", type=int, default=1, help="processes beside each other, one thread each")
     given = parser.parse_args()
     wanted = [(task, name) for task in given.tasks for name in given.methods]

@@ -272,7 +272,10 @@ def test_other_kinds_of_task(backbones, kinds_data, kinds, tmp_path):
                 name=case, data=str(kinds_data[case]), **{k.removeprefix("--"): v for k, v in flags[case].items()}
             ),
             "method": LORA,
-            "train": {"seed": seed, **({"generation_examples": 2, "max_new_tokens": 8} if "generation" in case else {})},
+            "train": {
+                "seed": seed,
+                **({"generation_examples": 2, "max_new_tokens": 8} if "generation" in case else {}),
+            },
         }
         for case in kinds
         for seed in (0, 1)
