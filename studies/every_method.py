@@ -55,7 +55,8 @@ def measure(task: str, row: str, *, data: Path) -> Mapping[str, Any]:
     import torch
 
     import graftwork as gw
-    from graftwork.training.planning import count
+    from graftwork.training.evaluation import task_of
+    from graftwork.training.planning import trained_for
 
     torch.set_num_threads(1)
     method, _, rate = row.partition(" at ")
@@ -72,13 +73,11 @@ def measure(task: str, row: str, *, data: Path) -> Mapping[str, Any]:
         **changed,
     )
     seconds = time.process_time() - begun
-    scores = adapter.metrics["validation"]
-    metric = next(name for name in scores if name != "loss")
-    trained = count("minilm", method, own, kind=adapter.task.kind, num_labels=len(adapter.task.labels or [None]))
+    metric = task_of(adapter).main_metric
     return {
         "metric": metric,
-        "score": scores[metric],
-        "trained": trained["trained"]["total"],
+        "score": adapter.metrics["validation"][metric],
+        "trained": trained_for(adapter),
         "steps": STEPS[task],
         "seconds": round(seconds),
     }

@@ -31,18 +31,21 @@ def measure(task: str, mode: str, seed: int, *, data: str) -> Mapping[str, Any]:
     """Tune once, on one thread.
 
     Returns:
-        metric: the task's main one; score: on its validation split; seconds: of the processor.
+        metric: the task's main one; score: on its validation split; dtype: the frozen backbone's; seconds: of the
+        processor.
     """
     import time
 
     import torch
 
     import graftwork as gw
+    from graftwork.training.evaluation import task_of
 
     torch.set_num_threads(1)
     begun = time.process_time()
+    backbone = gw.Backbone.load("minilm", dtype="auto" if mode == "fast" else "float32")
     adapter = gw.tune(
-        gw.Backbone.load("minilm", dtype="auto" if mode == "fast" else "float32"),
+        backbone,
         task=task,
         method="lora",
         data=data,
@@ -52,9 +55,13 @@ def measure(task: str, mode: str, seed: int, *, data: str) -> Mapping[str, Any]:
         prefix_cache="off",
         **MODES[mode],
     )
-    scores = adapter.metrics["validation"]
-    metric = next(name for name in scores if name != "loss")
-    return {"metric": metric, "score": scores[metric], "seconds": round(time.process_time() - begun)}
+    metric = task_of(adapter).main_metric
+    return {
+        "metric": metric,
+        "score": adapter.metrics["validation"][metric],
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "seconds": round(time.process_time() - begun),
+    }
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
@@ -72,7 +79,7 @@ def report(records: list[Record]) -> str:
     scores = {(record["task"], record["mode"], record["seed"]): record["score"] for record in records}
     metrics = {record["task"]: record["metric"] for record in records}
     rows = []
-    for task in metrics:
+    for task in (task for task in STEPS if task in metrics):
         seeds = [seed for seed in range(SEEDS[task]) if all((task, mode, seed) in scores for mode in MODES)]
         if not seeds:
             continue
@@ -81,12 +88,13 @@ def report(records: list[Record]) -> str:
         means = [f"{sum(values) / len(values):.4f}" for values in by_mode]
         difference = f"{mean:+.4f}" + ("" if math.isinf(half) else f" ± {half:.4f}")
         rows.append([task, metrics[task], str(STEPS[task]), str(len(seeds)), *means, difference])
+    kinds = " and ".join(sorted({record["dtype"] for record in records if record["mode"] == "fast"}))
     table = markdown(["task", "metric", "steps", "seeds", *MODES, "fast − plain, 95 % interval"], rows)
     return f"""# The fast step's quality
 
-LoRA with its defaults on MiniLM, {BATCH} texts a batch; scores of the validation split. Fast: graftwork's defaults.
-Plain: float32, the backbone's dropout, random batches. The interval is Student's t over the seeds' differences. Made by
-`python -m studies.fast_step`.
+LoRA with its defaults on MiniLM, {BATCH} texts a batch; scores of the validation split.
+Fast: graftwork's defaults, here with the backbone in {kinds}. Plain: float32, the backbone's dropout, random batches.
+The interval is Student's t over the seeds' differences. Made by `python -m studies.fast_step`.
 
 {table}
 """

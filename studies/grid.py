@@ -5,8 +5,8 @@ import multiprocessing
 import sys
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,10 @@ class Grid:
 
     def recorded(self) -> list[Record]:
         """What earlier runs measured."""
-        if not self.records.exists():
-            return []
-        return [json.loads(line) for line in self.records.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in self._whole_lines().splitlines()]
 
     def run(self, wanted: Iterable[Key], measure: Callable[..., Mapping[str, Any]], *, workers: int) -> list[str]:
-        """Measure what the records do not hold.
+        """Measure what the records do not hold, and write the page.
 
         Args:
             wanted: a value of each key for every measurement.
@@ -49,28 +47,36 @@ class Grid:
         """
         records, failures = self.recorded(), []
         known = {tuple(record[key] for key in self.keys) for record in records}
-        jobs = [key for key in wanted if key not in known]
-        # A new process for each: what one leaves in memory does not slow the next.
-        with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
-            for key, found in pool.imap_unordered(partial(_measured, measure), jobs):
-                if isinstance(found, str):
-                    failures.append(f"{key}: {found}")
+        if records:
+            self.records.write_text(self._whole_lines(), encoding="utf-8")
+        with ThreadPoolExecutor(workers) as threads:
+            jobs = {threads.submit(_apart, measure, key): key for key in wanted if key not in known}
+            for job in as_completed(jobs):
+                key = jobs[job]
+                try:
+                    record = dict(zip(self.keys, key, strict=True)) | dict(job.result())
+                except Exception:
+                    failures.append(f"{key}: {traceback.format_exc()}")
                     print(failures[-1], file=sys.stderr, flush=True)
                     continue
-                record = dict(zip(self.keys, key, strict=True)) | found
                 records.append(record)
                 with self.records.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
-                self.page.write_text(self.report(records), encoding="utf-8")
                 print(json.dumps(record), file=sys.stderr, flush=True)
+        if records:
+            self.page.write_text(self.report(records), encoding="utf-8")
         return failures
 
+    def _whole_lines(self) -> str:
+        """The records, less a last line that a killed run left unfinished."""
+        text = self.records.read_text(encoding="utf-8") if self.records.exists() else ""
+        return text[: text.rfind("\n") + 1]
 
-def _measured(measure: Callable[..., Mapping[str, Any]], key: Key) -> tuple[Key, Record | str]:
-    try:
-        return key, dict(measure(*key))
-    except Exception:
-        return key, traceback.format_exc()
+
+def _apart(measure: Callable[..., Mapping[str, Any]], key: Key) -> Mapping[str, Any]:
+    """Measure in a new process: what it leaves in memory slows no other, and if it is killed, no other is."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, *key).result()
 
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
