@@ -43,7 +43,7 @@ def measure(model: AdaptedModel, plain: Any, rounds: int, count: int) -> float:
     rows = max(ROWS, count)
     batch, names = batch_of(rows, model.device), [f"{i % count}" for i in range(rows)]
     mixed = model(**batch, adapters=names)
-    for row in (0, rows - 1):
+    for row in (0, rows // 2, rows - 1):
         check(mixed.rows[row], model(**batch, adapters=names[row]).logits[row], names[row])
     given: Any = "0" if count == 1 else names
     contestants: dict[str, Callable[[], Any]] = {
@@ -71,8 +71,8 @@ def main() -> int:
         "backbone's own pass"
     )
     for name in methods:
-        adapters = [trained(backbone, METHODS[name](**METHOD_SETTINGS[name]), seed) for seed in range(ROWS)]
-        model = AdaptedModel(backbone, {f"{i}": adapters[i % ROWS] for i in range(RESIDENT)})
+        adapters = [trained(backbone, METHODS[name](**METHOD_SETTINGS[name]), seed) for seed in range(RESIDENT)]
+        model = AdaptedModel(backbone, {f"{i}": adapter for i, adapter in enumerate(adapters)})
         for count in (1, 8, 32, RESIDENT):
             value = measure(model, plain, rounds if count < RESIDENT else 3, count)
             ratios[f"{name} {count}"] = value
@@ -81,7 +81,7 @@ def main() -> int:
                 bars[f"{name}, {count} adapters, x backbone"] = at_most(value, bar)
             print(f"{name:<20}{count:>4} adapters {value:>8.2f}", flush=True)
         if name == "lora":
-            peer = with_peft(backbone, plain, adapters)
+            peer = with_peft(backbone, plain, adapters[:ROWS])
             names = [f"{i}" for i in range(ROWS)]
             alone = peer(**batch, adapter_names=names).last_hidden_state
             check(model(**batch, adapters=names).last_hidden_state, alone, "peft")

@@ -94,6 +94,9 @@ SIZES = {
     "lora-2": LoRA(rank=2),
     "lora-2-again": LoRA(rank=2),
     "lora-7": LoRA(rank=7, targets=("layers.1.ffn.*",)),
+    "lora-2-qv": LoRA(rank=2, targets=("query", "value")),
+    "lora-2-kv": LoRA(rank=2, targets=("key", "value")),
+    "lora-4-qv": LoRA(rank=4, targets=("query", "value")),
     "houlsby-3": Houlsby(bottleneck=3),
     "houlsby-8": Houlsby(bottleneck=8, activation="relu"),
     "houlsby-8-gelu": Houlsby(bottleneck=8),
@@ -192,15 +195,17 @@ def test_gradients_are_those_of_each_adapter_alone():
     methods = {
         "lora": LoRA(rank=2),
         "lora-5": LoRA(rank=5),
+        "lora-qv": LoRA(rank=2, targets=("query", "value")),
+        "lora-kv": LoRA(rank=2, targets=("key", "value")),
         "houlsby": Houlsby(bottleneck=3),
         "prompt": SIZES["prompt-5"],
         "prefix": SIZES["prefix-2"],
         "norms": LayerNormTuning(),
         "full": SIZES["full"],
     }
-    names = ["lora", "houlsby", "prompt", "lora-5", "houlsby", "prefix", "norms", "full"]
-    batch = inputs_for(backbone.model, *LENGTHS)
-    labels = torch.tensor([0, 2, 1, 1, 0, 2, 1, 0])
+    names = ["lora", "houlsby", "prompt", "lora-5", "houlsby", "prefix", "norms", "full", "lora-qv", "lora-kv"]
+    batch = inputs_for(backbone.model, *LENGTHS, 5, 7)
+    labels = torch.tensor([0, 2, 1, 1, 0, 2, 1, 0, 1, 2])
 
     def gradients(model, name):
         return {n: p.grad for n, p in model.residents[name].parameters_by_name.named_parameters()}
@@ -220,6 +225,17 @@ def test_gradients_are_those_of_each_adapter_alone():
             assert (found is None) == (expected is None), (name, parameter)
             if expected is not None:
                 torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_trained_ones_with_dropout_at_rest():
+    """What would drop its input in training shares a pass with what would not, or would drop another share."""
+    backbone = make_backbone("bert", dtype=torch.float64)
+    model = AdaptedModel(backbone, {"finished": make_adapter(backbone, LoRA(rank=2, dropout=0.1), trained=True)})
+    for i, dropout in enumerate((0.0, 0.1, 0.3)):
+        adapter = make_adapter(backbone, LoRA(rank=2, dropout=dropout), trained=True, seed=i + 1)
+        model.add(f"{dropout}", adapter, trainable=True)
+    model.eval()
+    check_rows(model, ["0.1", "finished", "0.3", "0.0", "0.1", None])
 
 
 # Generation

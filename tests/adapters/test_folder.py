@@ -210,6 +210,10 @@ DAMAGES = {
     "no tensors": (lambda p: (p / "adapter.safetensors").unlink(), r"has no adapter\.safetensors"),
     "truncated": (cut, "is damaged"),
     "empty": (lambda p: (p / "adapter.safetensors").write_bytes(b""), "is damaged"),
+    "other numbers": (
+        lambda p: save_file({"x": torch.ones(2, dtype=torch.float8_e8m0fnu)}, p / "adapter.safetensors"),
+        r"does not belong to adapter\.json",
+    ),
     "foreign tensors": (
         lambda p: save_file({"base_model.lora_A.weight": torch.ones(2)}, p / "adapter.safetensors"),
         r"does not belong to adapter\.json: it lacks head\.classifier\.bias; .* and 2 more",

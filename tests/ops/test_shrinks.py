@@ -62,6 +62,19 @@ def test_an_op_that_is_given_another_input_computes_its_own(linear, products, ma
     assert products == [3 * R] * 3
 
 
+def test_no_layer_uses_products_of_another_in_whatever_order_its_sites_run(linear, make_place):
+    # A decoder's layers are all given one tensor of the encoder's states.
+    x, place = random(B, T, D, seed=5), make_place(linear)
+    for layer in (0, 1):
+        names = [f"layers.{layer}.cross_attention.{name}" for name in ("key", "value")]
+        ops = {name: [LowRank(A=random(R, D, seed=layer + 5), B=random(D, R, seed=layer))] for name in names}
+        joint = with_joint_shrinks(ops)
+        for name in reversed(names):
+            [own], [op] = ops[name], joint[name]
+            torch.testing.assert_close(op.around(linear, place)(x), linear(x) + x @ own.A.T @ own.B.T, **EXACT)
+        assert not place.memory
+
+
 def test_what_has_other_ranks_or_no_neighbour_stays_by_itself():
     for ops in (separate(NAMES, ranks=(2, 3, 2)), separate(NAMES[:1]), separate(["layers.0.ffn.up", NAMES[0]])):
         assert with_joint_shrinks(ops) == ops
@@ -104,6 +117,29 @@ def test_the_frozen_input_is_not_kept_for_the_backward_pass(linear):
     x, s, wider = random(B, T, D, seed=1), random(B, T, R, seed=2).requires_grad_(), random(D, R, seed=3)
     result = routing.linear_and(x, linear.weight, linear.bias, s, wider)
     assert all(saved is not x for saved in result.grad_fn.saved_tensors)
+
+
+@pytest.mark.parametrize("blocks", [None, (1, 3)])
+def test_only_what_a_gradient_needs_is_kept(linear, blocks):
+    """Of a product with a frozen slab, or of a frozen input, and of an addition in place with either."""
+    x, s, W, U = random(B, T, D, seed=1), random(B, T, R, seed=2), random(2, R, D, seed=3), random(2, D, R, seed=4)
+
+    def kept(compute, *given, trained):
+        given[trained].requires_grad_()
+        saved = compute(*given).grad_fn.saved_tensors
+        given[trained].requires_grad_(False)
+        return [place for place, tensor in enumerate(given) for own in saved if own is tensor]
+
+    def product(x, W):
+        return routing.linear(x, W, blocks=blocks)
+
+    def in_place(s, U):
+        return routing.linear_and(x, linear.weight, linear.bias, s, U, blocks)
+
+    assert kept(product, x, W, trained=0) == [1]
+    assert kept(product, x, W, trained=1) == [0]
+    assert kept(in_place, s, U, trained=0) == [1]
+    assert kept(in_place, s, U, trained=1) == [0]
 
 
 def test_a_hook_on_the_frozen_module_is_called(linear, make_place):

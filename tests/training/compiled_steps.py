@@ -36,7 +36,9 @@ def step(model: AdaptedModel, lengths: tuple[int, ...]) -> dict[str, Tensor]:
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """The largest, as a share of a tensor's largest number."""
     assert one.keys() == other.keys()
-    return max(((one[name] - other[name]).abs().max() / one[name].abs().max()).item() for name in one)
+    shares = torch.stack([(one[name] - other[name]).abs().max() / one[name].abs().max() for name in one])
+    assert shares.isfinite().all()
+    return shares.max().item()
 
 
 def compare(name: str, **settings: float) -> dict[str, object]:

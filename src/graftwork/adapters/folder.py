@@ -225,7 +225,12 @@ def _read_config(folder: Path) -> AdapterFile:
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     """A small file is read at once: mapped into memory, each of its pages would be fetched by itself."""
-    return load(file.read_bytes()) if file.stat().st_size <= SMALL else load_file(file)
+    if file.stat().st_size > SMALL:
+        return load_file(file)
+    try:
+        return load(file.read_bytes())
+    except KeyError:  # a type of numbers that safetensors reads from files only
+        return load_file(file)
 
 
 def _read_recipe(file: Path) -> dict[str, Any]:

@@ -166,12 +166,12 @@ class Resident(nn.Module):
     def _exact(self, tensors: Mapping[str, Tensor]) -> Ops:
         with torch.inference_mode(False), torch.no_grad():
             device = self._backbone.device
-            ops = self._lower({n: t.to(device) for n, t in tensors.items()}, training=False)
-            return {site: [op.at_rest() for op in acting] for site, acting in ops.items()}
+            return self._lower({n: t.to(device) for n, t in tensors.items()}, training=False)
 
     def _lower(self, tensors: Mapping[str, Tensor], *, training: bool) -> Ops:
         method, head = self.adapter.method, self.adapter.head
-        return lower(self._backbone, method, head, tensors, training=training, sites=self._sites)
+        ops = lower(self._backbone, method, head, tensors, training=training, sites=self._sites)
+        return ops if training else {site: [op.at_rest() for op in acting] for site, acting in ops.items()}
 
     def _cast(self, ops: Ops) -> Ops:
         return {site: [op.to(self._backbone.dtype) for op in acting] for site, acting in ops.items()}

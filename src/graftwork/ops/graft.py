@@ -33,7 +33,7 @@ class _Running:
     """What acts during a forward pass: the ops at each site, and what ops left for later ones."""
 
     ops: Ops = field(default_factory=dict)
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 class StandIn(nn.Module):
@@ -64,7 +64,7 @@ class SiteModule(StandIn, Place):
         self.acting: Acting = ()
 
     @property
-    def memory(self) -> dict[str, Tensor]:
+    def memory(self) -> dict[str, Any]:
         return self.graft.running.memory
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

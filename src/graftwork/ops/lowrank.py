@@ -21,7 +21,7 @@ class Joint:
     """That an op's A stands in one tensor with those of other sites, which are given the same input.
 
     Attributes:
-        name: of the tensor, in the pass.
+        name: of the tensor, in the sub-layer.
         place: which of them this op's is.
     """
 
@@ -75,13 +75,13 @@ class LowRank(Op):
             return self._linear(F.dropout(x, self.dropout, place.training), self.A)
         if self.dropout and place.training:
             return self._linear(F.dropout(x, self.dropout), self.A[..., self.joint.place, :, :])
-        given, made = f"{self.joint.name} x", f"{self.joint.name} A x"
-        if place.memory.get(given) is not x:
-            products = self._linear(x, self.A.flatten(-3, -2))
-            place.memory[given], place.memory[made] = x, products.reshape(*x.shape[:-1], *self.A.shape[-3:-1])
-        shrunk = place.memory[made].select(-2, self.joint.place)
-        if self.joint.place == self.A.shape[-3] - 1:
-            del place.memory[given], place.memory[made]
+        given, products, uses = place.memory.pop(self.joint.name, (None, None, 0))
+        if given is not x:
+            products = self._linear(x, self.A.flatten(-3, -2)).reshape(*x.shape[:-1], *self.A.shape[-3:-1])
+            uses = 0
+        if uses + 1 < self.A.shape[-3]:
+            place.memory[self.joint.name] = (x, products, uses + 1)
+        shrunk: Tensor = products.select(-2, self.joint.place)
         return shrunk
 
     def _linear(self, x: Tensor, A: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Place(Protocol):
     training: bool
 
     @property
-    def memory(self) -> dict[str, Tensor]: ...
+    def memory(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ class _LinearOfSlab(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Blocks | None) -> Tensor:
-        groups = _groups(weight, blocks, x)
+        groups = zip(_tokens(x, len(weight), blocks), _matrices(weight, blocks), strict=True)
         if bias is None:
             y = _joined([tokens @ W.mT for tokens, W in groups])
         else:
@@ -93,18 +93,26 @@ class _LinearOfSlab(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, _, ctx.blocks = inputs
-        ctx.save_for_backward(x, weight)
+        needs_x, needs_weight, *_ = ctx.needs_input_grad
+        ctx.slots, ctx.shape = len(weight), x.shape
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        groups = _tokens(gradient, ctx.slots, ctx.blocks)
+        of_x = of_weight = of_bias = None
         # Under autocast the product was in another precision.
-        groups = _groups(weight.to(gradient.dtype), ctx.blocks, gradient, x.to(gradient.dtype))
-        of_x = _joined([g @ W for g, _, W in groups]).reshape(x.shape) if needs_x else None
-        of_weight = _joined([g.mT @ tokens for g, tokens, _ in groups]) if needs_weight else None
-        of_bias = _joined([g.sum(dim=-2) for g, _, _ in groups]).view(len(weight), -1) if needs_bias else None
-        return of_x, None if of_weight is None else of_weight.view(weight.shape), of_bias, None
+        if weight is not None:
+            matrices = _matrices(weight.to(gradient.dtype), ctx.blocks)
+            of_x = _joined([rows @ W for rows, W in zip(groups, matrices, strict=True)]).reshape(ctx.shape)
+        if x is not None:
+            tokens = _tokens(x.to(gradient.dtype), ctx.slots, ctx.blocks)
+            of_weight = _joined([rows.mT @ own for rows, own in zip(groups, tokens, strict=True)])
+            of_weight = of_weight.view(ctx.slots, -1, x.shape[-1])
+        if ctx.needs_input_grad[2]:
+            of_bias = _joined([rows.sum(dim=-2) for rows in groups]).view(ctx.slots, -1)
+        return of_x, of_weight, of_bias, None
 
 
 def linear_and(
@@ -131,48 +139,67 @@ class _LinearAnd(torch.autograd.Function):
         x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, wider: Tensor, blocks: Blocks | None
     ) -> Tensor:
         y = F.linear(x, weight, bias)
-        for rows, narrow, U in _groups(wider, blocks, y, s):
+        slots = _slots(wider)
+        for rows, narrow, U in zip(
+            _tokens(y, slots, blocks), _tokens(s, slots, blocks), _matrices(wider, blocks), strict=True
+        ):
             rows.baddbmm_(narrow, U.mT) if U.dim() == 3 else rows.addmm_(narrow, U.mT)
         return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, weight, _, s, wider, ctx.blocks = inputs
-        ctx.save_for_backward(weight, s, wider)
+        needs_x, _, _, needs_s, needs_wider, _ = ctx.needs_input_grad
+        ctx.slots, ctx.shape = _slots(wider), s.shape
+        ctx.save_for_backward(weight if needs_x else None, s if needs_wider else None, wider if needs_s else None)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, s, wider = ctx.saved_tensors
-        needs_x, _, _, needs_s, needs_wider, _ = ctx.needs_input_grad
-        groups = _groups(wider, ctx.blocks, gradient, s)
-        of_x = gradient @ weight if needs_x else None
-        of_s = _joined([rows @ U for rows, _, U in groups]).reshape(s.shape) if needs_s else None
-        # Transposed twice: a product with few rows is faster than one with few columns.
-        of_wider = _joined([narrow.mT @ rows for rows, narrow, _ in groups]) if needs_wider else None
-        turned = None if of_wider is None else of_wider.view(wider.mT.shape).mT.contiguous()
-        return of_x, None, None, of_s, turned, None
+        groups = _tokens(gradient, ctx.slots, ctx.blocks)
+        of_x = of_s = of_wider = None
+        if weight is not None:
+            of_x = gradient @ weight
+        if wider is not None:
+            matrices = _matrices(wider, ctx.blocks)
+            of_s = _joined([rows @ U for rows, U in zip(groups, matrices, strict=True)]).reshape(ctx.shape)
+        if s is not None:
+            narrow = _tokens(s, ctx.slots, ctx.blocks)
+            # Transposed twice: a product with few rows is faster than one with few columns.
+            turned = _joined([own.mT @ rows for rows, own in zip(groups, narrow, strict=True)])
+            of_wider = turned.view(*_leading(ctx.slots), s.shape[-1], -1).mT.contiguous()
+        return of_x, None, None, of_s, of_wider, None
 
 
-def _groups(
-    weight: Float[Tensor, "*S out in"], blocks: Blocks | None, *given: Float[Tensor, "B *T _"]
-) -> list[tuple[Tensor, ...]]:
-    """What can be multiplied in one call: tokens of each of the given and, last, their weight. For blocks that is a
-    block each, (tokens, d) and (out, in); else all, with the slots as the first dimension where there are some."""
+def _slots(weight: Float[Tensor, "*S out in"]) -> int | None:
+    """How many slots a weight has; None where it is one adapter's."""
+    return len(weight) if weight.dim() == 3 else None
+
+
+def _leading(slots: int | None) -> tuple[int, ...]:
+    """The dimension of the slots."""
+    return () if slots is None else (slots,)
+
+
+def _tokens(x: Float[Tensor, "B *T d"], slots: int | None, blocks: Blocks | None) -> Sequence[Tensor]:
+    """The tokens that can be multiplied in one call: for blocks those of each, (tokens, d); else all, with the slots as
+    the first dimension where there are some.
+    """
     if blocks is None:
-        return [(*(x.reshape(*weight.shape[:-2], -1, x.shape[-1]) for x in given), weight)]
-    return list(zip(*(_by_block(x, blocks) for x in given), weight.unbind(), strict=True))
+        return [x.reshape(*_leading(slots), -1, x.shape[-1])]
+    tokens = x.reshape(-1, x.shape[-1])
+    of_a_row = len(tokens) // sum(blocks)
+    return torch.split(tokens, [rows * of_a_row for rows in blocks])
+
+
+def _matrices(weight: Float[Tensor, "*S out in"], blocks: Blocks | None) -> Sequence[Tensor]:
+    """What each of them is multiplied by."""
+    return [weight] if blocks is None else weight.unbind()
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """What came of each group, one after the other."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _by_block(x: Float[Tensor, "B *T d"], blocks: Blocks) -> tuple[Float[Tensor, "tokens d"], ...]:
-    """The tokens of each block's rows."""
-    tokens = x.reshape(-1, x.shape[-1])
-    of_a_row = len(tokens) // sum(blocks)
-    return torch.split(tokens, [rows * of_a_row for rows in blocks])
 
 
 def add_linear(

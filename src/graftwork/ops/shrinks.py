@@ -22,11 +22,17 @@ def with_joint_shrinks(ops: Ops) -> Ops:
         for turn, here in enumerate(zip(*places, strict=False)):
             own = [op for name, i in zip(names, here, strict=True) if isinstance(op := ops[name][i], LowRank)]
             if len({(op.A.shape, op.dropout) for op in own}) == 1:
-                # Without the layer's number: layers of one structure then have one forward.
-                A, key = torch.stack([op.A for op in own]), f"{names[0].split('.')[-2]} {turn}"
+                A, key = torch.stack([op.A for op in own]), _name(names, turn, own[0].dropout)
                 for place, (name, i, op) in enumerate(zip(names, here, own, strict=True)):
                     joint[name][i] = replace(op, A=A, joint=Joint(key, place))
     return joint
+
+
+def _name(sites: list[str], turn: int, dropout: float) -> str:
+    """What tells a joint A from all others in a sub-layer, which other adapters may have there: the same in each layer,
+    so that layers of one structure have one forward.
+    """
+    return f"{'+'.join('.'.join(site.split('.')[-2:]) for site in sites)} {turn} {dropout}"
 
 
 def _with_one_input(ops: Ops) -> list[list[str]]:
