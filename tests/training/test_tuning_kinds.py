@@ -49,7 +49,7 @@ def make(loaded, kinds_data):
 @pytest.mark.parametrize("case", TASKS)
 def test_it_is_learned_saved_and_scored_again(make, case, tmp_path):
     backbone, task = make(case, test_fraction=0.1)
-    longer = {"num_train_epochs": 6} if case == "generation-t5" else {}
+    longer = {"num_train_epochs": 10} if case == "generation-t5" else {}
     adapter = tune(backbone, task=task, method=LORA, output=tmp_path / "a", **settings_of(task, **longer))
     before = tune(backbone, task=task, method=LORA, **settings_of(task, max_steps=1, learning_rate=1e-9))
     assert adapter.metrics["validation"]["loss"] < 0.9 * before.metrics["validation"]["loss"]
