@@ -9,7 +9,6 @@ DATA holds a `glue` and a `conll2003` folder. A run takes up where an earlier on
 """
 
 import argparse
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -121,10 +120,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes beside each other, one thread each")
     given = parser.parse_args()
     wanted = [(task, name) for task in given.tasks for name in given.methods]
-    failures = GRID.run(wanted, partial(measure, data=given.data), workers=given.workers)
-    print(report(GRID.recorded()))
-    if failures:
-        sys.exit(f"{len(failures)} measurements failed")
+    GRID.fill(wanted, partial(measure, data=given.data), workers=given.workers)
 
 
 if __name__ == "__main__":

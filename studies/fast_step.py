@@ -10,7 +10,6 @@ GLUE holds the tasks' folders. A run takes up where an earlier one stopped.
 
 import argparse
 import math
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -110,10 +109,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes beside each other, one thread each")
     given = parser.parse_args()
     wanted = [(task, mode, seed) for task in STEPS for seed in range(SEEDS[task]) for mode in MODES]
-    failures = GRID.run(wanted, partial(measure, data=given.data), workers=given.workers)
-    print(report(GRID.recorded()))
-    if failures:
-        sys.exit(f"{len(failures)} measurements failed")
+    GRID.fill(wanted, partial(measure, data=given.data), workers=given.workers)
 
 
 if __name__ == "__main__":

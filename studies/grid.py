@@ -67,6 +67,13 @@ class Grid:
             self.page.write_text(self.report(records), encoding="utf-8")
         return failures
 
+    def fill(self, wanted: Iterable[Key], measure: Callable[..., Mapping[str, Any]], *, workers: int) -> None:
+        """The same as a command does it: prints the page, and ends with an error where measurements failed."""
+        failures = self.run(wanted, measure, workers=workers)
+        print(self.report(self.recorded()))
+        if failures:
+            sys.exit(f"{len(failures)} measurements failed")
+
     def _whole_lines(self) -> str:
         """The records, less a last line that a killed run left unfinished."""
         text = self.records.read_text(encoding="utf-8") if self.records.exists() else ""
