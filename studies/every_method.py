@@ -59,7 +59,8 @@ def measure(task: str, row: str, *, data: Path) -> Mapping[str, Any]:
 
     torch.set_num_threads(1)
     method, _, rate = row.partition(" at ")
-    own, changed = SETTINGS.get(method, {}), {"learning_rate": float(rate)} if rate else {}
+    own = SETTINGS.get(method, {})
+    changed: dict[str, Any] = {"learning_rate": float(rate)} if rate else {}
     begun = time.process_time()
     adapter = gw.tune(
         gw.Backbone.load("minilm", dtype="float32"),
