@@ -102,3 +102,8 @@ def key_of(detail: Mapping[str, Any]) -> str:
     # It names the branch of a union, too.
     branches = ("dict[", "literal[")
     return ".".join(part for part in map(str, detail["loc"]) if part != "str" and not part.startswith(branches))
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says of an error, without what follows it; its kind where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

