@@ -12,9 +12,9 @@ from training.kinds import backbones
 
 from graftwork import AdaptedModel, Backbone
 from graftwork.adapters import TaskIdentity
+from graftwork.encoding.images import open_image
 from graftwork.errors import AdapterError, DataError
 from graftwork.heads import LikelihoodHead
-from graftwork.images import open_image
 from graftwork.methods import LoRA
 from graftwork.prediction import Prediction, spans_of
 

@@ -2,8 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from transformers import PretrainedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from graftwork.adapters import Adapter, Bank, Memory, Resident
 from graftwork.backbones import Backbone
@@ -23,6 +21,7 @@ from graftwork.ops.graft import Ops
 from graftwork.ops.merging import put_into_weights
 from graftwork.passes import Section, Share, Wanted, in_order
 from graftwork.predicting import Predicting
+from graftwork.recomputing import Recomputing
 from graftwork.running import AdaptedOutput, Runner
 from graftwork.starts import KEPT, Start
 
@@ -68,9 +67,9 @@ class AdaptedModel(Predicting):
         self.residents = Bank(budget)
         self.merged: str | None = None
         self.trained = nn.ModuleList()
-        self._checkpointing = False
         self._accepted = set(inspect.signature(backbone.model.forward).parameters)
         self._runner = Runner(backbone, self.graft, self._acting)
+        self._recomputing = Recomputing(backbone.model, self.graft, dropout=backbone_dropout)
         try:
             for name, adapter in (adapters or {}).items():
                 self.add(name, adapter)
@@ -190,7 +189,7 @@ class AdaptedModel(Predicting):
         self.residents.clear()
         self.trained = nn.ModuleList()
         self.graft.detach()
-        if self._checkpointing:
+        if self._recomputing.on:
             self.gradient_checkpointing_disable()
         self.model.train(False)
         return self.backbone
@@ -361,9 +360,7 @@ class AdaptedModel(Predicting):
         """Training mode for adapters and heads; for the backbone's own dropout only when it was asked for."""
         super().train(mode)
         self.model.train(mode and self.backbone_dropout)
-        for module in self._recomputed():
-            # transformers recomputes only layers in training mode; `_recompute` runs them in the backbone's own.
-            module.training = mode
+        self._recomputing.train(mode)
         self.graft.train(mode)
         return self
 
@@ -375,25 +372,12 @@ class AdaptedModel(Predicting):
         Raises:
             AdapterError: reentrant checkpointing, which cannot carry what acts into the recomputation.
         """
-        given = dict(activation_checkpointing_kwargs or {})
-        if given.get("use_reentrant"):
-            raise AdapterError("reentrant gradient checkpointing is not supported", expected="use_reentrant=False")
-        given |= {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.graft.run_again())}
-        # transformers named it anew
-        name = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
-        getattr(self.model, f"{name}_checkpointing_enable")(given, **options)
-        self._checkpointing = True
-        for layer in self._recomputed():
-            inner: Any = layer._gradient_checkpointing_func
-            layer._gradient_checkpointing_func = partial(self._recompute, inner)  # type: ignore[assignment]
+        self._recomputing.enable(activation_checkpointing_kwargs, **options)
         self.train(self.training)
 
     def activation_checkpointing_disable(self) -> None:
         """Keep activations again."""
-        name = "activation" if hasattr(self.model, "activation_checkpointing_disable") else "gradient"
-        getattr(self.model, f"{name}_checkpointing_disable")()
-        self.model.disable_input_require_grads()  # type: ignore[no-untyped-call]
-        self._checkpointing = False
+        self._recomputing.disable()
         self.train(self.training)
 
     def gradient_checkpointing_enable(
@@ -405,24 +389,6 @@ class AdaptedModel(Predicting):
     def gradient_checkpointing_disable(self) -> None:
         """The older name of `activation_checkpointing_disable`."""
         self.activation_checkpointing_disable()
-
-    def _recomputed(self) -> list[GradientCheckpointingLayer]:
-        """The layers that are recomputed in the backward pass."""
-        found = self.model.modules() if self._checkpointing else ()
-        return [module for module in found if isinstance(module, GradientCheckpointingLayer)]
-
-    def _recompute(self, checkpoint: Callable[..., Any], forward: partial[Any], *args: Any) -> Any:
-        """A layer run by a checkpointing function, with the backbone's own dropout as it was asked for."""
-        layer = forward.args[0]
-
-        def run(*inputs: Any) -> Any:
-            mode, layer.training = layer.training, self.backbone_dropout
-            try:
-                return forward(*inputs)
-            finally:
-                layer.training = mode
-
-        return checkpoint(run, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedModel":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

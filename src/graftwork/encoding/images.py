@@ -1,12 +1,48 @@
 """Images as a backbone's image processor takes them: opened, upright, and of its number of channels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
+from graftwork.backbones import Backbone
+from graftwork.encoding.encoder import Encoder, Row, Rows, with_labels
 from graftwork.errors import DataError
+
+
+class ImageEncoder(Encoder):
+    """Images, as the backbone's image processor makes them. A file is read when its row is asked for."""
+
+    def encode(self, inputs: Sequence[Any], labels: Sequence[int] | None = None) -> Rows:
+        return _Images(self.backbone, inputs, labels)
+
+    def lengths(self, rows: Rows) -> list[int]:
+        return [1] * len(rows)
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        return with_labels({"pixel_values": torch.stack([row["pixel_values"] for row in rows])}, rows)
+
+
+class _Images(Sequence[Any]):
+    """Rows of images that are read when they are asked for."""
+
+    def __init__(self, backbone: Backbone, images: Sequence[Any], labels: Sequence[int] | None) -> None:
+        self.processor = backbone.require_image_processor()
+        self.mode = "L" if getattr(backbone.config, "num_channels", 3) == 1 else "RGB"
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: Any) -> Any:
+        image = open_image(self.images[i], self.mode, place=i)
+        pixels = self.processor(images=[image], return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixels, **({} if self.labels is None else {"labels": self.labels[i]})}
 
 
 def open_image(given: Any, mode: str, *, place: int) -> Image.Image:

@@ -1,0 +1,124 @@
+"""What encoders have in common.
+
+Notation: B rows, C choices of a row, T tokens.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from graftwork.adapters import TaskIdentity
+from graftwork.backbones import Backbone
+from graftwork.errors import RecipeError
+
+Text = str | tuple[str, str]
+"""One text, or a pair of texts for a task over pairs."""
+
+Words = str | Sequence[str]
+"""The words of a sentence; or the sentence, which is then split at white space."""
+
+Question = tuple[str, Sequence[str]] | Mapping[str, Any]
+"""A question and its choices; or both by name: `text` and `choices`."""
+
+Picture = str | Path | Image.Image
+"""An image, or the file that holds one."""
+
+Input = Text | Words | Question | Picture
+"""What is asked about, by the kind of task."""
+
+Row = dict[str, Any]
+"""One input as the backbone takes it, unpadded; in training with its `labels`."""
+
+Rows = Sequence[Any]
+"""Rows, of which those of images are made when they are asked for."""
+
+
+class Encoder(ABC):
+    """How the inputs of one adapter's task are read.
+
+    Args:
+        backbone: whose tokenizer or image processor is used.
+        task: the lengths at which texts are cut, and what else the adapter was taught with.
+    """
+
+    def __init__(self, backbone: Backbone, task: TaskIdentity) -> None:
+        self.backbone = backbone
+        self.task = task
+
+    @abstractmethod
+    def encode(self, inputs: Sequence[Any], labels: Sequence[Any] | None = None) -> Rows:
+        """Rows for the backbone, unpadded, in the order of the inputs.
+
+        Args:
+            inputs: what the kind of task takes.
+            labels: one for each, as `TaskData` has them; of generation, the targets.
+
+        Raises:
+            DataError: an input is not what the kind of task takes.
+        """
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """One batch of rows, padded to the longest of them, as `AdaptedModel.forward` takes it."""
+
+    def lengths(self, rows: Rows) -> list[int]:
+        """How long each row is; rows of like length are put together."""
+        return [len(row["input_ids"]) for row in rows]
+
+    def batches(self, rows: Rows, batch_size: int) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """All rows, those of like length together, each batch with the places of its rows.
+
+        The longest come first, so that what does not fit into memory fails at once.
+
+        Raises:
+            RecipeError: a batch size below 1.
+        """
+        if batch_size < 1:
+            raise RecipeError(f"the batch size is {batch_size}", expected="1 or more", change="--batch-size")
+        lengths = self.lengths(rows)
+        by_length = sorted(range(len(rows)), key=lambda i: -lengths[i])
+        for start in range(0, len(rows), batch_size):
+            places = by_length[start : start + batch_size]
+            batch = self.collate([rows[i] for i in places])
+            yield places, {name: value.to(self.backbone.device) for name, value in batch.items()}
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's.
+
+        Raises:
+            BackboneError: it has none.
+        """
+        return self.backbone.require_tokenizer()
+
+
+def tokenized(
+    tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str] | None, max_length: int
+) -> list[Row]:
+    """Rows of texts, or of pairs of them, each with the tokens that begin and end it, cut to `max_length`."""
+    if not first:
+        return []
+    encoded = tokenizer(list(first), None if second is None else list(second), truncation=True, max_length=max_length)
+    return [{name: values[i] for name, values in encoded.items()} for i in range(len(first))]
+
+
+def without_labels(rows: Sequence[Row]) -> list[Row]:
+    """What of rows a tokenizer pads."""
+    return [{name: value for name, value in row.items() if name != "labels"} for row in rows]
+
+
+def with_labels(batch: dict[str, Tensor], rows: Sequence[Row]) -> dict[str, Tensor]:
+    """A batch with what its rows have for labels, if they have any."""
+    return {**batch, "labels": torch.tensor([row["labels"] for row in rows])} if "labels" in rows[0] else batch
+
+
+def shortened(given: Any) -> str:
+    """An input as an error shows it."""
+    text = repr(given)
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -1,0 +1,154 @@
+"""Prompts of a language model: a source, and the text that is to follow it."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+
+from graftwork.encoding.choices import ChoiceEncoder
+from graftwork.encoding.encoder import Encoder, Row, Rows, shortened, tokenized
+from graftwork.errors import BackboneError, DataError, RecipeError
+from graftwork.heads import IGNORED
+
+logger = logging.getLogger(__name__)
+
+
+class PromptEncoder(Encoder):
+    """Sources and what a language model is to say of them.
+
+    A causal model is given source, separator, target and the token that ends a text, with labels on the last two. An
+    encoder-decoder is given the source, and the target as labels.
+    """
+
+    @property
+    def causal(self) -> bool:
+        """Whether source and target are one text."""
+        return not self.backbone.is_encoder_decoder
+
+    @property
+    def end(self) -> int:
+        """The token that ends a text.
+
+        Raises:
+            BackboneError: the tokenizer has none.
+        """
+        for token in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
+            if token is not None:
+                return int(token)
+        raise BackboneError(
+            f"the tokenizer of backbone {self.backbone.name!r} has no token that ends a text",
+            expected="a tokenizer with an eos_token",
+        )
+
+    def sources(self, texts: Sequence[str]) -> list[Row]:
+        """Each source, cut to `max_length` tokens; of a causal model with the separator, which is never cut."""
+        if not self.causal:
+            return tokenized(self.tokenizer, texts, None, self.task.max_length)
+        separator = self._ids([self.task.separator])[0] if self.task.separator else []
+        if self.task.separator and not separator:
+            raise RecipeError(
+                f"the tokenizer of backbone {self.backbone.name!r} makes no token of the separator "
+                f"{self.task.separator!r}",
+                expected="a text between source and target that the model sees",
+                change="--task.separator",
+            )
+        room = self.task.max_length - len(separator)
+        if room < 1:
+            raise RecipeError(
+                f"the separator has {len(separator)} tokens, and source and separator have {self.task.max_length}",
+                change="--train.max_length",
+            )
+        found = self.tokenizer(list(texts))["input_ids"] if texts else []
+        ids = [_without_end(row, self.tokenizer) for row in found]
+        _report_cut(sum(len(row) > room for row in ids), len(ids), "sources", self.task.max_length, "max_length")
+        return [_unmasked(row[:room] + separator) for row in ids]
+
+    def targets(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each target, cut to `max_target_length` tokens, the one that ends it among them."""
+        longest = self.task.max_target_length
+        if self.causal:
+            found = [[*ids, self.end] for ids in self._ids(texts)]
+            ids = [row if len(row) <= longest else [*row[: longest - 1], self.end] for row in found]
+        else:
+            found = self.tokenizer(text_target=list(texts))["input_ids"] if texts else []
+            tokenized = self.tokenizer(text_target=list(texts), truncation=True, max_length=longest) if texts else {}
+            ids = list(tokenized.get("input_ids", []))
+        _report_cut(sum(len(row) > longest for row in found), len(found), "targets", longest, "max_target_length")
+        return ids
+
+    def join(self, source: Row, target: list[int]) -> Row:
+        """A source and its target, with labels on the target."""
+        if not self.causal:
+            return {**source, "labels": target}
+        ids = source["input_ids"]
+        return {**_unmasked(ids + target), "labels": [IGNORED] * len(ids) + target}
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return ids
+
+
+class GenerationEncoder(PromptEncoder):
+    """Sources of which a text is to be made. Without targets they are padded on the left, so that a causal model goes
+    on where they end."""
+
+    def encode(self, inputs: Sequence[Any], labels: Sequence[str] | None = None) -> list[Row]:
+        for i, text in enumerate(inputs):
+            if not isinstance(text, str):
+                raise DataError(f"input {i + 1} is {shortened(text)}", expected="one text")
+        rows = self.sources(inputs)
+        if labels is None:
+            return rows
+        return [self.join(row, target) for row, target in zip(rows, self.targets(labels), strict=True)]
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        if "labels" in rows[0]:
+            return dict(DataCollatorForSeq2Seq(self.tokenizer)(list(rows)))
+        side = "left" if self.causal else "right"
+        return dict(self.tokenizer.pad(list(rows), padding_side=side, return_tensors="pt"))
+
+    def lengths(self, rows: Rows) -> list[int]:
+        beside = 0 if self.causal else 1
+        return [len(row["input_ids"]) + beside * len(row.get("labels", ())) for row in rows]
+
+    def read(self, made: Int[Tensor, "B T"], prompts: dict[str, Tensor]) -> list[str]:
+        """The texts that a model made of a batch of prompts, without white space around them."""
+        new = made[:, prompts["input_ids"].shape[1] :] if self.causal else made
+        return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+class LikelihoodEncoder(PromptEncoder, ChoiceEncoder):
+    """Questions with choices whose likelihood a language model judges: (B, C, T) and `targets` of the same shape."""
+
+    def _pairs(self, questions: Sequence[str], choices: Sequence[str]) -> list[Row]:
+        joined = [self.join(*both) for both in zip(self.sources(questions), self.targets(choices), strict=True)]
+        return [{**{k: v for k, v in row.items() if k != "labels"}, "targets": row["labels"]} for row in joined]
+
+    def _pad(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        renamed = [{"labels" if name == "targets" else name: value for name, value in row.items()} for row in rows]
+        batch = dict(DataCollatorForSeq2Seq(self.tokenizer)(renamed))
+        targets = batch.pop("labels")
+        return {**batch, "targets": targets}
+
+    def _blank(self) -> Row:
+        return {**super()._blank(), "targets": IGNORED}
+
+
+def _unmasked(ids: list[int]) -> Row:
+    return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+
+def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A source is not ended by what a tokenizer ends every text with."""
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    return ids[:-1] if ids and ids[-1] in ends else ids
+
+
+def _report_cut(cut: int, total: int, what: str, longest: int, setting: str) -> None:
+    if cut > total // 10:
+        logger.warning(
+            "%d of %d %s are of more than %d tokens, and are cut there (--train.%s)", cut, total, what, longest, setting
+        )

@@ -1,0 +1,82 @@
+"""Activation checkpointing of a backbone whose layers are recomputed with what acts on them."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from graftwork.errors import AdapterError
+from graftwork.ops import Graft
+
+
+class Recomputing:
+    """Layers that are recomputed in the backward pass instead of keeping their activations.
+
+    transformers recomputes layers in training mode only; a layer is run in the mode of the backbone's own dropout.
+
+    Args:
+        model: the backbone's.
+        graft: what acts on it, in the recomputation too.
+        dropout: whether the backbone's own dropout acts in training.
+    """
+
+    def __init__(self, model: PreTrainedModel, graft: Graft, *, dropout: bool) -> None:
+        self.model = model
+        self.graft = graft
+        self.dropout = dropout
+        self.on = False
+
+    def enable(self, checkpointing: dict[str, Any] | None, **options: Any) -> None:
+        """Recompute layers from now on.
+
+        Args:
+            checkpointing: keyword arguments of `torch.utils.checkpoint.checkpoint`.
+            options: of the model's own method.
+
+        Raises:
+            AdapterError: reentrant checkpointing, which cannot carry what acts into the recomputation.
+        """
+        given = dict(checkpointing or {})
+        if given.get("use_reentrant"):
+            raise AdapterError("reentrant gradient checkpointing is not supported", expected="use_reentrant=False")
+        given |= {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.graft.run_again())}
+        self._switch("enable")(given, **options)
+        self.on = True
+        for layer in self._layers():
+            inner: Any = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = partial(self._run, inner)  # type: ignore[assignment]
+
+    def disable(self) -> None:
+        """Keep activations again."""
+        self._switch("disable")()
+        self.model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+        self.on = False
+
+    def train(self, mode: bool) -> None:
+        """Whether layers are recomputed: in training mode."""
+        for layer in self._layers() if self.on else ():
+            layer.training = mode
+
+    def _switch(self, what: str) -> Any:
+        # transformers named it anew
+        name = f"activation_checkpointing_{what}"
+        return getattr(self.model, name if hasattr(self.model, name) else f"gradient_checkpointing_{what}")
+
+    def _layers(self) -> list[GradientCheckpointingLayer]:
+        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+    def _run(self, checkpoint: Callable[..., Any], forward: partial[Any], *args: Any) -> Any:
+        """A layer run by a checkpointing function, with the backbone's own dropout as it was asked for."""
+        layer = forward.args[0]
+
+        def run(*inputs: Any) -> Any:
+            mode, layer.training = layer.training, self.dropout
+            try:
+                return forward(*inputs)
+            finally:
+                layer.training = mode
+
+        return checkpoint(run, *args)
