@@ -1,11 +1,10 @@
 """How long a person waits before graftwork does anything: the help text, and the import.
 
-Run as `python -m benchmarks.startup [--quick]`. Each time is the median over whole processes after one warm-up; the
-import's is that of `python -c "import graftwork"` less that of `python -c pass`. The last line is one JSON object; the
-exit status is 1 when a bar is missed.
+Run as `python -m benchmarks.startup [--quick]`; no model is loaded, and the device makes no difference. Each time is
+the median over whole processes after one warm-up; the import's is that of `python -c "import graftwork"` less that of
+`python -c pass`. The last line is one JSON object; the exit status is 1 when a bar is missed.
 """
 
-import argparse
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measuring import at_most, report
+from benchmarks.measuring import at_most, options_of, report
 
 BARS = {"help_seconds": 0.3, "import_seconds": 0.15}
 
@@ -38,9 +37,7 @@ def find_command() -> str:
 
 def main() -> int:
     """Measure, print the table and the JSON line, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description="Start-up times of graftwork.")
-    parser.add_argument("--quick", action="store_true", help="3 runs in place of 11")
-    runs = 3 if parser.parse_args().quick else 11
+    runs = 3 if options_of("startup", "Start-up times of graftwork.", quick="3 runs in place of 11").quick else 11
 
     bare = measure([sys.executable, "-c", "pass"], runs=runs)
     values = {

@@ -32,7 +32,8 @@ def sites_of(result: Site, sites: Sites, placement: Placement) -> list[str]:
     norm = f"{result.name.removesuffix('result')}norm"
     if placement == "norm" and norm in sites and sites[norm].follows_residual:
         return [norm]
-    if placement == "parallel" and result.source is not None:
+    if placement == "parallel":
+        assert result.source is not None  # every result has one
         return [result.source, result.name]
     return [result.name]
 

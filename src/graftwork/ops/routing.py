@@ -31,7 +31,7 @@ class Route:
     Attributes:
         slots: the slot of each row.
         count: how many slots there are.
-        in_blocks: whether slots may have products of their own. On a GPU, a product more costs more than a gather.
+        in_blocks: whether slots may have products of their own, as on a processor, where a gather costs more.
     """
 
     slots: tuple[int, ...]

@@ -44,7 +44,12 @@ def count(
 
 
 def trained_for(adapter: Adapter) -> int:
-    """Number of parameters that were trained for an adapter that was tuned, head included. AdaMix keeps fewer."""
+    """Number of parameters that were trained for an adapter that was tuned, head included. AdaMix keeps fewer.
+
+    Raises:
+        RecipeError: the adapter's recipe is none of ours.
+        BackboneError: its backbone is not to be found.
+    """
     recipe = Recipe.parse(adapter.recipe, origin="the adapter's recipe")
     declared = declare(Backbone.outline(recipe.backbone), recipe.find_method(), adapter.head)
     return sum(counts(declared).values())
