@@ -1,4 +1,4 @@
-"""Low-rank methods and IA3 against peft, with its weights copied from ours.
+"""Low-rank methods and IA3 against peft, with its weights copied from ours: the same states, and the same gradients.
 
 A product that computes queries, keys and values at once is one module to peft and three sites here: the three
 low-rank differences are one of three times the rank, whose B is block-diagonal.
@@ -32,18 +32,62 @@ METHODS = {
 }
 
 
-def check_equal(kind, backbone, adapter, peft):
+class Part:
+    """Where one of our tensors is in peft's."""
+
+    def __init__(self, parameter, *index):
+        self.parameter, self.index = parameter, index
+
+    def put(self, tensor):
+        with torch.no_grad():
+            self.parameter[self.index] = tensor.to(self.parameter.dtype)
+
+    @property
+    def gradient(self):
+        return self.parameter.grad[self.index]
+
+
+def check_equal(kind, backbone, adapter, peft, parts):
+    """The same states at each layer, and in float64 the same gradients.
+
+    Args:
+        parts: where our tensors are in peft's, by name.
+    """
+    for name, part in parts.items():
+        part.put(adapter.tensors[name])
     batch = texts(kind)
     plain = run(backbone.model, batch)
     expected = run(peft.to(backbone.dtype).eval(), batch)
     # A magnitude's share of its row is computed in float32 here, whatever the backbone's precision.
     close = CLOSE[torch.float32 if adapter.method.name == "dora" else backbone.dtype]
     close *= 4 if kind == "t5" else 1
-    found = run_adapted(AdaptedModel(backbone, {"a": adapter}), "a", batch)
+    model = AdaptedModel(backbone, {"a": adapter})
+    found = run_adapted(model, "a", batch)
+    model.detach()
     assert len(found) == len(expected) == (6 if kind == "t5" else 3)
     assert (expected[-1] - plain[-1]).abs().max() > 0.1
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=close * other.abs().max().item())
+    if backbone.dtype == torch.float64:
+        check_gradients(backbone, adapter, peft, parts, batch)
+
+
+def check_gradients(backbone, adapter, peft, parts, batch):
+    """Of a weighted sum of the last states, for all that is trained."""
+    model = AdaptedModel(backbone)
+    model.add("a", adapter, trainable=True)
+    with model.graft.run(model.residents["a"].ops()):
+        found = backbone.model(**batch).last_hidden_state
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(0), dtype=found.dtype)
+    (found * weights).sum().backward()
+    (peft(**batch).last_hidden_state * weights).sum().backward()
+    own = {name: t.grad for name, t in model.residents["a"].tensors().items() if not name.startswith("head.")}
+    assert own.keys() == parts.keys()
+    for name, part in parts.items():
+        largest = part.gradient.abs().max().item()
+        assert largest > 1e-3
+        # Our parameters are in float32, and so are their gradients.
+        torch.testing.assert_close(own[name].double(), part.gradient, rtol=1e-5, atol=1e-5 * largest)
 
 
 def sites_by_module(backbone, method):
@@ -51,6 +95,11 @@ def sites_by_module(backbone, method):
     for site in method.sites(backbone.sites):
         modules.setdefault(site.path, []).append(site)
     return modules
+
+
+def outputs_of(site):
+    """Those of its module's outputs that are a site's."""
+    return slice(*(site.columns or (0, site.out_features)))
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
@@ -74,16 +123,18 @@ def test_low_rank_methods_are_pefts(name, kind, dtype):
     )
     peft = get_peft_model(make_layout(kind, dtype), config)
     assert sum("lora_A" in key for key in peft.state_dict()) == len(modules)
-    with torch.no_grad():
-        for path, sites in modules.items():
-            layer = peft.get_submodule(f"base_model.model.{path}")
-            tensors = [[adapter.tensors[f"{site.name}.{key}"] for site in sites] for key in "AB"]
-            layer.lora_A["default"].weight.copy_(torch.cat(tensors[0]))
-            layer.lora_B["default"].weight.copy_(torch.block_diag(*tensors[1]))
+    parts = {}
+    for path, sites in modules.items():
+        layer = peft.get_submodule(f"base_model.model.{path}")
+        A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        torch.nn.init.zeros_(B)
+        for i, site in enumerate(sites):
+            ranks, outputs = slice(i * RANK, (i + 1) * RANK), outputs_of(site)
+            parts |= {f"{site.name}.A": Part(A, ranks), f"{site.name}.B": Part(B, outputs, ranks)}
             if name == "dora":
-                magnitudes = [adapter.tensors[f"{site.name}.magnitude"] for site in sites]
-                layer.lora_magnitude_vector["default"].weight.copy_(torch.cat(magnitudes))
-    check_equal(kind, backbone, adapter, peft)
+                magnitude = layer.lora_magnitude_vector["default"].weight
+                parts[f"{site.name}.magnitude"] = Part(magnitude, outputs)
+    check_equal(kind, backbone, adapter, peft, parts)
 
 
 IA3_MODULES = {
@@ -106,13 +157,11 @@ def test_ia3_is_pefts(kind, dtype):
     peft = get_peft_model(make_layout(kind, dtype), config)
     modules = sites_by_module(backbone, IA3())
     assert sum("ia3_l" in key for key in peft.state_dict()) == len(modules)
-    with torch.no_grad():
-        for path, sites in modules.items():
-            vector = peft.get_submodule(f"base_model.model.{path}").ia3_l["default"]
-            if sites[0].name.endswith("ffn.down"):
-                own = adapter.tensors[f"{sites[0].name}.input_scale"]
-            else:
-                own = torch.cat([adapter.tensors[f"{site.name}.output_scale"] for site in sites])
-                own = torch.cat([torch.ones(vector.numel() - own.numel()), own])
-            vector.copy_(own.view_as(vector))
-    check_equal(kind, backbone, adapter, peft)
+    parts = {}
+    for path, sites in modules.items():
+        vector = peft.get_submodule(f"base_model.model.{path}").ia3_l["default"]
+        for site in sites:
+            inner = site.name.endswith("ffn.down")
+            name = f"{site.name}.{'input' if inner else 'output'}_scale"
+            parts[name] = Part(vector, 0) if inner else Part(vector, outputs_of(site), 0)
+    check_equal(kind, backbone, adapter, peft, parts)

@@ -1,18 +1,21 @@
-"""Prompts and prefixes against peft's, with its weights copied.
+"""Prompts and prefixes against peft's, with its weights copied: the same numbers, and the same gradients.
 
 peft puts a prefix into the model's cache, so that real tokens stand l positions later there; here they do not move. The
 tests undo that in peft's copy of the model, in the way that each model has positions, and find the same numbers.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import pytest
 import torch
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from tiny import LAYERS, make_batch, make_head, make_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from graftwork.adapters import Adapter, TaskIdentity
-from graftwork.backbones import Backbone
+from graftwork.backbones import Backbone, Site
 from graftwork.heads import LanguageHead
 from graftwork.methods import Method, PrefixTuning, PromptTuning, PTuning
 from graftwork.model import AdaptedModel
@@ -22,9 +25,12 @@ SAME = {"rtol": 0, "atol": 2e-6}
 """The backbone is in float64; what is trained, and our logits, are in float32: values of order one, of up to ten."""
 TASKS = {"bert": "FEATURE_EXTRACTION", "gpt2": "CAUSAL_LM", "llama": "CAUSAL_LM", "t5": "SEQ_2_SEQ_LM"}
 
+Parts = Mapping[str, tuple[nn.Parameter, Callable[[Tensor], Tensor]]]
+"""Where each of our tensors is in peft's: in which parameter, and how ours is made of it."""
 
-def make_pair(kind: str, method: Method, config) -> tuple[AdaptedModel, torch.nn.Module, dict[str, Tensor]]:
-    """Our model with a new adapter, peft's, and a batch."""
+
+def make_pair(kind: str, method: Method, config) -> tuple[Backbone, Adapter, nn.Module, dict[str, Tensor]]:
+    """A backbone and a new adapter of it, peft's model, and a batch."""
     backbone = Backbone(make_model(kind, dtype=torch.float64, head=kind != "bert"), name="tiny")
     head = make_head() if kind == "bert" else LanguageHead(shifted=kind != "t5")
     labels = ("a", "b", "c") if kind == "bert" else None
@@ -33,33 +39,45 @@ def make_pair(kind: str, method: Method, config) -> tuple[AdaptedModel, torch.nn
     batch = make_batch(7, 7, seed=3) if kind == "gpt2" else make_batch(7, 4, seed=3)
     if kind == "t5":
         batch["decoder_input_ids"] = torch.tensor([[0, 7, 9], [0, 8, 5]])
-    return AdaptedModel(backbone, {"a": adapter}), theirs, batch
+    return backbone, adapter, theirs, batch
 
 
-def put(model: AdaptedModel, tensors: dict[str, Tensor]) -> None:
-    """Tensors in the place of the adapter's own, all of them but the head's."""
-    own = model.adapter("a").tensors
-    assert own.keys() - tensors.keys() == {name for name in own if name.startswith("head.")}
-    assert all(own[name].shape == tensor.shape for name, tensor in tensors.items())
-    model.residents["a"].assign({**own, **tensors})
-
-
-def check_same(model: AdaptedModel, theirs, batch, skipped: int) -> None:
-    """The same last hidden states or logits, theirs without the prompt's rows; and not those without an adapter."""
-    real = batch["attention_mask"].bool()
+def check_same(kind, backbone, adapter, theirs, batch, parts: Parts, *, skipped: int = 0) -> None:
+    """They say the same of all real tokens, theirs without the prompt's rows, and not what the backbone says alone."""
+    assert adapter.tensors.keys() - parts.keys() == {name for name in adapter.tensors if name.startswith("head.")}
+    for name, (parameter, made) in parts.items():
+        adapter.tensors[name].copy_(made(parameter.detach()))
     with torch.no_grad():
-        if "decoder_input_ids" in batch:
-            found, expected = model(**batch).logits, theirs(**batch).logits
-            plain = theirs.get_base_model()(**batch).logits
-        elif model.backbone.generates:
-            found, expected = model(**batch).logits[real], theirs(**batch).logits[:, skipped:][real]
-            plain = theirs.get_base_model()(**batch).logits[real]
-        else:
-            found = model(**batch, output_hidden_states=True).hidden_states[-1][real]
-            expected = theirs(**batch).last_hidden_state[:, skipped:][real]
-            plain = theirs.get_base_model()(**batch).last_hidden_state[real]
+        plain = said(kind, backbone.model, batch)
+        model = AdaptedModel(backbone, {"a": adapter})
+        found, expected = said(kind, model, batch), said(kind, theirs, batch, skipped)
     assert (plain - expected).abs().max() > 0.05
-    torch.testing.assert_close(found.double(), expected, **SAME)
+    torch.testing.assert_close(found, expected, **SAME)
+    model.detach()
+
+
+def check_gradients(kind, backbone, adapter, theirs, batch, parts: Parts, *, skipped: int = 0) -> None:
+    """A weighted sum of what they say has the same gradients, once `check_same` has copied peft's weights."""
+    model = AdaptedModel(backbone)
+    model.add("a", adapter, trainable=True)
+    found, expected = said(kind, model, batch), said(kind, theirs, batch, skipped)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(0), dtype=found.dtype)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    own = model.residents["a"].tensors()
+    for name, (parameter, made) in parts.items():
+        wanted = made(parameter.grad)
+        assert own[name].grad.abs().max() > 1e-6
+        torch.testing.assert_close(own[name].grad, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+def said(kind: str, model, batch: dict[str, Tensor], skipped: int = 0) -> Tensor:
+    """Of all real tokens, the scores; or of a model without them the last states."""
+    output = model(**batch, output_hidden_states=True)
+    states = output.hidden_states[-1] if kind == "bert" else output.logits
+    # A prompt of T5's stands in its encoder.
+    real = batch["decoder_input_ids"] >= 0 if kind == "t5" else batch["attention_mask"].bool()
+    return states[:, 0 if kind == "t5" else skipped :][real].double()
 
 
 def first_stack(kind: str) -> str:
@@ -69,12 +87,13 @@ def first_stack(kind: str) -> str:
 @pytest.mark.parametrize("kind", TASKS)
 def test_prompt_tuning_is_pefts(kind):
     config = PromptTuningConfig(task_type=TASKS[kind], num_virtual_tokens=L)
-    model, theirs, batch = make_pair(kind, PromptTuning(num_virtual_tokens=L), config)
+    backbone, adapter, theirs, batch = make_pair(kind, PromptTuning(num_virtual_tokens=L), config)
     # For T5 peft trains 2l vectors, and uses the first half.
-    weight = theirs.prompt_encoder["default"].embedding.weight.detach()
+    weight = theirs.prompt_encoder["default"].embedding.weight
     assert len(weight) == (2 * L if kind == "t5" else L)
-    put(model, {f"{first_stack(kind)}.prompt": weight[:L]})
-    check_same(model, theirs, batch, L)
+    parts = {f"{first_stack(kind)}.prompt": (weight, lambda t: t[:L])}
+    check_same(kind, backbone, adapter, theirs, batch, parts, skipped=L)
+    check_gradients(kind, backbone, adapter, theirs, batch, parts, skipped=L)
 
 
 @pytest.mark.parametrize("encoder", ["lstm", "mlp"])
@@ -91,8 +110,8 @@ def test_p_tuning_is_pefts(kind, encoder):
         num_transformer_submodules=1,
     )
     method = PTuning(num_virtual_tokens=L, encoder=encoder, encoder_hidden_size=h)
-    model, theirs, batch = make_pair(kind, method, config)
-    network = theirs.prompt_encoder["default"].state_dict()
+    backbone, adapter, theirs, batch = make_pair(kind, method, config)
+    network = dict(theirs.prompt_encoder["default"].named_parameters())
     names = {"embedding": "embedding.weight"}
     linears = ("inner", "outer") if encoder == "lstm" else ("first", "inner", "outer")
     for i, name in enumerate(linears):
@@ -103,8 +122,9 @@ def test_p_tuning_is_pefts(kind, encoder):
                 names[f"lstm.{layer}.{way}.{part}"] = f"lstm_head.weight_{short}_l{layer}{ending}"
                 names[f"lstm.{layer}.{way}.{part}_bias"] = f"lstm_head.bias_{short}_l{layer}{ending}"
     assert set(names.values()) == set(network)
-    put(model, {f"{first_stack(kind)}.{ours}": network[name] for ours, name in names.items()})
-    check_same(model, theirs, batch, L)
+    parts = {f"{first_stack(kind)}.{ours}": (network[name], lambda t: t) for ours, name in names.items()}
+    check_same(kind, backbone, adapter, theirs, batch, parts, skipped=L)
+    check_gradients(kind, backbone, adapter, theirs, batch, parts, skipped=L)
 
 
 def undo_positions(kind: str, base) -> None:
@@ -144,32 +164,30 @@ def test_prefix_tuning_is_pefts(kind):
     # In an encoder-decoder peft puts a prefix in the decoder only, and none in the attention to the encoder.
     targets = ("decoder.*.attention.kv",) if kind == "t5" else ("kv",)
     method = PrefixTuning(num_virtual_tokens=L, reparametrise=False, targets=targets)
-    model, theirs, batch = make_pair(kind, method, config)
-    sites = method.sites(model.backbone.sites)
+    backbone, adapter, theirs, batch = make_pair(kind, method, config)
+    sites = method.sites(backbone.sites)
     assert len(sites) == LAYERS
-    flat = theirs.prompt_encoder["default"].embedding.weight.detach()
-    rows = flat.view(L, 2 * LAYERS, sites[0].heads, sites[0].head_dim).permute(1, 2, 0, 3)
-    tensors = {}
+    weight = theirs.prompt_encoder["default"].embedding.weight
+    parts = {}
     for i, site in enumerate(sites):
         # There it also doubles the table and deals it out in fours, the last two for the attention to the encoder,
         # whose cache it then empties: layers share rows, and half of the rows do nothing.
         first = 4 * i % (2 * LAYERS) if kind == "t5" else 2 * i
-        tensors |= {f"{site.name}.keys": rows[first], f"{site.name}.values": rows[first + 1]}
-    put(model, tensors)
+        for j, name in enumerate(("keys", "values")):
+            parts[f"{site.name}.{name}"] = weight, partial(rows_of, site, first + j)
     if kind == "llama":
         turn_keys(theirs)
     if kind == "t5":
-        drop_position_bias(model.backbone.model, theirs.get_base_model())
-    with torch.no_grad():
-        plain = theirs.get_base_model()(**batch)[0]
+        drop_position_bias(backbone.model, theirs.get_base_model())
     undo_positions(kind, theirs.get_base_model())
-    keep = torch.ones(2, 3, dtype=torch.bool) if kind == "t5" else batch["attention_mask"].bool()
-    with torch.no_grad():
-        expected = theirs(**batch)[0]
-        output = model(**batch, output_hidden_states=True)
-    found = output.hidden_states[-1] if kind == "bert" else output.logits.double()
-    assert (plain - expected)[keep].abs().max() > 0.05
-    torch.testing.assert_close(found[keep], expected[keep], **SAME)
+    check_same(kind, backbone, adapter, theirs, batch, parts)
+    if kind != "t5":
+        check_gradients(kind, backbone, adapter, theirs, batch, parts)
+
+
+def rows_of(site: Site, place: int, table: Tensor) -> Tensor:
+    """One of the keys and values of all layers that lie beside each other in peft's table."""
+    return table.view(L, 2 * LAYERS, site.heads, site.head_dim)[:, place].transpose(0, 1)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
@@ -179,7 +197,7 @@ def test_the_network_of_a_prefix_is_pefts(kind):
         task_type=TASKS[kind], num_virtual_tokens=L, prefix_projection=True, encoder_hidden_size=8
     )
     method = PrefixTuning(num_virtual_tokens=L, encoder_hidden_size=8)
-    model, theirs, _ = make_pair(kind, method, config)
+    backbone, _, theirs, _ = make_pair(kind, method, config)
     encoder = theirs.prompt_encoder["default"]
     network = encoder.state_dict()
     tensors = {
@@ -187,11 +205,10 @@ def test_the_network_of_a_prefix_is_pefts(kind):
         "attention.kv.inner": network["transform.0.weight"],
         "attention.kv.inner_bias": network["transform.0.bias"],
     }
-    sites = method.sites(model.backbone.sites)
+    sites = method.sites(backbone.sites)
     for i, site in enumerate(sites):
         tensors[f"{site.name}.outer"] = network["transform.2.weight"].chunk(LAYERS)[i]
         tensors[f"{site.name}.outer_bias"] = network["transform.2.bias"].chunk(LAYERS)[i]
-    put(model, tensors)
     made = method.prepare(tensors, sites, training=False)
     with torch.no_grad():
         rows = encoder(torch.arange(L)).view(L, 2 * LAYERS, 4, 8).permute(1, 2, 0, 3)
