@@ -12,8 +12,8 @@ from transformers import BertConfig, T5Config
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.adapter import lower
-from graftwork.errors import MethodError, SiteError
-from graftwork.methods import Houlsby, Parallel, Pfeiffer, make_method
+from graftwork.errors import AdapterError, MethodError, SiteError
+from graftwork.methods import Houlsby, LoRA, Parallel, Pfeiffer, make_method
 from graftwork.ops import Bottleneck, Remember, Route
 from graftwork.training.planning import count
 
@@ -324,6 +324,13 @@ def test_skipping_all_layers_is_refused():
         Pfeiffer(skip_layers=LAYERS).sites(sites)
 
 
+def test_skipping_all_layers_of_one_stack_is_refused():
+    sites = make_backbone("bart", encoder_layers=4, decoder_layers=2).sites
+    assert Pfeiffer(skip_layers=1).sites(sites)
+    with pytest.raises(MethodError, match="no layer of the decoder to act in"):
+        Pfeiffer(skip_layers=2).sites(sites)
+
+
 @pytest.mark.parametrize("kind", ["bert", "t5"])
 def test_robust_drop_draws_how_many_layers_act_in_each_pass_of_training(kind):
     backbone = make_backbone(kind, **{"num_layers" if kind == "t5" else "num_hidden_layers": 4})
@@ -349,10 +356,43 @@ def test_robust_drop_draws_how_many_layers_act_in_each_pass_of_training(kind):
     assert list(resting) == list(adapter.sites)
 
 
+def test_robust_drop_leaves_layers_in_each_of_two_stacks():
+    backbone = make_backbone("bart", encoder_layers=4, decoder_layers=2)
+    adapter = make_adapter(backbone, Pfeiffer(bottleneck=M, robust_drop=True), pooling="mean")
+    torch.manual_seed(0)
+    drawn = []
+    for _ in range(400):
+        ops = lower(backbone, adapter.method, adapter.head, adapter.tensors, training=True)
+        acting = [[backbone.sites[n].layer for n in ops if n.startswith(stack)] for stack in ("encoder", "decoder")]
+        drawn.append(tuple(min(layers) for layers in acting))
+    # The same share of each stack's layers.
+    assert set(drawn) == {(0, 0), (1, 0), (2, 1), (3, 1)}
+    assert all(57 < drawn.count(both) < 143 for both in set(drawn))
+
+
+def test_robust_drop_has_nothing_to_leave_out_of_one_layer():
+    with pytest.raises(MethodError, match="robust_drop has no layers to leave out"):
+        Pfeiffer(robust_drop=True).sites(make_backbone("albert").sites)
+
+
+def test_layers_that_an_adapter_cannot_leave_out():
+    backbone = make_backbone("bert")
+    with pytest.raises(AdapterError, match="'lora' leaves out no layers"):
+        make_adapter(backbone, LoRA()).without_layers(backbone, 1)
+    shorter = make_adapter(backbone, Pfeiffer(skip_layers=1))
+    assert shorter.without_layers(backbone, 1).tensors.keys() == shorter.tensors.keys()
+    with pytest.raises(AdapterError, match="the first 1 layers are left out already"):
+        shorter.without_layers(backbone, 0)
+    with pytest.raises(MethodError, match="no layer"):
+        shorter.without_layers(backbone, LAYERS)
+
+
 def test_a_robust_adapter_can_leave_out_layers_afterwards():
     backbone, batch, adapter = make("bert", Pfeiffer(bottleneck=M, robust_drop=True))
-    kept = {name: tensor for name, tensor in adapter.tensors.items() if not name.startswith("layers.0.")}
-    dropped = replace(adapter, method=Pfeiffer(bottleneck=M, skip_layers=1), tensors=kept, sites=("layers.1.ffn.norm",))
+    dropped = replace(adapter, metrics={"validation": {"accuracy": 1.0}}).without_layers(backbone, 1)
+    assert (dropped.sites, dropped.metrics) == (("layers.1.ffn.norm",), {})
+    kept = dropped.tensors
+    dropped.check(backbone)
     with Hooked(backbone.model) as hooked:
         hooked.at_norm(NORMS["bert"].format(i=1), bottleneck(kept, "layers.1.ffn.result"))
         expected = states(backbone.model, batch)

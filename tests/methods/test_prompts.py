@@ -211,6 +211,21 @@ def test_from_vocabulary():
     assert set(rows_of(many, table)) == words
 
 
+@pytest.mark.parametrize("kind", ["bart", "mbart", "pegasus", "gpt2", "t5"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_words_are_what_enters_the_first_stack(kind, scaled):
+    """Where a backbone scales its embeddings, too: one word before a text is that text's first one."""
+    options = {"scale_embedding": scaled} if kind in ("bart", "mbart", "pegasus") else {}
+    backbone = make_backbone(kind, **options)
+    method = PromptTuning(num_virtual_tokens=3)
+    name = method.sites(backbone.sites)[0].name
+    prompt = make_adapter(backbone, method, pooling="mean").tensors[f"{name}.prompt"]
+    table = backbone.model.get_input_embeddings().weight
+    factor = WIDTH**0.5 if scaled and options else 1.0
+    for vector in prompt:
+        assert torch.isclose(table * factor, vector, atol=1e-6).all(dim=1).any()
+
+
 def test_from_vocabulary_without_a_tokenizer():
     prompt, table = start(PromptTuning(num_virtual_tokens=40), tokenizer=False)
     rows = rows_of(prompt, table)

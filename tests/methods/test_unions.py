@@ -7,10 +7,12 @@ import torch
 from tiny import WIDTH, batch_for, inputs_for, make_adapter, make_backbone, make_head
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import declare
+from graftwork.adapters.adapter import declare, lower, usable_sites
 from graftwork.errors import MethodError, SiteError
 from graftwork.methods import (
     IA3,
+    METHODS,
+    Compacter,
     DoRA,
     FullFineTuning,
     HeadOnly,
@@ -302,6 +304,19 @@ def test_a_gate_on_a_prefix_scales_its_rows():
     assert torch.equal(op.values, tensors[f"{start}.values"] * gate)
 
 
+def test_a_closed_gate_on_a_prefix_leaves_rows_of_zeros():
+    """Which still take their share of the attention."""
+    backbone = make_backbone("bert", dtype=torch.float64)
+    batch = batch_for(backbone, 7, 4)
+    gated = make_adapter(backbone, Union(methods=[PREFIX], gated=True), trained=True)
+    closed = {n: torch.full_like(t, -40.0) if n.endswith("gate.bias") else t for n, t in gated.tensors.items()}
+    plain = make_adapter(backbone, PREFIX)
+    zeros = {n: t if n.startswith("head.") else t * 0 for n, t in plain.tensors.items()}
+    found = states(backbone, replace(gated, tensors=closed), batch)
+    for one, other in zip(found, states(backbone, replace(plain, tensors=zeros), batch), strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
 def test_gates_stand_at_half():
     tensors = make_adapter(make_backbone("bert"), make_method("unipelt")).tensors
     biases = [t for n, t in tensors.items() if n.endswith("gate.bias")]
@@ -322,7 +337,7 @@ def test_what_cannot_be_gated_is_refused(member):
 def test_trained_norms_cannot_be_gated():
     backbone = make_backbone("bert")
     with pytest.raises(MethodError, match="a gate cannot be put on"):
-        AdaptedModel(backbone, {"a": make_adapter(backbone, Union(methods=[Houlsby()], gated=True))})
+        make_adapter(backbone, Union(methods=[Houlsby()], gated=True))
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -363,7 +378,22 @@ def test_two_members_that_replace_what_a_site_computes_are_refused():
     backbone = make_backbone("bert")
     union = Union(methods=[Houlsby(), Houlsby(bottleneck=3)])
     with pytest.raises(MethodError, match=r"houlsby and houlsby-2 both replace what site 'embeddings.norm' computes"):
-        AdaptedModel(backbone, {"a": make_adapter(backbone, union)})
+        make_adapter(backbone, union)
+    with pytest.raises(MethodError, match="houlsby and union both replace"):
+        make_adapter(backbone, Union(methods=[Houlsby(), Union(methods=["layer-norm-tuning", "lora"])]))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "union"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_methods_say_what_they_replace(name, kind):
+    """As their ops do."""
+    backbone = make_backbone(kind)
+    settings = {"bottleneck": 4} if issubclass(METHODS[name], Compacter) else {}
+    adapter = make_adapter(backbone, make_method(name, settings), pooling="mean")
+    ops = lower(backbone, adapter.method, adapter.head, adapter.tensors)
+    found = {name for name, acting in ops.items() if any(op.replaces for op in acting)}
+    sites = adapter.method.sites(usable_sites(backbone, adapter.head))
+    assert found == {site.name for site in sites if adapter.method.replaces(site)}
 
 
 def test_a_union_in_a_union():

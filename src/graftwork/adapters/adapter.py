@@ -189,6 +189,37 @@ class Adapter:
         acting = tuple(site.name for site in sites)
         return replace(self, method=method, tensors=tensors, sites=acting, fixed=tuple(fixed))
 
+    def without_layers(self, backbone: Backbone, count: int) -> "Adapter":
+        """The adapter less what it does in the first layers of each stack, whose work it then shares with the frozen
+        backbone (AdapterDrop, Rücklé et al. 2021, section 3). Its scores are left out: they are no longer its own.
+
+        Args:
+            count: of layers, those among them that the adapter left out before.
+
+        Raises:
+            AdapterError: its method's settings do not say how many layers are left out; or it acts in fewer than that.
+            MethodError: it would act nowhere.
+        """
+        skipped = getattr(self.method, "skip_layers", None)
+        if skipped is None:
+            raise AdapterError(
+                f"method {self.method.name!r} leaves out no layers", expected="an adapter of a bottleneck method"
+            )
+        if count < skipped:
+            raise AdapterError(f"the first {skipped} layers are left out already", expected=f"{skipped} or more")
+        settings = {**self.method.model_dump(mode="json"), "skip_layers": count, "robust_drop": False}
+        method = type(self.method).model_validate(settings)
+        sites = method.sites(usable_sites(backbone, self.head))
+        declared = declare(backbone, method, self.head, sites=sites)
+        return replace(
+            self,
+            method=method,
+            sites=tuple(site.name for site in sites),
+            tensors={name: tensor for name, tensor in self.tensors.items() if name in declared},
+            fixed=tuple(name for name in self.fixed if name in declared),
+            metrics={},
+        )
+
     @property
     def kind(self) -> str:
         """The kind of its task."""

@@ -26,10 +26,10 @@ def print_pairs(pairs: Mapping[str, object]) -> None:
 
 
 def readable_bytes(count: int) -> str:
-    """1536 -> 1.5 KB (steps of 1024)."""
+    """1500 -> 1.5 KB."""
     size = float(count)
     for unit in ("B", "KB", "MB", "GB"):
-        if size < 1024 or unit == "GB":
+        if size < 1000 or unit == "GB":
             break
-        size /= 1024
+        size /= 1000
     return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"

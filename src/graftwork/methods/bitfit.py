@@ -48,6 +48,9 @@ class BitFit(Method):
         group: Group = "norms" if site.kind == "norm" else "adapter"
         return {f"{site.name}.bias": Parameter(shape=shape, init=zeros, group=group, decay=False)}
 
+    def replaces(self, site: Site) -> bool:
+        return site.kind not in Bias.kinds
+
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         difference = parameters[f"{site.name}.bias"]
-        return [Bias(b=difference) if site.kind in Bias.kinds else Dense(differences={"bias": difference})]
+        return [Dense(differences={"bias": difference}) if self.replaces(site) else Bias(b=difference)]

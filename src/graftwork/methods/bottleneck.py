@@ -22,7 +22,7 @@ from graftwork.backbones import Site, Sites
 from graftwork.errors import MethodError, SiteError
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, frozen_value
-from graftwork.methods.placement import Placement, Sublayers, from_layer, sites_of
+from graftwork.methods.placement import Placement, Sublayers, depths, from_layer, sites_of
 from graftwork.ops import Bottleneck, Norm, Op, Remember
 from graftwork.ops.bottleneck import ACTIVATIONS
 
@@ -41,8 +41,8 @@ class BottleneckMethod(Method, ABC):
         share_layers: one bottleneck serves this many layers running.
         skip_layers: n: the first n layers (of each stack) are the frozen backbone's own, norms included, so that tasks
             share their work (Rücklé et al. 2021, "AdapterDrop", arXiv:2010.11918, section 3, specialised).
-        robust_drop: n is drawn from 0..L-1 anew in each pass of training, so that the finished adapter bears any
-            `skip_layers` (there, robust).
+        robust_drop: n is drawn from 0..L-1 anew in each pass of training, for each stack the same share of its L, so
+            that layers can be left out of the finished adapter (there, robust; `Adapter.without_layers`).
         extra_classifier: one more dense layer with tanh before the head's classifier.
     """
 
@@ -117,13 +117,8 @@ class BottleneckMethod(Method, ABC):
                 )
             chosen.update(name for result in results for name in sites_of(result, sites, self.placement))
         kept = [site for site in sites.values() if site.name in chosen or self._trains_norm(site)]
-        left = list(from_layer(kept, self.skip_layers))
-        if not any(self.acts_at(site) for site in left):
-            raise MethodError(
-                f"skip_layers={self.skip_layers} leaves {self.name!r} no layer to act in",
-                expected=f"less than the {1 + max(site.layer or 0 for site in kept)} layers of a stack",
-                change="--method.skip_layers",
-            )
+        left = list(from_layer(kept, dict.fromkeys(depths(kept), self.skip_layers)))
+        self._refuse_bare_stacks(kept, left)
         return left
 
     def declare(self, site: Site) -> dict[str, Parameter]:
@@ -137,13 +132,17 @@ class BottleneckMethod(Method, ABC):
             declared |= self.declare_bottleneck(self.owner(site), d, self._size(d))
         return declared
 
+    def replaces(self, site: Site) -> bool:
+        return self._trains_norm(site)
+
     def prepare(
         self, parameters: Mapping[str, Tensor], sites: Sequence[Site], *, training: bool
     ) -> Mapping[str, Tensor]:
         prepared = {**parameters, **self.draw(parameters, sites, training=training)}
         if self.robust_drop and training:
-            layers = 1 + max(site.layer or 0 for site in sites)
-            kept = {site.name for site in from_layer(sites, int(torch.randint(layers, ())))}
+            share = float(torch.rand(()))  # of each stack's layers; it is below 1
+            first = {stack: int(share * layers) for stack, layers in depths(sites).items()}
+            kept = {site.name for site in from_layer(sites, first)}
             prepared |= {_dropped(site): torch.empty(0) for site in sites if site.name not in kept}
         return prepared
 
@@ -174,6 +173,22 @@ class BottleneckMethod(Method, ABC):
         stack, _, _ = site.name.rpartition(f"layers.{site.layer}.")
         first = site.layer - site.layer % self.share_layers
         return f"{stack}layers.{first}.{self.sublayers[0] if self.share_positions else site.sublayer}.result"
+
+    def _refuse_bare_stacks(self, sites: Sequence[Site], left: Sequence[Site]) -> None:
+        layers = depths(sites)
+        all_, acting = ({site.stack for site in some if self.acts_at(site)} for some in (sites, left))
+        for stack in sorted(all_ - acting):
+            raise MethodError(
+                f"skip_layers={self.skip_layers} leaves {self.name!r} no layer{stack and f' of the {stack}'} to act in",
+                expected=f"less than its {layers[stack]} layers",
+                change="--method.skip_layers",
+            )
+        if self.robust_drop and max(layers.values()) == 1:
+            raise MethodError(
+                "robust_drop has no layers to leave out: the backbone has one (all of ALBERT's share theirs)",
+                expected="robust_drop false",
+                change="--method.robust_drop",
+            )
 
     def _size(self, d: int) -> int:
         """m."""

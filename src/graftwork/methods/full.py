@@ -116,6 +116,9 @@ class FullFineTuning(Method):
             if prod(shape)
         }
 
+    def replaces(self, site: Site) -> bool:
+        return True
+
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         own = {name: f"{site.owner}.{name}" for name in site.parameters if f"{site.owner}.{name}" in parameters}
         if self.random_subset is None:

@@ -44,6 +44,9 @@ class LayerNormTuning(Method):
             for name, shape in site.parameters.items()
         }
 
+    def replaces(self, site: Site) -> bool:
+        return True
+
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         trained = {name: frozen[name] + parameters[f"{site.name}.{name}"] for name in site.parameters}
         return [Norm(gain=trained["weight"], bias=trained.get("bias"))]

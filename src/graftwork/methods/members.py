@@ -93,18 +93,8 @@ def declare_gate(site: Site) -> dict[str, Parameter]:
     return {**reads, f"{site.name}.gate.bias": bias}
 
 
-def gate(ops: Sequence[Op], site: Site, parameters: Mapping[str, Tensor], member: str) -> Sequence[Op]:
-    """What a member does at a site, with its gate on: its effect is that of all its ops together.
-
-    Raises:
-        MethodError: it has no effect apart from what the site computes.
-    """
-    if any(op.replaces for op in ops):
-        raise MethodError(
-            f"{member} replaces what site {site.name!r} computes: a gate cannot be put on that",
-            expected="members that add to the frozen backbone (norms=none, say)",
-            change="--method.methods, or --method.gated",
-        )
+def gate(ops: Sequence[Op], site: Site, parameters: Mapping[str, Tensor]) -> Sequence[Op]:
+    """What a member does at a site, with its gate on: its effect is that of all its ops together."""
     bias = parameters[f"{site.name}.gate.bias"]
     rows = [op for op in ops if isinstance(op, KeyValue)]
     if rows or not ops:

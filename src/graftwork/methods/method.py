@@ -120,6 +120,10 @@ class Method(Checked):
     def declare(self, site: Site) -> dict[str, Parameter]:
         """The parameters that one of its sites brings, by canonical name. Sites that share declare the same names."""
 
+    def replaces(self, site: Site) -> bool:
+        """Whether at one of its sites it computes the frozen module's part anew. Of a union only one member can."""
+        return False
+
     def initial(
         self,
         tensors: Mapping[str, Tensor],

@@ -1,6 +1,6 @@
 """Placement: at which sites of a sub-layer a bottleneck acts, in which sub-layers, and from which layer on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
@@ -38,11 +38,21 @@ def sites_of(result: Site, sites: Sites, placement: Placement) -> list[str]:
     return [result.name]
 
 
-def from_layer(sites: Sequence[Site], first: int) -> Iterator[Site]:
+def depths(sites: Sequence[Site]) -> dict[str, int]:
+    """How many layers each stack has."""
+    found: dict[str, int] = {}
+    for site in sites:
+        if site.layer is not None:
+            found[site.stack] = max(found.get(site.stack, 0), 1 + site.layer)
+    return found
+
+
+def from_layer(sites: Sequence[Site], first: Mapping[str, int]) -> Iterator[Site]:
     """The sites less those of each stack's first layers and, unless none is left out, those before its layers."""
     begun: set[str] = set()
     for site in sites:
-        if site.layer is not None and site.layer >= first:
+        start = first.get(site.stack, max(first.values(), default=0))
+        if site.layer is not None and site.layer >= start:
             begun.add(site.stack)
-        if first == 0 or (site.stack in begun if site.layer is None else site.layer >= first):
+        if start == 0 or (site.stack in begun if site.layer is None else site.layer >= start):
             yield site

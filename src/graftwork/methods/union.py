@@ -34,7 +34,8 @@ class Union(Method):
         gated: whether each member's effect is multiplied by a trained gate between 0 and 1. This is UniPELT-like and
             not UniPELT: at linear maps and sub-layer outputs the gate is a function of each token's hidden state there,
             σ(w·x + b), one for each site (UniPELT averages over the text's tokens); on prefixes it is a number a layer,
-            since a gate over a whole text would let a token see what comes after it. A gate on rows scales them.
+            since a gate over a whole text would let a token see what comes after it. A gate on rows scales them, as
+            UniPELT's does; closed, it leaves rows of zeros, which still take their share of the attention.
 
     Each member is trained at its own default rate, relative to the run's (the smallest of theirs by default). Optimiser
     and schedule are those of all members.
@@ -114,7 +115,31 @@ class Union(Method):
         for member, method in self.members.items():
             for site in method.sites(sites):
                 chosen.setdefault(site.name, {})[member] = site
-        return [SharedSite.of(sites[name], chosen[name]) for name in sites if name in chosen]
+        found: list[Site] = [SharedSite.of(sites[name], chosen[name]) for name in sites if name in chosen]
+        for site in found:
+            self._refuse_rivals(site)
+        return found
+
+    def replaces(self, site: Site) -> bool:
+        return bool(self._replacing(site))
+
+    def _replacing(self, site: Site) -> list[str]:
+        return [member for member, own in members_at(site).items() if self.members[member].replaces(own)]
+
+    def _refuse_rivals(self, site: Site) -> None:
+        replacing = self._replacing(site)
+        if len(replacing) > 1:
+            raise MethodError(
+                f"{' and '.join(replacing)} both replace what site {site.name!r} computes; in a union only one can",
+                expected="members that do not train the same weights",
+                change="--method.methods",
+            )
+        if replacing and self.gated:
+            raise MethodError(
+                f"{replacing[0]} replaces what site {site.name!r} computes: a gate cannot be put on that",
+                expected="members that add to the frozen backbone (norms=none, say)",
+                change="--method.methods, or --method.gated",
+            )
 
     def declare(self, site: Site) -> dict[str, Parameter]:
         declared: dict[str, Parameter] = {}
@@ -161,20 +186,12 @@ class Union(Method):
 
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         acting: list[Op] = []
-        replacing: list[str] = []
         for member, own in members_at(site).items():
             under = Under(member, parameters)
             ops = self.members[member].lower(own, under, frozen)
-            replacing += [member for op in ops if op.replaces]
             if self.gated and f"{own.name}.gate.bias" in under:
-                ops = gate(ops, own, under, member)
+                ops = gate(ops, own, under)
             acting += ops
-        if len(replacing) > 1:
-            raise MethodError(
-                f"{' and '.join(replacing)} both replace what site {site.name!r} computes; in a union only one can",
-                expected="members that do not train the same weights",
-                change="--method.methods",
-            )
         return acting
 
     def _each(self, sites: Sequence[Site]) -> Iterator[tuple[str, Method, list[Site]]]:

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from graftwork.backbones import Backbone, Site
 from graftwork.errors import MethodError
+from graftwork.ops.prompt import embedded
 
 MOST_FREQUENT = 5000
 """Size of the pool of words that vocabulary is drawn from (Lester et al. 2021, section 3.2)."""
@@ -46,10 +47,10 @@ def tokens_of(backbone: Backbone, text: str, count: int) -> list[int]:
 
 
 def embeddings(backbone: Backbone, ids: Sequence[int]) -> Float[Tensor, "n d"]:
-    """The input embeddings of tokens, of the width in which they enter."""
-    table = backbone.base.get_input_embeddings()
+    """The input embeddings of tokens, as they enter the first stack."""
+    stack = backbone.base.get_encoder() if backbone.is_encoder_decoder else backbone.base
     with torch.no_grad():
-        return table(torch.tensor(ids, device=backbone.device)).float().cpu()  # type: ignore[no-any-return]
+        return embedded(stack, torch.tensor(ids, device=backbone.device)).float().cpu()
 
 
 def label_embeddings(backbone: Backbone, labels: Sequence[str]) -> Float[Tensor, "C d"]:

@@ -67,9 +67,7 @@ class Prompt(Op):
                 kwargs["token_type_ids"] = seats.longer(kwargs["token_type_ids"], 0)
             embeddings = kwargs.pop("inputs_embeds", None)
             if embeddings is None:
-                embeddings = place.inner.get_input_embeddings()(input_ids)  # type: ignore[operator]
-                # Pegasus scales the embeddings of tokens in its encoder, and not those that it is given.
-                embeddings = embeddings * getattr(place.inner, "embed_scale", 1.0)
+                embeddings = embedded(place.inner, given)
             vectors = self.vectors.to(embeddings)
             vectors = vectors if lengths is None else routing.each(vectors, len(given))
             output = forward(inputs_embeds=seats.joined(vectors.expand(len(given), -1, -1), embeddings), **kwargs)
@@ -183,6 +181,12 @@ class Seats:
         own = self.size if self.lengths is None or self.first else self.lengths
         before = self.size - self.lengths if self.lengths is not None and self.first else 0
         return _taken(states, torch.where(at < self.seam, at + before, at + own))
+
+
+def embedded(stack: Any, ids: Int[Tensor, "*B T"]) -> Float[Tensor, "*B T d"]:
+    """Tokens' embeddings as they enter a stack: Pegasus scales those in its encoder, and not those that it is given."""
+    scale: float = getattr(stack, "embed_scale", 1.0)
+    return stack.get_input_embeddings()(ids) * scale  # type: ignore[no-any-return]
 
 
 def _seam(mask: Any) -> Int[Tensor, "B 1"]:
