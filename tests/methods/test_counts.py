@@ -78,3 +78,28 @@ def test_head_only(bert):
         "without_classifier": 0,
     }
     assert count(bert, "head-only", num_labels=1)["trained"]["head"] == 769
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "trained"),
+    [
+        ("pfeiffer", {}, 894_528),
+        ("pfeiffer", {"skip_layers": 5}, 521_808),
+        ("parallel", {}, 1_189_632),
+        ("adamix", {}, 2_223_360),
+        ("lora", {}, 1_327_104),
+        ("dora", {}, 1_327_104 + 82_944),
+        ("vera", {}, 101_376),
+        ("p-tuning", {}, 8_286_720),
+        ("p-tuning", {"encoder": "mlp"}, 1_787_136),
+        ("prefix-tuning", {}, 9_864_704),
+        ("p-tuning-v2", {}, 737_280),
+        # A prefix with l 30; a parallel bottleneck with m 512.
+        ("mam", {}, 9_872_384 + 9_452_544),
+        # LoRA at queries and values, a prefix with l 10, Pfeiffer's bottleneck; and gates: at each layer d + 1 for two
+        # linear maps and a norm, 1 for an attention.
+        ("unipelt", {}, 294_912 + 9_857_024 + 894_528 + 12 * (3 * 769 + 1)),
+    ],
+)
+def test_counts_of_the_documents_on_bert_base(bert, method, settings, trained):
+    assert count(bert, method, settings)["trained"]["without_classifier"] == trained

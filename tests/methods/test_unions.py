@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from beside import adapted_states, bottleneck
 from tiny import WIDTH, batch_for, inputs_for, make_adapter, make_backbone, make_head
 
 from graftwork.adapters import Adapter
@@ -80,23 +81,33 @@ def test_members_start_as_they_do_alone_and_their_counts_add_up():
     assert "lora.layers.0.ffn.up.A" in found.tensors
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
-def test_mam_is_a_prefix_and_a_parallel_bottleneck(kind):
-    """They act at different places, so that either order of the two is the same."""
-    backbone = make_backbone(kind, dtype=torch.float64)
-    batch = inputs_for(backbone.model, 7, 4)
-    pooling = "mean" if backbone.is_encoder_decoder else backbone.pooling
+def test_mam_is_a_prefix_and_a_parallel_bottleneck_at_once():
+    """l 30, m 512 and s 4 (He et al. 2022, section 4.6), each computed here."""
+    backbone = make_backbone("bert", dtype=torch.float64)
+    batch = batch_for(backbone, 7, 4)
     mam = make_method("mam")
     assert [method.name for method in mam.methods] == ["prefix-tuning", "parallel"]
-    one = make_adapter(backbone, mam, trained=True, pooling=pooling)
-    other = replace(one, method=Union(methods=mam.methods[::-1]))
-    logits = []
-    for adapter in (one, other):
-        model = AdaptedModel(backbone, {"a": adapter})
-        with torch.no_grad():
-            logits.append(model(**batch).logits)
-        model.detach()
-    assert torch.equal(*logits)
+    adapter = make_adapter(backbone, mam, trained=True)
+    found = adapted_states(backbone, adapter, batch)
+    own = {n: t.double() for n, t in adapter.tensors.items()}
+    table = "prefix-tuning.attention.kv"
+    hidden = torch.tanh(own[f"{table}.embedding"] @ own[f"{table}.inner"].T + own[f"{table}.inner_bias"])
+    assert hidden.shape == (30, 512)
+    mask = torch.where(batch["attention_mask"][:, None, None].bool(), 0.0, -torch.inf).double()
+    x, rows = found[0], len(batch["input_ids"])
+    for i, layer in enumerate(backbone.model.encoder.layer):
+        start = f"prefix-tuning.layers.{i}.attention.kv"
+        flat = (hidden @ own[f"{start}.outer"].T + own[f"{start}.outer_bias"]).view(30, 2, 4, 8)
+        prefix = flat.permute(1, 2, 0, 3)[:, None].expand(2, rows, -1, -1, -1)
+        attention = layer.attention.self
+        q, k, v = (f(x).view(rows, -1, 4, 8).transpose(1, 2) for f in (attention.query, attention.key, attention.value))
+        scores = torch.cat([q @ prefix[0].mT, q @ k.mT + mask * 8**0.5], dim=-1) / 8**0.5
+        mixed = scores.softmax(dim=-1) @ torch.cat([prefix[1], v], dim=2)
+        output = layer.attention.output
+        y = output.LayerNorm(output.dense(mixed.transpose(1, 2).flatten(2)) + x)
+        change = bottleneck(own, f"parallel.layers.{i}.ffn.result")
+        x = layer.output.LayerNorm(layer.output.dense(layer.intermediate(y)) + 4 * change(y) + y)
+        torch.testing.assert_close(found[i + 1], x, rtol=0, atol=1e-9)
 
 
 def test_two_members_of_one_name():

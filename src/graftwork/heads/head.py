@@ -156,7 +156,10 @@ class Head(BaseModel, ABC):
 
 
 def declare_linear(name: str, inputs: int, outputs: int, *, std: float | None = None) -> dict[str, Parameter]:
-    """Shapes: weight (outputs, inputs), bias (outputs). N(0, std²), or uniform as PyTorch's."""
+    """Shapes: weight (outputs, inputs), bias (outputs).
+
+    The weight is N(0, std²), or uniform as PyTorch's; the bias is 0.
+    """
     weight = kaiming_uniform(sqrt(5)) if std is None else normal(std)
     return {
         f"{name}.weight": Parameter(shape=(outputs, inputs), init=weight, group="head"),

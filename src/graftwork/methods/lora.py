@@ -60,8 +60,8 @@ class LoRA(Method):
 
     @property
     def learning_rate(self) -> float:
-        """A's. Where B's is a multiple of it (LoRA+), it is smaller: 16 times 5e-4 is more than B can take."""
-        return 5e-4 if self.b_rate == 1 else 1e-4
+        """A's: 5e-4, or less where B's, a multiple of it (LoRA+), would be above 1.6e-3, which is what B bears."""
+        return min(5e-4, 1.6e-3 / self.b_rate)
 
     @property
     def scale(self) -> float:

@@ -34,7 +34,7 @@ class DenseBottleneck(BottleneckMethod, ABC):
         init_std: of the normal distribution of D and U. None: D Kaiming-uniform(sqrt 5) and U zero, so that nothing is
             changed at first.
         scale: s, a number, or `learned`, which starts at 1.
-        depth: how many non-linear layers it has; above 1, maps m -> m follow D.
+        depth: how many non-linear layers it has; above 1, maps m -> m follow D, Kaiming-uniform at first.
         layer_norm: its own layer norm, over the `input` x, or over the `output` f(x), where its gain starts at 0 so
             that nothing is changed at first. (There is no batch norm: its running statistics are neither trained nor
             the same in training and in use, so that no op could compute it exactly.)

@@ -1,4 +1,4 @@
-"""Training settings, under Hugging Face's names, with the defaults of each method's paper."""
+"""Training settings, under Hugging Face's names; rates, epochs and schedules are the method's where none are given."""
 
 from collections.abc import Sequence
 from pathlib import Path
