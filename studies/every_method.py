@@ -23,8 +23,12 @@ SETTINGS = {"prompt-tuning": {"num_virtual_tokens": 20}}
 """Beside the methods' own: 100 prompt vectors before a sentence of ten words would be nine tenths of all tokens."""
 
 
-SLOW = ("pfeiffer", "parallel", "adamix", "random-subset")
-"""Methods whose rate, 1e-4 or less, is for longer runs: they have a row with a higher one besides."""
+RAISED = {
+    **dict.fromkeys(("pfeiffer", "adapterdrop", "parallel", "adamix", "prefix-tuning"), "1e-3"),
+    **dict.fromkeys(("top-layers", "random-subset", "discriminative", "ulmfit"), "1e-3"),
+    **{"p-tuning": "3e-3", "p-tuning-v2": "3e-2", "prompt-tuning": "3e-1"},
+}
+"""Methods whose papers' rates are for longer runs, and a higher one, with which they have a row besides."""
 
 
 def methods() -> list[str]:
@@ -36,7 +40,7 @@ def methods() -> list[str]:
 
 def rows() -> list[str]:
     """The rows of the table: a method with its own settings, or `METHOD at RATE`."""
-    return [*methods(), *(f"{name} at 1e-3" for name in SLOW)]
+    return [*methods(), *(f"{name} at {rate}" for name, rate in RAISED.items())]
 
 
 def measure(task: str, row: str, *, data: Path) -> Mapping[str, Any]:

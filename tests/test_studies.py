@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from studies import every_method, fast_step
+from studies import every_method, fast_step, table_to_text
 from studies.grid import Grid, markdown
 
 
@@ -70,6 +70,18 @@ def test_a_table_of_some_cells():
     assert ia3 == "| ia3 | 1,000 |  | 0.125 | - + 12 |"
 
 
+def test_tables_that_are_held_out_are_not_trained_on(tmp_path):
+    rows = [f'"table {i}","text {n} of {i}"' for i in range(110) for n in range(5)]
+    (tmp_path / "devset.csv").write_text("\n".join(["mr,ref", *rows]) + "\n")
+    held_out = table_to_text.split(tmp_path, tmp_path)
+    told = {name: (tmp_path / f"{name}.csv").read_text().splitlines()[1:] for name in ("train", "validation")}
+    tables = {name: {row.split(",")[0] for row in own} for name, own in told.items()}
+    assert tables["validation"] == set(held_out)
+    assert len(held_out) == 40
+    assert not tables["validation"] & tables["train"]
+    assert (len(told["validation"]), len(told["train"])) == (3 * 40, 8 * 40)
+
+
 def test_the_interval_is_students():
     mean, half = fast_step.interval([1.0, 2.0, 3.0])
     assert mean == 2
@@ -78,7 +90,9 @@ def test_the_interval_is_students():
     assert fast_step.interval([1.0]) == (1.0, float("inf"))
 
 
-@pytest.mark.parametrize("grid", [every_method.GRID, fast_step.GRID], ids=lambda grid: grid.page.stem)
+@pytest.mark.parametrize(
+    "grid", [every_method.GRID, fast_step.GRID, table_to_text.GRID], ids=lambda grid: grid.page.stem
+)
 def test_a_published_page_is_that_of_its_records(grid):
     if not grid.records.exists():
         pytest.skip("this study was not run")
