@@ -20,9 +20,10 @@ from torch import Tensor
 
 from graftwork.backbones import Site, Sites
 from graftwork.errors import MethodError, SiteError
+from graftwork.methods.dropping import check_dropping, depths, drawn, from_layer
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, frozen_value
-from graftwork.methods.placement import Placement, Sublayers, depths, from_layer, sites_of
+from graftwork.methods.placement import Placement, Sublayers, sites_of
 from graftwork.ops import Bottleneck, Norm, Op, Remember
 from graftwork.ops.bottleneck import ACTIVATIONS
 
@@ -118,7 +119,8 @@ class BottleneckMethod(Method, ABC):
             chosen.update(name for result in results for name in sites_of(result, sites, self.placement))
         kept = [site for site in sites.values() if site.name in chosen or self._trains_norm(site)]
         left = list(from_layer(kept, dict.fromkeys(depths(kept), self.skip_layers)))
-        self._refuse_bare_stacks(kept, left)
+        before, after = ([site for site in some if self.acts_at(site)] for some in (kept, left))
+        check_dropping(self.name, before, after, skipped=self.skip_layers, robust=self.robust_drop)
         return left
 
     def declare(self, site: Site) -> dict[str, Parameter]:
@@ -140,9 +142,7 @@ class BottleneckMethod(Method, ABC):
     ) -> Mapping[str, Tensor]:
         prepared = {**parameters, **self.draw(parameters, sites, training=training)}
         if self.robust_drop and training:
-            share = float(torch.rand(()))  # of each stack's layers; it is below 1
-            first = {stack: int(share * layers) for stack, layers in depths(sites).items()}
-            kept = {site.name for site in from_layer(sites, first)}
+            kept = {site.name for site in drawn(sites)}
             prepared |= {_dropped(site): torch.empty(0) for site in sites if site.name not in kept}
         return prepared
 
@@ -173,22 +173,6 @@ class BottleneckMethod(Method, ABC):
         stack, _, _ = site.name.rpartition(f"layers.{site.layer}.")
         first = site.layer - site.layer % self.share_layers
         return f"{stack}layers.{first}.{self.sublayers[0] if self.share_positions else site.sublayer}.result"
-
-    def _refuse_bare_stacks(self, sites: Sequence[Site], left: Sequence[Site]) -> None:
-        layers = depths(sites)
-        all_, acting = ({site.stack for site in some if self.acts_at(site)} for some in (sites, left))
-        for stack in sorted(all_ - acting):
-            raise MethodError(
-                f"skip_layers={self.skip_layers} leaves {self.name!r} no layer{stack and f' of the {stack}'} to act in",
-                expected=f"less than its {layers[stack]} layers",
-                change="--method.skip_layers",
-            )
-        if self.robust_drop and max(layers.values()) == 1:
-            raise MethodError(
-                "robust_drop has no layers to leave out: the backbone has one (all of ALBERT's share theirs)",
-                expected="robust_drop false",
-                change="--method.robust_drop",
-            )
 
     def _size(self, d: int) -> int:
         """m."""

@@ -1,6 +1,5 @@
-"""Placement: at which sites of a sub-layer a bottleneck acts, in which sub-layers, and from which layer on."""
+"""Placement: at which sites of a sub-layer a bottleneck acts, and in which sub-layers."""
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
@@ -36,23 +35,3 @@ def sites_of(result: Site, sites: Sites, placement: Placement) -> list[str]:
         assert result.source is not None  # every result has one
         return [result.source, result.name]
     return [result.name]
-
-
-def depths(sites: Sequence[Site]) -> dict[str, int]:
-    """How many layers each stack has."""
-    found: dict[str, int] = {}
-    for site in sites:
-        if site.layer is not None:
-            found[site.stack] = max(found.get(site.stack, 0), 1 + site.layer)
-    return found
-
-
-def from_layer(sites: Sequence[Site], first: Mapping[str, int]) -> Iterator[Site]:
-    """The sites less those of each stack's first layers and, unless none is left out, those before its layers."""
-    begun: set[str] = set()
-    for site in sites:
-        start = first.get(site.stack, max(first.values(), default=0))
-        if site.layer is not None and site.layer >= start:
-            begun.add(site.stack)
-        if start == 0 or (site.stack in begun if site.layer is None else site.layer >= start):
-            yield site
