@@ -1,98 +1,20 @@
 """An adapter: one trained result of any method, with its head, its labels and the identity of its backbone."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
 from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import AdapterError
 from graftwork.heads import Head
 from graftwork.methods import Method
 from graftwork.methods.parameters import Group, Parameter, initialise
 from graftwork.ops.graft import Ops
-
-
-class BackboneIdentity(BaseModel):
-    """Which backbone an adapter was made for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    model_type: str
-    hidden_size: int
-    num_layers: int
-    fingerprint: str
-
-    @classmethod
-    def of(cls, backbone: Backbone) -> "BackboneIdentity":
-        return cls(
-            name=backbone.name,
-            model_type=backbone.config.model_type,
-            hidden_size=backbone.hidden_size,
-            num_layers=backbone.sites.num_layers,
-            fingerprint=backbone.fingerprint,
-        )
-
-    def check(self, backbone: Backbone, *, allow_mismatch: bool = False) -> None:
-        """Refuse another backbone.
-
-        Raises:
-            AdapterError: the fingerprints differ and it was not allowed; or the shapes differ, which nothing can allow.
-        """
-        given = BackboneIdentity.of(backbone)
-        if given.fingerprint == self.fingerprint:
-            return
-        differing = [
-            f"{name} {getattr(given, name)!r} instead of {getattr(self, name)!r}"
-            for name in ("model_type", "hidden_size", "num_layers")
-            if getattr(given, name) != getattr(self, name)
-        ]
-        if allow_mismatch and not differing:
-            return
-        what = ", ".join(differing) or "the same shape but other weights or settings"
-        raise AdapterError(
-            f"the adapter was made for backbone {self.name!r} ({self.fingerprint[:12]}), not for "
-            f"{given.name!r} ({given.fingerprint[:12]}): {what}",
-            expected=f"backbone {self.name!r} as it was",
-            change="--backbone" if differing else "--backbone, or --allow-backbone-mismatch to run it all the same",
-        )
-
-
-class TaskIdentity(BaseModel):
-    """What an adapter must know of its task to be used: its labels and how its inputs are read.
-
-    Attributes:
-        name: the task's.
-        kind: the task's; None in adapters saved before it was kept here, whose head tells it.
-        pairs: whether it is over pairs of texts.
-        labels: the classes or tags in the order of their ids; of a multiple choice, the choices' names.
-        max_length: tokens a text (or pair, or source with its separator) is cut to.
-        max_target_length: tokens a target, or a choice judged by its likelihood, is cut to.
-        separator: what stands between source and target in a causal model.
-        max_new_tokens: tokens that are generated at most; None: as many as a target may have.
-        num_beams: of the beam search that generates; 1 takes the likeliest token each time.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    kind: str | None = None
-    pairs: bool = False
-    labels: tuple[str, ...] | None = None
-    max_length: int = 128
-    max_target_length: int = 128
-    separator: str = "\n"
-    max_new_tokens: int | None = None
-    num_beams: int = 1
-
 
 DESCRIPTIONS = {
     "classification": ("texts", None),
@@ -103,15 +25,6 @@ DESCRIPTIONS = {
     "image-classification": ("images", None),
 }
 """Kind of task -> what it takes, and what it says; None: one of its labels."""
-
-
-def library_versions() -> dict[str, str]:
-    """The versions that an adapter's numbers were made with."""
-    names = ("graftwork", "torch", "transformers", "safetensors")
-    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
-
-
-_version = cache(version)  # it reads a file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-from graftwork.adapters.adapter import Adapter, BackboneIdentity, TaskIdentity, first_few, misfits
+from graftwork.adapters.adapter import Adapter, first_few, misfits
 from graftwork.adapters.card import model_card
+from graftwork.adapters.identity import BackboneIdentity, TaskIdentity
 from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeError
 from graftwork.heads import AnyHead
 from graftwork.methods import make_method

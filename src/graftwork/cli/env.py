@@ -19,7 +19,7 @@ def env(*, json: Annotated[bool, Switch] = False) -> None:
 
     import torch
 
-    from graftwork.adapters.adapter import library_versions
+    from graftwork.adapters.identity import library_versions
     from graftwork.backbones.checkpoints import EMBEDDED
     from graftwork.backbones.devices import best_device, best_dtype
     from graftwork.cli.table import print_pairs

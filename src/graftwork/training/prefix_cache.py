@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import library_versions
+from graftwork.adapters.identity import library_versions
 from graftwork.backbones import Backbone
 from graftwork.backbones.fingerprint import cache_folder
 from graftwork.encoding import ChoiceEncoder, Encoder, ImageEncoder, Row, Rows

@@ -1,0 +1,93 @@
+"""What is kept with an adapter's tensors to know it by: its backbone, its task, and the libraries that made it."""
+
+import platform
+from functools import cache
+from importlib.metadata import version
+
+from pydantic import BaseModel, ConfigDict
+
+from graftwork.backbones import Backbone
+from graftwork.errors import AdapterError
+
+
+class BackboneIdentity(BaseModel):
+    """Which backbone an adapter was made for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> "BackboneIdentity":
+        return cls(
+            name=backbone.name,
+            model_type=backbone.config.model_type,
+            hidden_size=backbone.hidden_size,
+            num_layers=backbone.sites.num_layers,
+            fingerprint=backbone.fingerprint,
+        )
+
+    def check(self, backbone: Backbone, *, allow_mismatch: bool = False) -> None:
+        """Refuse another backbone.
+
+        Raises:
+            AdapterError: the fingerprints differ and it was not allowed; or the shapes differ, which nothing can allow.
+        """
+        given = BackboneIdentity.of(backbone)
+        if given.fingerprint == self.fingerprint:
+            return
+        differing = [
+            f"{name} {getattr(given, name)!r} instead of {getattr(self, name)!r}"
+            for name in ("model_type", "hidden_size", "num_layers")
+            if getattr(given, name) != getattr(self, name)
+        ]
+        if allow_mismatch and not differing:
+            return
+        what = ", ".join(differing) or "the same shape but other weights or settings"
+        raise AdapterError(
+            f"the adapter was made for backbone {self.name!r} ({self.fingerprint[:12]}), not for "
+            f"{given.name!r} ({given.fingerprint[:12]}): {what}",
+            expected=f"backbone {self.name!r} as it was",
+            change="--backbone" if differing else "--backbone, or --allow-backbone-mismatch to run it all the same",
+        )
+
+
+class TaskIdentity(BaseModel):
+    """What an adapter must know of its task to be used: its labels and how its inputs are read.
+
+    Attributes:
+        name: the task's.
+        kind: the task's; None in adapters saved before it was kept here, whose head tells it.
+        pairs: whether it is over pairs of texts.
+        labels: the classes or tags in the order of their ids; of a multiple choice, the choices' names.
+        max_length: tokens a text (or pair, or source with its separator) is cut to.
+        max_target_length: tokens a target, or a choice judged by its likelihood, is cut to.
+        separator: what stands between source and target in a causal model.
+        max_new_tokens: tokens that are generated at most; None: as many as a target may have.
+        num_beams: of the beam search that generates; 1 takes the likeliest token each time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: str | None = None
+    pairs: bool = False
+    labels: tuple[str, ...] | None = None
+    max_length: int = 128
+    max_target_length: int = 128
+    separator: str = "\n"
+    max_new_tokens: int | None = None
+    num_beams: int = 1
+
+
+def library_versions() -> dict[str, str]:
+    """The versions that an adapter's numbers were made with."""
+    names = ("graftwork", "torch", "transformers", "safetensors")
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+_version = cache(version)  # it reads a file
