@@ -25,7 +25,7 @@ SETTINGS = {"prompt-tuning": {"num_virtual_tokens": 20}}
 
 RAISED = {
     **dict.fromkeys(("pfeiffer", "adapterdrop", "parallel", "adamix", "prefix-tuning"), "1e-3"),
-    **dict.fromkeys(("top-layers", "random-subset", "discriminative", "ulmfit"), "1e-3"),
+    **dict.fromkeys(("top-layers", "discriminative", "ulmfit"), "1e-3"),
     **{"p-tuning": "3e-3", "p-tuning-v2": "3e-2", "prompt-tuning": "3e-1"},
 }
 """Methods whose papers' rates are for longer runs, and a higher one, with which they have a row besides."""

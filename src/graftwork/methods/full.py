@@ -22,6 +22,7 @@ from torch import Tensor
 
 from graftwork.backbones import Site, Sites
 from graftwork.errors import MethodError
+from graftwork.methods.bitfit import BitFit
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, zeros
 from graftwork.ops import Dense, Op
@@ -47,7 +48,6 @@ class FullFineTuning(Method):
 
     name: ClassVar[str] = "full-fine-tuning"
     paper: ClassVar[str] = "Devlin et al. 2019, arXiv:1810.04805"
-    learning_rate: ClassVar[float] = 5e-5
     frozen_backbone: ClassVar[bool] = False
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Dense,)
 
@@ -64,6 +64,11 @@ class FullFineTuning(Method):
         return self
 
     @property
+    def learning_rate(self) -> float:
+        """A random subset is a control for BitFit, and is trained as BitFit is."""
+        return 5e-5 if self.random_subset is None else BitFit.learning_rate
+
+    @property
     def head_learning_rate(self) -> float:
         """As in the papers, the one rate of all."""
         return 0.0
@@ -71,7 +76,7 @@ class FullFineTuning(Method):
     @property
     def num_train_epochs(self) -> int:
         """Of gradual unfreezing so many that 12 layers and the embeddings are all trained for three of them."""
-        return 15 if self.gradual_unfreezing else 3
+        return 15 if self.gradual_unfreezing else 3 if self.random_subset is None else super().num_train_epochs
 
     def sites(self, sites: Sites) -> list[Site]:
         """Where it acts; the heights are those among the layers that are there.
