@@ -197,21 +197,25 @@ def test_the_network_of_a_prefix_is_pefts(kind):
         task_type=TASKS[kind], num_virtual_tokens=L, prefix_projection=True, encoder_hidden_size=8
     )
     method = PrefixTuning(num_virtual_tokens=L, encoder_hidden_size=8)
-    backbone, _, theirs, _ = make_pair(kind, method, config)
+    backbone, adapter, theirs, batch = make_pair(kind, method, config)
     encoder = theirs.prompt_encoder["default"]
-    network = encoder.state_dict()
-    tensors = {
-        "attention.kv.embedding": network["embedding.weight"],
-        "attention.kv.inner": network["transform.0.weight"],
-        "attention.kv.inner_bias": network["transform.0.bias"],
+    network = dict(encoder.named_parameters())
+    parts = {
+        "attention.kv.embedding": (network["embedding.weight"], lambda t: t),
+        "attention.kv.inner": (network["transform.0.weight"], lambda t: t),
+        "attention.kv.inner_bias": (network["transform.0.bias"], lambda t: t),
     }
     sites = method.sites(backbone.sites)
     for i, site in enumerate(sites):
-        tensors[f"{site.name}.outer"] = network["transform.2.weight"].chunk(LAYERS)[i]
-        tensors[f"{site.name}.outer_bias"] = network["transform.2.bias"].chunk(LAYERS)[i]
+        for ours, name in (("outer", "weight"), ("outer_bias", "bias")):
+            parts[f"{site.name}.{ours}"] = network[f"transform.2.{name}"], lambda t, i=i: t.chunk(LAYERS)[i]
+    tensors = {name: part(parameter.detach()) for name, (parameter, part) in parts.items()}
     made = method.prepare(tensors, sites, training=False)
     with torch.no_grad():
         rows = encoder(torch.arange(L)).view(L, 2 * LAYERS, 4, 8).permute(1, 2, 0, 3)
     for i, site in enumerate(sites):
         torch.testing.assert_close(made[f"{site.name}.keys"], rows[2 * i], rtol=0, atol=1e-6)
         torch.testing.assert_close(made[f"{site.name}.values"], rows[2 * i + 1], rtol=0, atol=1e-6)
+    undo_positions(kind, theirs.get_base_model())
+    check_same(kind, backbone, adapter, theirs, batch, parts)
+    check_gradients(kind, backbone, adapter, theirs, batch, parts)

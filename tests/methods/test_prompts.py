@@ -211,17 +211,16 @@ def test_from_vocabulary():
     assert set(rows_of(many, table)) == words
 
 
-@pytest.mark.parametrize("kind", ["bart", "mbart", "pegasus", "gpt2", "t5"])
 @pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("kind", ["bart", "mbart", "pegasus"])
 def test_words_are_what_enters_the_first_stack(kind, scaled):
-    """Where a backbone scales its embeddings, too: one word before a text is that text's first one."""
-    options = {"scale_embedding": scaled} if kind in ("bart", "mbart", "pegasus") else {}
-    backbone = make_backbone(kind, **options)
+    """Where a backbone scales its embeddings, too, by √d."""
+    backbone = make_backbone(kind, scale_embedding=scaled)
     method = PromptTuning(num_virtual_tokens=3)
     name = method.sites(backbone.sites)[0].name
     prompt = make_adapter(backbone, method, pooling="mean").tensors[f"{name}.prompt"]
     table = backbone.model.get_input_embeddings().weight
-    factor = WIDTH**0.5 if scaled and options else 1.0
+    factor = WIDTH**0.5 if scaled else 1.0
     for vector in prompt:
         assert torch.isclose(table * factor, vector, atol=1e-6).all(dim=1).any()
 

@@ -110,6 +110,24 @@ def test_mam_is_a_prefix_and_a_parallel_bottleneck_at_once():
         torch.testing.assert_close(found[i + 1], x, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
+def test_mams_members_act_at_different_places(kind):
+    """So that either order of the two is the same."""
+    backbone = make_backbone(kind, dtype=torch.float64)
+    batch = inputs_for(backbone.model, 7, 4)
+    pooling = "mean" if backbone.is_encoder_decoder else backbone.pooling
+    mam = make_method("mam")
+    one = make_adapter(backbone, mam, trained=True, pooling=pooling)
+    other = replace(one, method=Union(methods=mam.methods[::-1]))
+    logits = []
+    for adapter in (one, other):
+        model = AdaptedModel(backbone, {"a": adapter})
+        with torch.no_grad():
+            logits.append(model(**batch).logits)
+        model.detach()
+    assert torch.equal(*logits)
+
+
 def test_two_members_of_one_name():
     union = Union(methods=[LoRA(rank=2, targets="query"), LoRA(rank=3, targets="query,ffn.up")])
     backbone = make_backbone("bert", dtype=torch.float64)

@@ -111,7 +111,7 @@ class Adapter:
 
         Raises:
             AdapterError: its method's settings do not say how many layers are left out; or it acts in fewer than that.
-            MethodError: it would act nowhere.
+            MethodError: it would act nowhere in one of the stacks.
         """
         skipped = getattr(self.method, "skip_layers", None)
         if skipped is None:
