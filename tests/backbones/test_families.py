@@ -33,7 +33,8 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTraine
 from graftwork.backbones import Backbone, Site, SiteKind, Sites
 from graftwork.backbones.families import FAMILIES, TABLES, disprove, family_of
 from graftwork.errors import BackboneError, SiteError
-from graftwork.ops import Graft, KeyValue, Op
+from graftwork.grafting import Graft
+from graftwork.ops import KeyValue, Op
 
 EXACT = {"rtol": 0, "atol": 1e-11}
 """Float64 through two layers with values of order ten: rounding stays below 1e-13; a wrong term is of order 0.1."""

@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
-from graftwork.backbones import Backbone, Site, Sites
-from graftwork.errors import AdapterError
-from graftwork.heads import Head
-from graftwork.methods import Method
+from graftwork.backbones import Backbone, Pooling, Site, Sites
+from graftwork.errors import AdapterError, nearest
+from graftwork.heads import Head, head_for
+from graftwork.methods import Method, as_method
 from graftwork.methods.parameters import Group, Parameter, initialise
-from graftwork.ops.graft import Ops
+from graftwork.ops.op import Ops
 
 DESCRIPTIONS = {
     "classification": ("texts", None),
@@ -25,6 +25,9 @@ DESCRIPTIONS = {
     "image-classification": ("images", None),
 }
 """Kind of task -> what it takes, and what it says; None: one of its labels."""
+
+NAMED = ("classification", "token-classification", "image-classification")
+"""Kinds of task whose answers are labels, each with a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,55 @@ class Adapter:
             fixed=tuple(n for _, parameters in declared for n, p in parameters.items() if not p.trained),
             seed=seed,
         )
+
+    @classmethod
+    def new(
+        cls,
+        backbone: Backbone,
+        method: Method | str,
+        *,
+        kind: str = "classification",
+        labels: Sequence[str] | None = None,
+        pairs: bool = False,
+        name: str = "task",
+        pooling: Pooling | Literal["auto"] = "auto",
+        max_length: int = 128,
+        seed: int = 0,
+    ) -> "Adapter":
+        """A new adapter for a training loop of one's own, with the head that its kind of task needs.
+
+        `AdaptedModel.add(name, adapter, trainable=True)` makes its parameters those of the model, and
+        `AdaptedModel.adapter(name)` gives it back as it is then.
+
+        Args:
+            method: a method, or its name.
+            kind: of the task: classification, regression, token-classification, multiple-choice, generation or
+                image-classification.
+            labels: the classes or tags, in the order of their ids; of a multiple choice, what the choices are called.
+            pairs: whether inputs are pairs of texts.
+            name: of the task.
+            pooling: how the head's input is made; `auto` is the backbone's own way.
+            max_length: tokens a text or pair is cut to.
+            seed: of what is random in its parameters.
+
+        Raises:
+            AdapterError: an unknown kind; or labels are missing, or given for a kind that has none.
+            SiteError, BackboneError: the method or head asks for what the backbone does not have.
+            MethodError: the method is unknown, or asks for what the task does not have.
+        """
+        if kind not in DESCRIPTIONS:
+            raise AdapterError(f"unknown kind {kind!r}", expected=nearest(kind, DESCRIPTIONS), change="kind")
+        if kind in NAMED and len(labels or ()) < 2:
+            raise AdapterError(f"an adapter for {kind} needs labels", expected="two or more", change="labels")
+        if labels is not None and kind in ("regression", "generation"):
+            raise AdapterError(f"an adapter for {kind} has no labels", expected="none", change="labels")
+        method = as_method(method)
+        pooled = backbone.pooling if pooling == "auto" else pooling
+        head = head_for(kind, backbone, num_labels=len(labels or ()), pooling=pooled, **method.head_fields)
+        task = TaskIdentity(
+            name=name, kind=kind, pairs=pairs, labels=None if labels is None else tuple(labels), max_length=max_length
+        )
+        return cls.create(backbone, method, head, task, seed=seed)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Adapter":

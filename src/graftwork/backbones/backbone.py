@@ -1,7 +1,10 @@
 """A backbone: a pretrained Hugging Face model, frozen, with its tokenizer, its sites and its fingerprint."""
 
+import gc
 import inspect
+from threading import Lock
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -90,6 +93,8 @@ class Backbone:
         self.pooling: Pooling = pooling or self._default_pooling()
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
+        self._taking = Lock()
+        self._taker: ReferenceType[object] | None = None
 
     @classmethod
     def load(
@@ -179,6 +184,68 @@ class Backbone:
         if getattr(model, "pooler", None) is not None:
             pooling = None
         return cls(model, name=name, pooling=pooling)
+
+    def take(self, model: object) -> None:
+        """Reserve the backbone for a model that puts something on it, or that runs it. A model that holds it already
+        keeps it; one that nobody holds any more has let go of it.
+
+        Raises:
+            BackboneError: another model has it.
+        """
+        with self._taking:
+            holder = self._holder()
+            if holder is not None and holder is not model:
+                # A model may be held by nothing but itself.
+                del holder
+                gc.collect()
+                holder = self._holder()
+            if holder is not None and holder is not model:
+                raise BackboneError(
+                    f"backbone {self.name!r} is in use by another AdaptedModel",
+                    expected="one AdaptedModel on a backbone at a time",
+                    change="call detach() on the other one, or load the backbone again",
+                )
+            self._taker = ref(model)
+
+    def release(self, model: object) -> None:
+        """Let another model take the backbone. Does nothing when this one does not have it."""
+        with self._taking:
+            if self._holder() is model:
+                self._taker = None
+
+    def require_taken(self, model: object) -> None:
+        """Refuse a model that does not have the backbone any more.
+
+        Raises:
+            BackboneError: it does not.
+        """
+        if self._holder() is not model:
+            raise BackboneError(
+                f"the model has let go of backbone {self.name!r}",
+                expected="a model before detach(), or one to which an adapter is added again",
+            )
+
+    def _holder(self) -> object | None:
+        return None if self._taker is None else self._taker()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it but who has it.
+
+        Raises:
+            BackboneError: an adapter is merged into its weights, which are not the backbone's then.
+        """
+        held = {id(p) for p in self.model.parameters()}
+        if any(id(p) not in held for module in self.modules.values() for p in module.parameters(recurse=False)):
+            raise BackboneError(
+                f"an adapter is merged into the weights of backbone {self.name!r}, which cannot be copied now",
+                expected="unmerge() first, or a copy of the AdaptedModel",
+            )
+        return {name: value for name, value in vars(self).items() if name not in ("_taking", "_taker", "family")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.family = family_of(self.model)
+        self._taking, self._taker = Lock(), None
 
     @property
     def config(self) -> PretrainedConfig:

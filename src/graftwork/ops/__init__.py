@@ -4,11 +4,10 @@ from graftwork.ops.bias import Bias
 from graftwork.ops.bottleneck import Bottleneck
 from graftwork.ops.dense import Dense
 from graftwork.ops.gated import Gated
-from graftwork.ops.graft import Graft
 from graftwork.ops.keyvalue import KeyValue
 from graftwork.ops.lowrank import LowRank
 from graftwork.ops.norm import Norm
-from graftwork.ops.op import Forward, Op
+from graftwork.ops.op import Forward, Op, Ops, Place
 from graftwork.ops.prompt import Prompt, PromptedEncoder
 from graftwork.ops.remember import Remember
 from graftwork.ops.routing import Route
@@ -20,11 +19,12 @@ __all__ = [
     "Dense",
     "Forward",
     "Gated",
-    "Graft",
     "KeyValue",
     "LowRank",
     "Norm",
     "Op",
+    "Ops",
+    "Place",
     "Prompt",
     "PromptedEncoder",
     "Remember",

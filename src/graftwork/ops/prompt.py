@@ -67,7 +67,7 @@ class Prompt(Op):
                 kwargs["token_type_ids"] = seats.longer(kwargs["token_type_ids"], 0)
             embeddings = kwargs.pop("inputs_embeds", None)
             if embeddings is None:
-                embeddings = embedded(place.inner, given)
+                embeddings = embedded(place.module, given)
             vectors = self.vectors.to(embeddings)
             vectors = vectors if lengths is None else routing.each(vectors, len(given))
             output = forward(inputs_embeds=seats.joined(vectors.expand(len(given), -1, -1), embeddings), **kwargs)
@@ -206,12 +206,12 @@ def _taken(rows: Tensor, index: Int[Tensor, "B n"]) -> Tensor:
 
 def _is_causal(place: Place) -> bool:
     """Whether a token sees those before it only."""
-    return any(getattr(module, "is_causal", False) for module in place.inner.modules())
+    return any(getattr(module, "is_causal", False) for module in place.module.modules())
 
 
 def _padding_position(place: Place) -> int | None:
     """The position of padding in a stack that counts positions from the next one on, as RoBERTa's does."""
-    table = getattr(getattr(place.inner, "embeddings", None), "position_embeddings", None)
+    table = getattr(getattr(place.module, "embeddings", None), "position_embeddings", None)
     return getattr(table, "padding_idx", None)
 
 
@@ -221,7 +221,7 @@ def _without(output: Any, seats: Seats, place: Place) -> Any:
     if output.get("hidden_states") is not None:
         output.hidden_states = tuple(seats.without(states) for states in output.hidden_states)
     if output.get("pooler_output") is not None:
-        output.pooler_output = _pooled(place.inner, output.last_hidden_state)
+        output.pooler_output = _pooled(place.module, output.last_hidden_state)
     return output
 
 

@@ -71,6 +71,15 @@ def evaluate(
     return {name: scores[name] for name in task.metrics}
 
 
+def _task_of_identity(adapter: Adapter, data: str, columns: Mapping[str, Any]) -> Task:
+    """The task of an adapter that was trained in a loop of somebody's own, on data in a table."""
+    usual = {"image": "image"} if adapter.kind == "image-classification" else {"text": "text"}
+    if adapter.task.pairs:
+        usual["text_pair"] = "text_pair"
+    fields = {"name": adapter.task.name, "kind": adapter.kind, "labels": adapter.task.labels, "data": data}
+    return Task.parse({**fields, **usual, **columns}, origin="the adapter's task")
+
+
 def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, Any] | None = None) -> Task:
     """The task that an adapter was tuned on, with the adapter's labels, and with other data when they are given.
 
@@ -79,7 +88,13 @@ def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, 
         RecipeError: other columns without other data.
     """
     if not adapter.recipe:
-        raise DataError("the adapter does not say on which data it was tuned", expected="an adapter made by tune")
+        if data is None:
+            raise DataError(
+                "the adapter does not say on which data it was tuned",
+                expected="an adapter made by tune, or data to score it on",
+                change="--data",
+            )
+        return _task_of_identity(adapter, data, columns or {})
     task = Task.parse(adapter.recipe["task"], origin="the adapter's recipe").override(labels=adapter.task.labels)
     if data is None and columns:
         raise RecipeError(f"columns are given ({', '.join(columns)}) without data", change="--data")

@@ -18,10 +18,10 @@ from typing import Any
 from rich.progress import Progress
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.draws import Draws
 from graftwork.adapters.folder import refuse_existing
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
+from graftwork.bank.draws import Draws
 from graftwork.errors import GraftworkError, OutputError, RecipeError, StudyError
 from graftwork.model import AdaptedModel
 from graftwork.tasks import TaskData, load
@@ -174,7 +174,7 @@ class _Member:
         except BaseException:
             output.clear()
             raise
-        model.residents[name].draws = self.draws
+        model.in_training(name).draws = self.draws
 
     def next_step(self, answer: Any) -> Step | None:
         """What it is to be trained on next; None when it has ended, well or not.

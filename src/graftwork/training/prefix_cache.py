@@ -211,8 +211,7 @@ class KeptEncoder(Encoder):
 
 def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: int) -> tuple[Tensor, Tensor]:
     """What is kept of texts, out of its file, which is made where it is not there."""
-    with model.resting():
-        first = _keep(model, name, start, [texts[0]])
+    first = _keep(model, name, start, [texts[0]])
     bounds, width = texts.bounds(by_token=start.by_token), first.shape[-1]
     size = size_of(bounds, width, first.dtype)
     if size > limit:
@@ -231,8 +230,7 @@ def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: i
     if found is None:
         places = [range(i, min(i + BATCH, len(texts))) for i in range(0, len(texts), BATCH)]
         pieces = (_keep(model, name, start, [texts[place] for place in batch]) for batch in places)
-        with model.resting():
-            files.write(key, bounds, width, first.dtype, pieces)
+        files.write(key, bounds, width, first.dtype, pieces)
         found = files.read(key)
         assert found is not None
     return found

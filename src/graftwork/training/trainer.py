@@ -134,7 +134,7 @@ class AdapterTrainer(Trainer):
 
     def declared(self) -> list[tuple[Tensor, Parameter]]:
         """What is trained, each tensor with its declaration."""
-        resident = self.adapted.residents[self.adapter_name]
+        resident = self.adapted.in_training(self.adapter_name)
         declared = declare(self.adapted.backbone, resident.adapter.method, resident.adapter.head)
         tensors = resident.tensors()
         return [(tensors[name], parameter) for name, parameter in declared.items() if parameter.trained]
@@ -191,7 +191,7 @@ class AdapterTrainer(Trainer):
         self._assign(str(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"))
 
     def _assign(self, checkpoint: str) -> None:
-        self.adapted.residents[self.adapter_name].assign(load_file(Path(checkpoint) / TENSORS))
+        self.adapted.in_training(self.adapter_name).assign(load_file(Path(checkpoint) / TENSORS))
 
 
 class Thawing(TrainerCallback):

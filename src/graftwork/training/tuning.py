@@ -284,7 +284,7 @@ def _trainer(
     judge: Judge,
     strand: Strand | None,
 ) -> AdapterTrainer:
-    task, encoder = data.task, model.encoder(name)
+    task, encoder = data.task, model.inference(name).encoder(name)
     arguments = settings.arguments(
         working,
         metric=task.main_metric,
