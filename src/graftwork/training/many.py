@@ -25,12 +25,14 @@ from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import GraftworkError, OutputError, RecipeError, StudyError
 from graftwork.model import AdaptedModel
 from graftwork.tasks import TaskData, load
+from graftwork.training.baseline import Scores
+from graftwork.training.opening import announce, of_backbone
 from graftwork.training.progress import bars
 from graftwork.training.recipe import Recipe
 from graftwork.training.strand import Strand
 from graftwork.training.study import Study, plain
 from graftwork.training.together import Step, take
-from graftwork.training.tuning import Output, Run, adapted_for, differences, refuse_interrupted
+from graftwork.training.tuning import Output, Run, adapted_for, baseline_for, differences, of_run, refuse_interrupted
 
 OF_THE_BACKBONE = ("backbone_dropout", "gradient_checkpointing")
 """Training settings that all rows of a pass have in common."""
@@ -107,21 +109,19 @@ def tune_study(
     _refuse_caches(recipes)
     _refuse_compiling(recipes)
     found = dict(_finished(outputs, recipes)) if resume else {}
+    for name in found:
+        logger.info("adapter %r is finished already, and is not trained again", name)
     model = adapted_for(backbone, next(iter(recipes.values())).train)
     members: list[_Member] = []
-    loaded: dict[str, TaskData] = {}
     failures: dict[str, Exception] = {}
     try:
+        with quiet_transformers():
+            planned = _planned({n: r for n, r in recipes.items() if n not in found}, backbone, progress)
         with bars(shown=progress) as shown, quiet_transformers():
-            for name, recipe in recipes.items():
-                if name in found:
-                    logger.info("adapter %r is finished already, and is not trained again", name)
-                    continue
+            for name, (data, known) in planned.items():
                 with _named(name):
-                    task = recipe.find_task()
-                    key = task.model_dump_json()
-                    data = loaded[key] = loaded.get(key) or load(task)
-                    members.append(_Member(model, name, recipe, data, outputs[name], resume=resume, shown=shown))
+                    recipe, place = recipes[name], outputs[name]
+                    members.append(_Member(model, name, recipe, data, place, known, resume=resume, shown=shown))
             for member in _train(model, members):
                 if member.failure is not None:
                     failures[member.name] = member.failure
@@ -142,6 +142,31 @@ def tune_study(
     return finished
 
 
+def _planned(recipes: Mapping[str, Recipe], backbone: Backbone, progress: bool) -> dict[str, tuple[TaskData, Scores]]:
+    """Each adapter's data and baseline, by its name; those of equal tasks are read and measured once.
+
+    Args:
+        progress: whether to say what is tuned.
+    """
+    loaded: dict[str, TaskData] = {}
+    measured: dict[tuple[str, str, int | None], Scores] = {}
+    if progress and recipes:
+        announce(of_backbone(backbone))
+    planned = {}
+    for name, recipe in recipes.items():
+        with _named(name):
+            task = recipe.find_task()
+            key = task.model_dump_json()
+            data = loaded[key] = loaded.get(key) or load(task)
+            if progress:
+                announce(f"{name}: {of_run(recipe, data, backbone)}")
+            same = (key, recipe.train.baseline, recipe.train.max_length)
+            if same not in measured:
+                measured[same] = baseline_for(recipe, data, backbone)
+            planned[name] = data, measured[same]
+    return planned
+
+
 class _Member:
     """One of the runs.
 
@@ -157,6 +182,7 @@ class _Member:
         recipe: Recipe,
         data: TaskData,
         output: Output,
+        baseline: Scores,
         *,
         resume: bool,
         shown: Progress,
@@ -169,7 +195,15 @@ class _Member:
         try:
             with self.draws.own():
                 self.run = Run(
-                    model, name, recipe, data, output.working, resume=resume, shown=shown, strand=self.strand
+                    model,
+                    name,
+                    recipe,
+                    data,
+                    output.working,
+                    baseline,
+                    resume=resume,
+                    shown=shown,
+                    strand=self.strand,
                 )
         except BaseException:
             output.clear()

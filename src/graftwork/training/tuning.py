@@ -31,8 +31,10 @@ from graftwork.errors import OutputError, RecipeError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
+from graftwork.training.baseline import Scores, baseline, below
 from graftwork.training.compiling import compiled
 from graftwork.training.examples import examples, labels_of, lengths_of
+from graftwork.training.opening import announce, joined, of_backbone, of_pooling, of_task
 from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
 from graftwork.training.recipe import Recipe
@@ -73,7 +75,7 @@ def tune(
         pooling: how the head's input is made: `auto`, `pooler`, `first`, `last` or `mean`.
         resume: go on with a run to the same output that was killed.
         overwrite: replace an output that exists, and discard what a killed run left.
-        progress: show a progress bar.
+        progress: say on standard error what is tuned, and show a progress bar.
         training: fields of `TrainingSettings`: seed, learning_rate, num_train_epochs, …
 
     Returns:
@@ -164,8 +166,11 @@ def _run(
     recipe = recipe.resolved(backbone, task, method)
     model = adapted_for(backbone, recipe.train)
     try:
+        if progress:
+            announce(joined(of_backbone(backbone), of_run(recipe, data, backbone)))
+        known = baseline_for(recipe, data, backbone)
         with bars(shown=progress) as shown:
-            run = Run(model, task.name, recipe, data, working, resume=resume, shown=shown)
+            run = Run(model, task.name, recipe, data, working, known, resume=resume, shown=shown)
             with quiet_transformers():
                 run.train()
         return run.finish()
@@ -181,6 +186,22 @@ def adapted_for(backbone: Backbone, settings: TrainingSettings) -> AdaptedModel:
     return model
 
 
+def of_run(recipe: Recipe, data: TaskData, backbone: Backbone) -> str:
+    """What a resolved recipe tunes, as a part of the line that a run begins with."""
+    method = recipe.find_method()
+    pooling = of_pooling(recipe.head(data.task, method, backbone).pooled_by, recipe.pooling_source)
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    rows = {split: len(own) for split, own in splits.items() if own is not None}
+    return joined(f"method {method.name}", pooling, of_task(data.task, rows))
+
+
+def baseline_for(recipe: Recipe, data: TaskData, backbone: Backbone) -> Scores:
+    """The baseline's scores, unless a resolved recipe turns it off. No adapter may act on the backbone."""
+    if recipe.train.baseline == "off":
+        return {}
+    return baseline(backbone, data, _identity(data.task, recipe.train))
+
+
 class Run:
     """The tuning of one adapter on a model: made ready here, then trained, then finished.
 
@@ -190,6 +211,7 @@ class Run:
         recipe: resolved.
         data: the task's.
         working: the folder in which the run works.
+        baseline: what the adapter is compared with; empty for nothing.
         resume: go on from the last checkpoint there.
         shown: where its progress is shown.
         strand: what it runs in, where it is one of several.
@@ -205,12 +227,14 @@ class Run:
         recipe: Recipe,
         data: TaskData,
         working: Path,
+        baseline: Scores,
         *,
         resume: bool,
         shown: Progress,
         strand: Strand | None = None,
     ) -> None:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
+        self.baseline = baseline
         method, settings = recipe.find_method(), recipe.train
         head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, settings)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
@@ -244,7 +268,11 @@ class Run:
         metrics = {"validation": self.judge()}
         if self.data.test is not None:
             metrics["test"] = _judge(model, self.name, self.data.task, self.data.test, settings)()
-        adapter = replace(finished, metrics=metrics, recipe=self.recipe.model_dump(mode="json"))
+        recipe = self.recipe.model_dump(mode="json")
+        adapter = replace(finished, metrics=metrics, baseline=self.baseline, recipe=recipe)
+        worse = below(self.data.task, metrics, self.baseline)
+        if worse:
+            logger.warning("%s: %s", self.name, worse)
         history = self.trainer.state.log_history
         return adapter, json_lines(repeatable(row for row in history if "step" in row))
 
