@@ -56,8 +56,9 @@ def report(records: list[Record]) -> str:
     table = markdown(["method", *(f"{task} ({TASKS[task].metric})" for task in tasks)], lines)
     return f"""# Learning rates
 
-MiniLM, pooled by the mean, seed 0; {STEPS} steps of {BATCH} texts of at most {LENGTH} tokens; scores on 800 test rows (fewer
-where a task has few), at most 2,000 rows to train on. All else is the method's default; a head's rate is at least 3e-3.
+MiniLM, pooled by the mean, seed 0; {STEPS} steps of {BATCH} texts of at most {LENGTH} tokens; scores on 800 test rows
+(fewer where a task has few), at most 2,000 rows to train on. All else is the method's default; a head's rate is at
+least 3e-3. The first rate of a method is what graftwork had before.
 Precision is what `auto` gives on a processor with AMX, bfloat16. Made by `python -m studies.rates`.
 
 {table}

@@ -70,11 +70,11 @@ def evaluate(
     backbone = backbone or Backbone.load(adapter.backbone.name)
     model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
     try:
+        model.add(adapter.task.name, adapter)
         if progress:
             pooling = adapter.pooling and f"pooling {adapter.pooling}"
             parts = (f"method {adapter.method.name}", pooling, of_task(task, {which: len(rows)}))
             announce(joined(of_backbone(backbone), *parts))
-        model.add(adapter.task.name, adapter)
         scores = Judge(model, adapter.task.name, task, rows, batch_size=batch_size, **options)()
     finally:
         model.detach()

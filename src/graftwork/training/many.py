@@ -32,7 +32,7 @@ from graftwork.training.recipe import Recipe
 from graftwork.training.strand import Strand
 from graftwork.training.study import Study, plain
 from graftwork.training.together import Step, take
-from graftwork.training.tuning import Output, Run, adapted_for, baseline_for, differences, of_run, refuse_interrupted
+from graftwork.training.tuning import Output, Run, adapted_for, differences, refuse_interrupted
 
 OF_THE_BACKBONE = ("backbone_dropout", "gradient_checkpointing")
 """Training settings that all rows of a pass have in common."""
@@ -109,19 +109,24 @@ def tune_study(
     _refuse_caches(recipes)
     _refuse_compiling(recipes)
     found = dict(_finished(outputs, recipes)) if resume else {}
-    for name in found:
-        logger.info("adapter %r is finished already, and is not trained again", name)
     model = adapted_for(backbone, next(iter(recipes.values())).train)
     members: list[_Member] = []
+    loaded: dict[str, TaskData] = {}
     failures: dict[str, Exception] = {}
     try:
-        with quiet_transformers():
-            planned = _planned({n: r for n, r in recipes.items() if n not in found}, backbone, progress)
         with bars(shown=progress) as shown, quiet_transformers():
-            for name, (data, known) in planned.items():
+            for name, recipe in recipes.items():
+                if name in found:
+                    logger.info("adapter %r is finished already, and is not trained again", name)
+                    continue
                 with _named(name):
-                    recipe, place = recipes[name], outputs[name]
-                    members.append(_Member(model, name, recipe, data, place, known, resume=resume, shown=shown))
+                    task = recipe.find_task()
+                    key = task.model_dump_json()
+                    data = loaded[key] = loaded.get(key) or load(task)
+                    members.append(_Member(model, name, recipe, data, outputs[name], resume=resume, shown=shown))
+            if progress and members:
+                announce(of_backbone(backbone), *(f"{member.name}: {member.run.opening()}" for member in members))
+            _compare(members)
             for member in _train(model, members):
                 if member.failure is not None:
                     failures[member.name] = member.failure
@@ -142,29 +147,15 @@ def tune_study(
     return finished
 
 
-def _planned(recipes: Mapping[str, Recipe], backbone: Backbone, progress: bool) -> dict[str, tuple[TaskData, Scores]]:
-    """Each adapter's data and baseline, by its name; those of equal tasks are read and measured once.
-
-    Args:
-        progress: whether to say what is tuned.
-    """
-    loaded: dict[str, TaskData] = {}
-    measured: dict[tuple[str, str, int | None], Scores] = {}
-    if progress and recipes:
-        announce(of_backbone(backbone))
-    planned = {}
-    for name, recipe in recipes.items():
-        with _named(name):
-            task = recipe.find_task()
-            key = task.model_dump_json()
-            data = loaded[key] = loaded.get(key) or load(task)
-            if progress:
-                announce(f"{name}: {of_run(recipe, data, backbone)}")
-            same = (key, recipe.train.baseline, recipe.train.max_length)
-            if same not in measured:
-                measured[same] = baseline_for(recipe, data, backbone)
-            planned[name] = data, measured[same]
-    return planned
+def _compare(members: Iterable["_Member"]) -> None:
+    """Measure the baseline of each, once for those of equal tasks that are cut alike."""
+    measured: dict[tuple[Any, ...], Scores] = {}
+    for member in members:
+        recipe = member.run.recipe
+        same = (recipe.find_task().model_dump_json(), recipe.train.max_length, recipe.train.baseline)
+        if same not in measured:
+            measured[same] = member.run.measure_baseline()
+        member.run.baseline = measured[same]
 
 
 class _Member:
@@ -182,7 +173,6 @@ class _Member:
         recipe: Recipe,
         data: TaskData,
         output: Output,
-        baseline: Scores,
         *,
         resume: bool,
         shown: Progress,
@@ -195,15 +185,7 @@ class _Member:
         try:
             with self.draws.own():
                 self.run = Run(
-                    model,
-                    name,
-                    recipe,
-                    data,
-                    output.working,
-                    baseline,
-                    resume=resume,
-                    shown=shown,
-                    strand=self.strand,
+                    model, name, recipe, data, output.working, resume=resume, shown=shown, strand=self.strand
                 )
         except BaseException:
             output.clear()

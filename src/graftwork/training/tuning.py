@@ -166,11 +166,11 @@ def _run(
     recipe = recipe.resolved(backbone, task, method)
     model = adapted_for(backbone, recipe.train)
     try:
-        if progress:
-            announce(joined(of_backbone(backbone), of_run(recipe, data, backbone)))
-        known = baseline_for(recipe, data, backbone)
         with bars(shown=progress) as shown:
-            run = Run(model, task.name, recipe, data, working, known, resume=resume, shown=shown)
+            run = Run(model, task.name, recipe, data, working, resume=resume, shown=shown)
+            if progress:
+                announce(joined(of_backbone(backbone), run.opening()))
+            run.baseline = run.measure_baseline()
             with quiet_transformers():
                 run.train()
         return run.finish()
@@ -186,22 +186,6 @@ def adapted_for(backbone: Backbone, settings: TrainingSettings) -> AdaptedModel:
     return model
 
 
-def of_run(recipe: Recipe, data: TaskData, backbone: Backbone) -> str:
-    """What a resolved recipe tunes, as a part of the line that a run begins with."""
-    method = recipe.find_method()
-    pooling = of_pooling(recipe.head(data.task, method, backbone).pooled_by, recipe.pooling_source)
-    splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    rows = {split: len(own) for split, own in splits.items() if own is not None}
-    return joined(f"method {method.name}", pooling, of_task(data.task, rows))
-
-
-def baseline_for(recipe: Recipe, data: TaskData, backbone: Backbone) -> Scores:
-    """The baseline's scores, unless a resolved recipe turns it off. No adapter may act on the backbone."""
-    if recipe.train.baseline == "off":
-        return {}
-    return baseline(backbone, data, _identity(data.task, recipe.train))
-
-
 class Run:
     """The tuning of one adapter on a model: made ready here, then trained, then finished.
 
@@ -211,10 +195,12 @@ class Run:
         recipe: resolved.
         data: the task's.
         working: the folder in which the run works.
-        baseline: what the adapter is compared with; empty for nothing.
         resume: go on from the last checkpoint there.
         shown: where its progress is shown.
         strand: what it runs in, where it is one of several.
+
+    Attributes:
+        baseline: what the adapter is compared with; empty for nothing.
 
     Raises:
         RecipeError: the run to resume was begun with another recipe.
@@ -227,14 +213,13 @@ class Run:
         recipe: Recipe,
         data: TaskData,
         working: Path,
-        baseline: Scores,
         *,
         resume: bool,
         shown: Progress,
         strand: Strand | None = None,
     ) -> None:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
-        self.baseline = baseline
+        self.baseline: Scores = {}
         method, settings = recipe.find_method(), recipe.train
         head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, settings)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
@@ -246,6 +231,21 @@ class Run:
         self.trainer = _trainer(model, name, data, settings, working, self.judge, strand)
         self.trainer.add_callback(ProgressBar(name, data.task.main_metric, shown))
         _tell_of_late_thawing(self.trainer, settings)
+
+    def opening(self) -> str:
+        """What is tuned, on what and how, as a part of the line that a run begins with."""
+        data, head = self.data, self.model.residents.named(self.name).adapter.head
+        splits = {"train": data.train, "validation": data.validation, "test": data.test}
+        rows = {split: len(own) for split, own in splits.items() if own is not None}
+        pooling = of_pooling(head.pooled_by, self.recipe.pooling_source)
+        return joined(f"method {self.recipe.method['name']}", pooling, of_task(data.task, rows))
+
+    def measure_baseline(self) -> Scores:
+        """What the adapter is to be compared with, unless the recipe turns that off. Outside the model's own passes no
+        adapter acts on the backbone."""
+        if self.recipe.train.baseline == "off":
+            return {}
+        return baseline(self.model.backbone, self.data, _identity(self.data.task, self.recipe.train))
 
     def train(self) -> None:
         """From the start or the checkpoint to the end; the adapter is then the best one."""
