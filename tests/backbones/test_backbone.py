@@ -53,7 +53,7 @@ def test_loads_what_was_saved(folder):
     before = listing(folder)
     loaded = load(folder)
     assert bits(loaded.model) == bits(make_model("bert"))
-    assert (loaded.name, loaded.pooling, loaded.family.name) == (str(folder), "pooler", "bert-like")
+    assert (loaded.name, loaded.pooling, loaded.family.name) == (str(folder), "mean", "bert-like")
     assert loaded.require_tokenizer()("the good film")["input_ids"] == [2, 5, 17, 7, 3]
     assert not any(p.requires_grad for p in loaded.model.parameters())
     assert not any(module.training for module in loaded.model.modules())
@@ -97,7 +97,7 @@ def test_a_missing_pooler_is_dropped_the_same_way_twice(folder, cache):
         outputs = [loaded.model(**batch).last_hidden_state for loaded in (first, second, third)]
         expected = make_model("bert")(**batch).last_hidden_state
     for loaded, output in zip((first, second, third), outputs, strict=True):
-        assert loaded.pooling == "first"
+        assert loaded.pooling == "mean"
         assert "pooler" not in loaded.sites
         assert torch.equal(output, outputs[0])
         # another kernel may run in the reference model: two layers of float32 at width 32
@@ -167,23 +167,6 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         load("absent")
     assert "'no_such_package_at_all', which is not installed" in caught.value.problem
     assert caught.value.expected == 'pip install "graftwork[demo]"'
-
-
-@pytest.mark.parametrize(
-    ("declared", "pooling"),
-    [
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
-        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "first"),
-        ({"pooling_mode_max_tokens": True}, "first"),
-    ],
-)
-def test_a_sentence_transformers_folder_declares_the_pooling_where_there_is_no_pooler(tmp_path, declared, pooling):
-    for kind, expected in (("bert", "pooler"), ("distilbert", pooling)):
-        folder = save_model(tmp_path / kind, make_model(kind))
-        (folder / "1_Pooling").mkdir()
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps(declared), encoding="utf-8")
-        assert load(folder).pooling == expected
-        assert Backbone.outline(str(folder)).pooling == expected
 
 
 def test_outline_needs_only_the_configuration(folder):
@@ -350,7 +333,8 @@ def test_a_device_that_is_not_there(folder, device):
 def test_outline_sees_whether_the_weights_have_a_pooler(folder):
     edit_weights(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("pooler.")])
     outline, loaded = Backbone.outline(str(folder)), load(folder)
-    assert (outline.pooling, loaded.pooling) == ("first", "first")
+    assert (outline.pooling, loaded.pooling) == ("mean", "mean")
+    assert ("pooler" in outline.sites, "pooler" in loaded.sites) == (False, False)
     assert outline.num_parameters == loaded.num_parameters
 
 

@@ -51,7 +51,8 @@ def run(backbone, task):
     """Tune the upper layer, or as is asked for."""
 
     def run(method=UPPER, *, task=task, backbone=backbone, output=None, resume=False, prefix_cache="on", **changes):
-        settings = {**FAST, "prefix_cache": prefix_cache, **changes}
+        # The baseline has passes of its own.
+        settings = {**FAST, "prefix_cache": prefix_cache, "baseline": "off", **changes}
         return tune(backbone, task=task, method=method, output=output, resume=resume, **settings)
 
     return run

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
 from graftwork.backbones import Backbone, Pooling, Site, Sites
+from graftwork.backbones.pooling import describe_pooling
 from graftwork.errors import AdapterError, nearest
 from graftwork.heads import Head, head_for
 from graftwork.methods import Method, as_method
@@ -42,6 +43,7 @@ class Adapter:
         tensors: training parameters and the head's, float32 on the CPU, under canonical names.
         fixed: the names of those tensors that are kept but never trained.
         metrics: scores by split, then by metric.
+        baseline: the same of a linear model on the frozen backbone's states; empty where there is none.
         seed: of initialisation and training.
         recipe: everything that the run was started with, as resolved; empty for an adapter made by hand.
         versions: of the libraries that made it.
@@ -55,6 +57,7 @@ class Adapter:
     tensors: Mapping[str, Tensor]
     fixed: tuple[str, ...] = ()
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    baseline: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seed: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=library_versions)
@@ -183,6 +186,7 @@ class Adapter:
             tensors={name: tensor for name, tensor in self.tensors.items() if name in declared},
             fixed=tuple(name for name in self.fixed if name in declared),
             metrics={},
+            baseline={},
         )
 
     @property
@@ -194,6 +198,12 @@ class Adapter:
         """What it takes and what it says, in words."""
         taken, said = DESCRIPTIONS[self.kind]
         return "pairs of texts" if self.task.pairs else taken, said or ", ".join(self.task.labels or ("classes",))
+
+    @property
+    def pooling(self) -> str:
+        """How its head makes one vector of an input, and who chose it where that is known; empty where it does not."""
+        pooling = self.head.pooled_by
+        return "" if pooling is None else describe_pooling(pooling, self.recipe.get("pooling_source"))
 
     @property
     def num_parameters(self) -> int:

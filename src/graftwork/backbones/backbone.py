@@ -22,10 +22,8 @@ from graftwork.backbones.attention import ATTENTION
 from graftwork.backbones.checkpoints import (
     EMBEDDED,
     UNREADABLE,
-    Pooling,
     as_folder,
     auto_class,
-    declared_pooling,
     lacks_pooler,
     load_model,
     source_of,
@@ -33,6 +31,14 @@ from graftwork.backbones.checkpoints import (
 from graftwork.backbones.devices import DTYPES, best_dtype, device_of
 from graftwork.backbones.families import Family, base_path, family_of, hidden_size
 from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
+from graftwork.backbones.pooling import (
+    Declared,
+    Pooling,
+    PoolingSource,
+    declared_by_config,
+    declared_pooling,
+    warn_of_unknown,
+)
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.backbones.sites import Site, Sites
 from graftwork.errors import BackboneError, first_line
@@ -52,9 +58,9 @@ class Backbone:
             pads with the token that ends texts, else with the unknown one; padding is on the right.
         family, sites: its layout and the places where ops can act.
         modules: the very modules at the sites' paths, also while something else stands there.
-        pooling: how an input becomes one vector unless a head says otherwise: by the pooling layer where the checkpoint
-            has one, as the papers do; else as its makers declare; else by the last token where each sees only what
-            stands before it, and by the first elsewhere.
+        pooling: how an input becomes one vector unless a head says otherwise: as the checkpoint declares (see
+            `graftwork.backbones.pooling`); else as was measured to be best, see docs/defaults.md.
+        pooling_source: who chose that: `declared` by the checkpoint, `default`, or `given` to this constructor.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class Backbone:
         image_processor: BaseImageProcessor | None = None,
         name: str = "",
         pooling: Pooling | None = None,
+        declared: Declared | None = None,
         fingerprint: str | None = None,
     ) -> None:
         if model.base_model is not model and not generates(model):
@@ -90,7 +97,10 @@ class Backbone:
             if tokenizer.pad_token is None:
                 # Padding is masked and has no labels, so that any token will do.
                 tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        self.pooling: Pooling = pooling or self._default_pooling()
+        declared = declared or declared_by_config(model.config)
+        followed = None if declared is None else declared.pooling
+        self.pooling: Pooling = pooling or followed or self._default_pooling()
+        self.pooling_source: PoolingSource = "given" if pooling else "declared" if followed else "default"
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
         self._taking = Lock()
@@ -139,7 +149,7 @@ class Backbone:
                 images = model.main_input_name == "pixel_values"
                 tokenizer: Any = None if images else AutoTokenizer.from_pretrained(source, **options)
                 processor: Any = AutoImageProcessor.from_pretrained(source, **options) if images else None  # type: ignore[no-untyped-call]
-                pooling = declared_pooling(source, options)
+                declared = declared_pooling(source, options)
             except UNREADABLE as error:
                 raise BackboneError(
                     f"backbone {name!r} cannot be loaded: {first_line(error)}",
@@ -148,10 +158,12 @@ class Backbone:
                 ) from error
         if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
             tokenizer = None  # transformers makes one up, without words, where the files are missing
-        if getattr(model, "pooler", None) is not None:
-            pooling = None
         model.to(device=place)  # type: ignore[call-arg]
-        return cls(model, tokenizer, image_processor=processor, name=name, pooling=pooling, fingerprint=fingerprint)
+        loaded = cls(model, tokenizer, image_processor=processor, name=name, declared=declared, fingerprint=fingerprint)
+        declared = declared or declared_by_config(config)
+        if declared is not None and declared.pooling is None:
+            warn_of_unknown(declared, name, loaded.pooling)
+        return loaded
 
     @classmethod
     def outline(cls, name: str, *, trust_remote_code: bool = False) -> "Backbone":
@@ -166,12 +178,12 @@ class Backbone:
         source = source_of(name)
         with quiet_transformers():
             try:
-                options = {"trust_remote_code": trust_remote_code}
+                options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
                 source = as_folder(source)
                 config = AutoConfig.from_pretrained(source, **options)
                 with torch.device("meta"):
                     model = auto_class(config).from_config(config, **options)
-                pooling = declared_pooling(source, {})
+                declared = declared_pooling(source, options)
                 without_pooler = lacks_pooler(source)
             except UNREADABLE as error:
                 raise BackboneError(
@@ -181,9 +193,7 @@ class Backbone:
                 ) from error
         if without_pooler:
             model._modules["pooler"] = None
-        if getattr(model, "pooler", None) is not None:
-            pooling = None
-        return cls(model, name=name, pooling=pooling)
+        return cls(model, name=name, declared=declared)
 
     def take(self, model: object) -> None:
         """Reserve the backbone for a model that puts something on it, or that runs it. A model that holds it already
@@ -345,9 +355,11 @@ class Backbone:
         return self.tokenizer
 
     def _default_pooling(self) -> Pooling:
-        if "pooler" in self.sites:
-            return "pooler"
-        return "last" if self.family.causal else "first"
+        """Of texts, the mean, unless tokens see only what stands before them; of a decoder that is given one token,
+        that. A layer that pools images is part of how they are classified."""
+        if self.model.main_input_name == "pixel_values":
+            return "pooler" if "pooler" in self.sites else "first"
+        return "first" if self.is_encoder_decoder else "last" if self.family.causal else "mean"
 
     def __repr__(self) -> str:
         size = f"{self.sites.num_layers} layers x {self.hidden_size}, {self.num_parameters / 1e6:.1f}M parameters"

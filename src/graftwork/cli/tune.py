@@ -8,6 +8,8 @@ from graftwork.cli.settings import Kind, Settings, Switch, parse_settings
 from graftwork.errors import RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from graftwork.adapters import Adapter
 
 
@@ -82,7 +84,7 @@ def tune(
     overwrite
         Replace an output that exists, and discard what a killed run left.
     quiet
-        No progress bar.
+        Do not say what is tuned, and show no progress bar.
     json
         Print the result as JSON.
     """
@@ -153,6 +155,7 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
 
     from graftwork.backbones import Backbone
     from graftwork.cli.table import print_table, readable_bytes
+    from graftwork.training.baseline import NAMES
     from graftwork.training.planning import trained_for
 
     size = sum(file.stat().st_size for file in output.iterdir())
@@ -167,6 +170,7 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
             "percent": percent,
             "bytes": size,
             "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
+            "baseline": {split: dict(scores) for split, scores in adapter.baseline.items()},
             "seconds": seconds,
             "output": str(output),
         }
@@ -181,4 +185,10 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
     for split, scores in adapter.metrics.items():
         row |= {f"{split} {metric}": f"{value:.4f}" for metric, value in scores.items() if metric != "loss"}
     print_table([{**row, "time": f"{seconds:.0f} s"}])
+    if adapter.baseline:
+        print(f"{NAMES[adapter.kind]} on the frozen embeddings: {_scores(adapter.baseline)}")
     print(f"saved in {output}")
+
+
+def _scores(metrics: "Mapping[str, Mapping[str, float]]") -> str:
+    return ", ".join(f"{split} {m} {value:.4f}" for split, own in metrics.items() for m, value in own.items())

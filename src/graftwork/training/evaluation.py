@@ -9,6 +9,7 @@ from graftwork.backbones import Backbone
 from graftwork.errors import DataError, RecipeError
 from graftwork.model import AdaptedModel
 from graftwork.tasks import SplitName, Task, load_split
+from graftwork.training.opening import announce, joined, of_backbone, of_task
 from graftwork.training.scoring import Judge
 
 
@@ -24,6 +25,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     num_beams: int | None = None,
     allow_backbone_mismatch: bool = False,
+    progress: bool = False,
 ) -> dict[str, float]:
     """An adapter's scores.
 
@@ -36,6 +38,7 @@ def evaluate(
         batch_size: rows in one pass.
         generation_examples: of generation, texts are made of the first so many sources only; None: of all.
         max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
+        progress: say on standard error what is scored.
 
     Returns:
         The task's metrics by name.
@@ -58,13 +61,20 @@ def evaluate(
             change=", ".join("--" + name.replace("_", "-") for name in given),
         )
     if split is None and data is not None and Path(data).is_file():
-        rows = load_split(task.override(validation_fraction=0.0, test_fraction=0.0), "train", grouped=True)
+        which, rows = (
+            "given",
+            load_split(task.override(validation_fraction=0.0, test_fraction=0.0), "train", grouped=True),
+        )
     else:
-        rows = load_split(task, split or "validation", grouped=True)
+        which, rows = split or "validation", load_split(task, split or "validation", grouped=True)
     backbone = backbone or Backbone.load(adapter.backbone.name)
     model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
     try:
         model.add(adapter.task.name, adapter)
+        if progress:
+            pooling = adapter.pooling and f"pooling {adapter.pooling}"
+            parts = (f"method {adapter.method.name}", pooling, of_task(task, {which: len(rows)}))
+            announce(joined(of_backbone(backbone), *parts))
         scores = Judge(model, adapter.task.name, task, rows, batch_size=batch_size, **options)()
     finally:
         model.detach()

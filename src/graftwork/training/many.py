@@ -25,6 +25,8 @@ from graftwork.bank.draws import Draws
 from graftwork.errors import GraftworkError, OutputError, RecipeError, StudyError
 from graftwork.model import AdaptedModel
 from graftwork.tasks import TaskData, load
+from graftwork.training.baseline import Scores
+from graftwork.training.opening import announce, of_backbone
 from graftwork.training.progress import bars
 from graftwork.training.recipe import Recipe
 from graftwork.training.strand import Strand
@@ -122,6 +124,9 @@ def tune_study(
                     key = task.model_dump_json()
                     data = loaded[key] = loaded.get(key) or load(task)
                     members.append(_Member(model, name, recipe, data, outputs[name], resume=resume, shown=shown))
+            if progress and members:
+                announce(of_backbone(backbone), *(f"{member.name}: {member.run.opening()}" for member in members))
+            _compare(members)
             for member in _train(model, members):
                 if member.failure is not None:
                     failures[member.name] = member.failure
@@ -140,6 +145,17 @@ def tune_study(
             finished=finished,
         ) from next(iter(failures.values()))
     return finished
+
+
+def _compare(members: Iterable["_Member"]) -> None:
+    """Measure the baseline of each, once for those of equal tasks that are cut alike."""
+    measured: dict[tuple[Any, ...], Scores] = {}
+    for member in members:
+        recipe = member.run.recipe
+        same = (recipe.find_task().model_dump_json(), recipe.train.max_length, recipe.train.baseline)
+        if same not in measured:
+            measured[same] = member.run.measure_baseline()
+        member.run.baseline = measured[same]
 
 
 class _Member:

@@ -31,8 +31,10 @@ from graftwork.errors import OutputError, RecipeError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
+from graftwork.training.baseline import Scores, baseline, below
 from graftwork.training.compiling import compiled
 from graftwork.training.examples import examples, labels_of, lengths_of
+from graftwork.training.opening import announce, joined, of_backbone, of_pooling, of_task
 from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
 from graftwork.training.recipe import Recipe
@@ -73,7 +75,7 @@ def tune(
         pooling: how the head's input is made: `auto`, `pooler`, `first`, `last` or `mean`.
         resume: go on with a run to the same output that was killed.
         overwrite: replace an output that exists, and discard what a killed run left.
-        progress: show a progress bar.
+        progress: say on standard error what is tuned, and show a progress bar.
         training: fields of `TrainingSettings`: seed, learning_rate, num_train_epochs, …
 
     Returns:
@@ -166,6 +168,9 @@ def _run(
     try:
         with bars(shown=progress) as shown:
             run = Run(model, task.name, recipe, data, working, resume=resume, shown=shown)
+            if progress:
+                announce(joined(of_backbone(backbone), run.opening()))
+            run.baseline = run.measure_baseline()
             with quiet_transformers():
                 run.train()
         return run.finish()
@@ -194,6 +199,9 @@ class Run:
         shown: where its progress is shown.
         strand: what it runs in, where it is one of several.
 
+    Attributes:
+        baseline: what the adapter is compared with; empty for nothing.
+
     Raises:
         RecipeError: the run to resume was begun with another recipe.
     """
@@ -211,6 +219,7 @@ class Run:
         strand: Strand | None = None,
     ) -> None:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
+        self.baseline: Scores = {}
         method, settings = recipe.find_method(), recipe.train
         head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, settings)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
@@ -222,6 +231,21 @@ class Run:
         self.trainer = _trainer(model, name, data, settings, working, self.judge, strand)
         self.trainer.add_callback(ProgressBar(name, data.task.main_metric, shown))
         _tell_of_late_thawing(self.trainer, settings)
+
+    def opening(self) -> str:
+        """What is tuned, on what and how, as a part of the line that a run begins with."""
+        data, head = self.data, self.model.residents.named(self.name).adapter.head
+        splits = {"train": data.train, "validation": data.validation, "test": data.test}
+        rows = {split: len(own) for split, own in splits.items() if own is not None}
+        pooling = of_pooling(head.pooled_by, self.recipe.pooling_source)
+        return joined(f"method {self.recipe.method['name']}", pooling, of_task(data.task, rows))
+
+    def measure_baseline(self) -> Scores:
+        """What the adapter is to be compared with, unless the recipe turns that off. Outside the model's own passes no
+        adapter acts on the backbone."""
+        if self.recipe.train.baseline == "off":
+            return {}
+        return baseline(self.model.backbone, self.data, _identity(self.data.task, self.recipe.train))
 
     def train(self) -> None:
         """From the start or the checkpoint to the end; the adapter is then the best one."""
@@ -244,7 +268,11 @@ class Run:
         metrics = {"validation": self.judge()}
         if self.data.test is not None:
             metrics["test"] = _judge(model, self.name, self.data.task, self.data.test, settings)()
-        adapter = replace(finished, metrics=metrics, recipe=self.recipe.model_dump(mode="json"))
+        recipe = self.recipe.model_dump(mode="json")
+        adapter = replace(finished, metrics=metrics, baseline=self.baseline, recipe=recipe)
+        worse = below(self.data.task, metrics, self.baseline)
+        if worse:
+            logger.warning("%s: %s", self.name, worse)
         history = self.trainer.state.log_history
         return adapter, json_lines(repeatable(row for row in history if "step" in row))
 
