@@ -9,10 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import make_adapter
 from training.workbench import FAST, KilledError, at_step, contents, killed
 
-from graftwork import Backbone, FeatureExtraction, FullFineTuning, HeadOnly, Houlsby, LoRA, PromptTuning, Task, tune
-from graftwork.errors import RecipeError
+from graftwork import (
+    AdaptedModel,
+    Backbone,
+    FeatureExtraction,
+    FullFineTuning,
+    HeadOnly,
+    Houlsby,
+    LoRA,
+    PromptTuning,
+    Task,
+    tune,
+)
+from graftwork.errors import BackboneError, RecipeError
 from graftwork.training.statefiles import STALE, DamagedError, StateFiles, size_of
 
 UPPER = LoRA(rank=4, targets="layers.1.*")
@@ -334,3 +346,20 @@ def test_an_encoder_decoders_head_is_trained_from_the_cache(run, cache, backbone
     with counted(backbone, "encoder.block.0.layer.0") as calls:
         run(HeadOnly(), backbone=backbone, seed=1)
     assert len(calls) == 1 + 1
+
+
+# Only a clean backbone
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("method", [HeadOnly(), UPPER], ids=["head", "upper"])
+def test_a_backbone_in_use_is_not_tuned_and_fills_no_cache(run, backbone, cache, method, merged):
+    model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2), trained=True)})
+    if merged:
+        model.merge("a")
+    with pytest.raises(BackboneError, match="in use by another AdaptedModel"):
+        run(method)
+    model.detach()
+    assert not cache.exists()
+    run(method)
+    assert len(list(cache.iterdir())) == 1
