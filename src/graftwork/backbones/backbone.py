@@ -32,6 +32,7 @@ from graftwork.backbones.families import Family, base_path, family_of, hidden_si
 from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.backbones.sites import Site, Sites
+from graftwork.backbones.tokenizers import beyond
 from graftwork.errors import BackboneError, first_line
 
 
@@ -72,6 +73,8 @@ class Backbone:
         self.family: Family = family_of(model)
         self.sites: Sites = self.family.sites(model)
         self.name = name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+        if tokenizer is not None:
+            self._refuse_tokens_without_rows(tokenizer)
         self.model = model.requires_grad_(False)
         self.model.train(False)
         if self.sites.of_kind("attention") and model.config._attn_implementation != ATTENTION:
@@ -276,6 +279,28 @@ class Backbone:
                 expected="Backbone(model, tokenizer), or a folder that holds both",
             )
         return self.tokenizer
+
+    def _refuse_tokens_without_rows(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer that gives tokens for which the embedding table has no row: in a pass they are an index
+        out of range. A table with more rows than there are tokens is padded, and fine.
+
+        Raises:
+            BackboneError: the two sizes, and the tokens.
+        """
+        tables = [site.in_features for site in self.sites.of_kind("embedding") if site.name.endswith("embeddings.word")]
+        if not tables:
+            return
+        rows = min(tables)
+        outside = beyond(tokenizer, rows)
+        if outside:
+            named = ", ".join(f"{token!r} ({i})" for token, i in list(outside.items())[:3])
+            raise BackboneError(
+                f"the tokenizer of backbone {self.name!r} has {len(tokenizer)} tokens and its embedding table {rows} "
+                f"rows: there is none for {named}{' and others' if len(outside) > 3 else ''}",
+                expected="the tokenizer that the model was trained with, or a model whose table was made larger for it",
+                change="the tokenizer, or model.resize_token_embeddings(len(tokenizer)); tokens of an adapter's own are "
+                "--add-tokens",
+            )
 
     def _default_pooling(self) -> Pooling:
         if "pooler" in self.sites:
