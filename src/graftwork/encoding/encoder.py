@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from graftwork.adapters import TaskIdentity
 from graftwork.backbones import Backbone
+from graftwork.encoding.tokens import Row
 from graftwork.errors import RecipeError
 
 Text = str | tuple[str, str]
@@ -31,9 +32,6 @@ Picture = str | Path | Image.Image
 
 Input = Text | Words | Question | Picture
 """What is asked about, by the kind of task."""
-
-Row = dict[str, Any]
-"""One input as the backbone takes it, unpadded; in training with its `labels`."""
 
 Rows = Sequence[Any]
 """Rows, of which those of images are made when they are asked for."""
@@ -96,16 +94,6 @@ class Encoder(ABC):
             BackboneError: it has none.
         """
         return self.backbone.require_tokenizer()
-
-
-def tokenized(
-    tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str] | None, max_length: int
-) -> list[Row]:
-    """Rows of texts, or of pairs of them, each with the tokens that begin and end it, cut to `max_length`."""
-    if not first:
-        return []
-    encoded = tokenizer(list(first), None if second is None else list(second), truncation=True, max_length=max_length)
-    return [{name: values[i] for name, values in encoded.items()} for i in range(len(first))]
 
 
 def without_labels(rows: Sequence[Row]) -> list[Row]:

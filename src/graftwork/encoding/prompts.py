@@ -8,8 +8,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from graftwork.backbones.tokenizers import asking, pieces
 from graftwork.encoding.choices import ChoiceEncoder
-from graftwork.encoding.encoder import Encoder, Row, Rows, shortened, tokenized
+from graftwork.encoding.encoder import Encoder, Rows, shortened
+from graftwork.encoding.tokens import Row, not_empty, tokenized
 from graftwork.errors import BackboneError, DataError, RecipeError
 from graftwork.heads import IGNORED
 
@@ -47,7 +49,7 @@ class PromptEncoder(Encoder):
         """Each source, cut to `max_length` tokens; of a causal model with the separator, which is never cut."""
         if not self.causal:
             return tokenized(self.tokenizer, texts, None, self.task.max_length)
-        separator = self._ids([self.task.separator])[0] if self.task.separator else []
+        separator = pieces(self.tokenizer, [self.task.separator])[0] if self.task.separator else []
         if self.task.separator and not separator:
             raise RecipeError(
                 f"the tokenizer of backbone {self.backbone.name!r} makes no token of the separator "
@@ -61,21 +63,23 @@ class PromptEncoder(Encoder):
                 f"the separator has {len(separator)} tokens, and source and separator have {self.task.max_length}",
                 change="--train.max_length",
             )
-        found = self.tokenizer(list(texts))["input_ids"] if texts else []
-        ids = [_without_end(row, self.tokenizer) for row in found]
+        ids = [_without_end(row, self.tokenizer) for row in pieces(self.tokenizer, texts, special=True)]
         _report_cut(sum(len(row) > room for row in ids), len(ids), "sources", self.task.max_length, "max_length")
-        return [_unmasked(row[:room] + separator) for row in ids]
+        return [not_empty(_unmasked(row[:room] + separator), self.tokenizer) for row in ids]
 
     def targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each target, cut to `max_target_length` tokens, the one that ends it among them."""
+        """Each target, cut to `max_target_length` tokens, the one that ends it among them. None is empty."""
         longest = self.task.max_target_length
         if self.causal:
-            found = [[*ids, self.end] for ids in self._ids(texts)]
+            found = [[*ids, self.end] for ids in pieces(self.tokenizer, texts)]
             ids = [row if len(row) <= longest else [*row[: longest - 1], self.end] for row in found]
+        elif not texts:
+            return []
         else:
-            found = self.tokenizer(text_target=list(texts))["input_ids"] if texts else []
-            tokenized = self.tokenizer(text_target=list(texts), truncation=True, max_length=longest) if texts else {}
-            ids = list(tokenized.get("input_ids", []))
+            with asking(self.tokenizer) as tokenizer:
+                found = tokenizer(text_target=list(texts), verbose=False)["input_ids"]
+                cut = tokenizer(text_target=list(texts), truncation=True, max_length=longest)["input_ids"]
+            ids = [row or [self.end] for row in cut]
         _report_cut(sum(len(row) > longest for row in found), len(found), "targets", longest, "max_target_length")
         return ids
 
@@ -85,10 +89,6 @@ class PromptEncoder(Encoder):
             return {**source, "labels": target}
         ids = source["input_ids"]
         return {**_unmasked(ids + target), "labels": [IGNORED] * len(ids) + target}
-
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        return ids
 
 
 class GenerationEncoder(PromptEncoder):
@@ -117,7 +117,8 @@ class GenerationEncoder(PromptEncoder):
     def read(self, made: Int[Tensor, "B T"], prompts: dict[str, Tensor]) -> list[str]:
         """The texts that a model made of a batch of prompts, without white space around them."""
         new = made[:, prompts["input_ids"].shape[1] :] if self.causal else made
-        return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        with asking(self.tokenizer) as tokenizer:
+            return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 class LikelihoodEncoder(PromptEncoder, ChoiceEncoder):

@@ -27,6 +27,7 @@ from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.folder import RECIPE, make_folder, refuse_existing, write_adapter
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
+from graftwork.encoding import pair_separator
 from graftwork.errors import OutputError, RecipeError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
@@ -212,7 +213,7 @@ class Run:
     ) -> None:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
         method, settings = recipe.find_method(), recipe.train
-        head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, settings)
+        head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, settings, model.backbone)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
         known = head.initial(labels_of(data.task.kind, data.train))
         model.add(name, replace(new, tensors={**new.tensors, **known}), trainable=True)
@@ -249,8 +250,9 @@ class Run:
         return adapter, json_lines(repeatable(row for row in history if "step" in row))
 
 
-def _identity(task: Task, settings: TrainingSettings) -> TaskIdentity:
+def _identity(task: Task, settings: TrainingSettings, backbone: Backbone) -> TaskIdentity:
     """What the adapter has to know of its task, by resolved settings."""
+    paired = task.text_pair is not None or task.kind == "multiple-choice"
     given: dict[str, Any] = {name: getattr(settings, name) for name in ("max_length", "max_target_length")}
     given["separator"] = task.separator
     return TaskIdentity(
@@ -258,6 +260,7 @@ def _identity(task: Task, settings: TrainingSettings) -> TaskIdentity:
         kind=task.kind,
         pairs=task.text_pair is not None,
         labels=task.labels,
+        pair_separator=pair_separator(backbone.require_tokenizer()) if paired else None,
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
         **{name: value for name, value in given.items() if value is not None},
