@@ -298,8 +298,8 @@ class Backbone:
                 f"the tokenizer of backbone {self.name!r} has {len(tokenizer)} tokens and its embedding table {rows} "
                 f"rows: there is none for {named}{' and others' if len(outside) > 3 else ''}",
                 expected="the tokenizer that the model was trained with, or a model whose table was made larger for it",
-                change="the tokenizer, or model.resize_token_embeddings(len(tokenizer)); tokens of an adapter's own are "
-                "--add-tokens",
+                change="the tokenizer; or model.resize_token_embeddings(len(tokenizer)); or --add-tokens, for tokens "
+                "of an adapter's own",
             )
 
     def _default_pooling(self) -> Pooling:
