@@ -19,6 +19,7 @@ from graftwork.heads.language import require_language_model
 from graftwork.ops import Graft
 from graftwork.ops.graft import Ops
 from graftwork.ops.merging import put_into_weights
+from graftwork.ops.prompt import as_of_text
 from graftwork.passes import Section, Share, Wanted, in_order
 from graftwork.predicting import Predicting
 from graftwork.recomputing import Recomputing
@@ -286,8 +287,9 @@ class AdaptedModel(Predicting):
         with self.graft.lock:
             shares = self._shares(names)
             if len(shares) == 1:
-                with self.graft.run(self._acting(shares[0], in_order=True)):
-                    return self.model.generate(*args, **options)  # type: ignore[operator]
+                ops = self._acting(shares[0], in_order=True)
+                with self.graft.run(ops):
+                    return self.model.generate(*args, **as_of_text(options, ops))  # type: ignore[operator]
             return self._runner.generate_apart(shares, args, options)
 
     def sharing(self, names: Sequence[str]) -> list[list[str]]:
