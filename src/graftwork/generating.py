@@ -15,17 +15,21 @@ def generation_config(encoder: GenerationEncoder, *, max_new_tokens: int, num_be
     """The backbone's own settings for generation, with ours in their place; nothing is sampled.
 
     Raises:
-        RecipeError: a number below 1, or more tokens than the backbone has positions for.
+        RecipeError: a number below 1, or more tokens than the backbone has positions for behind the adapter's prompt
+            and the longest source.
     """
     backbone, tokenizer = encoder.backbone, encoder.tokenizer
     for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
         if value < 1:
             raise RecipeError(f"{name} is {value}", expected="1 or more", change="--" + name.replace("_", "-"))
-    longest, before = backbone.max_length, encoder.task.max_length if encoder.causal else 0
+    # Of an encoder-decoder prompt and source are the encoder's.
+    prompt, before = (encoder.prompt_tokens, encoder.max_length) if encoder.causal else (0, 0)
+    longest = None if backbone.max_length is None else backbone.max_length - prompt
     if longest is not None and before + max_new_tokens > longest:
         raise RecipeError(
             f"{max_new_tokens} new tokens are too many for backbone {backbone.name!r}"
-            + (f" after a source of {before}" if before else ""),
+            + (f" after a source of {before}" if before else "")
+            + (f" and {prompt} prompt tokens" if prompt else ""),
             expected=f"at most {longest - before}",
             change="--max-new-tokens, or --train.max_length when tuning",
         )

@@ -47,6 +47,6 @@ _ENCODERS: dict[str, type[Encoder]] = {
 
 def encoder_for(backbone: Backbone, adapter: Adapter) -> Encoder:
     """How the inputs of an adapter's task are read."""
-    if adapter.kind == "multiple-choice" and adapter.head.reads == "vocabulary":
-        return LikelihoodEncoder(backbone, adapter.task)
-    return _ENCODERS[adapter.kind](backbone, adapter.task)
+    by_likelihood = adapter.kind == "multiple-choice" and adapter.head.reads == "vocabulary"
+    kind = LikelihoodEncoder if by_likelihood else _ENCODERS[adapter.kind]
+    return kind(backbone, adapter.task, prompt_tokens=adapter.method.num_prompt_tokens)

@@ -24,7 +24,7 @@ class ChoiceEncoder(Encoder):
 
     def _pairs(self, questions: Sequence[str], choices: Sequence[str]) -> list[Row]:
         between = self.task.pair_separator
-        return tokenized(self.tokenizer, questions, choices, self.task.max_length, separator=between)
+        return tokenized(self.tokenizer, questions, choices, self.max_length, separator=between)
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         most = max(len(row["input_ids"]) for row in rows)

@@ -43,11 +43,13 @@ class Encoder(ABC):
     Args:
         backbone: whose tokenizer or image processor is used.
         task: the lengths at which texts are cut, and what else the adapter was taught with.
+        prompt_tokens: how many positions the adapter's method takes from a text.
     """
 
-    def __init__(self, backbone: Backbone, task: TaskIdentity) -> None:
+    def __init__(self, backbone: Backbone, task: TaskIdentity, *, prompt_tokens: int = 0) -> None:
         self.backbone = backbone
         self.task = task
+        self.prompt_tokens = prompt_tokens
 
     @abstractmethod
     def encode(self, inputs: Sequence[Any], labels: Sequence[Any] | None = None) -> Rows:
@@ -85,6 +87,19 @@ class Encoder(ABC):
             places = by_length[start : start + batch_size]
             batch = self.collate([rows[i] for i in places])
             yield places, {name: value.to(self.backbone.device) for name, value in batch.items()}
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens of the longest text for which the backbone has positions beside the adapter's prompt; None when any
+        length will do.
+        """
+        longest = self.backbone.max_length
+        return longest if longest is None else longest - self.prompt_tokens
+
+    @property
+    def max_length(self) -> int:
+        """At how many tokens a text is cut: as the adapter was taught, or where positions end."""
+        return self.task.max_length if self.positions is None else min(self.task.max_length, self.positions)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -48,7 +48,7 @@ class PromptEncoder(Encoder):
     def sources(self, texts: Sequence[str]) -> list[Row]:
         """Each source, cut to `max_length` tokens; of a causal model with the separator, which is never cut."""
         if not self.causal:
-            return tokenized(self.tokenizer, texts, None, self.task.max_length)
+            return tokenized(self.tokenizer, texts, None, self.max_length)
         separator = pieces(self.tokenizer, [self.task.separator])[0] if self.task.separator else []
         if self.task.separator and not separator:
             raise RecipeError(
@@ -57,14 +57,14 @@ class PromptEncoder(Encoder):
                 expected="a text between source and target that the model sees",
                 change="--task.separator",
             )
-        room = self.task.max_length - len(separator)
+        room = self.max_length - len(separator)
         if room < 1:
             raise RecipeError(
-                f"the separator has {len(separator)} tokens, and source and separator have {self.task.max_length}",
+                f"the separator has {len(separator)} tokens, and source and separator have {self.max_length}",
                 change="--train.max_length",
             )
         ids = [_without_end(row, self.tokenizer) for row in pieces(self.tokenizer, texts, special=True)]
-        _report_cut(sum(len(row) > room for row in ids), len(ids), "sources", self.task.max_length, "max_length")
+        _report_cut(sum(len(row) > room for row in ids), len(ids), "sources", self.max_length, "max_length")
         return [not_empty(_unmasked(row[:room] + separator), self.tokenizer) for row in ids]
 
     def targets(self, texts: Sequence[str]) -> list[list[int]]:

@@ -38,7 +38,7 @@ class TagEncoder(Encoder):
         # Pieces at a word's beginning are those of running text, which only some tokenizers give for words alone.
         texts = [" ".join(words) for words in sentences]
         with asking(self.tokenizer) as tokenizer:
-            encoded = tokenizer(texts, truncation=True, max_length=self.task.max_length)
+            encoded = tokenizer(texts, truncation=True, max_length=self.max_length)
         rows = []
         for i, words in enumerate(sentences):
             row = not_empty({name: values[i] for name, values in encoded.items()}, self.tokenizer)
@@ -55,7 +55,7 @@ class TagEncoder(Encoder):
                 "%d of %d words are not seen, most of them after token %d, and count as tagged O (--train.max_length)",
                 absent,
                 sum(map(len, sentences)),
-                self.task.max_length,
+                self.max_length,
             )
         return rows
 

@@ -24,7 +24,7 @@ class TextEncoder(Encoder):
         first = [text if isinstance(text, str) else text[0] for text in inputs]
         second = [text[1] for text in inputs] if pairs else None
         between = self.task.pair_separator
-        rows = tokenized(self.tokenizer, first, second, self.task.max_length, separator=between)
+        rows = tokenized(self.tokenizer, first, second, self.max_length, separator=between)
         return rows if labels is None else [{**row, "labels": said} for row, said in zip(rows, labels, strict=True)]
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:

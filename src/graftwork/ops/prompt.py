@@ -142,6 +142,9 @@ class TextCache(Cache):
         size: l, of the longest prompt.
     """
 
+    whole: Cache
+    size: int
+
     def __init__(self, whole: Cache, size: int) -> None:
         vars(self).update(whole=whole, size=size)
 
