@@ -10,13 +10,16 @@ from graftwork.errors import RecipeError
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 """Settings that a checkpoint may bring, and that mean nothing where the likeliest text is looked for."""
 
+LOOKING_BACK = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""Settings that change the scores of tokens that are in a text already, and what each is where it changes none."""
+
 
 def generation_config(encoder: GenerationEncoder, *, max_new_tokens: int, num_beams: int) -> GenerationConfig:
     """The backbone's own settings for generation, with ours in their place; nothing is sampled.
 
     Raises:
         RecipeError: a number below 1, or more tokens than the backbone has positions for behind the adapter's prompt
-            and the longest source.
+            and the longest source; or settings of the backbone's own that added tokens in a source cannot have.
     """
     backbone, tokenizer = encoder.backbone, encoder.tokenizer
     for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
@@ -35,6 +38,14 @@ def generation_config(encoder: GenerationEncoder, *, max_new_tokens: int, num_be
         )
     config = deepcopy(backbone.model.generation_config)
     assert isinstance(config, GenerationConfig)  # the head has been checked
+    looking_back = [name for name, none in LOOKING_BACK.items() if getattr(config, name, None) not in (None, none)]
+    if encoder.task.added_tokens and looking_back and encoder.causal:
+        raise RecipeError(
+            f"backbone {backbone.name!r} generates with {' and '.join(looking_back)}, which looks up the scores of the "
+            "source's tokens, and added tokens have none",
+            expected="generation without",
+            change=f"backbone.model.generation_config.{looking_back[0]}, or --add-tokens",
+        )
     config.update(  # type: ignore[no-untyped-call]
         do_sample=False,
         num_beams=num_beams,

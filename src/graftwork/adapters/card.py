@@ -21,6 +21,8 @@ def model_card(adapter: Adapter) -> str:
         for split, values in adapter.metrics.items()
         for metric, value in values.items()
     )
+    tokens = adapter.task.added_tokens
+    added = f"- Added tokens: {', '.join(f'`{token}`' for token in tokens)}\n" if tokens else ""
     table = f"## Scores\n\n| split | metric | value |\n|---|---|---|\n{scores}\n" if scores else ""
     return f"""---
 library_name: graftwork
@@ -39,7 +41,7 @@ An adapter made with graftwork. It holds {adapter.num_parameters:,} parameters a
 - Method: `{adapter.method.name}` ({adapter.method.paper}){": " + settings if settings else ""}
 - Input: {adapter.describe()[0]}
 - Output: {adapter.describe()[1]}
-- Seed: {adapter.seed}
+{added}- Seed: {adapter.seed}
 
 {table}
 ## Use

@@ -1,6 +1,7 @@
 """A backbone: a pretrained Hugging Face model, frozen, with its tokenizer, its sites and its fingerprint."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,8 +33,11 @@ from graftwork.backbones.families import Family, base_path, family_of, hidden_si
 from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.backbones.sites import Site, Sites
-from graftwork.backbones.tokenizers import beyond
+from graftwork.backbones.tokenizers import beyond, with_tokens
 from graftwork.errors import BackboneError, first_line
+
+WORD = "embeddings.word"
+"""What the names of the sites of embedding tables end in."""
 
 
 class Backbone:
@@ -226,6 +230,11 @@ class Backbone:
         return int(table.num_embeddings - getattr(table, "offset", first))
 
     @property
+    def word_site(self) -> Site | None:
+        """Where a text's tokens are embedded: of an encoder-decoder, in the encoder; None of a backbone of images."""
+        return next((self.sites[name] for name in (f"encoder.{WORD}", WORD) if name in self.sites), None)
+
+    @property
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
@@ -271,14 +280,25 @@ class Backbone:
             )
         return self.image_processor
 
-    def require_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, or an error that says there is none."""
+    def require_tokenizer(self, added: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+        """The tokenizer, or an error that says there is none.
+
+        Args:
+            added: tokens that it has in addition, with ids from the size of the embedding table on; the backbone's own
+                tokenizer stays as it is.
+
+        Raises:
+            BackboneError: there is none.
+            RecipeError: a token cannot be added.
+        """
         if self.tokenizer is None:
             raise BackboneError(
                 f"backbone {self.name!r} has no tokenizer",
                 expected="Backbone(model, tokenizer), or a folder that holds both",
             )
-        return self.tokenizer
+        if not added or self.word_site is None:
+            return self.tokenizer
+        return with_tokens(self.tokenizer, tuple(added), self.word_site.in_features)
 
     def _refuse_tokens_without_rows(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuse a tokenizer that gives tokens for which the embedding table has no row: in a pass they are an index
@@ -287,7 +307,7 @@ class Backbone:
         Raises:
             BackboneError: the two sizes, and the tokens.
         """
-        tables = [site.in_features for site in self.sites.of_kind("embedding") if site.name.endswith("embeddings.word")]
+        tables = [site.in_features for site in self.sites.of_kind("embedding") if site.name.endswith(WORD)]
         if not tables:
             return
         rows = min(tables)

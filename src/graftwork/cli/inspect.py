@@ -49,6 +49,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
             "task": f"{loaded.task.name} ({' -> '.join(loaded.describe())})",
             "method": f"{loaded.method.name} ({loaded.method.paper})",
             "settings": loaded.method.told or "none",
+            **({"added tokens": ", ".join(loaded.task.added_tokens)} if loaded.task.added_tokens else {}),
             "parameters": f"{loaded.num_parameters:,} in {len(loaded.tensors)} tensors",
             "on disk": readable_bytes(size),
             "backbone": f"{made_for}{loaded.backbone.hidden_size}, fingerprint {loaded.backbone.fingerprint[:12]})",

@@ -103,12 +103,12 @@ class Encoder(ABC):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The backbone's.
+        """The backbone's, with the adapter's own tokens in addition.
 
         Raises:
             BackboneError: it has none.
         """
-        return self.backbone.require_tokenizer()
+        return self.backbone.require_tokenizer(self.task.added_tokens)
 
 
 def without_labels(rows: Sequence[Row]) -> list[Row]:

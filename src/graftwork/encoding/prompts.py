@@ -68,7 +68,11 @@ class PromptEncoder(Encoder):
         return [not_empty(_unmasked(row[:room] + separator), self.tokenizer) for row in ids]
 
     def targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each target, cut to `max_target_length` tokens, the one that ends it among them. None is empty."""
+        """Each target, cut to `max_target_length` tokens, the one that ends it among them. None is empty.
+
+        Raises:
+            DataError: there is an added token in one, for which the language-model head has no scores.
+        """
         longest = self.task.max_target_length
         if self.causal:
             found = [[*ids, self.end] for ids in pieces(self.tokenizer, texts)]
@@ -80,8 +84,20 @@ class PromptEncoder(Encoder):
                 found = tokenizer(text_target=list(texts), verbose=False)["input_ids"]
                 cut = tokenizer(text_target=list(texts), truncation=True, max_length=longest)["input_ids"]
             ids = [row or [self.end] for row in cut]
+        self._refuse_added(found)
         _report_cut(sum(len(row) > longest for row in found), len(found), "targets", longest, "max_target_length")
         return ids
+
+    def _refuse_added(self, targets: Sequence[list[int]]) -> None:
+        added = {self.tokenizer.convert_tokens_to_ids(token): token for token in self.task.added_tokens}
+        for i, ids in enumerate(targets):
+            named = [added[token] for token in ids if token in added]
+            if named:
+                raise DataError(
+                    f"target {i + 1} has the added token {named[0]!r}: added tokens are read, and are never generated",
+                    expected="added tokens in sources only",
+                    change="--add-tokens",
+                )
 
     def join(self, source: Row, target: list[int]) -> Row:
         """A source and its target, with labels on the target."""

@@ -58,6 +58,7 @@ def tune(
     output: str | Path | None = None,
     data: str | None = None,
     pooling: str = "auto",
+    add_tokens: Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
@@ -72,6 +73,7 @@ def tune(
         output: folder to save the adapter in; it must not exist. None only returns the adapter.
         data: where the task's data are, in the place of what the task says.
         pooling: how the head's input is made: `auto`, `pooler`, `first`, `last` or `mean`.
+        add_tokens: tokens that the adapter has beside the backbone's; their embeddings are trained and saved with it.
         resume: go on with a run to the same output that was killed.
         overwrite: replace an output that exists, and discard what a killed run left.
         progress: show a progress bar.
@@ -92,6 +94,7 @@ def tune(
             "task": {name: value for name, value in {**fields, **changes}.items() if value is not None},
             "method": {"name": method.name, **method.model_dump(mode="json")},
             "pooling": pooling,
+            "add_tokens": add_tokens if add_tokens is None or isinstance(add_tokens, str) else list(add_tokens),
             "train": training,
         },
         origin="the arguments of tune",
@@ -213,7 +216,7 @@ class Run:
     ) -> None:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
         method, settings = recipe.find_method(), recipe.train
-        head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, settings, model.backbone)
+        head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, recipe, model.backbone)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
         known = head.initial(labels_of(data.task.kind, data.train))
         model.add(name, replace(new, tensors={**new.tensors, **known}), trainable=True)
@@ -250,8 +253,9 @@ class Run:
         return adapter, json_lines(repeatable(row for row in history if "step" in row))
 
 
-def _identity(task: Task, settings: TrainingSettings, backbone: Backbone) -> TaskIdentity:
-    """What the adapter has to know of its task, by resolved settings."""
+def _identity(task: Task, recipe: Recipe, backbone: Backbone) -> TaskIdentity:
+    """What the adapter has to know of its task, by a resolved recipe."""
+    settings = recipe.train
     paired = task.text_pair is not None or task.kind == "multiple-choice"
     given: dict[str, Any] = {name: getattr(settings, name) for name in ("max_length", "max_target_length")}
     given["separator"] = task.separator
@@ -261,6 +265,7 @@ def _identity(task: Task, settings: TrainingSettings, backbone: Backbone) -> Tas
         pairs=task.text_pair is not None,
         labels=task.labels,
         pair_separator=pair_separator(backbone.require_tokenizer()) if paired else None,
+        added_tokens=recipe.add_tokens or (),
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
         **{name: value for name, value in given.items() if value is not None},
