@@ -12,6 +12,7 @@ from transformers.utils.generic import ModelOutput
 from graftwork.bank import Lease
 from graftwork.errors import AdapterError
 from graftwork.grafting.stepwise import stepwise
+from graftwork.ops.prompt import as_of_text
 from graftwork.passes import Share
 from graftwork.running import Runner
 
@@ -97,7 +98,7 @@ def _search(
         with graft.lock, torch.no_grad():
             ops = {} if modules is not None else share.ops(runner.backbone, in_order=in_order)
         model: Any = stepwise(runner.backbone.model, lambda: graft.run(ops, modules=modules))
-        return model.generate(*args, **options)
+        return model.generate(*args, **as_of_text(options, ops))
 
 
 def _of_rows(value: Any, share: Share) -> Any:

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import bits, make_backbone, make_batch, make_model, randomised, save_model
-from transformers import AutoModel, BertConfig, BertForSequenceClassification, YosoConfig, YosoModel
+from tiny import VOCABULARY, bits, make_backbone, make_batch, make_model, make_tokenizer, randomised, save_model
+from transformers import AddedToken, AutoModel, BertConfig, BertForSequenceClassification, YosoConfig, YosoModel
 from transformers.utils import logging
 
 from graftwork.backbones import Backbone, backbone, checkpoints
@@ -361,3 +361,62 @@ def test_damaged_pickled_weights_are_refused(folder, content):
     (folder / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(BackboneError, match="cannot be loaded"):
         load(folder)
+
+
+# -- a tokenizer and its table ---------------------------------------------------------------------------------------
+
+
+def backbone_of(rows: int, tokenizer) -> Backbone:
+    return Backbone(make_model("bert", vocab_size=rows), tokenizer, name="tiny")
+
+
+def test_a_tokenizer_longer_than_the_table_is_refused_with_both_sizes():
+    model, tokenizer = make_model("bert", vocab_size=len(VOCABULARY) - 2).train(), make_tokenizer()
+    with pytest.raises(BackboneError) as caught:
+        Backbone(model, tokenizer, name="tiny")
+    size = len(VOCABULARY)
+    assert f"has {size} tokens and its embedding table {size - 2} rows" in caught.value.problem
+    assert f"there is none for 'gripping' ({size - 2}), 'dull' ({size - 1})" in caught.value.problem
+    assert "resize_token_embeddings" in caught.value.change
+    assert model.training
+    backbone_of(size, tokenizer)
+    backbone_of(size + 40, tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "llama", "albert"])
+def test_tables_of_every_family_are_looked_at(kind):
+    with pytest.raises(BackboneError, match="has 21 tokens and its embedding table 20 rows"):
+        Backbone(make_model(kind, vocab_size=20), make_tokenizer())
+
+
+def test_added_tokens_count_where_a_text_can_spell_them():
+    size = len(VOCABULARY)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["plastic"])
+    with pytest.raises(BackboneError, match=rf"there is none for 'plastic' \({size}\)"):
+        backbone_of(size, tokenizer)
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<filler>"})
+    with pytest.raises(BackboneError, match="there is none for '<filler>'"):
+        backbone_of(size, tokenizer)
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<unused>"]}, replace_extra_special_tokens=False)
+    with pytest.raises(BackboneError, match="there is none for '<unused>'"):
+        backbone_of(size, tokenizer)
+
+
+def test_added_tokens_that_no_text_can_spell_are_no_fault():
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken("<unused>", special=True)])
+    tokenizer.split_special_tokens = True
+    assert len(tokenizer) == len(VOCABULARY) + 1
+    backbone_of(len(VOCABULARY), tokenizer)
+
+
+def test_a_folder_whose_tokenizer_is_longer_is_refused(folder):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"word{i}" for i in range(100)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(BackboneError, match="has 121 tokens and its embedding table 100 rows") as caught:
+        load(folder)
+    assert "and others" in caught.value.problem

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from graftwork.adapters.added import declare_added, first_rows, with_added
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
 from graftwork.backbones import Backbone, Pooling, Site, Sites
 from graftwork.backbones.pooling import describe_pooling
@@ -75,6 +76,7 @@ class Adapter:
         generator = torch.Generator().manual_seed(seed)
         tensors = initialise([*declared, (None, head.declare(backbone))], backbone, generator)
         tensors |= method.initial(tensors, sites, backbone, task.labels, generator)
+        tensors |= first_rows(backbone, task.added_tokens, generator)
         return cls(
             method=method,
             head=head,
@@ -153,7 +155,7 @@ class Adapter:
         usable = usable_sites(backbone, self.head)
         method, tensors = self.method.finish(self.tensors, self.method.sites(usable))
         sites = method.sites(usable)
-        fixed = (name for name, p in declare(backbone, method, self.head, sites=sites).items() if not p.trained)
+        fixed = (name for name, p in self.declared(backbone, method, sites).items() if not p.trained)
         acting = tuple(site.name for site in sites)
         return replace(self, method=method, tensors=tensors, sites=acting, fixed=tuple(fixed))
 
@@ -178,7 +180,7 @@ class Adapter:
         settings = {**self.method.model_dump(mode="json"), "skip_layers": count, "robust_drop": False}
         method = type(self.method).model_validate(settings)
         sites = method.sites(usable_sites(backbone, self.head))
-        declared = declare(backbone, method, self.head, sites=sites)
+        declared = self.declared(backbone, method, sites)
         return replace(
             self,
             method=method,
@@ -210,6 +212,17 @@ class Adapter:
         """Number of trained parameters, head included."""
         return sum(tensor.numel() for name, tensor in self.tensors.items() if name not in self.fixed)
 
+    def declared(
+        self, backbone: Backbone, method: Method | None = None, sites: Sequence[Site] | None = None
+    ) -> dict[str, Parameter]:
+        """Everything that it has, by canonical name; with a method, everything that it would have with that one.
+
+        Args:
+            sites: where the method acts, when that is known already.
+        """
+        method = method or self.method
+        return declare(backbone, method, self.head, sites=sites, added=len(self.task.added_tokens))
+
     def check(self, backbone: Backbone, *, allow_mismatch: bool = False) -> None:
         """Refuse a backbone that this adapter was not made for, and tensors that are not as declared.
 
@@ -218,7 +231,7 @@ class Adapter:
         """
         self.backbone.check(backbone, allow_mismatch=allow_mismatch)
         sites = self.method.sites(usable_sites(backbone, self.head))
-        declared = declare(backbone, self.method, self.head, sites=sites)
+        declared = self.declared(backbone, sites=sites)
         expected = {name: p.shape for name, p in declared.items()}
         found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         types = [
@@ -274,17 +287,18 @@ def usable_sites(backbone: Backbone, head: Head) -> Sites:
 
 
 def declare(
-    backbone: Backbone, method: Method, head: Head, *, sites: Sequence[Site] | None = None
+    backbone: Backbone, method: Method, head: Head, *, sites: Sequence[Site] | None = None, added: int = 0
 ) -> dict[str, Parameter]:
     """Everything that would be trained, by canonical name. Needs no weights.
 
     Args:
         sites: where the method acts, when that is known already.
+        added: how many tokens are added to the backbone's.
     """
     declared: dict[str, Parameter] = {}
     for site in method.sites(usable_sites(backbone, head)) if sites is None else sites:
         declared |= method.declare(site)
-    return declared | head.declare(backbone)
+    return declared | head.declare(backbone) | declare_added(backbone, added)
 
 
 def counts(declared: Mapping[str, Parameter]) -> dict[Group, int]:
@@ -310,4 +324,4 @@ def lower(
     sites = method.sites(usable_sites(backbone, head)) if sites is None else sites
     prepared = method.prepare(parameters, sites, training=training)
     ops = {site.name: method.lower(site, prepared, backbone.frozen(site)) for site in sites}
-    return {name: acting for name, acting in ops.items() if acting}
+    return with_added({name: acting for name, acting in ops.items() if acting}, backbone, parameters)

@@ -27,6 +27,8 @@ def model_card(adapter: Adapter) -> str:
         header, rule = f"{header} a linear model on the frozen embeddings |", f"{rule}---|"
     table = f"## Scores\n\n{header}\n{rule}\n{scores}\n" if scores else ""
     pooling = f"- Pooling: {adapter.pooling}\n" if adapter.pooling else ""
+    tokens = adapter.task.added_tokens
+    added = f"- Added tokens: {', '.join(f'`{token}`' for token in tokens)}\n" if tokens else ""
     return f"""---
 library_name: graftwork
 base_model: {adapter.backbone.name}
@@ -44,7 +46,7 @@ An adapter made with graftwork. It holds {adapter.num_parameters:,} parameters a
 - Method: `{adapter.method.name}` ({adapter.method.paper}){": " + settings if settings else ""}
 - Input: {adapter.describe()[0]}
 - Output: {adapter.describe()[1]}
-{pooling}- Seed: {adapter.seed}
+{pooling}{added}- Seed: {adapter.seed}
 
 {table}
 ## Use

@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 from weakref import ReferenceType, ref
@@ -41,7 +42,11 @@ from graftwork.backbones.pooling import (
 )
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.backbones.sites import Site, Sites
+from graftwork.backbones.tokenizers import beyond, with_tokens
 from graftwork.errors import BackboneError, first_line
+
+WORD = "embeddings.word"
+"""What the names of the sites of embedding tables end in."""
 
 
 class Backbone:
@@ -82,6 +87,8 @@ class Backbone:
         self.family: Family = family_of(model)
         self.sites: Sites = self.family.sites(model)
         self.name = name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+        if tokenizer is not None:
+            self._refuse_tokens_without_rows(tokenizer)
         self.model = model.requires_grad_(False)
         self.model.train(False)
         if self.sites.of_kind("attention") and model.config._attn_implementation != ATTENTION:
@@ -300,6 +307,11 @@ class Backbone:
         return int(table.num_embeddings - getattr(table, "offset", first))
 
     @property
+    def word_site(self) -> Site | None:
+        """Where a text's tokens are embedded: of an encoder-decoder, in the encoder; None of a backbone of images."""
+        return next((self.sites[name] for name in (f"encoder.{WORD}", WORD) if name in self.sites), None)
+
+    @property
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
@@ -345,14 +357,47 @@ class Backbone:
             )
         return self.image_processor
 
-    def require_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, or an error that says there is none."""
+    def require_tokenizer(self, added: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+        """The tokenizer, or an error that says there is none.
+
+        Args:
+            added: tokens that it has in addition, with ids from the size of the embedding table on; the backbone's own
+                tokenizer stays as it is.
+
+        Raises:
+            BackboneError: there is none.
+            RecipeError: a token cannot be added.
+        """
         if self.tokenizer is None:
             raise BackboneError(
                 f"backbone {self.name!r} has no tokenizer",
                 expected="Backbone(model, tokenizer), or a folder that holds both",
             )
-        return self.tokenizer
+        if not added or self.word_site is None:
+            return self.tokenizer
+        return with_tokens(self.tokenizer, tuple(added), self.word_site.in_features)
+
+    def _refuse_tokens_without_rows(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer that gives tokens for which the embedding table has no row: in a pass they are an index
+        out of range. A table with more rows than there are tokens is padded, and fine.
+
+        Raises:
+            BackboneError: the two sizes, and the tokens.
+        """
+        tables = [site.in_features for site in self.sites.of_kind("embedding") if site.name.endswith(WORD)]
+        if not tables:
+            return
+        rows = min(tables)
+        outside = beyond(tokenizer, rows)
+        if outside:
+            named = ", ".join(f"{token!r} ({i})" for token, i in list(outside.items())[:3])
+            raise BackboneError(
+                f"the tokenizer of backbone {self.name!r} has {len(tokenizer)} tokens and its embedding table {rows} "
+                f"rows: there is none for {named}{' and others' if len(outside) > 3 else ''}",
+                expected="the tokenizer that the model was trained with, or a model whose table was made larger for it",
+                change="the tokenizer; or model.resize_token_embeddings(len(tokenizer)); or --add-tokens, for tokens "
+                "of an adapter's own",
+            )
 
     def _default_pooling(self) -> Pooling:
         """Of texts, the mean, unless tokens see only what stands before them; of a decoder that is given one token,

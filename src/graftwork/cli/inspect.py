@@ -54,6 +54,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
             "method": f"{loaded.method.name} ({loaded.method.paper})",
             "settings": loaded.method.told or "none",
             **({"pooling": loaded.pooling} if loaded.pooling else {}),
+            **({"added tokens": ", ".join(loaded.task.added_tokens)} if loaded.task.added_tokens else {}),
             "parameters": f"{loaded.num_parameters:,} in {len(loaded.tensors)} tensors",
             "on disk": readable_bytes(size),
             "backbone": f"{made_for}{loaded.backbone.hidden_size}, fingerprint {loaded.backbone.fingerprint[:12]})",

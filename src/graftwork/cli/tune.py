@@ -30,6 +30,7 @@ def tune(
     dtype: str | None = None,
     method: str | None = None,
     pooling: str | None = None,
+    add_tokens: Path | None = None,
     report_to: str | None = None,
     compile: Annotated[bool, Switch] = False,
     resume: Annotated[bool, Switch] = False,
@@ -75,6 +76,8 @@ def tune(
         One of those that graftwork methods lists. Default: houlsby. Its settings: --method.KEY VALUE.
     pooling
         How a text becomes one vector: auto (the backbone's own way), pooler, first, last, mean. Default: auto.
+    add_tokens
+        File of tokens that the adapter has beside the backbone's, one a line; their embeddings are trained with it.
     report_to
         Experiment trackers, as transformers names them.
     compile
@@ -92,6 +95,7 @@ def tune(
         "backbone": backbone,
         "dtype": dtype,
         "pooling": pooling,
+        "add_tokens": None if add_tokens is None else _read_tokens(add_tokens),
         "method": method,
         "train.report_to": report_to,
         "train.torch_compile": True if compile else None,
@@ -126,6 +130,12 @@ def tune(
         if not has_task:
             overrides.setdefault("task.name", Path(str(overrides["task.data"])).stem)
     _run(recipe, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
+
+
+def _read_tokens(file: Path) -> list[str]:
+    from graftwork.tasks.texts import read_tokens
+
+    return read_tokens(file)
 
 
 def _run(

@@ -1,5 +1,6 @@
 """What runs at a site: a short closed list of ops, each written once over the primitives of `routing`."""
 
+from graftwork.ops.added import Added
 from graftwork.ops.bias import Bias
 from graftwork.ops.bottleneck import Bottleneck
 from graftwork.ops.dense import Dense
@@ -14,6 +15,7 @@ from graftwork.ops.routing import Route
 from graftwork.ops.scale import Scale
 
 __all__ = [
+    "Added",
     "Bias",
     "Bottleneck",
     "Dense",

@@ -62,7 +62,8 @@ def baseline(backbone: Backbone, data: TaskData, identity: TaskIdentity) -> Scor
         return {}
     train = data.train.select(range(min(ROWS, len(data.train))))
     splits = {"train": train, "validation": data.validation, **({} if data.test is None else {"test": data.test})}
-    encoder = TextEncoder(backbone, identity)
+    # The backbone alone has no rows for tokens of an adapter's own.
+    encoder = TextEncoder(backbone, identity.model_copy(update={"added_tokens": ()}))
     found = {name: embeddings(backbone, encoder, inputs_of(kind, rows)) for name, rows in splits.items()}
     return probe(data.task, found, {name: labels_of(kind, rows) for name, rows in splits.items()})
 

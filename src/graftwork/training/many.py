@@ -55,7 +55,8 @@ def tune_many(
     Args:
         backbone: the frozen model. It is as it was when the call returns.
         adapters: by name, a recipe; or a mapping with a recipe's `task` (also a `Task`), `method` (also a `Method`),
-            `pooling` and `train`, and with `data` and `seeds` as in a study's file. A recipe's backbone is not used.
+            `pooling`, `add_tokens` and `train`, and with `data` and `seeds` as in a study's file. A recipe's backbone
+            is not used.
         output: folder in which each adapter is saved under its name, as soon as it is finished. None only returns them.
         resume: go on with what was killed. What is finished is not trained again.
         overwrite: replace outputs that exist, and discard what a killed call left.

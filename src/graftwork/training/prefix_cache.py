@@ -114,6 +114,8 @@ def start_for(backbone: Backbone, adapter: Adapter) -> Start:
     Raises:
         UnsuitableError: only at their beginning.
     """
+    if adapter.task.added_tokens:
+        raise UnsuitableError("embeddings of added tokens are trained, and no layer is below them")
     sites = [backbone.sites[name] for name in adapter.sites]
     reads = adapter.head.reads
     if not sites and reads == "vocabulary":

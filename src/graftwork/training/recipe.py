@@ -26,6 +26,7 @@ class Recipe(BaseModel):
         method: its name, and its settings beside it.
         pooling: how the head's input is made; `auto` is the backbone's own way.
         pooling_source: who chose that; written by `resolved`, and not for a person to give.
+        add_tokens: tokens that the adapter has beside the backbone's, whose embeddings are trained with it.
         train: training settings.
     """
 
@@ -37,6 +38,7 @@ class Recipe(BaseModel):
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "houlsby"})
     pooling: Literal["auto", "pooler", "first", "last", "mean"] = "auto"
     pooling_source: PoolingSource | None = None
+    add_tokens: tuple[str, ...] | None = None
     train: TrainingSettings = Field(default_factory=TrainingSettings)
 
     @classmethod
@@ -107,6 +109,7 @@ class Recipe(BaseModel):
             method={"name": method.name, **method.model_dump(mode="json")},
             pooling=backbone.pooling if self.pooling == "auto" else self.pooling,
             pooling_source=self._pooling_source(backbone),
+            add_tokens=self.add_tokens or None,
             train=self.train.resolved(method, backbone, task.kind),
         )
 
@@ -145,8 +148,14 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 
 
 def _flag(key: str) -> str:
-    return f"--{key}" if "." in key or key in ("backbone", "dtype", "pooling", "task", "method") else "--set"
+    return f"--{key}" if "." in key or key in FLAGS else _OTHER_FLAGS.get(key, "--set")
 
+
+FLAGS = ("backbone", "dtype", "pooling", "task", "method")
+"""Keys that are flags of their own."""
+
+_OTHER_FLAGS = {"add_tokens": "--add-tokens"}
+"""Keys whose flag is spelt otherwise."""
 
 _NAMED = {"method": "name", "task": "base"}
 """Keys whose value can be a plain name: under which key the name goes when more is said."""

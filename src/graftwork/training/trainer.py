@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import declare
 from graftwork.adapters.folder import TENSORS, write_files
 from graftwork.methods.parameters import Parameter
 from graftwork.model import AdaptedModel
@@ -135,7 +134,7 @@ class AdapterTrainer(Trainer):
     def declared(self) -> list[tuple[Tensor, Parameter]]:
         """What is trained, each tensor with its declaration."""
         resident = self.adapted.in_training(self.adapter_name)
-        declared = declare(self.adapted.backbone, resident.adapter.method, resident.adapter.head)
+        declared = resident.adapter.declared(self.adapted.backbone)
         tensors = resident.tensors()
         return [(tensors[name], parameter) for name, parameter in declared.items() if parameter.trained]
 

@@ -27,6 +27,7 @@ from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.folder import RECIPE, make_folder, refuse_existing, write_adapter
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
+from graftwork.encoding import pair_separator
 from graftwork.errors import OutputError, RecipeError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
@@ -59,6 +60,7 @@ def tune(
     output: str | Path | None = None,
     data: str | None = None,
     pooling: str = "auto",
+    add_tokens: Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
@@ -73,6 +75,7 @@ def tune(
         output: folder to save the adapter in; it must not exist. None only returns the adapter.
         data: where the task's data are, in the place of what the task says.
         pooling: how the head's input is made: `auto`, `pooler`, `first`, `last` or `mean`.
+        add_tokens: tokens that the adapter has beside the backbone's; their embeddings are trained and saved with it.
         resume: go on with a run to the same output that was killed.
         overwrite: replace an output that exists, and discard what a killed run left.
         progress: say on standard error what is tuned, and show a progress bar.
@@ -93,6 +96,7 @@ def tune(
             "task": {name: value for name, value in {**fields, **changes}.items() if value is not None},
             "method": {"name": method.name, **method.model_dump(mode="json")},
             "pooling": pooling,
+            "add_tokens": add_tokens if add_tokens is None or isinstance(add_tokens, str) else list(add_tokens),
             "train": training,
         },
         origin="the arguments of tune",
@@ -221,7 +225,7 @@ class Run:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
         self.baseline: Scores = {}
         method, settings = recipe.find_method(), recipe.train
-        head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, settings)
+        head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, recipe, model.backbone)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
         known = head.initial(labels_of(data.task.kind, data.train))
         model.add(name, replace(new, tensors={**new.tensors, **known}), trainable=True)
@@ -245,7 +249,7 @@ class Run:
         adapter acts on the backbone."""
         if self.recipe.train.baseline == "off":
             return {}
-        return baseline(self.model.backbone, self.data, _identity(self.data.task, self.recipe.train))
+        return baseline(self.model.backbone, self.data, self.model.residents.named(self.name).adapter.task)
 
     def train(self) -> None:
         """From the start or the checkpoint to the end; the adapter is then the best one."""
@@ -277,8 +281,10 @@ class Run:
         return adapter, json_lines(repeatable(row for row in history if "step" in row))
 
 
-def _identity(task: Task, settings: TrainingSettings) -> TaskIdentity:
-    """What the adapter has to know of its task, by resolved settings."""
+def _identity(task: Task, recipe: Recipe, backbone: Backbone) -> TaskIdentity:
+    """What the adapter has to know of its task, by a resolved recipe."""
+    settings = recipe.train
+    paired = task.text_pair is not None or task.kind == "multiple-choice"
     given: dict[str, Any] = {name: getattr(settings, name) for name in ("max_length", "max_target_length")}
     given["separator"] = task.separator
     return TaskIdentity(
@@ -286,6 +292,8 @@ def _identity(task: Task, settings: TrainingSettings) -> TaskIdentity:
         kind=task.kind,
         pairs=task.text_pair is not None,
         labels=task.labels,
+        pair_separator=pair_separator(backbone.require_tokenizer()) if paired else None,
+        added_tokens=recipe.add_tokens or (),
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
         **{name: value for name, value in given.items() if value is not None},
