@@ -51,7 +51,7 @@ class Backbone:
         model: the Hugging Face model, in evaluation mode: without a task head, but with the language-model head that a
             model which generates text was pretrained with.
         tokenizer, image_processor: what makes its inputs; None when there is none. A tokenizer without a padding token
-            pads with the token that ends texts, else with the unknown one; padding is on the right.
+            pads with the token that ends texts, else with the unknown one or another; padding is on the right.
         family, sites: its layout and the places where ops can act.
         modules: the very modules at the sites' paths, also while something else stands there.
         pooling: how an input becomes one vector unless a head says otherwise: by the pooling layer where the checkpoint
@@ -93,7 +93,8 @@ class Backbone:
             tokenizer.padding_side = "right"
             if tokenizer.pad_token is None:
                 # Padding is masked and has no labels, so that any token will do.
-                tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+                known = (getattr(tokenizer, f"{name}_token") for name in ("eos", "unk", "bos", "sep", "cls"))
+                tokenizer.pad_token = next((token for token in known if token is not None), None)
         self.pooling: Pooling = pooling or self._default_pooling()
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
