@@ -60,7 +60,7 @@ class Backbone:
         model: the Hugging Face model, in evaluation mode: without a task head, but with the language-model head that a
             model which generates text was pretrained with.
         tokenizer, image_processor: what makes its inputs; None when there is none. A tokenizer without a padding token
-            pads with the token that ends texts, else with the unknown one; padding is on the right.
+            pads with the token that ends texts, else with the unknown one or another; padding is on the right.
         family, sites: its layout and the places where ops can act.
         modules: the very modules at the sites' paths, also while something else stands there.
         pooling: how an input becomes one vector unless a head says otherwise: as the checkpoint declares (see
@@ -103,7 +103,8 @@ class Backbone:
             tokenizer.padding_side = "right"
             if tokenizer.pad_token is None:
                 # Padding is masked and has no labels, so that any token will do.
-                tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+                known = (getattr(tokenizer, f"{name}_token") for name in ("eos", "unk", "bos", "sep", "cls"))
+                tokenizer.pad_token = next((token for token in known if token is not None), None)
         declared = declared or declared_by_config(model.config)
         followed = None if declared is None else declared.pooling
         self.pooling: Pooling = pooling or followed or self._default_pooling()

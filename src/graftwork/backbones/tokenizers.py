@@ -53,8 +53,8 @@ def pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special:
 def ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The tokens that begin a text, and those that end it."""
     [[*bare], [*whole]] = (pieces(tokenizer, ["a"], special=special)[0] for special in (False, True))
-    start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
-    return whole[:start], whole[start + len(bare) :]
+    start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), None)
+    return ([], []) if start is None else (whole[:start], whole[start + len(bare) :])
 
 
 def parts_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -50,7 +50,7 @@ def tokenized(
 
 def pair_separator(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """What has to stand between the texts of a pair: nothing where the tokenizer parts them itself; else the token that
-    separates or ends texts, which no other text has in it, or a line break where there is none.
+    separates or ends texts, which no text has in it unless it spells it, or a line break where there is none.
     """
     if parts_pairs(tokenizer):
         return None
