@@ -15,7 +15,9 @@ from graftwork.adapters import Adapter, Bank, Memory, Resident
 from graftwork.backbones import Backbone
 from graftwork.backbones.families.proof import tiny_input
 from graftwork.errors import AdapterError, BackboneError, SiteError, nearest
+from graftwork.heads import LanguageHead
 from graftwork.heads.language import require_language_model
+from graftwork.heads.losses import StepItems, of_one, of_several
 from graftwork.ops import Graft
 from graftwork.ops.graft import Ops
 from graftwork.ops.merging import put_into_weights
@@ -48,6 +50,8 @@ class AdaptedModel(Predicting):
     Raises:
         AdapterError: an adapter was made for another backbone, or its tensors are not what its method declares.
     """
+
+    accepts_loss_kwargs = True
 
     def __init__(
         self,
@@ -210,6 +214,7 @@ class AdaptedModel(Predicting):
         targets: Tensor | Mapping[str, Tensor] | None = None,
         kept: Tensor | None = None,
         adapters: str | Sequence[str | None] | None = None,
+        num_items_in_batch: StepItems | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -232,6 +237,9 @@ class AdaptedModel(Predicting):
                 when there is only one adapter.
             labels, targets: with a name a row, tensors as they are for one adapter, of which each adapter is given its
                 rows; or such tensors by the name of the adapter.
+            num_items_in_batch: what the loss is a mean over where gradients are accumulated: the number of labels in
+                all batches of the step, as `transformers.Trainer` gives it, or the head's `step_counts` of them; with a
+                name a row, those by the name of the adapter. Left out, the loss is the mean over this batch.
 
         Returns:
             loss (when labels are given), logits in float32 ((B, C), (B, T, C) for tags, (B, T, V) in generation),
@@ -265,7 +273,8 @@ class AdaptedModel(Predicting):
         with self.graft.lock:
             names = self.names(adapters, rows)
             one = adapters is None or isinstance(adapters, str)
-            wanted = Wanted(labels, targets)
+            items = of_one(num_items_in_batch, names[0]) if one else of_several(num_items_in_batch, labels)
+            wanted = Wanted(labels, targets, items)
             result = self._one(names[0], inputs, wanted, asked) if one else self._several(names, inputs, wanted, asked)
         return result if return_dict is not False else result.to_tuple()
 
@@ -355,6 +364,15 @@ class AdaptedModel(Predicting):
     @property
     def device(self) -> torch.device:
         return self.backbone.device
+
+    @property
+    def loss_type(self) -> str | None:
+        """Tells `transformers.Trainer` to leave the first token of each row out when it counts labels: where all that
+        is trained is generation by a causal model, which says nothing of that token.
+        """
+        heads = [resident.adapter.head for resident in self.residents.values() if resident.trainable]
+        shifted = [isinstance(head, LanguageHead) and head.shifted for head in heads]
+        return "ForCausalLM" if shifted and all(shifted) else None
 
     def train(self, mode: bool = True) -> "AdaptedModel":
         """Training mode for adapters and heads; for the backbone's own dropout only when it was asked for."""

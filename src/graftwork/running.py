@@ -90,13 +90,15 @@ class Runner:
             if resident is None or results[i].loss is None or not (training and resident.trainable):
                 continue
             method, head = resident.adapter.method, resident.adapter.head
-            labels, _ = wanted.of(*share.by_slot()[i])
+            name, rows = share.by_slot()[i]
+            labels, _ = wanted.of(name, rows)
             assert labels is not None  # there is a loss
             start, end = share.span(i)
             mine = {name: tensor[start:end] for name, tensor in inputs.items()}
             for _ in range(method.passes - 1):
                 _, [again] = self._pass(share.alone(i), mine, wanted, {}, training)
-                apart = head.divergence(results[i].require("logits"), again.require("logits"), labels)
+                both = results[i].require("logits"), again.require("logits")
+                apart = head.divergence(*both, labels, wanted.items.get(name))
                 results[i].loss = results[i].require("loss") + apart
         return output, results
 
@@ -195,7 +197,8 @@ class Runner:
                 logits = head.logits(own, parameters, training=training and resident.trainable)
             if absent is not None and mine > 1:
                 logits = logits.masked_fill((absent if places is None else absent[places]).view(-1, mine), -torch.inf)
-            loss = None if labels is None else head.loss(logits, labels, own, parameters)
+            items = wanted.items.get(share.names[slot])
+            loss = None if labels is None else head.loss(logits, labels, own, parameters, items)
             results.append(AdaptedOutput(loss=loss, logits=logits))
         return output, results
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from graftwork.backbones import Backbone
 from graftwork.errors import BackboneError, MethodError
 from graftwork.heads.crf import declare_crf, log_likelihood, viterbi
-from graftwork.heads.head import IGNORED, Head, Reading, States, declare_linear, linear
+from graftwork.heads.head import Head, Reading, States, declare_linear, linear
+from graftwork.heads.losses import IGNORED, LABELS, Counts
 from graftwork.heads.pooled import pool
 from graftwork.heads.taskmodels import BIATTENTION, BILSTM, ESIM, TaskModel
 from graftwork.methods.parameters import Parameter, ones, zeros
@@ -31,6 +32,9 @@ FeatureTask = Literal["classification", "regression", "multiple-choice", "token-
 OF_TEXTS: Mapping[str, TaskModel | None] = {"linear": None, "bilstm": BIATTENTION, "esim": ESIM}
 OF_TOKENS: Mapping[str, TaskModel | None] = {"linear": None, "bilstm": BILSTM, "bilstm-crf": BILSTM}
 """The task models that give one vector a text, or one a token; none where the features themselves are classified."""
+
+
+ROWS = "rows"
 
 
 class FeatureHead(Head):
@@ -121,17 +125,22 @@ class FeatureHead(Head):
         said = linear(x, parameters, "head.classifier")
         return said.view(-1, states.choices) if self.task == "multiple-choice" else said
 
-    def loss(
+    def sums(
         self, logits: Tensor, labels: Tensor, states: States, parameters: Mapping[str, Tensor]
-    ) -> Float[Tensor, ""]:
-        """Mean squared error over numbers; of a conditional random field, the negative log-likelihood of a row's tags,
-        averaged over rows; else cross-entropy over what has a label.
+    ) -> dict[str, Tensor]:
+        """Squared errors of numbers; of a conditional random field, the negative log-likelihood of a row's tags, of
+        which the mean is over rows; else cross-entropy over what has a label.
         """
         if self.task == "regression":
-            return F.mse_loss(logits.squeeze(-1), labels.to(logits))
+            return {LABELS: F.mse_loss(logits.squeeze(-1), labels.to(logits), reduction="sum")}
         if self.model == "bilstm-crf":
-            return -log_likelihood(logits, labels, labels != IGNORED, parameters).mean()
-        return F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED)
+            return {ROWS: -log_likelihood(logits, labels, labels != IGNORED, parameters).sum()}
+        return {LABELS: F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED, reduction="sum")}
+
+    def counts(self, labels: Tensor, targets: Tensor | None = None) -> Counts:
+        if self.model == "bilstm-crf":
+            return {ROWS: torch.tensor(len(labels), device=labels.device)}
+        return super().counts(labels)
 
     def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N C"], Tensor]:
         return logits.flatten(0, -2), labels.flatten()
@@ -144,7 +153,7 @@ class FeatureHead(Head):
             return viterbi(logits, real > 0, parameters, elsewhere=IGNORED)
         return super().decide(logits, mask, parameters)
 
-    def divergence(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+    def apart(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
         """Of two numbers, the squared difference."""
         if self.model == "bilstm-crf":
             raise MethodError(
@@ -153,7 +162,9 @@ class FeatureHead(Head):
                 expected=", ".join(model for model in self._models if model != self.model),
                 change="--method.model, or a method of one pass a step",
             )
-        return F.mse_loss(one, other) if self.task == "regression" else super().divergence(one, other, labels)
+        if self.task == "regression":
+            return F.mse_loss(one, other, reduction="sum")
+        return super().apart(one, other, labels)
 
     @property
     def _models(self) -> Mapping[str, TaskModel | None]:

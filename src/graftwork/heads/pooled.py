@@ -12,6 +12,7 @@ from torch import Tensor
 from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import BackboneError
 from graftwork.heads.head import Head, Reading, States, declare_linear, linear
+from graftwork.heads.losses import LABELS
 from graftwork.methods.parameters import Parameter
 
 
@@ -58,22 +59,24 @@ class PooledHead(Head):
         pooled = F.dropout(pooled, self.dropout, training)
         return linear(pooled, parameters, "head.classifier")
 
-    def loss(
+    def sums(
         self, logits: Float[Tensor, "B C"], labels: Tensor, states: States, parameters: Mapping[str, Tensor]
-    ) -> Float[Tensor, ""]:
-        """Cross-entropy over class ids, or mean squared error over numbers."""
+    ) -> dict[str, Tensor]:
+        """Cross-entropy over class ids, or squared errors of numbers."""
         if self.kind == "regression":
-            return F.mse_loss(logits.squeeze(-1), labels.to(logits))
-        return F.cross_entropy(logits, labels)
+            return {LABELS: F.mse_loss(logits.squeeze(-1), labels.to(logits), reduction="sum")}
+        return {LABELS: F.cross_entropy(logits, labels, reduction="sum")}
 
     def decide(self, logits: Tensor, mask: Tensor | None, parameters: Mapping[str, Tensor]) -> Tensor:
         if self.kind == "regression":
             return logits.squeeze(-1)
         return super().decide(logits, mask, parameters)
 
-    def divergence(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+    def apart(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
         """Of two numbers, the squared difference."""
-        return F.mse_loss(one, other) if self.kind == "regression" else super().divergence(one, other, labels)
+        if self.kind == "regression":
+            return F.mse_loss(one, other, reduction="sum")
+        return super().apart(one, other, labels)
 
 
 def check_pooling(pooling: Pooling, backbone: Backbone) -> None:

@@ -101,11 +101,10 @@ def _kept(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings) -> 
 
 def _epochs(trainer: AdapterTrainer) -> float:
     """How often the run goes over its rows."""
-    args, rows, batches = trainer.args, trainer.train_dataset, trainer.batches
+    args = trainer.args
     if args.max_steps < 0:
         return args.num_train_epochs
-    an_epoch = -(-len(rows) // args.train_batch_size) if batches is None else len(batches)  # type: ignore[arg-type]
-    return args.max_steps * args.gradient_accumulation_steps / an_epoch
+    return args.max_steps * args.gradient_accumulation_steps / len(trainer.batches)
 
 
 def start_for(backbone: Backbone, adapter: Adapter) -> Start:

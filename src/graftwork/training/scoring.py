@@ -10,7 +10,6 @@ import datasets
 import numpy as np
 from torch import Tensor
 
-from graftwork.heads import IGNORED
 from graftwork.model import AdaptedModel
 from graftwork.prediction import first_pieces, tags_of, widen
 from graftwork.running import AdaptedOutput
@@ -54,6 +53,7 @@ class Judge:
         generates = task.kind == "generation"
         inputs, labels = each_target(rows) if generates else (inputs_of(task.kind, rows), labels_of(task.kind, rows))
         self.encoded = self.encoder.encode(inputs, labels)
+        self.counts = model.residents.named(name).adapter.head.step_counts(self.encoder.labels(self.encoded))
 
     def __call__(self, *, generate: bool = True) -> dict[str, float]:
         """The loss and the task's metrics.
@@ -66,15 +66,14 @@ class Judge:
             RecipeError: the model says what are no finite numbers.
         """
         said: dict[int, Any] = {}
-        total, weight = 0.0, 0
+        total = 0.0
         with self.model.resting():
             for places, batch in self.encoder.batches(self.encoded, self.batch_size):
-                output = self.model(**batch, adapters=self.name)
-                counted = _count(batch["labels"])
-                total += output.require("loss").item() * counted if counted else 0.0
-                weight += counted
+                output = self.model(**batch, adapters=self.name, num_items_in_batch=self.counts)
+                # What the batch adds to the mean over all of them.
+                total += output.require("loss").item()
                 said.update(zip(places, self._read(output, batch, places), strict=True))
-        loss = {"loss": total / weight if weight else 0.0}
+        loss = {"loss": total}
         if self.task.kind != "generation":
             return {**loss, **self._compute(said)}
         return {**loss, **(self._generate() if generate else {})}
@@ -112,8 +111,3 @@ class Judge:
         sources = list(self.rows["text"])[:count]
         made = self.model.texts(sources, self.name, batch_size=self.batch_size, **self.options)
         return compute(self.task.metrics, self.task.kind, made, references_of(self.rows)[:count])
-
-
-def _count(labels: Tensor) -> int:
-    """What a batch's mean loss is the mean of: its rows, or its tokens that have a label."""
-    return len(labels) if labels.dim() == 1 else int((labels != IGNORED).sum())

@@ -3,16 +3,17 @@ models.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graftwork.adapters import Adapter
@@ -20,6 +21,7 @@ from graftwork.adapters.adapter import declare
 from graftwork.adapters.folder import TENSORS, write_files
 from graftwork.methods.parameters import Parameter
 from graftwork.model import AdaptedModel
+from graftwork.training.sampling import Batches
 from graftwork.training.schedules import Schedule, scheduler
 from graftwork.training.strand import Strand
 from graftwork.training.together import OneAdapter, Step
@@ -34,7 +36,7 @@ class AdapterTrainer(Trainer):
 
     Args:
         adapter_name: the adapter's, on the model.
-        batches: the places of the rows that share a batch, with the epochs told. None: any rows do.
+        batches: the places of the rows that share a batch, epoch by epoch.
         head_learning_rate: the head's; None: the run's.
         schedule: the learning rate's, in the place of transformers' own.
         judge: gives the scores that choose among checkpoints.
@@ -46,7 +48,7 @@ class AdapterTrainer(Trainer):
         self,
         *args: Any,
         adapter_name: str,
-        batches: Sampler[list[int]] | None = None,
+        batches: Batches,
         head_learning_rate: float | None = None,
         schedule: Schedule | None = None,
         judge: Callable[[], dict[str, float]] | None = None,
@@ -79,8 +81,6 @@ class AdapterTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The rows in the batches and the order of the sampling that was asked for."""
-        if self.batches is None:
-            return super().get_train_dataloader()
         rows: Any = self.train_dataset
         loader = DataLoader(
             rows,
@@ -91,8 +91,14 @@ class AdapterTrainer(Trainer):
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The batches of a step, and what the terms of their loss are means over, all of them together."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        head = self.adapted.residents[self.adapter_name].adapter.head
+        return batches, head.step_counts(batches)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The loss on a batch, whose gradients are then there."""
+        """What a batch adds to the loss of its step, whose gradients are then there."""
         if self.strand is None:
             return super().training_step(model, inputs, num_items_in_batch)
         step, times = self._moment
@@ -100,7 +106,7 @@ class AdapterTrainer(Trainer):
         loss: Tensor = self._ask(
             Step(
                 batch=self._prepare_inputs(inputs),
-                weight=1 / self.current_gradient_accumulation_steps,
+                counts=num_items_in_batch,
                 moment=(self.args.seed, *self._moment),
             )
         )

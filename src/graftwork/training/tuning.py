@@ -19,7 +19,6 @@ from typing import Any
 import yaml
 from datasets import Dataset
 from rich.progress import Progress
-from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -36,7 +35,7 @@ from graftwork.training.examples import examples, labels_of, lengths_of
 from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
 from graftwork.training.recipe import Recipe
-from graftwork.training.sampling import LengthGrouped, TokenBudget
+from graftwork.training.sampling import Batches, LengthGrouped, Shuffled, TokenBudget
 from graftwork.training.scoring import Judge
 from graftwork.training.settings import TrainingSettings
 from graftwork.training.strand import Strand
@@ -313,10 +312,10 @@ def _trainer(
     return trainer
 
 
-def _batches(lengths: Sequence[int], settings: TrainingSettings) -> Sampler[list[int]] | None:
-    """The batches of rows of such lengths; None for any rows in a batch."""
+def _batches(lengths: Sequence[int], settings: TrainingSettings) -> Batches:
+    """The batches of rows of such lengths."""
     if settings.train_sampling_strategy == "random":
-        return None
+        return Shuffled(len(lengths), settings.per_device_train_batch_size, seed=settings.seed)
     if settings.tokens_per_batch is not None:
         return TokenBudget(lengths, settings.tokens_per_batch, seed=settings.seed)
     return LengthGrouped(lengths, settings.per_device_train_batch_size, seed=settings.seed)
