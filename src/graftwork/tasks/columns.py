@@ -6,6 +6,7 @@ or tags there are, and `build` makes the dataset, with ids in the place of names
 
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -212,7 +213,7 @@ def _label_text(value: Any) -> str:
 
 
 def _is_integer(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+    return re.fullmatch(r"-?[0-9]+", text) is not None
 
 
 def _sorted_names(names: set[str]) -> tuple[str, ...]:
@@ -381,8 +382,15 @@ def _numbers(task: Task, table: Table) -> list[float]:
     return numbers
 
 
+NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
+"""A number as text. Python's `float` would also take 1_0 for 10, and digits of other scripts."""
+
+
 def _number(value: Any) -> float:
-    try:
-        return math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    """NaN where it is none."""
+    if isinstance(value, bool) or (isinstance(value, str) and not NUMBER.fullmatch(value)):
         return math.nan
+    try:
+        return float(value) if isinstance(value, int | float | str) else math.nan
+    except OverflowError:  # a whole number of more than 300 digits
+        return math.inf
