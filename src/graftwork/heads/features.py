@@ -9,7 +9,7 @@ Shapes: w (L + 1), γ (1); B rows, T tokens, d hidden size, C outputs.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from graftwork.errors import BackboneError, MethodError
 from graftwork.heads.crf import declare_crf, log_likelihood, viterbi
 from graftwork.heads.head import Head, Reading, States, declare_linear, linear
 from graftwork.heads.losses import IGNORED, LABELS, Counts
+from graftwork.heads.numbers import Scale, count_of_numbers, of_numbers, on_scale, squared_errors
 from graftwork.heads.pooled import pool
 from graftwork.heads.taskmodels import BIATTENTION, BILSTM, ESIM, TaskModel
 from graftwork.methods.parameters import Parameter, ones, zeros
@@ -48,6 +49,7 @@ class FeatureHead(Head):
         hidden_size: h, of the task model.
         dropout: of the mixed features and before the classifier, in training.
         init_std: the classifier starts N(0, init_std²) with bias 0.
+        scale: of a regression, that of the numbers; None: the classifier says them as they are.
     """
 
     reads: ClassVar[Reading] = "layers"
@@ -60,6 +62,10 @@ class FeatureHead(Head):
     hidden_size: PositiveInt = 200
     dropout: NonNegativeFloat = Field(default=0.1, lt=1.0)
     init_std: PositiveFloat = 0.02
+    scale: Scale | None = None
+
+    def fitted(self, labels: Sequence[Any]) -> "FeatureHead":
+        return self.model_copy(update={"scale": Scale.of(labels)}) if self.task == "regression" else self
 
     @model_validator(mode="after")
     def _suitable_model(self) -> "FeatureHead":
@@ -122,17 +128,17 @@ class FeatureHead(Head):
             x = F.dropout(model.run(x, mask, states.segments, parameters), self.dropout, training)
         elif self.task != "token-classification":
             x = pool(States(last=x, mask=states.mask), self.pooling)
-        said = linear(x, parameters, "head.classifier")
+        said = on_scale(linear(x, parameters, "head.classifier"), self.scale)
         return said.view(-1, states.choices) if self.task == "multiple-choice" else said
 
     def sums(
         self, logits: Tensor, labels: Tensor, states: States, parameters: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Squared errors of numbers; of a conditional random field, the negative log-likelihood of a row's tags, of
-        which the mean is over rows; else cross-entropy over what has a label.
+        """Squared errors of standardised numbers; of a conditional random field, the negative log-likelihood of a row's
+        tags, of which the mean is over rows; else cross-entropy over what has a label.
         """
         if self.task == "regression":
-            return {LABELS: F.mse_loss(logits.squeeze(-1), labels.to(logits), reduction="sum")}
+            return of_numbers(logits, labels, self.scale)
         if self.model == "bilstm-crf":
             return {ROWS: -log_likelihood(logits, labels, labels != IGNORED, parameters).sum()}
         return {LABELS: F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED, reduction="sum")}
@@ -140,7 +146,7 @@ class FeatureHead(Head):
     def counts(self, labels: Tensor, targets: Tensor | None = None) -> Counts:
         if self.model == "bilstm-crf":
             return {ROWS: torch.tensor(len(labels), device=labels.device)}
-        return super().counts(labels)
+        return count_of_numbers(labels) if self.task == "regression" else super().counts(labels)
 
     def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N C"], Tensor]:
         return logits.flatten(0, -2), labels.flatten()
@@ -154,7 +160,7 @@ class FeatureHead(Head):
         return super().decide(logits, mask, parameters)
 
     def apart(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
-        """Of two numbers, the squared difference."""
+        """Of two numbers, the squared difference, standardised."""
         if self.model == "bilstm-crf":
             raise MethodError(
                 "a conditional random field says how likely a row's tags are together, and not each one: two passes "
@@ -163,7 +169,7 @@ class FeatureHead(Head):
                 change="--method.model, or a method of one pass a step",
             )
         if self.task == "regression":
-            return F.mse_loss(one, other, reduction="sum")
+            return squared_errors(one.squeeze(-1), other.squeeze(-1), self.scale)
         return super().apart(one, other, labels)
 
     @property

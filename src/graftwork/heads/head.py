@@ -104,13 +104,9 @@ class Head(BaseModel, ABC):
     def declare(self, backbone: Backbone) -> dict[str, Parameter]:
         """The head's parameters, by name in an adapter; each begins with `head.`."""
 
-    def initial(self, labels: Sequence[Any]) -> Mapping[str, Tensor]:
-        """Of a new adapter, the head's parameters that start from the labels to be trained on, by name; the others
-        start as they are declared. A number starts as the labels' mean: a method would spend its first steps on it.
-        """
-        if self.task_kind != "regression":
-            return {}
-        return {"head.classifier.bias": torch.tensor([sum(labels) / len(labels)], dtype=torch.float32)}
+    def fitted(self, labels: Sequence[Any]) -> "Head":
+        """The head for labels that are to be trained on: of numbers, with the scale that they are on."""
+        return self
 
     @abstractmethod
     def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Tensor:

@@ -211,10 +211,9 @@ class Run:
     ) -> None:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
         method, settings = recipe.find_method(), recipe.train
-        head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, settings)
-        new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
-        known = head.initial(labels_of(data.task.kind, data.train))
-        model.add(name, replace(new, tensors={**new.tensors, **known}), trainable=True)
+        head = recipe.head(data.task, method, model.backbone).fitted(labels_of(data.task.kind, data.train))
+        new = Adapter.create(model.backbone, method, head, _identity(data.task, settings), seed=settings.seed)
+        model.add(name, new, trainable=True)
         _begin(working, recipe, resume=resume)
         self.checkpoint = last_checkpoint(working) if resume else None
         self.judge = _judge(model, name, data.task, data.validation, settings)
