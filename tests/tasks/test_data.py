@@ -202,7 +202,11 @@ def test_regression(tmp_path):
         ("rows.csv", "text,label\n", r"rows.csv has no rows(.|\n)*train split"),
         ("rows.parquet", "no parquet", "no readable Parquet file"),
         ("rows.txt", "a", r"of a kind that cannot be read(.|\n)*\.csv, \.tsv, \.json, \.jsonl, \.parquet"),
-        ("rows.csv", "text,label\n" + "a,x\n" * 9, "has the label 'x' in column 'label' for every row"),
+        (
+            "rows.csv",
+            "text,label\n" + "".join(f"a{i},x\n" for i in range(9)),
+            "has the label 'x' in column 'label' for every row",
+        ),
         ("rows.csv", "text,label\na,x\nb,y\n", "has 2 rows, too few to hold 1 out for validation"),
     ],
 )
@@ -299,7 +303,7 @@ def test_splits_that_are_not_there(tmp_path):
 
 
 def test_a_test_file_without_labels_is_no_split(tmp_path):
-    csv(tmp_path, "text,label\n" + "a,x\nb,y\n" * 9, "train.csv")
+    csv(tmp_path, "text,label\n" + "".join(f"a{i},x\nb{i},y\n" for i in range(9)), "train.csv")
     csv(tmp_path, "text\na\n", "test.csv")
     assert load(task(tmp_path), test=False).test is None
     assert load(task(tmp_path)).test is None
