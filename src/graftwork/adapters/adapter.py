@@ -169,6 +169,7 @@ class Adapter:
         if self.sites != acting:
             differing = ", ".join(sorted({*self.sites} ^ {*acting})[:3])
             problems.append(f"acts at other sites ({differing or 'in another order'})")
+        problems += [f"holds NaN or infinity in {name}" for name in not_finite(self.tensors)]
         fixed = {name for name, p in declared.items() if not p.trained}
         if fixed != set(self.fixed):
             problems.append(f"trains or fixes what it should not: {', '.join(sorted(fixed ^ set(self.fixed))[:3])}")
@@ -194,6 +195,12 @@ def misfits(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[
         *(f"has unknown {name}" for name in sorted(found.keys() - expected.keys())),
         *(f"{name} is {tuple(found[name])} instead of {tuple(expected[name])}" for name in wrong),
     ]
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or infinity."""
+    # A sum is fast, and finite for nearly all that is; the rest is looked at number by number.
+    return [name for name, t in tensors.items() if not t.sum().isfinite() and not t.isfinite().all()]
 
 
 def first_few(problems: Sequence[str]) -> str:

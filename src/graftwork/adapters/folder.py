@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-from graftwork.adapters.adapter import Adapter, first_few, misfits
+from graftwork.adapters.adapter import Adapter, first_few, misfits, not_finite
 from graftwork.adapters.card import model_card
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity
 from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeError
@@ -74,7 +74,16 @@ def write_adapter(
 
 
 def write_files(adapter: Adapter, folder: Path) -> None:
-    """An adapter's files, into a folder that exists. The same adapter gives the same bytes."""
+    """An adapter's files, into a folder that exists. The same adapter gives the same bytes.
+
+    Raises:
+        AdapterError: a tensor holds NaN or infinity. Nothing is written.
+    """
+    broken = not_finite(adapter.tensors)
+    if broken:
+        raise AdapterError(
+            f"the adapter is not saved: it holds NaN or infinity in {', '.join(broken[:5])}", expected="finite tensors"
+        )
     config = AdapterFile(
         method={"name": adapter.method.name, **adapter.method.model_dump(mode="json")},
         sites=list(adapter.sites),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from graftwork.errors import RecipeError, nearest
+from graftwork.errors import DivergedError, RecipeError, nearest
 
 if TYPE_CHECKING:
     import numpy
@@ -311,7 +311,8 @@ def compute(
         is 0.0.
 
     Raises:
-        RecipeError: a name is unknown or does not suit the kind, or the predictions are not finite.
+        RecipeError: a name is unknown or does not suit the kind.
+        DivergedError: the predictions are not finite.
         ValueError: the shapes do not fit, or there are no rows.
     """
     said, there = _PREPARE[kind](names, kind, predictions, labels)
@@ -337,7 +338,7 @@ def _prepare_numbers(names: Sequence[str], kind: Kind, predictions: Any, labels:
         usable = (usable | np.isneginf(predictions)) & usable[np.arange(len(labels)), labels][:, None]
     wrong = int((~usable).any(axis=1).sum())
     if wrong:
-        raise RecipeError(
+        raise DivergedError(
             f"the predictions of {wrong} of {len(labels)} rows are not finite",
             expected="finite numbers",
             change="the learning rate (lower), or the precision",

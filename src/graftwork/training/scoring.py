@@ -3,6 +3,7 @@ gives are measured here, in the same passes.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import datasets
 import numpy as np
 from torch import Tensor
 
+from graftwork.errors import DivergedError
 from graftwork.model import AdaptedModel
 from graftwork.prediction import first_pieces, tags_of, widen
 from graftwork.running import AdaptedOutput
@@ -63,7 +65,7 @@ class Judge:
                 of task have all their metrics either way.
 
         Raises:
-            RecipeError: the model says what are no finite numbers.
+            DivergedError: the loss, a score or what the model says of a row is no finite number.
         """
         said: dict[int, Any] = {}
         total = 0.0
@@ -72,11 +74,15 @@ class Judge:
                 output = self.model(**batch, adapters=self.name, num_items_in_batch=self.counts)
                 # What the batch adds to the mean over all of them.
                 total += output.require("loss").item()
+                if not math.isfinite(total):
+                    raise DivergedError.of(f"the loss is {total} over rows that are scored")
                 said.update(zip(places, self._read(output, batch, places), strict=True))
-        loss = {"loss": total}
-        if self.task.kind != "generation":
-            return {**loss, **self._compute(said)}
-        return {**loss, **(self._generate() if generate else {})}
+        made = self._compute(said) if self.task.kind != "generation" else self._generate() if generate else {}
+        scores = {"loss": total, **made}
+        wrong = [name for name, score in scores.items() if not math.isfinite(score)]
+        if wrong:
+            raise DivergedError.of(f"{wrong[0]} is {scores[wrong[0]]} over the rows that are scored")
+        return scores
 
     def _read(self, output: AdaptedOutput, batch: dict[str, Tensor], places: Sequence[int]) -> Sequence[Any]:
         """What each row of a batch needs for the metrics."""
@@ -85,6 +91,8 @@ class Judge:
         logits = output.require("logits")
         if self.task.kind != "token-classification":
             return logits.cpu().unbind()
+        if not logits.isfinite().all():
+            raise DivergedError.of("the logits of tags are not finite")
         mask = first_pieces([self.encoded[place] for place in places], logits)
         ids = self.model.decide(logits, mask, self.name).tolist()
         labels = self.task.labels or ()

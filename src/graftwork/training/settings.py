@@ -230,6 +230,8 @@ class TrainingSettings(Checked):
             restore_callback_states_from_checkpoint=True,
             load_best_model_at_end=True,
             metric_for_best_model=metric,
+            # The trainer ends a run that diverges: it need not make its losses look finite.
+            logging_nan_inf_filter=False,
             greater_is_better=greater_is_better,
             report_to=[name.strip() for name in self.report_to.split(",")],
             label_names=["labels"],

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import declare
+from graftwork.adapters.adapter import declare, not_finite
 from graftwork.adapters.folder import TENSORS, write_files
+from graftwork.errors import DivergedError
 from graftwork.methods.parameters import Parameter
 from graftwork.model import AdaptedModel
 from graftwork.training.sampling import Batches
@@ -98,7 +99,17 @@ class AdapterTrainer(Trainer):
         return batches, head.step_counts(batches)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """What a batch adds to the loss of its step, whose gradients are then there."""
+        """What a batch adds to the loss of its step, whose gradients are then there.
+
+        Raises:
+            DivergedError: that is no finite number.
+        """
+        loss = self._step(model, inputs, num_items_in_batch)
+        if not loss.isfinite():
+            raise DivergedError.of(f"the training loss is {float(loss)} in step {self.state.global_step + 1}")
+        return loss
+
+    def _step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
         if self.strand is None:
             return super().training_step(model, inputs, num_items_in_batch)
         step, times = self._moment
@@ -187,7 +198,11 @@ class AdapterTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        write_files(self.adapter, folder)
+        adapter = self.adapter
+        broken = not_finite(adapter.tensors)
+        if broken:
+            raise DivergedError.of(f"{broken[0]} holds NaN or infinity after step {self.state.global_step}")
+        write_files(adapter, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._assign(resume_from_checkpoint)
@@ -233,6 +248,15 @@ def last_checkpoint(folder: Path) -> Path | None:
         if _state(checkpoint).get("global_step") == _step_of(checkpoint):
             return checkpoint
     return None
+
+
+def best_checkpoint(folder: Path) -> tuple[Path, float] | None:
+    """The checkpoint with the best score, and the score; None when there is none. What is not finite is not saved."""
+    last = last_checkpoint(folder)
+    if last is None:
+        return None
+    state = _state(last)
+    return folder / f"checkpoint-{state['best_global_step']}", float(state["best_metric"])
 
 
 def has_ended(checkpoint: Path) -> bool:

@@ -26,11 +26,12 @@ from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.folder import RECIPE, make_folder, refuse_existing, write_adapter
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
-from graftwork.errors import OutputError, RecipeError
+from graftwork.errors import DivergedError, OutputError, RecipeError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
 from graftwork.training.compiling import compiled
+from graftwork.training.diverging import with_checkpoint
 from graftwork.training.examples import examples, labels_of, lengths_of
 from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
@@ -117,6 +118,9 @@ def tune_recipe(
     refuse_interrupted(place.working, place.target, resume=resume, overwrite=overwrite)
     try:
         adapter, log = _run(recipe, backbone, place.working, resume=resume, progress=progress)
+    except DivergedError as error:
+        place.clear()
+        raise with_checkpoint(error, place.working) from error
     except BaseException:
         place.clear()
         raise
