@@ -11,7 +11,6 @@ from training.workbench import FAST, names_in
 from graftwork import AdaptedModel, Adapter, Backbone, LoRA, Task, evaluate, tune, tune_many
 from graftwork.cli.app import main
 from graftwork.errors import AdapterError, DivergedError, StudyError
-from graftwork.training.scoring import Judge
 from graftwork.training.trainer import AdapterTrainer
 
 LORA = LoRA(rank=4)
@@ -167,6 +166,6 @@ def test_evaluate_refuses_scores_that_are_not_finite(loaded, kinds_data, case, m
 
 
 def test_a_metric_that_is_not_finite(backbone, classes, monkeypatch):
-    monkeypatch.setattr(Judge, "_compute", lambda *_: {"accuracy": float("nan")})
+    monkeypatch.setattr("graftwork.training.scoring.compute", lambda *_: {"accuracy": float("nan")})
     with pytest.raises(DivergedError, match="accuracy is nan"):
         tune(backbone, task=classes, method=LORA, max_steps=1)

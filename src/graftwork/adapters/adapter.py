@@ -39,6 +39,7 @@ class Adapter:
         tensors: training parameters and the head's, float32 on the CPU, under canonical names.
         fixed: the names of those tensors that are kept but never trained.
         metrics: scores by split, then by metric.
+        rows: how many rows of each split they were measured on; of generation, sources. Empty where it is not known.
         seed: of initialisation and training.
         recipe: everything that the run was started with, as resolved; empty for an adapter made by hand.
         versions: of the libraries that made it.
@@ -52,6 +53,7 @@ class Adapter:
     tensors: Mapping[str, Tensor]
     fixed: tuple[str, ...] = ()
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=library_versions)
@@ -131,6 +133,7 @@ class Adapter:
             tensors={name: tensor for name, tensor in self.tensors.items() if name in declared},
             fixed=tuple(name for name in self.fixed if name in declared),
             metrics={},
+            rows={},
         )
 
     @property

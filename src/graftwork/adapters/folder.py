@@ -52,6 +52,7 @@ class AdapterFile(BaseModel):
     task: TaskIdentity
     backbone: BackboneIdentity
     metrics: dict[str, dict[str, float]]
+    rows: dict[str, int] = {}
     seed: int
     versions: dict[str, str]
 
@@ -93,6 +94,7 @@ def write_files(adapter: Adapter, folder: Path) -> None:
         task=adapter.task,
         backbone=adapter.backbone,
         metrics={split: dict(scores) for split, scores in adapter.metrics.items()},
+        rows=dict(adapter.rows),
         seed=adapter.seed,
         versions=dict(adapter.versions),
     )
@@ -144,6 +146,7 @@ def read_adapter(folder: Path) -> Adapter:
         tensors=tensors,
         fixed=tuple(config.fixed),
         metrics=config.metrics,
+        rows=config.rows,
         seed=config.seed,
         recipe=_read_recipe(folder / RECIPE),
         versions=config.versions,

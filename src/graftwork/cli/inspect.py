@@ -19,6 +19,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
     from json import dumps
 
     from graftwork.adapters import Adapter
+    from graftwork.adapters.card import readable_score
     from graftwork.cli.table import print_pairs, readable_bytes
 
     loaded = Adapter.load(adapter)
@@ -30,6 +31,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
             "head": loaded.head.model_dump(mode="json"),
             "backbone": loaded.backbone.model_dump(mode="json"),
             "metrics": {split: dict(scores) for split, scores in loaded.metrics.items()},
+            "rows": dict(loaded.rows),
             "seed": loaded.seed,
             "versions": dict(loaded.versions),
             "parameters": loaded.num_parameters,
@@ -40,7 +42,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
         return
     made_for = f"{loaded.backbone.name} ({loaded.backbone.model_type}, {loaded.backbone.num_layers} layers x "
     scores = {
-        f"{split} {metric}": f"{value:.4f}"
+        f"{split} {metric}": readable_score(value, loaded.rows.get(split))
         for split, found in loaded.metrics.items()
         for metric, value in found.items()
     }

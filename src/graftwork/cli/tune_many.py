@@ -61,6 +61,7 @@ def _report(adapters: "Mapping[str, Adapter]", output: Path, seconds: float, *, 
                 "method": adapter.method.name,
                 "trained": trained_for(adapter),
                 "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
+                "rows": dict(adapter.rows),
                 "output": str(output / name),
             }
             for name, adapter in adapters.items()
@@ -84,8 +85,9 @@ def _report(adapters: "Mapping[str, Adapter]", output: Path, seconds: float, *, 
 
 def _score(adapter: "Adapter", split: str) -> str:
     """The score on a split that chose the checkpoint."""
+    from graftwork.adapters.card import readable_score
     from graftwork.training.evaluation import task_of
 
     metric = task_of(adapter).main_metric
     scores = adapter.metrics.get(split, {})
-    return f"{metric} {scores[metric]:.4f}" if metric in scores else ""
+    return f"{metric} {readable_score(scores[metric], adapter.rows.get(split))}" if metric in scores else ""

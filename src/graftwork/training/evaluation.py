@@ -9,6 +9,7 @@ from graftwork.backbones import Backbone
 from graftwork.errors import DataError, RecipeError
 from graftwork.model import AdaptedModel
 from graftwork.tasks import SplitName, Task, load_split
+from graftwork.training.remarks import remark
 from graftwork.training.scoring import Judge
 
 
@@ -65,9 +66,12 @@ def evaluate(
     model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
     try:
         model.add(adapter.task.name, adapter)
-        scores = Judge(model, adapter.task.name, task, rows, batch_size=batch_size, **options)()
+        judge = Judge(model, adapter.task.name, task, rows, batch_size=batch_size, **options)
+        scores = judge()
     finally:
         model.detach()
+    of_file = split is None and data is not None and Path(data).is_file()
+    remark(adapter.task.name, str(data) if of_file else split or "validation", task, len(rows), judge.outcome)
     return {name: scores[name] for name in task.metrics}
 
 

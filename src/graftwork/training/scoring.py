@@ -33,6 +33,9 @@ class Judge:
         generation_examples: of generation, texts are made of the first so many sources only; None: of all. The loss is
             over all rows either way.
         max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
+
+    Attributes:
+        outcome: predictions and labels, as `compute` takes them, of the last time; None where none were made.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Judge:
         self.batch_size = batch_size
         self.generation_examples = generation_examples
         self.options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+        self.outcome: tuple[Any, Any] | None = None
         self.encoder = model.encoder(name)
         generates = task.kind == "generation"
         inputs, labels = each_target(rows) if generates else (inputs_of(task.kind, rows), labels_of(task.kind, rows))
@@ -77,7 +81,8 @@ class Judge:
                 if not math.isfinite(total):
                     raise DivergedError.of(f"the loss is {total} over rows that are scored")
                 said.update(zip(places, self._read(output, batch, places), strict=True))
-        made = self._compute(said) if self.task.kind != "generation" else self._generate() if generate else {}
+        self.outcome = self._generated() if generate and self.task.kind == "generation" else self._judged(said)
+        made = {} if self.outcome is None else compute(self.task.metrics, self.task.kind, *self.outcome)
         scores = {"loss": total, **made}
         wrong = [name for name, score in scores.items() if not math.isfinite(score)]
         if wrong:
@@ -98,17 +103,19 @@ class Judge:
         labels = self.task.labels or ()
         return [tags_of(self.encoded[place], ids[i], labels) for i, place in enumerate(places)]
 
-    def _compute(self, said: dict[int, Any]) -> dict[str, float]:
+    def _judged(self, said: dict[int, Any]) -> tuple[Any, Any] | None:
+        if self.task.kind == "generation":
+            return None
         labels = labels_of(self.task.kind, self.rows)
         if self.task.kind == "token-classification":
             names = self.task.labels or ()
             there = [[names[tag] for tag in tags] for tags in labels]
-            return compute(self.task.metrics, self.task.kind, [said[i] for i in range(len(said))], there)
-        return compute(self.task.metrics, self.task.kind, widen(said).numpy(), np.asarray(labels))
+            return [said[i] for i in range(len(said))], there
+        return widen(said).numpy(), np.asarray(labels)
 
-    def _generate(self) -> dict[str, float]:
+    def _generated(self) -> tuple[list[str], list[list[str]]] | None:
         if set(self.task.metrics) == {"loss"}:
-            return {}
+            return None
         count = min(self.generation_examples or len(self.rows), len(self.rows))
         if count < len(self.rows):
             logger.warning(
@@ -118,4 +125,4 @@ class Judge:
             )
         sources = list(self.rows["text"])[:count]
         made = self.model.texts(sources, self.name, batch_size=self.batch_size, **self.options)
-        return compute(self.task.metrics, self.task.kind, made, references_of(self.rows)[:count])
+        return made, references_of(self.rows)[:count]

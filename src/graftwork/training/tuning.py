@@ -36,6 +36,7 @@ from graftwork.training.examples import examples, labels_of, lengths_of
 from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
 from graftwork.training.recipe import Recipe
+from graftwork.training.remarks import remark
 from graftwork.training.sampling import Batches, LengthGrouped, Shuffled, TokenBudget
 from graftwork.training.scoring import Judge
 from graftwork.training.settings import TrainingSettings
@@ -243,10 +244,18 @@ class Run:
         finished = self.trainer.adapter.finished(model.backbone)
         model.remove(self.name)
         model.add(self.name, finished)
-        metrics = {"validation": self.judge()}
+        judges = {"validation": self.judge}
         if self.data.test is not None:
-            metrics["test"] = _judge(model, self.name, self.data.task, self.data.test, settings)()
-        adapter = replace(finished, metrics=metrics, recipe=self.recipe.model_dump(mode="json"))
+            judges["test"] = _judge(model, self.name, self.data.task, self.data.test, settings)
+        metrics = {split: judge() for split, judge in judges.items()}
+        for split, judge in judges.items():
+            remark(self.name, split, self.data.task, len(judge.rows), judge.outcome if split == "validation" else None)
+        adapter = replace(
+            finished,
+            metrics=metrics,
+            rows={split: len(judge.rows) for split, judge in judges.items()},
+            recipe=self.recipe.model_dump(mode="json"),
+        )
         history = self.trainer.state.log_history
         return adapter, json_lines(repeatable(row for row in history if "step" in row))
 
