@@ -124,7 +124,7 @@ def test_tune_in_words(graftwork, backbone_folder, data, tmp_path):
     row = dict(zip(cells(header), cells(values), strict=True))
     assert row["method"] == "houlsby", "the method of the design, where none is named"
     scores = Adapter.load(tmp_path / "a").metrics["validation"]
-    assert row["validation accuracy"] == f"{scores['accuracy']:.4f}"
+    assert row["validation accuracy"] == f"{scores['accuracy']:.4f} (12 rows)"
     assert saved == f"saved in {tmp_path / 'a'}"
     assert "classes ━" in run.err, "the progress bar goes to standard error"
 

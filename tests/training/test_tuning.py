@@ -289,7 +289,7 @@ def test_weight_decay_spares_biases_and_norms(backbone, classes, tmp_path, metho
     try:
         model.add("c", Adapter.create(backbone, method, head, identity), trainable=True)
         settings = TrainingSettings().resolved(method, backbone)
-        arguments = settings.arguments(tmp_path, metric="accuracy", greater_is_better=True, cpu=True)
+        arguments = settings.arguments(tmp_path, metric="accuracy", greater_is_better=True, device=torch.device("cpu"))
         arguments = replace(arguments, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
         trainer = AdapterTrainer(model=model, args=arguments, adapter_name="c", batches=Shuffled(8, 4, seed=0))
         decaying = trainer.get_decay_parameter_names(model)

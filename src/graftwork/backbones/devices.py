@@ -2,6 +2,7 @@
 
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -59,6 +60,13 @@ def arithmetic_of(device: torch.device) -> dict[str, object]:
         "told": {name: os.environ[name] for name in LIMITS if name in os.environ},
         "threads": torch.get_num_threads(),
     }
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, a GPU is torch's current one: random states are saved of that one, and kernels are launched there.
+    Afterwards it is the one that it was, also where something inside has chosen another.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def best_device() -> str:

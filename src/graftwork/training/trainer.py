@@ -66,6 +66,11 @@ class AdapterTrainer(Trainer):
         self._moment = (-1, 0)
         self.add_callback(Thawing(self))
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """accelerate moves nothing: the model stays where it is, and batches are sent there by the trainer."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.device_placement = False
+
     @property
     def adapted(self) -> AdaptedModel:
         """The model, out of any wrapping for several devices."""

@@ -25,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.folder import RECIPE, make_folder, refuse_existing, write_adapter
 from graftwork.backbones import Backbone
+from graftwork.backbones.devices import on
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import DivergedError, OutputError, RecipeError
 from graftwork.methods import Houlsby, Method, as_method
@@ -234,7 +235,7 @@ class Run:
             return
         # Passes that several share begin where all of them begin: at the input.
         kept = prefix_cache(self.trainer, self.judge, self.recipe.train) if self.alone else nullcontext()
-        with compiled(self.model) if self.recipe.train.torch_compile else nullcontext(), kept:
+        with on(self.model.device), compiled(self.model) if self.recipe.train.torch_compile else nullcontext(), kept:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def finish(self) -> tuple[Adapter, str]:
@@ -300,7 +301,7 @@ def _trainer(
         working,
         metric=task.main_metric,
         greater_is_better=METRICS[task.main_metric].greater_is_better,
-        cpu=model.backbone.device.type == "cpu",
+        device=model.device,
     )
     rows = examples(encoder, task.kind, data.train)
     # Generating is slow: unless it chooses the checkpoint, it is done once, at the end.
