@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from graftwork.errors import GraftworkError
 
@@ -24,6 +24,14 @@ class Checked(BaseModel, ABC):
         except ValidationError as error:
             raise self.refusal(error.errors()) from None
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python reads 1_0 as 10, and so would pydantic."""
+        if isinstance(value, str) and "_" in value and _of_numbers(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError("expected a number, without _ in it")
+        return value
+
     # Settings within others are pydantic's to make: what is wrong with both is then told at once.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
@@ -31,6 +39,12 @@ class Checked(BaseModel, ABC):
     @abstractmethod
     def refusal(cls, details: Sequence[Any]) -> GraftworkError:
         """The error that names these problems, which pydantic found."""
+
+
+def _of_numbers(annotation: Any) -> bool:
+    """Whether a field's values are numbers, and never texts."""
+    kinds = {annotation, *(inner for part in get_args(annotation) for inner in (part, *get_args(part)))}
+    return not kinds.isdisjoint({int, float}) and str not in kinds
 
 
 def split_commas(value: object) -> object:

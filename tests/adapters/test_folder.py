@@ -70,7 +70,7 @@ def test_a_folder_holds_exactly_its_files(saved, tmp_path):
     assert names(tmp_path) == {"a"}
     assert set(json.loads((saved / "adapter.json").read_text(encoding="utf-8"))) == {
         *("schema_version", "method", "sites", "tensors", "fixed", "head", "task", "backbone"),
-        *("metrics", "seed", "versions"),
+        *("metrics", "baseline", "rows", "seed", "versions"),
     }
     assert set(load_file(saved / "adapter.safetensors")) == {
         *(f"layers.{i}.attention.query.{matrix}" for i in range(2) for matrix in "AB"),

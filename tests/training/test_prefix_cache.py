@@ -25,6 +25,9 @@ from graftwork import (
     tune,
 )
 from graftwork.errors import BackboneError, RecipeError
+from graftwork.heads import PooledHead
+from graftwork.starts import HeadStart
+from graftwork.training.prefix_cache import key_of
 from graftwork.training.statefiles import STALE, DamagedError, StateFiles, size_of
 
 UPPER = LoRA(rank=4, targets="layers.1.*")
@@ -123,6 +126,50 @@ def test_what_is_computed_in_bfloat16_is_kept_in_it(run, cache, backbone_folder)
     assert (states.dtype, states.shape[1]) == (torch.bfloat16, backbone.hidden_size)
     run(HeadOnly(), backbone=backbone)
     assert len(kept_in(cache)) == 2
+
+
+@pytest.mark.parametrize("method", [HeadOnly(), UPPER], ids=lambda method: method.name)
+def test_what_one_precision_keeps_is_not_read_in_another(run, cache, backbone_folder, method):
+    """A vector of a text is float32 whatever the backbone computes in."""
+    precisions = {
+        name: Backbone.load(str(backbone_folder), dtype=name, device="cpu") for name in ("float32", "bfloat16")
+    }
+    alone = {}
+    for name, backbone in precisions.items():
+        shutil.rmtree(cache, ignore_errors=True)
+        alone[name] = contents_of(run(method, backbone=backbone))
+    found = {name: contents_of(run(method, backbone=backbone)) for name, backbone in precisions.items()}
+    assert found == alone
+    assert found["float32"] != found["bfloat16"]
+    assert len(kept_in(cache)) == 2
+
+
+DECIDING = {
+    "the attention function": lambda backbone, patch: patch.setattr(
+        backbone.config, "_attn_implementation_internal", "eager"
+    ),
+    "the libraries": lambda backbone, patch: patch.setattr(
+        "graftwork.training.prefix_cache.library_versions", lambda: {"torch": "0"}
+    ),
+    "the processor's instructions": lambda backbone, patch: patch.setattr(
+        torch.backends.cpu, "get_cpu_capability", lambda: "NONE"
+    ),
+    "threads": lambda backbone, patch: patch.setattr(torch, "get_num_threads", lambda: 77),
+    "limits": lambda backbone, patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41"),
+    "products": lambda backbone, patch: patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium"),
+    "one weight's precision": lambda backbone, patch: patch.setitem(
+        backbone.modules, "one", torch.nn.Linear(1, 1, dtype=torch.float16)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DECIDING)
+def test_whatever_decides_the_states_is_in_the_key(backbone, what, monkeypatch):
+    start = HeadStart(backbone, PooledHead(kind="classification", num_outputs=2, pooling="first"))
+    before = key_of(backbone, start, torch.float32, "texts")
+    assert key_of(backbone, start, torch.float32, "texts") == before
+    DECIDING[what](backbone, monkeypatch)
+    assert key_of(backbone, start, torch.float32, "texts") != before
 
 
 # Once

@@ -45,6 +45,7 @@ class Adapter:
         fixed: the names of those tensors that are kept but never trained.
         metrics: scores by split, then by metric.
         baseline: the same of a linear model on the frozen backbone's states; empty where there is none.
+        rows: how many rows of each split they were measured on; of generation, sources. Empty where it is not known.
         seed: of initialisation and training.
         recipe: everything that the run was started with, as resolved; empty for an adapter made by hand.
         versions: of the libraries that made it.
@@ -59,6 +60,7 @@ class Adapter:
     fixed: tuple[str, ...] = ()
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     baseline: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=library_versions)
@@ -189,6 +191,7 @@ class Adapter:
             fixed=tuple(name for name in self.fixed if name in declared),
             metrics={},
             baseline={},
+            rows={},
         )
 
     @property
@@ -244,6 +247,7 @@ class Adapter:
         if self.sites != acting:
             differing = ", ".join(sorted({*self.sites} ^ {*acting})[:3])
             problems.append(f"acts at other sites ({differing or 'in another order'})")
+        problems += [f"holds NaN or infinity in {name}" for name in not_finite(self.tensors)]
         fixed = {name for name, p in declared.items() if not p.trained}
         if fixed != set(self.fixed):
             problems.append(f"trains or fixes what it should not: {', '.join(sorted(fixed ^ set(self.fixed))[:3])}")
@@ -269,6 +273,12 @@ def misfits(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[
         *(f"has unknown {name}" for name in sorted(found.keys() - expected.keys())),
         *(f"{name} is {tuple(found[name])} instead of {tuple(expected[name])}" for name in wrong),
     ]
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or infinity."""
+    # A sum is fast, and finite for nearly all that is; the rest is looked at number by number.
+    return [name for name, t in tensors.items() if not t.sum().isfinite() and not t.isfinite().all()]
 
 
 def first_few(problems: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-from graftwork.adapters.adapter import Adapter, first_few, misfits
+from graftwork.adapters.adapter import Adapter, first_few, misfits, not_finite
 from graftwork.adapters.card import model_card
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity
 from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeError
@@ -33,9 +33,6 @@ CONFIG = "adapter.json"
 TENSORS = "adapter.safetensors"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
-
-BASELINE = "baseline "
-"""Before the name of a split, among the metrics: the scores are the baseline's."""
 
 SMALL = 16 * 2**20
 """Bytes up to which a file of tensors is read at once."""
@@ -55,6 +52,8 @@ class AdapterFile(BaseModel):
     task: TaskIdentity
     backbone: BackboneIdentity
     metrics: dict[str, dict[str, float]]
+    baseline: dict[str, dict[str, float]] = {}
+    rows: dict[str, int] = {}
     seed: int
     versions: dict[str, str]
 
@@ -77,7 +76,16 @@ def write_adapter(
 
 
 def write_files(adapter: Adapter, folder: Path) -> None:
-    """An adapter's files, into a folder that exists. The same adapter gives the same bytes."""
+    """An adapter's files, into a folder that exists. The same adapter gives the same bytes.
+
+    Raises:
+        AdapterError: a tensor holds NaN or infinity. Nothing is written.
+    """
+    broken = not_finite(adapter.tensors)
+    if broken:
+        raise AdapterError(
+            f"the adapter is not saved: it holds NaN or infinity in {', '.join(broken[:5])}", expected="finite tensors"
+        )
     config = AdapterFile(
         method={"name": adapter.method.name, **adapter.method.model_dump(mode="json")},
         sites=list(adapter.sites),
@@ -86,11 +94,9 @@ def write_files(adapter: Adapter, folder: Path) -> None:
         head=adapter.head,  # type: ignore[arg-type] # every head is one of them
         task=adapter.task,
         backbone=adapter.backbone,
-        # Among the others, where an older graftwork reads them too.
-        metrics={
-            **{split: dict(scores) for split, scores in adapter.metrics.items()},
-            **{BASELINE + split: dict(scores) for split, scores in adapter.baseline.items()},
-        },
+        metrics={split: dict(scores) for split, scores in adapter.metrics.items()},
+        baseline={split: dict(scores) for split, scores in adapter.baseline.items()},
+        rows=dict(adapter.rows),
         seed=adapter.seed,
         versions=dict(adapter.versions),
     )
@@ -141,12 +147,9 @@ def read_adapter(folder: Path) -> Adapter:
         sites=tuple(config.sites),
         tensors=tensors,
         fixed=tuple(config.fixed),
-        metrics={split: scores for split, scores in config.metrics.items() if not split.startswith(BASELINE)},
-        baseline={
-            split.removeprefix(BASELINE): scores
-            for split, scores in config.metrics.items()
-            if split.startswith(BASELINE)
-        },
+        metrics=config.metrics,
+        baseline=config.baseline,
+        rows=config.rows,
         seed=config.seed,
         recipe=_read_recipe(folder / RECIPE),
         versions=config.versions,
