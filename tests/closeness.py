@@ -7,8 +7,9 @@ is that of the coarsest precision on the way (2^-52 of float64, 2^-23 of float32
 two orders is n/2 units apart at worst and about √n as a rule.
 
 The numbers here are about eight times what any of the arithmetics of `make test-machines` needs. In float64 they are
-below 1e-12 of the largest number, in float32 below 1e-4, while a term that is missing, doubled or of another row makes
-0.01 and more of it in these models, whose weights are all random and none of them small.
+below 1e-12 of the largest number, in float32 mostly below 1e-4, while a term that is missing, doubled or of another row
+makes 0.01 and more of it in these models, whose weights are all random and none of them small. Tried: attention's
+position bias 0.1 % too large is found in float32, LoRA's scale 0.1 % too large and a GELU by tanh in float64.
 """
 
 import torch
