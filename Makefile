@@ -6,19 +6,20 @@ QUICK ?=
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 INSTALLED := $(VENV)/.installed-demo-test-lint
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-machines lint bench clean
 
 help: ## print this list
 	@echo "graftwork: graft many tasks onto one frozen transformer"
 	@echo
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' \
-		| awk -F'|' '{ printf "  make %-7s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
+		| awk -F'|' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 	@echo
 	@echo "The first of them makes $(VENV); PYTHON=python3.12 chooses the interpreter (3.11 or later)."
 
@@ -38,7 +39,20 @@ demo: $(INSTALLED) ## see it work: the example, from tuning to prediction
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
 
 test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest -n logical --maxprocesses 4
+	$(PYTEST)
+
+# How other processors add: with narrower vectors (torch's own kernels; oneDNN's, which has no fast bfloat16 then; MKL's),
+# and with the other choice of a precision.
+test-machines: $(INSTALLED) ## run the tests as other processors compute, one after the other (half an hour)
+	@failed=0; for machine in \
+		"" \
+		"ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2" \
+		"ATEN_CPU_CAPABILITY=default GRAFTWORK_TEST_DTYPE=bfloat16" \
+		"ONEDNN_MAX_CPU_ISA=AVX2 GRAFTWORK_TEST_DTYPE=float32" \
+		"ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE"; \
+	do \
+		echo "== $${machine:-this processor}"; env $$machine $(PYTEST) || failed=1; \
+	done; exit $$failed
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .

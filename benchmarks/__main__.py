@@ -1,7 +1,8 @@
 """Every benchmark, or those that are named, one after the other, and the results of all as a page.
 
-Run as `python -m benchmarks [--quick] [--device …] [NAME …]`. Writes `benchmarks/results.json`, where the results of
-others stay as they are, and of it `benchmarks/RESULTS.md`. The exit status is 1 when a bar is missed or one fails.
+Run as `python -m benchmarks [--quick] [--device …] [--dtype …] [NAME …]`. Writes `benchmarks/results.json`, where the
+results of others stay as they are, and of it `benchmarks/RESULTS.md`. The exit status is 1 when a bar is missed or one
+fails.
 """
 
 import argparse
@@ -13,11 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import describe_machine
+from benchmarks.measuring import add_places, describe_machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-NO_BENCHMARKS = {"__init__", "__main__", "measuring", "peers"}
+NO_BENCHMARKS = {"__init__", "__main__", "measuring", "models", "peers"}
+
+
+def known() -> list[str]:
+    """Return the names of all benchmarks."""
+    return sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NO_BENCHMARKS)
 
 
 def run(name: str, options: list[str]) -> dict[str, Any]:
@@ -78,23 +84,24 @@ def main() -> int:
         prog="python -m benchmarks", description="Benchmarks, and a page of their results."
     )
     parser.add_argument("--quick", action="store_true", help="few repetitions")
-    parser.add_argument("--device", default="auto")
+    add_places(parser)
     parser.add_argument("names", nargs="*", help="which ones; all when left out")
     chosen = parser.parse_args()
-    known = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NO_BENCHMARKS)
-    unknown = sorted({*chosen.names} - {*known})
+    names = known()
+    unknown = sorted({*chosen.names} - {*names})
     if unknown:
-        parser.error(f"unknown benchmarks {', '.join(unknown)}; known are {', '.join(known)}")
+        parser.error(f"unknown benchmarks {', '.join(unknown)}; known are {', '.join(names)}")
     options = [
         *(["--quick"] if chosen.quick else []),
         *([] if chosen.device == "auto" else ["--device", chosen.device]),
+        *([] if chosen.dtype == "auto" else ["--dtype", chosen.dtype]),
     ]
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     made = {}
-    for name in chosen.names or known:
+    for name in chosen.names or names:
         print(f"\n== {name}", flush=True)
         made[name] = run(name, options)
-        results = {one: own for one, own in sorted((kept | made).items()) if one in known}
+        results = {one: own for one, own in sorted((kept | made).items()) if one in names}
         write(RESULTS, json.dumps(results, indent=1) + "\n")
         write(HERE / "RESULTS.md", page(results))
     found = [own["result"] for own in made.values()]

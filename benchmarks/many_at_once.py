@@ -1,19 +1,22 @@
 """Eight tasks that train in one pass, against eight runs one after the other.
 
-Run as `python -m benchmarks.many_at_once [--quick] [--device …]`. A task's batch has 4 rows of 32 tokens, on MiniLM in
-the precision that graftwork chooses for the machine. A step is forward, backward, clipping and AdamW of all eight. Both
-contestants run in turn in each round. Gradients are checked first: in float64, each adapter has those that it has
-alone.
+Run as `python -m benchmarks.many_at_once [--quick | --tiny] [--device …] [--dtype …]`. A task's batch has 4 rows of 32
+tokens, on MiniLM in the precision that graftwork chooses for the machine or in another. A step is forward, backward,
+clipping and AdamW of all eight. Both contestants run in turn in each round. Gradients are checked first: in float64,
+each adapter has those that it has alone.
 """
 
+import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.measuring import at_least, in_turns, options_of, ratio, report, where_time_goes
+from benchmarks.models import load
 from graftwork import AdaptedModel, Adapter, Backbone
 from graftwork.adapters import TaskIdentity
 from graftwork.heads import head_for
@@ -30,6 +33,22 @@ STUDIES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         *(("lora", {"rank": 8}), ("houlsby", {"bottleneck": 64}), ("pfeiffer", {}), ("ia3", {}), ("bitfit", {})),
         *(("layer-norm-tuning", {}), ("prefix-tuning", {"reparametrise": False}), ("compacter", {})),
     ],
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: rounds, rounds before these, and which studies."""
+
+    rounds: int
+    warmups: int
+    studies: tuple[str, ...]
+
+
+SIZES = {
+    "full": Size(15, 2, tuple(STUDIES)),
+    "quick": Size(3, 2, ("lora", "houlsby")),
+    "tiny": Size(1, 0, ("eight methods",)),
 }
 KINDS = (("classification", 2), ("regression", 1), ("token-classification", 5), ("classification", 3))
 
@@ -81,23 +100,24 @@ def gradients(model: AdaptedModel) -> dict[str, Tensor]:
     return found
 
 
-def check(name: str, device: str) -> None:
+def check_gradients(name: str, options: argparse.Namespace) -> None:
     """Refuse to time gradients that differ from those of solo runs, in float64."""
-    model, steps = prepare(Backbone.load("minilm", dtype="float64", device=device), STUDIES[name])
+    model, steps = prepare(load(options, dtype="float64"), STUDIES[name])
     one_after_the_other(model, steps, lambda name: None)
     expected = gradients(model)
     together(model, steps, lambda name: None)
     found = gradients(model)
     if found.keys() != expected.keys():
         sys.exit(f"{name}: other parameters have gradients")
-    # Heads compute in float32.
+    # Heads compute in float32. Some parameters' gradients are rounding only: attention does not see a key's bias.
+    largest = max(float(own.abs().max()) for own in expected.values())
     for parameter, own in expected.items():
         difference = float((found[parameter] - own).abs().max())
-        if difference > 1e-5 * max(1.0, float(own.abs().max())):
-            sys.exit(f"{name}: the gradients of {parameter} differ by {difference}")
+        if not difference <= 1e-5 * largest:
+            sys.exit(f"{name}: the gradients of {parameter} differ by {difference}, where the largest is {largest}")
 
 
-def measure(backbone: Backbone, name: str, rounds: int) -> float:
+def measure(backbone: Backbone, name: str, size: Size) -> float:
     """Return how many times as long eight runs take as one."""
     model, steps = prepare(backbone, STUDIES[name])
     own = {task: list(model.residents[task].parameters()) for task in steps}
@@ -114,25 +134,25 @@ def measure(backbone: Backbone, name: str, rounds: int) -> float:
         "together": lambda: together(model, steps, step),
         "alone": lambda: one_after_the_other(model, steps, step),
     }
-    times = in_turns(contestants, rounds=rounds)
+    times = in_turns(contestants, rounds=size.rounds, warmups=size.warmups)
     print(f"\nof a step of all, {name}:\n{where_time_goes(contestants['together'], rows=6)}\n")
     model.detach()
     return ratio(times["alone"], times["together"])
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and the JSON line, and return the exit status."""
     options = options_of(
-        "many_at_once", "Many adapters in a pass.", quick="3 rounds in place of 15, and LoRA and Houlsby only"
+        "many_at_once", "Many adapters in a pass.", argv, quick="3 rounds in place of 15, and LoRA and Houlsby only"
     )
-    rounds, studies = (3, ["lora", "houlsby"]) if options.quick else (15, list(STUDIES))
-    backbone = Backbone.load("minilm", device=options.device)
+    size = SIZES[options.size]
+    backbone = load(options)
     ratios: dict[str, float] = {}
     bars: dict[str, dict[str, Any]] = {}
     print(f"{TASKS} tasks, {ROWS} rows of {TOKENS} tokens each, {backbone.dtype}, times of runs one after the other")
-    for name in studies:
-        check(name, options.device)
-        ratios[name] = measure(backbone, name, rounds)
+    for name in size.studies:
+        check_gradients(name, options)
+        ratios[name] = measure(backbone, name, size)
         bars[f"{name}, one after the other / together"] = at_least(ratios[name], 2.0)
         print(f"{name:<16}{ratios[name]:>8.2f} x one pass", flush=True)
     return report("many_at_once", ratios, bars)

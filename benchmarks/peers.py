@@ -16,7 +16,7 @@ RANK = 8
 
 def trained(backbone: Backbone, method: Method, seed: int) -> Adapter:
     """Return an adapter of which nothing is as initialised."""
-    head = head_for("classification", backbone, num_labels=2, pooling=backbone.pooling)
+    head = head_for("classification", backbone, num_labels=2, pooling="mean")
     adapter = Adapter.create(backbone, method, head, TaskIdentity(name="t", labels=("a", "b")), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in adapter.tensors.items():

@@ -1,6 +1,7 @@
 """How long a person waits before graftwork does anything: the help text, and the import.
 
-Run as `python -m benchmarks.startup [--quick]`; no model is loaded, and the device makes no difference. Each time is
+Run as `python -m benchmarks.startup [--quick | --tiny]`; no model is loaded, so that `--device` and `--dtype`, which
+every benchmark takes, make no difference. Each time is
 the median over whole processes after one warm-up; the import's is that of `python -c "import graftwork"` less that of
 `python -c pass`. The last line is one JSON object; the exit status is 1 when a bar is missed.
 """
@@ -14,6 +15,7 @@ from statistics import median
 
 from benchmarks.measuring import at_most, options_of, report
 
+RUNS = {"full": 11, "quick": 3, "tiny": 1}
 BARS = {"help_seconds": 0.3, "import_seconds": 0.15}
 
 
@@ -35,10 +37,9 @@ def find_command() -> str:
     return str(command)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and the JSON line, and return the exit status."""
-    runs = 3 if options_of("startup", "Start-up times of graftwork.", quick="3 runs in place of 11").quick else 11
-
+    runs = RUNS[options_of("startup", "Start-up times of graftwork.", argv, quick="3 runs in place of 11").size]
     bare = measure([sys.executable, "-c", "pass"], runs=runs)
     values = {
         "help_seconds": measure([find_command(), "--help"], runs=runs),

@@ -12,7 +12,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: threads would only wait for each other
 
+import torch
 from jaxtyping import install_import_hook
+
+if dtype := os.environ.get("GRAFTWORK_TEST_DTYPE"):
+    # What `dtype: auto` asks of a processor, so that the tests can be run as on one that has the other answer.
+    assert dtype in ("float32", "bfloat16"), f"GRAFTWORK_TEST_DTYPE={dtype}: float32 or bfloat16"
+    torch.cpu._is_amx_tile_supported = torch.cpu._is_avx512_bf16_supported = lambda: dtype == "bfloat16"
 
 [source] = find_spec("graftwork").submodule_search_locations
 shaped = [path for path in Path(source).rglob("*.py") if "jaxtyping import" in path.read_text(encoding="utf-8")]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from closeness import PASS, close
 from tiny import make_model
 from torch import Tensor
 from transformers import DynamicCache
@@ -14,8 +15,6 @@ from graftwork.methods import LoRA, Method, PrefixTuning, PromptTuning, PTuning,
 from graftwork.model import AdaptedModel
 
 L, NEW = 3, 5
-EXACT = {"rtol": 0, "atol": 1e-10}
-"""Float64 through two layers of width 32; a wrong term is of order 0.1."""
 
 PROMPT = PromptTuning(num_virtual_tokens=L, init="uniform")
 METHODS = {
@@ -104,8 +103,8 @@ def test_beams_have_the_scores_of_their_texts(kind, name):
         with torch.no_grad():
             likely = model(whole).logits[0, -NEW - 1 : -1].log_softmax(-1)
         expected = likely.gather(-1, whole[0, -NEW:, None]).sum()
-        # Logits are kept in float32: five of order one.
-        torch.testing.assert_close(score.float(), expected, rtol=0, atol=1e-5)
+        # Logits are kept in float32.
+        close(score.float(), expected)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -180,7 +179,7 @@ def test_a_prompt_of_t5_stands_in_the_encoder_and_the_decoder_attends_to_it():
     }
     with torch.no_grad():
         expected = backbone.model(**inputs, decoder_input_ids=decoded).logits
-    torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-6)
+    close(found, expected.float(), PASS)
     assert torch.equal(generated, backbone.model.generate(**inputs, **OPTIONS))
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn as nn
+from closeness import PASS, close
 from tiny import make_batch, make_model
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -11,8 +12,6 @@ from graftwork.backbones import attention as ours
 from graftwork.backbones.attention import Rows, attention
 
 B, H, Q, E, L = 2, 4, 5, 8, 3
-EXACT = {"rtol": 0, "atol": 1e-12}
-"""Float64 sums of a few dozen terms of order one: rounding stays below 1e-14; a wrong term is of order 0.1."""
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -79,7 +78,7 @@ def test_without_rows(mask, scaling):
     q, k, v = make_qkv()
     sees = mask if mask is None or mask.dtype == torch.bool else mask == 0
     expected = by_hand(q, k, v, sees, scaling=scaling or E**-0.5)
-    torch.testing.assert_close(call(q, k, v, mask, scaling=scaling), expected, **EXACT)
+    close(call(q, k, v, mask, scaling=scaling), expected)
 
 
 @pytest.mark.parametrize("batch", [None, B])
@@ -91,14 +90,14 @@ def test_rows_stand_before_the_keys_and_every_query_sees_them(mask, batch):
     sees = sees if sees.dtype == torch.bool else sees == 0
     sees = torch.cat([torch.ones(*sees.shape[:3], L, dtype=torch.bool), sees], dim=-1)
     expected = by_hand(q, *with_rows(k, v, rows), sees)
-    torch.testing.assert_close(call(q, k, v, mask, rows=rows), expected, **EXACT)
+    close(call(q, k, v, mask, rows=rows), expected)
 
 
 def test_a_causal_module_without_a_mask_is_causal():
     q, k, v = make_qkv()
-    torch.testing.assert_close(call(q, k, v, causal=True), by_hand(q, k, v, LOWER), **EXACT)
-    torch.testing.assert_close(call(q, k, v, is_causal=True), by_hand(q, k, v, LOWER), **EXACT)
-    torch.testing.assert_close(call(q, k, v, causal=True, is_causal=False), by_hand(q, k, v), **EXACT)
+    close(call(q, k, v, causal=True), by_hand(q, k, v, LOWER))
+    close(call(q, k, v, is_causal=True), by_hand(q, k, v, LOWER))
+    close(call(q, k, v, causal=True, is_causal=False), by_hand(q, k, v))
 
 
 @pytest.mark.parametrize("batch", [None, B])
@@ -107,14 +106,14 @@ def test_a_causal_module_with_rows_is_still_causal(batch):
     rows = make_rows(batch=batch)
     sees = torch.cat([torch.ones(1, 1, Q, L, dtype=torch.bool), LOWER], dim=-1)
     expected = by_hand(q, *with_rows(k, v, rows), sees)
-    torch.testing.assert_close(call(q, k, v, causal=True, rows=rows), expected, **EXACT)
+    close(call(q, k, v, causal=True, rows=rows), expected)
 
 
 def test_one_query_of_a_causal_module_sees_the_rows_and_every_cached_key():
     q, k, v = make_qkv()
     rows = make_rows()
     expected = by_hand(q[:, :, :1], *with_rows(k, v, rows))
-    torch.testing.assert_close(call(q[:, :, :1], k, v, causal=True, rows=rows), expected, **EXACT)
+    close(call(q[:, :, :1], k, v, causal=True, rows=rows), expected)
 
 
 def test_rows_are_a_gate():
@@ -126,7 +125,7 @@ def test_rows_are_a_gate():
     on_keys = (torch.einsum("bhqe,bhte->bhqt", q, k) * scale).exp().sum(-1)
     g = (on_rows / (on_rows + on_keys)).transpose(1, 2)[..., None]
     expected = (1 - g) * call(q, k, v) + g * by_hand(q, rows.keys, rows.values)
-    torch.testing.assert_close(call(q, k, v, rows=rows), expected, **EXACT)
+    close(call(q, k, v, rows=rows), expected)
 
 
 @pytest.mark.parametrize("mask", [None, PADDED, as_float(PADDED)])
@@ -140,14 +139,14 @@ def test_batch_rows_of_different_lengths_equal_each_alone(mask):
         alone = Rows(long.keys[b : b + 1, :, :length], long.values[b : b + 1, :, :length])
         one = slice(b, b + 1)
         expected = call(q[one], k[one], v[one], None if mask is None else mask[one], rows=alone)
-        torch.testing.assert_close(together[one], expected, **EXACT)
+        close(together[one], expected)
 
 
 def test_a_row_of_the_batch_without_any_rows_is_as_if_there_were_none():
     q, k, v = make_qkv()
     seen = torch.tensor([[False] * L, [True] * L])
     together = call(q, k, v, rows=make_rows(batch=B)._replace(seen=seen))
-    torch.testing.assert_close(together[:1], call(q[:1], k[:1], v[:1]), **EXACT)
+    close(together[:1], call(q[:1], k[:1], v[:1]))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -156,14 +155,12 @@ def test_position_bias_is_added_to_the_keys_and_not_to_the_rows(mask, causal):
     q, k, v = make_qkv()
     bias = random(1, H, Q, Q, seed=6)
     sees = PADDED & LOWER if mask is not None else LOWER if causal else torch.ones(1, 1, Q, Q, dtype=torch.bool)
-    torch.testing.assert_close(
-        call(q, k, v, mask, causal=causal, position_bias=bias), by_hand(q, k, v, sees, bias), **EXACT
-    )
+    close(call(q, k, v, mask, causal=causal, position_bias=bias), by_hand(q, k, v, sees, bias))
     rows = make_rows()
     wide = torch.cat([torch.zeros(1, H, Q, L, dtype=torch.float64), bias], dim=-1)
     sees = torch.cat([torch.ones(*sees.shape[:3], L, dtype=torch.bool), sees], dim=-1)
     expected = by_hand(q, *with_rows(k, v, rows), sees, wide)
-    torch.testing.assert_close(call(q, k, v, mask, causal=causal, position_bias=bias, rows=rows), expected, **EXACT)
+    close(call(q, k, v, mask, causal=causal, position_bias=bias, rows=rows), expected)
 
 
 @pytest.mark.parametrize("mask", [None, PADDED, as_float(LOWER)])
@@ -171,22 +168,22 @@ def test_capped_scores(mask):
     q, k, v = make_qkv(heads=2)
     rows = make_rows(heads=2)
     sees = mask if mask is None or mask.dtype == torch.bool else mask == 0
-    torch.testing.assert_close(call(q, k, v, mask, softcap=0.8), by_hand(q, k, v, sees, softcap=0.8), **EXACT)
-    torch.testing.assert_close(call(q, k, v, causal=True, softcap=0.8), by_hand(q, k, v, LOWER, softcap=0.8), **EXACT)
+    close(call(q, k, v, mask, softcap=0.8), by_hand(q, k, v, sees, softcap=0.8))
+    close(call(q, k, v, causal=True, softcap=0.8), by_hand(q, k, v, LOWER, softcap=0.8))
     sees = torch.ones(1, 1, Q, Q, dtype=torch.bool) if sees is None else sees
     sees = torch.cat([torch.ones(*sees.shape[:3], L, dtype=torch.bool), sees], dim=-1)
     expected = by_hand(q, *with_rows(k, v, rows), sees, softcap=0.8)
-    torch.testing.assert_close(call(q, k, v, mask, rows=rows, softcap=0.8), expected, **EXACT)
+    close(call(q, k, v, mask, rows=rows, softcap=0.8), expected)
 
 
 @pytest.mark.parametrize("mask", [None, PADDED])
 def test_fewer_key_value_heads_than_query_heads(mask):
     q, k, v = make_qkv(heads=2)
     rows = make_rows(heads=2)
-    torch.testing.assert_close(call(q, k, v, mask), by_hand(q, k, v, mask), **EXACT)
+    close(call(q, k, v, mask), by_hand(q, k, v, mask))
     sees = mask if mask is None else torch.cat([torch.ones(B, 1, Q, L, dtype=torch.bool), mask], dim=-1)
     expected = by_hand(q, *with_rows(k, v, rows), sees)
-    torch.testing.assert_close(call(q, k, v, mask, rows=rows), expected, **EXACT)
+    close(call(q, k, v, mask, rows=rows), expected)
 
 
 def test_rows_take_the_precision_of_the_keys_and_gradients_reach_them():
@@ -225,14 +222,14 @@ def test_half_precision_products_equal_the_fused_kernel(monkeypatch, with_mask, 
     plain = call(q.requires_grad_(), k, v, mask, rows=rows)
     assert len(calls) == 1
     assert (plain.shape, plain.dtype, plain.is_contiguous()) == (fused.shape, fused.dtype, True)
-    # Scores of up to about 4 and weights of at most 1, each rounded to 8 bits: a relative error of some 2^-6 in all.
-    torch.testing.assert_close(plain, fused, rtol=0, atol=4 * 2**-6)
+    # Scores of up to about 4 and weights of at most 1, each rounded to 8 bits; then sums of up to 8 terms.
+    close(plain, fused, 4)
     sees = None if mask is None else PADDED
     k, v = (t.double() for t in (k, v))
     if rows is not None:
         k, v = with_rows(k, v, Rows(*(t.bfloat16().double() for t in rows[:2])))
         sees = None if sees is None else torch.cat([torch.ones(B, 1, Q, L, dtype=torch.bool), sees], dim=-1)
-    torch.testing.assert_close(plain.double(), by_hand(q.double(), k, v, sees), rtol=0, atol=4 * 2**-6)
+    close(plain.double(), by_hand(q.double(), k, v, sees), 4, precision=torch.bfloat16)
 
 
 def test_products_are_exact_where_the_arithmetic_is(monkeypatch):
@@ -241,11 +238,11 @@ def test_products_are_exact_where_the_arithmetic_is(monkeypatch):
     q, k, v = make_qkv()
     for mask in (None, PADDED, as_float(PADDED)):
         sees = None if mask is None else PADDED
-        torch.testing.assert_close(call(q, k, v, mask), by_hand(q, k, v, sees), **EXACT)
+        close(call(q, k, v, mask), by_hand(q, k, v, sees))
     assert len(calls) == 3
-    torch.testing.assert_close(call(q, k, v, causal=True), by_hand(q, k, v, LOWER), **EXACT)
+    close(call(q, k, v, causal=True), by_hand(q, k, v, LOWER))
     bias = random(1, H, Q, Q, seed=6)
-    torch.testing.assert_close(call(q, k, v, position_bias=bias), by_hand(q, k, v, None, bias), **EXACT)
+    close(call(q, k, v, position_bias=bias), by_hand(q, k, v, None, bias))
     assert len(calls) == 3
 
 
@@ -271,7 +268,7 @@ def test_dropout_acts_on_the_weights(monkeypatch):
     torch.manual_seed(7)
     kept = torch.nn.functional.dropout(torch.ones_like(weights), 0.4)
     assert 0 < int((kept == 0).sum()) < kept.numel()
-    torch.testing.assert_close(found, ((weights * kept) @ v).transpose(1, 2), **EXACT)
+    close(found, ((weights * kept) @ v).transpose(1, 2))
 
 
 def test_dropout_reaches_the_fused_kernel():
@@ -301,7 +298,7 @@ def test_an_encoder_computes_the_same(kind, lengths, other):
         model.set_attn_implementation("graftwork")
         found = model(**batch).last_hidden_state
     real = batch["attention_mask"].bool()
-    torch.testing.assert_close(found[real], expected[real], **EXACT)
+    close(found[real], expected[real], PASS)
 
 
 @pytest.mark.parametrize("lengths", [(7, 7), (7, 4)])
@@ -315,5 +312,5 @@ def test_a_causal_decoder_computes_the_same(lengths):
         found = model(**batch, use_cache=False).last_hidden_state
         shorter = model(batch["input_ids"][:, :4], use_cache=False).last_hidden_state
     real = batch["attention_mask"].bool()
-    torch.testing.assert_close(found[real], expected[real], **EXACT)
-    torch.testing.assert_close(found[:, :4], shorter, **EXACT)
+    close(found[real], expected[real], PASS)
+    close(found[:, :4], shorter, PASS)

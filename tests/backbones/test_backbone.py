@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from closeness import PASS, close
 from safetensors.torch import load_file, save_file
 from tiny import VOCABULARY, bits, make_backbone, make_batch, make_model, make_tokenizer, randomised, save_model
 from transformers import AddedToken, AutoModel, BertConfig, BertForSequenceClassification, YosoConfig, YosoModel
@@ -100,8 +101,8 @@ def test_a_missing_pooler_is_dropped_the_same_way_twice(folder, cache):
         assert loaded.pooling == "mean"
         assert "pooler" not in loaded.sites
         assert torch.equal(output, outputs[0])
-        # another kernel may run in the reference model: two layers of float32 at width 32
-        torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+        # another kernel may run in the reference model
+        close(output, expected, PASS)
 
 
 @pytest.mark.parametrize("lost", ["encoder.layer.1.output.dense.weight", "embeddings.word_embeddings.weight"])

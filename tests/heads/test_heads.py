@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import PASS, close
 from pydantic import TypeAdapter
 from tiny import MODELS, batch_for, inputs_for, make_backbone
 
@@ -24,9 +25,6 @@ from graftwork.heads import (
 from graftwork.heads.crf import log_likelihood, viterbi
 from graftwork.methods import FeatureExtraction, HeadOnly, Houlsby, Union
 from graftwork.model import AdaptedModel
-
-FLOAT = {"rtol": 0, "atol": 1e-6}
-"""Heads compute in float32: some units of the last place of numbers of order 1."""
 
 KINDS = ("classification", "regression", "token-classification", "multiple-choice")
 
@@ -71,11 +69,11 @@ def test_token_head_classifies_each_token_and_skips_those_without_a_tag():
     states = States(last=random(2, 4, 32))
     logits = head.logits(states, parameters, training=False)
     expected = states.last @ parameters["head.classifier.weight"].T + parameters["head.classifier.bias"]
-    torch.testing.assert_close(logits, expected, **FLOAT)
+    close(logits, expected)
     labels = torch.tensor([[-100, 2, -100, 0], [1, -100, -100, -100]])
     picked = [(0, 1, 2), (0, 3, 0), (1, 0, 1)]
     loss = -sum(logits[b, t].log_softmax(-1)[tag] for b, t, tag in picked) / len(picked)
-    torch.testing.assert_close(head.loss(logits, labels, states, parameters), loss, **FLOAT)
+    close(head.loss(logits, labels, states, parameters), loss)
     assert torch.equal(head.decide(logits, labels != -100, parameters), logits.argmax(-1))
 
 
@@ -93,9 +91,9 @@ def test_choice_head_scores_the_choices_of_a_question_together():
         first = backbone.model(**batch).last_hidden_state[:, 0]
     tensors = model.adapter("a").tensors
     scores = first @ tensors["head.classifier.weight"].T + tensors["head.classifier.bias"]
-    torch.testing.assert_close(output.logits, scores.view(2, 3), **FLOAT)
+    close(output.logits, scores.view(2, 3))
     loss = F.cross_entropy(scores.view(2, 3), torch.tensor([2, 0]))
-    torch.testing.assert_close(output.loss, loss, **FLOAT)
+    close(output.loss, loss)
     assert head.decide(output.logits, None, tensors).tolist() == scores.view(2, 3).argmax(-1).tolist()
 
 
@@ -110,7 +108,7 @@ def test_language_head_is_the_cross_entropy_of_the_next_token(shifted):
     picked = [(b, t, int(labels[b, t])) for b in range(2) for t in range(4) if labels[b, t] >= 0]
     loss = -sum(scores[b, t - shifted].log_softmax(-1)[token] for b, t, token in picked) / len(picked)
     logits = head.logits(states, {}, training=False)
-    torch.testing.assert_close(head.loss(logits, labels, states, {}), loss, **FLOAT)
+    close(head.loss(logits, labels, states, {}), loss)
     assert torch.equal(head.decide(logits, None, {}), scores.argmax(-1))
 
 
@@ -131,7 +129,7 @@ def test_likelihood_head_has_the_losses_of_t_few(shifted, others):
     ]
     means = [sum(row) / len(row) for row in found]
     logits = head.logits(states, {}, training=False)
-    torch.testing.assert_close(logits, torch.tensor(means).view(2, 3), **FLOAT)
+    close(logits, torch.tensor(means).view(2, 3))
     rights = [1, 3]
     language = -sum(means[n] for n in rights) / 2
     wrong = [p for n in range(6) if n not in rights for p in found[n]]
@@ -141,7 +139,7 @@ def test_likelihood_head_has_the_losses_of_t_few(shifted, others):
         normalised -= (means[n] - math.log(sum(math.exp(mean) for mean in row))) / 2
     expected = language + (0 if "unlikelihood" in others else unlikely)
     expected += 0 if "length_normalised" in others else normalised
-    assert head.loss(logits, right, states, {}).item() == pytest.approx(expected, abs=1e-5)
+    close(head.loss(logits, right, states, {}), torch.tensor(expected))
     assert head.decide(logits, None, {}).tolist() == logits.argmax(-1).tolist()
 
 
@@ -191,14 +189,14 @@ def test_two_passes_are_compared_where_something_is_judged(head, shift):
     for row, place in (labels != -100).nonzero().tolist():
         p, q = one[row, place - shift].softmax(-1), other[row, place - shift].softmax(-1)
         expected.append(((q * (q / p).log()).sum() + (p * (p / q).log()).sum()) / 2)
-    torch.testing.assert_close(found, torch.stack(expected).mean(), rtol=0, atol=1e-12)
+    close(found, torch.stack(expected).mean())
     # Without the padding, and with other padding behind the labels.
-    torch.testing.assert_close(head.divergence(one[:, :4], other[:, :4], labels[:, :4]), found, rtol=0, atol=1e-12)
+    close(head.divergence(one[:, :4], other[:, :4], labels[:, :4]), found)
     longer = [torch.cat([z, random(2, 3, 5, seed=seed)], dim=1) for seed, z in enumerate((one, other))]
     if head.kind == "generation":
-        torch.testing.assert_close(head.divergence(*longer, labels), found, rtol=0, atol=1e-12)
+        close(head.divergence(*longer, labels), found)
     labels = F.pad(labels, (0, 3), value=-100)
-    torch.testing.assert_close(head.divergence(*longer, labels), found, rtol=0, atol=1e-12)
+    close(head.divergence(*longer, labels), found)
 
 
 def test_two_passes_of_a_chain_of_tags_are_not_compared():
@@ -229,7 +227,7 @@ def test_features_are_the_mixed_layers(kind):
     shares = tensors["head.mix.weight"].softmax(0)
     mixed = tensors["head.mix.gain"] * sum(s * h for s, h in zip(shares, layers, strict=True))
     expected = mixed.mean(1) @ tensors["head.classifier.weight"].T + tensors["head.classifier.bias"]
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    close(found, expected, PASS)
 
 
 def test_layers_of_a_convolutional_network_cannot_be_mixed():
@@ -304,8 +302,8 @@ def test_padding_changes_no_row(task, model):
     with torch.no_grad():
         together = adapted(**batch).logits[1]
         alone = adapted(**{name: value[1:2, :4] for name, value in batch.items()}).logits[0]
-    # The head computes in float32: some units of its last place, through recurrent sums.
-    torch.testing.assert_close(together[:4] if task == "token-classification" else together, alone, rtol=0, atol=1e-5)
+    # The head computes in float32, through recurrent sums.
+    close(together[:4] if task == "token-classification" else together, alone, PASS)
 
 
 @pytest.mark.parametrize(("task", "model"), PAIRS)

@@ -2,15 +2,13 @@
 
 import pytest
 import torch
+from closeness import PASS, close
 from torch import Tensor
 
 from graftwork.errors import DataError
 from graftwork.heads.features import mix
 from graftwork.heads.sequences import bilstm, declare_bilstm
 from graftwork.heads.taskmodels import BIATTENTION, ESIM, biattention, esim
-
-EXACT = {"rtol": 0, "atol": 1e-10}
-"""Float64 through two LSTMs of some steps: rounding stays below 1e-13; a wrong term is of order 0.01."""
 
 WIDTH, HIDDEN = 6, 4
 MASKS = {"all": [1, 1, 1, 1, 1], "padded": [1, 1, 1, 0, 0], "padded first": [0, 0, 1, 1, 1], "gaps": [1, 0, 1, 0, 1]}
@@ -81,7 +79,7 @@ def test_mix():
     layers, weight = [random((2, 3, 4), generator) for _ in range(3)], random((3,), generator)
     shares = [w.exp() / sum(v.exp() for v in weight) for w in weight]
     expected = 1.7 * (shares[0] * layers[0] + shares[1] * layers[1] + shares[2] * layers[2])
-    torch.testing.assert_close(mix(layers, weight, torch.tensor([1.7], dtype=torch.float64)), expected, **EXACT)
+    close(mix(layers, weight, torch.tensor([1.7], dtype=torch.float64)), expected, PASS)
 
 
 def test_bilstm(x, mask, generator):
@@ -90,7 +88,7 @@ def test_bilstm(x, mask, generator):
     assert found.shape == (len(MASKS), 5, 2 * HIDDEN)
     for row, real, states in zip(x, mask, found, strict=True):
         expected = torch.stack(bilstm_by_hand(list(row[real]), parameters, "b"))
-        torch.testing.assert_close(states[real], expected, **EXACT)
+        close(states[real], expected, PASS)
         assert (states[~real] == 0).all()
 
 
@@ -103,7 +101,7 @@ def test_bilstm_is_pytorchs(x, generator):
         parameters[f"b.{direction}.recurrent"] = getattr(module, f"weight_hh_l0{end}")
         parameters[f"b.{direction}.bias"] = getattr(module, f"bias_ih_l0{end}") + getattr(module, f"bias_hh_l0{end}")
     found = bilstm(x, torch.ones(x.shape[:2], dtype=torch.bool), parameters, "b")
-    torch.testing.assert_close(found, module(x)[0], **EXACT)
+    close(found, module(x)[0], PASS)
 
 
 def test_biattention(x, mask, generator):
@@ -122,7 +120,7 @@ def test_biattention(x, mask, generator):
         own = sum(w * token for w, token in zip(weights / weights.sum(), z, strict=True))
         pooled = torch.cat([maximum_by_hand(z), mean_by_hand(z), torch.stack(z).min(dim=0).values, own])
         expected = torch.tanh(linear_by_hand(pooled, parameters, "head.dense"))
-        torch.testing.assert_close(vector, expected, **EXACT)
+        close(vector, expected, PASS)
 
 
 def test_esim(x, mask, generator):
@@ -142,7 +140,7 @@ def test_esim(x, mask, generator):
             v = bilstm_by_hand(projected, parameters, "head.composer")
             pooled += [mean_by_hand(v), maximum_by_hand(v)]
         expected = torch.tanh(linear_by_hand(torch.cat(pooled), parameters, "head.dense"))
-        torch.testing.assert_close(vector, expected, **EXACT)
+        close(vector, expected, PASS)
 
 
 @pytest.mark.parametrize(

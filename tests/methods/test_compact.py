@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 from beside import FEED_FORWARDS, NORMS, Hooked, adapted_states, bottleneck, gelu, states
+from closeness import PASS, close
 from tiny import LAYERS, WIDTH, batch_for, inputs_for, make_adapter, make_backbone
 from torch import Tensor
 from transformers import BertConfig, T5Config
@@ -18,9 +19,6 @@ from graftwork.heads import LanguageHead, TokenHead
 from graftwork.methods import AdaMix, Compacter, Pfeiffer, make_method
 from graftwork.model import AdaptedModel
 from graftwork.training.planning import count
-
-EXACT = {"rtol": 0, "atol": 1e-10}
-"""Float64 through two layers: rounding stays below 1e-12; a wrong term is of order 0.01."""
 
 KINDS = [kind for kind in FEED_FORWARDS if kind != "llama"]
 """Llama's own norms round to float32."""
@@ -44,7 +42,7 @@ def t5(tmp_path_factory):
 def assert_close(found, expected) -> None:
     assert len(found) == len(expected) > LAYERS
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, **EXACT)
+        close(one, other, PASS)
 
 
 # -- Compacter ---------------------------------------------------------------------------------------------------------
@@ -275,9 +273,9 @@ def test_the_loss_by_hand(kind):
         expected = -p1[range(3), labels].log().mean() + (forth + back) / 2
     expected.backward()
     # The head computes in float32.
-    torch.testing.assert_close(output.logits, z1, rtol=0, atol=1e-5)
-    torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found["head.classifier.weight"], weight.grad, rtol=1e-4, atol=1e-6)
+    close(output.logits, z1)
+    close(output.loss, expected)
+    close(found["head.classifier.weight"], weight.grad)
     touched = {(i, e) for experts in passes for i, e in enumerate(experts)}
     for i, e in product(range(LAYERS), range(4)):
         assert found[f"layers.{i}.ffn.result.down"][e].any() == ((i, e) in touched)
@@ -300,7 +298,7 @@ def test_padding_changes_nothing_of_the_loss(kind):
         torch.manual_seed(11)
         losses.append(model(**inputs, labels=wanted).loss)
     # The heads compute in float32.
-    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+    close(*losses)
 
 
 def test_one_pass_where_there_is_nothing_to_train():

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from closeness import PASS, close
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from tiny import LAYERS, make_batch, make_head, make_model
 from torch import Tensor, nn
@@ -21,8 +22,6 @@ from graftwork.methods import Method, PrefixTuning, PromptTuning, PTuning
 from graftwork.model import AdaptedModel
 
 L = 3
-SAME = {"rtol": 0, "atol": 2e-6}
-"""The backbone is in float64; what is trained, and our logits, are in float32: values of order one, of up to ten."""
 TASKS = {"bert": "FEATURE_EXTRACTION", "gpt2": "CAUSAL_LM", "llama": "CAUSAL_LM", "t5": "SEQ_2_SEQ_LM"}
 
 Parts = Mapping[str, tuple[nn.Parameter, Callable[[Tensor], Tensor]]]
@@ -52,7 +51,8 @@ def check_same(kind, backbone, adapter, theirs, batch, parts: Parts, *, skipped:
         model = AdaptedModel(backbone, {"a": adapter})
         found, expected = said(kind, model, batch), said(kind, theirs, batch, skipped)
     assert (plain - expected).abs().max() > 0.05
-    torch.testing.assert_close(found, expected, **SAME)
+    # The backbone is in float64; what is trained, and our logits, are in float32.
+    close(found, expected, PASS, precision=torch.float32)
     model.detach()
 
 
@@ -68,7 +68,7 @@ def check_gradients(kind, backbone, adapter, theirs, batch, parts: Parts, *, ski
     for name, (parameter, made) in parts.items():
         wanted = made(parameter.grad)
         assert own[name].grad.abs().max() > 1e-6
-        torch.testing.assert_close(own[name].grad, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+        close(own[name].grad, wanted, 2 * PASS)
 
 
 def said(kind: str, model, batch: dict[str, Tensor], skipped: int = 0) -> Tensor:
@@ -214,8 +214,8 @@ def test_the_network_of_a_prefix_is_pefts(kind):
     with torch.no_grad():
         rows = encoder(torch.arange(L)).view(L, 2 * LAYERS, 4, 8).permute(1, 2, 0, 3)
     for i, site in enumerate(sites):
-        torch.testing.assert_close(made[f"{site.name}.keys"], rows[2 * i], rtol=0, atol=1e-6)
-        torch.testing.assert_close(made[f"{site.name}.values"], rows[2 * i + 1], rtol=0, atol=1e-6)
+        close(made[f"{site.name}.keys"], rows[2 * i])
+        close(made[f"{site.name}.values"], rows[2 * i + 1])
     undo_positions(kind, theirs.get_base_model())
     check_same(kind, backbone, adapter, theirs, batch, parts)
     check_gradients(kind, backbone, adapter, theirs, batch, parts)

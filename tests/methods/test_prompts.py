@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn as nn
+from closeness import PASS, close
 from tiny import (
     VOCABULARY,
     WIDTH,
@@ -27,8 +28,6 @@ from graftwork.model import AdaptedModel
 from graftwork.training import TrainingSettings
 
 L = 3
-EXACT = {"rtol": 0, "atol": 1e-11}
-"""Float64 through two layers of width 32: rounding stays below 1e-13; a wrong term is of order 0.1."""
 PROMPT = PromptTuning(num_virtual_tokens=L, init="uniform")
 LANGUAGE = LanguageHead(shifted=True)
 ENCODERS = ("bert", "roberta", "electra", "distilbert", "albert", "mpnet", "modernbert", "deberta-v2")
@@ -63,7 +62,7 @@ def test_a_prompt_is_embeddings_before_the_text(kind):
     expected = states(backbone.model, with_prompt(backbone, prompt, batch["input_ids"], batch["attention_mask"]))
     real = batch["attention_mask"].bool()
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one[real], other[:, L:][real], **EXACT)
+        close(one[real], other[:, L:][real], PASS)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "electra", "llama", "gpt2"])
@@ -79,7 +78,7 @@ def test_padding_before_a_text_changes_nothing(kind):
     told = {} if "roberta" in kind else {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     padded = states(model, {"input_ids": ids, "attention_mask": mask, **told})
     for one, other in zip(padded, alone, strict=True):
-        torch.testing.assert_close(one[:, 2:], other, **EXACT)
+        close(one[:, 2:], other, PASS)
 
 
 @pytest.mark.parametrize("kind", ["bert", "albert"])
@@ -95,7 +94,7 @@ def test_the_pooling_layer_reads_the_first_real_token(kind):
         pooler = backbone.modules[backbone.sites["pooler"].path]
         pooled = torch.tanh(pooler(output.last_hidden_state[:, L]))
     expected = pooled.float() @ tensors["head.classifier.weight"].T + tensors["head.classifier.bias"]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    close(found, expected, PASS)
 
 
 def test_segments_and_positions_move_with_the_text():
@@ -115,7 +114,7 @@ def test_segments_and_positions_move_with_the_text():
         position_ids=torch.cat([torch.arange(L).expand(2, -1), positions + L], dim=1),
     )
     for one, other in zip(found, states(backbone.model, inputs), strict=True):
-        torch.testing.assert_close(one, other[:, L:], **EXACT)
+        close(one, other[:, L:], PASS)
 
 
 def test_embeddings_take_the_place_of_tokens():
@@ -124,7 +123,7 @@ def test_embeddings_take_the_place_of_tokens():
     model = AdaptedModel(backbone, {"a": make_adapter(backbone, PROMPT, trained=True)})
     embedded = backbone.model.get_input_embeddings()(ids)
     for one, other in zip(states(model, {"input_ids": ids}), states(model, {"inputs_embeds": embedded}), strict=True):
-        torch.testing.assert_close(one, other, **EXACT)
+        close(one, other, PASS)
 
 
 # -- P-tuning --------------------------------------------------------------------------------------------------------
@@ -146,7 +145,7 @@ def test_the_lstm_is_torchs():
         x = torch.relu(x @ tensors["input.inner"].T + tensors["input.inner_bias"])
         expected = x @ tensors["input.outer"].T + tensors["input.outer_bias"]
     assert made.shape == (L, 16)
-    torch.testing.assert_close(made, expected, rtol=0, atol=1e-6)
+    close(made, expected)
 
 
 def test_the_mlp_by_hand():
@@ -158,7 +157,7 @@ def test_the_mlp_by_hand():
         x = x @ tensors[f"input.{name}"].T + tensors[f"input.{name}_bias"]
         x = x if last else x.clamp(min=0)
     made = method.prepare(tensors, method.sites(backbone.sites), training=False)["input.prompt"]
-    torch.testing.assert_close(made, x, rtol=0, atol=1e-6)
+    close(made, x)
 
 
 @pytest.mark.parametrize("encoder", ["lstm", "mlp"])
@@ -238,7 +237,7 @@ def test_from_vocabulary_without_a_tokenizer():
 def test_from_labels():
     prompt, table = start(PromptTuning(num_virtual_tokens=5, init="labels"))
     assert torch.equal(prompt[0], table[VOCABULARY["good"]])
-    torch.testing.assert_close(prompt[1], (table[VOCABULARY["very"]] + table[VOCABULARY["bad"]]) / 2)
+    close(prompt[1], (table[VOCABULARY["very"]] + table[VOCABULARY["bad"]]) / 2)
     assert len(set(rows_of(prompt[2:], table))) == 3
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from closeness import PASS, close
 from layouts import BASES, backbone_of, make_layout, run, run_adapted, texts
 from tiny import make_adapter, make_backbone
 from transformers import BertConfig
@@ -13,9 +14,6 @@ from graftwork.methods.parameters import Parameter
 from graftwork.model import AdaptedModel
 from graftwork.training.planning import count
 
-EXACT = 1e-12
-"""Of a state's largest number: float64, in which only the order of sums differs."""
-
 
 def check_equal(backbone, adapter, other, kind):
     batch = texts(kind)
@@ -24,8 +22,7 @@ def check_equal(backbone, adapter, other, kind):
     expected = run(other, batch)
     assert (expected[-1] - plain[-1]).abs().max() > 1e-2
     for one, two in zip(found, expected, strict=True):
-        close = EXACT * (10 if kind == "t5" else 1) * two.abs().max().item()
-        torch.testing.assert_close(one, two, rtol=0, atol=close)
+        close(one, two, PASS)
 
 
 # -- IA3 -----------------------------------------------------------------------------------------------------------

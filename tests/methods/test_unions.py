@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from beside import adapted_states, bottleneck
+from closeness import PASS, close
 from tiny import WIDTH, batch_for, inputs_for, make_adapter, make_backbone, make_head
 
 from graftwork.adapters import Adapter
@@ -28,7 +29,6 @@ from graftwork.methods import (
 from graftwork.model import AdaptedModel
 from graftwork.ops import Gated, LowRank
 
-EXACT = {"rtol": 0, "atol": 1e-11}
 PROMPT = PromptTuning(num_virtual_tokens=2, init="uniform")
 PREFIX = PrefixTuning(num_virtual_tokens=3, reparametrise=False)
 MEMBERS = [LoRA(rank=2), Houlsby(bottleneck=3), PREFIX, PROMPT]
@@ -107,7 +107,7 @@ def test_mam_is_a_prefix_and_a_parallel_bottleneck_at_once():
         y = output.LayerNorm(output.dense(mixed.transpose(1, 2).flatten(2)) + x)
         change = bottleneck(own, f"parallel.layers.{i}.ffn.result")
         x = layer.output.LayerNorm(layer.output.dense(layer.intermediate(y)) + 4 * change(y) + y)
-        torch.testing.assert_close(found[i + 1], x, rtol=0, atol=1e-9)
+        close(found[i + 1], x, PASS)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
@@ -151,7 +151,7 @@ def test_two_members_of_one_name():
     )
     for a, b in zip(found, expected, strict=True):
         # B is scaled in float32.
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+        close(a, b, PASS, precision=torch.float32)
 
 
 def test_later_members_change_what_earlier_ones_gave():
@@ -177,7 +177,7 @@ def test_later_members_change_what_earlier_ones_gave():
         )
         for m in ("houlsby", "houlsby-2")
     )
-    torch.testing.assert_close(forward(h), second(first(h)), **EXACT)
+    close(forward(h), second(first(h)), PASS)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -246,7 +246,7 @@ def test_a_gate_is_of_the_hidden_state():
     start = f"lora.{site.name}"
     gate = torch.sigmoid(x @ tensors[f"{start}.gate.weight"].T + tensors[f"{start}.gate.bias"])
     difference = x @ tensors[f"{start}.A"].T @ tensors[f"{start}.B"].T * 8
-    torch.testing.assert_close(found, linear(x) + gate * difference, **EXACT)
+    close(found, linear(x) + gate * difference, PASS)
     assert op.to(torch.bfloat16).ops[0].A.dtype == torch.bfloat16
 
 
@@ -279,8 +279,8 @@ def test_a_gate_is_on_all_that_a_member_does_at_a_site(method):
     gate = torch.sigmoid(x @ own[f"{site.name}.gate.weight"].T + own[f"{site.name}.gate.bias"])
     expected = linear(x) + gate * (by_hand(method, own, site.name, linear, x) - linear(x))
     # DoRA's lengths are float32.
-    bound = 1e-5 if isinstance(method, DoRA) else 1e-11
-    torch.testing.assert_close(op.around(linear, place)(x), expected, rtol=0, atol=bound)
+    precision = torch.float32 if isinstance(method, DoRA) else torch.float64
+    close(op.around(linear, place)(x), expected, precision=precision)
 
 
 @pytest.mark.parametrize("method", SEVERAL, ids=lambda method: method.name)
@@ -292,7 +292,7 @@ def test_rows_can_each_have_a_gate_on_several_ops(method):
     with torch.no_grad():
         found = model(**batch, adapters=["c", "b", "a"]).logits
         for row, name in enumerate("cba"):
-            torch.testing.assert_close(found[row], model(**batch, adapters=name).logits[row], rtol=0, atol=1e-6)
+            close(found[row], model(**batch, adapters=name).logits[row], PASS)
     assert model.residents["a"].routed
 
 
@@ -316,9 +316,9 @@ def test_an_open_gate_is_no_gate_and_a_closed_one_no_member():
     with torch.no_grad():
         bare = backbone.model(**batch, output_hidden_states=True).hidden_states
     for one, other in zip(states(backbone, at(40.0), batch), states(backbone, plain, batch), strict=True):
-        torch.testing.assert_close(one, other, **EXACT)
+        close(one, other, PASS)
     for one, other in zip(states(backbone, at(-40.0), batch), bare, strict=True):
-        torch.testing.assert_close(one, other, **EXACT)
+        close(one, other, PASS)
 
 
 def test_a_gate_on_a_prefix_scales_its_rows():
@@ -343,7 +343,7 @@ def test_a_closed_gate_on_a_prefix_leaves_rows_of_zeros():
     zeros = {n: t if n.startswith("head.") else t * 0 for n, t in plain.tensors.items()}
     found = states(backbone, replace(gated, tensors=closed), batch)
     for one, other in zip(found, states(backbone, replace(plain, tensors=zeros), batch), strict=True):
-        torch.testing.assert_close(one, other, **EXACT)
+        close(one, other, PASS)
 
 
 def test_gates_stand_at_half():

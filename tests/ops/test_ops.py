@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from closeness import close
 from tiny import make_backbone
 
 from graftwork.errors import SiteError
@@ -14,8 +15,6 @@ B, T, D, OUT, R, SLOTS = 4, 5, 6, 3, 2, 3
 ROWS = (2, 0, 2, 1)
 ROUTE = Route(ROWS, SLOTS)
 ROUTES = [ROUTE, Route((0, 0, 0, 1, 2, 2), SLOTS)]
-EXACT = {"rtol": 0, "atol": 1e-12}
-"""Float64 sums of a dozen terms of order one."""
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -76,7 +75,7 @@ def test_one_adapter(case, tokens, make_place):
     op, make, by_hand, inner, options = CASES[case]
     x, tensors, inner = random(B, *tokens, D), make(1), inner()
     found = op(**tensors, **options).around(inner, make_place(inner))(x)
-    torch.testing.assert_close(found, by_hand(x, **tensors), **EXACT)
+    close(found, by_hand(x, **tensors))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -88,7 +87,7 @@ def test_a_slab_gives_each_row_its_own_adapter(case, tokens, route, make_place):
     slab = {name: torch.stack([tensors[name] for tensors in each]) for name in each[0]}
     found = op(**slab, **options).spread(route).around(inner, make_place(inner))(x)
     expected = torch.stack([by_hand(x[i], **each[s]) for i, s in enumerate(route.slots)])
-    torch.testing.assert_close(found, expected, **EXACT)
+    close(found, expected)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "tanh", "silu", "gelu_tanh", "sigmoid"])
@@ -103,21 +102,21 @@ def test_padding_a_bottleneck_with_zeros_is_exact(activation, make_place):
     narrow, padded = (
         Bottleneck(**t, activation=activation).around(nn.Identity(), make_place())(x) for t in (tensors, wide)
     )
-    torch.testing.assert_close(padded, narrow, rtol=0, atol=1e-14)
+    close(padded, narrow)
 
 
 def test_low_rank_dropout_acts_on_the_input_of_a_and_only_in_training(make_place):
     x, tensors, inner = random(B, T, D), low_rank(1), make_linear()
     op = LowRank(**tensors, dropout=0.5)
     resting = op.around(inner, make_place(inner))(x)
-    torch.testing.assert_close(resting, low_rank_by_hand(x, **tensors), **EXACT)
+    close(resting, low_rank_by_hand(x, **tensors))
     torch.manual_seed(3)
     found = op.around(inner, make_place(inner, training=True))(x)
     torch.manual_seed(3)
     dropped = F.dropout(x, 0.5)
     assert int((dropped == 0).sum()) > 0
     expected = inner(x) + (dropped @ tensors["A"].T) @ tensors["B"].T
-    torch.testing.assert_close(found, expected, **EXACT)
+    close(found, expected)
 
 
 @pytest.mark.parametrize("names", [("weight",), ("bias",), ("weight", "bias")])
@@ -128,7 +127,7 @@ def test_dense_adds_to_the_frozen_parameters(names, make_place):
     found = Dense(differences={name: deltas[name] for name in names}).around(inner, make_place(inner))(x)
     W = inner.weight + (deltas["weight"] if "weight" in names else 0)
     b = inner.bias + (deltas["bias"] if "bias" in names else 0)
-    torch.testing.assert_close(found, x @ W.T + b, **EXACT)
+    close(found, x @ W.T + b)
     assert torch.equal(inner.weight, before[0])
     assert torch.equal(inner.bias, before[1])
 
@@ -137,7 +136,7 @@ def test_dense_at_a_norm_and_at_an_embedding(make_place):
     x, inner = random(B, T, D), make_norm()
     gain, bias = random(D, seed=1), random(D, seed=2)
     found = Dense(differences={"weight": gain, "bias": bias}).around(inner, make_place(inner))(x)
-    torch.testing.assert_close(found, norm_by_hand(x, inner.weight + gain, inner.bias + bias), **EXACT)
+    close(found, norm_by_hand(x, inner.weight + gain, inner.bias + bias))
     table = nn.Embedding(9, D).double().requires_grad_(False)
     ids, delta = torch.tensor([[1, 8], [0, 3]]), random(9, D, seed=3)
     found = Dense(differences={"weight": delta}).around(table, make_place(table))(ids)
@@ -204,7 +203,7 @@ def test_the_replacing_op_stands_innermost(make_place):
             forward = op.around(forward, make_place(inner))
         x = random(B, T, D)
         expected = low_rank_by_hand(x, **low_rank(1)) + x @ dense.differences["weight"].T
-        torch.testing.assert_close(forward(x), expected, **EXACT)
+        close(forward(x), expected)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -3,14 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import close
 
 from graftwork.ops import Bottleneck, KeyValue, LowRank, Norm, Route, routing
 
 SLOTS, IN, OUT = 3, 6, 4
 ROWS = (2, 0, 2, 1)
 ROUTE = Route(ROWS, SLOTS)
-EXACT = {"rtol": 0, "atol": 1e-13}
-"""Float64 sums of six terms of order one."""
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -25,7 +24,7 @@ def test_linear_with_a_slab_is_a_loop_over_rows(tokens, with_bias):
     expected = torch.stack([F.linear(x[i], W[s], None if b is None else b[s]) for i, s in enumerate(ROWS)])
     found = routing.linear(x, ROUTE.spread(W), None if b is None else ROUTE.spread(b))
     assert found.shape == (len(ROWS), *tokens, OUT)
-    torch.testing.assert_close(found, expected, **EXACT)
+    close(found, expected)
 
 
 @pytest.mark.parametrize("tokens", [(), (5,), (2, 5)])
@@ -46,7 +45,7 @@ def test_gradients_of_a_slab_are_those_of_the_loop():
         compute(*leaves).square().sum().backward()
         grads.append([leaf.grad for leaf in leaves])
     for found, expected in zip(*grads, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        close(found, expected)
 
 
 @pytest.fixture
@@ -155,7 +154,7 @@ def test_products_of_blocks_and_their_gradients_are_those_of_a_loop_over_rows(pr
     assert [own is None for own in found] == [own is None for own in expected]
     for own, other in zip(found, expected, strict=True):
         if own is not None:
-            torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
+            close(own, other)
 
 
 @pytest.mark.parametrize("blocks", [None, BLOCKS.blocks], ids=["even", "blocks"])
@@ -170,8 +169,7 @@ def test_gradients_of_a_slab_lie_as_it_lies_also_under_autocast(blocks, linear):
         found[lower] = torch.autograd.grad(y.sum(), (x, W, b))
     for own, exact in zip(found[True], found[False], strict=True):
         assert own.dtype == torch.float32
-        # bfloat16 has 8 bits.
-        torch.testing.assert_close(own, exact, rtol=0, atol=0.02 * float(exact.abs().max()))
+        close(own, exact, 4, precision=torch.bfloat16)
     y = routing.linear_and(x, linear.weight.float(), linear.bias.float(), s, U, blocks)
     for gradient in (*found[False], *torch.autograd.grad(y.sum(), (s, U))):
         assert gradient.is_contiguous()
@@ -188,6 +186,6 @@ def test_each_row_of_a_pass_uses_the_slot_of_the_row_it_comes_from():
     x, W, v = random(2 * len(ROWS), 5, IN, seed=1), random(SLOTS, OUT, IN, seed=2), random(SLOTS, IN, seed=3)
     slots = [slot for slot in ROWS for _ in range(2)]
     expected = torch.stack([x[i] @ W[s].T for i, s in enumerate(slots)])
-    torch.testing.assert_close(routing.linear(x, ROUTE.spread(W)), expected, **EXACT)
+    close(routing.linear(x, ROUTE.spread(W)), expected)
     expected = torch.stack([x[i] * v[s] for i, s in enumerate(slots)])
     assert torch.equal(routing.scale(x, ROUTE.spread(v)), expected)

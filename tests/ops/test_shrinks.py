@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn as nn
 from beside import states
+from closeness import PASS, close
 from tiny import make_adapter, make_backbone
 
 from graftwork.grafting import Graft
@@ -12,7 +13,6 @@ from graftwork.ops import LowRank, routing
 from graftwork.ops.shrinks import with_joint_shrinks
 
 D, R, B, T = 6, 2, 4, 5
-EXACT = {"rtol": 0, "atol": 1e-12}
 NAMES = [f"layers.0.attention.{name}" for name in ("query", "key", "value")]
 
 
@@ -48,7 +48,7 @@ def test_one_product_serves_query_key_and_value(linear, products, make_place):
     for name in NAMES:
         [own], [op] = ops[name], joint[name]
         found = op.around(linear, place)(x)
-        torch.testing.assert_close(found, linear(x) + x @ own.A.T @ own.B.T, **EXACT)
+        close(found, linear(x) + x @ own.A.T @ own.B.T)
     assert products == [3 * R]
     assert not place.memory
 
@@ -59,7 +59,7 @@ def test_an_op_that_is_given_another_input_computes_its_own(linear, products, ma
     for name, given in zip(NAMES, (x, other, x), strict=True):
         [own] = ops[name]
         found = joint[name][0].around(linear, place)(given)
-        torch.testing.assert_close(found, linear(given) + given @ own.A.T @ own.B.T, **EXACT)
+        close(found, linear(given) + given @ own.A.T @ own.B.T)
     assert products == [3 * R] * 3
 
 
@@ -72,7 +72,7 @@ def test_no_layer_uses_products_of_another_in_whatever_order_its_sites_run(linea
         joint = with_joint_shrinks(ops)
         for name in reversed(names):
             [own], [op] = ops[name], joint[name]
-            torch.testing.assert_close(op.around(linear, place)(x), linear(x) + x @ own.A.T @ own.B.T, **EXACT)
+            close(op.around(linear, place)(x), linear(x) + x @ own.A.T @ own.B.T)
         assert not place.memory
 
 
@@ -89,7 +89,7 @@ def test_dropout_is_drawn_for_each_site_by_itself(linear, make_place):
     torch.manual_seed(0)
     joint = with_joint_shrinks(ops)
     for name, own in zip(NAMES, expected, strict=True):
-        torch.testing.assert_close(joint[name][0].around(linear, place)(x), own, **EXACT)
+        close(joint[name][0].around(linear, place)(x), own)
 
 
 @pytest.mark.parametrize("slots", [(), (2,)])
@@ -110,7 +110,7 @@ def test_gradients_of_an_addition_in_place(linear, slots, with_bias):
         result = compute(*leaves)
         found.append([result.detach(), *torch.autograd.grad((result * weights).sum(), leaves)])
     for expected, own in zip(*found, strict=True):
-        torch.testing.assert_close(own, expected, **EXACT)
+        close(own, expected)
     assert torch.autograd.gradcheck(in_place, leaves)
 
 
@@ -148,7 +148,7 @@ def test_a_hook_on_the_frozen_module_is_called(linear, make_place):
     linear.register_forward_hook(lambda *_: called.append(1))
     [op] = separate(NAMES[:1])[NAMES[0]]
     x = random(B, T, D, seed=5)
-    torch.testing.assert_close(op.around(linear, make_place(linear))(x), linear(x) + x @ op.A.T @ op.B.T, **EXACT)
+    close(op.around(linear, make_place(linear))(x), linear(x) + x @ op.A.T @ op.B.T)
     assert len(called) == 2
 
 
@@ -159,7 +159,7 @@ def test_a_step_under_autocast(make_place):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = LowRank(A=A, B=B).around(inner, make_place(inner))(x)
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), inner(x) + x @ A.T @ B.T, rtol=0.05, atol=0.1)
+    close(found.float(), inner(x) + x @ A.T @ B.T, 4, precision=torch.bfloat16)
     found.float().sum().backward()
     assert A.grad is not None
     assert B.grad is not None
@@ -183,4 +183,4 @@ def test_a_backbone_says_the_same_with_joint_shrinks(kind):
         with torch.no_grad(), graft.run(ops):
             found.append(states(graft.base, batch))
     for expected, own in zip(*found, strict=True):
-        torch.testing.assert_close(own, expected, rtol=0, atol=1e-11)
+        close(own, expected, PASS)

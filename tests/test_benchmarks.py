@@ -1,0 +1,43 @@
+"""Every benchmark runs to its last line, in float32 and in bfloat16, on a tiny model: the times mean nothing."""
+
+import json
+from importlib import import_module
+
+import pytest
+import torch
+
+from benchmarks import __main__ as benchmarks
+from benchmarks.measuring import BOUNDS, check
+
+
+def last_line(text: str) -> dict:
+    return json.loads(text.rstrip("\n").rpartition("\n")[2])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", benchmarks.known())
+def test_a_benchmark_runs_to_its_last_line(name, dtype, capsys):
+    status = import_module(f"benchmarks.{name}").main(["--tiny", "--device", "cpu", "--dtype", dtype])
+    result = last_line(capsys.readouterr().out)
+    assert result.keys() == {"benchmark", "machine", "ratios", "bars"}
+    assert result["benchmark"] == name
+    assert {"cpu", "cores", "python", "torch"} <= result["machine"].keys()
+    assert all(isinstance(ratio, float) for ratio in result["ratios"].values())
+    assert result["bars"]
+    for bar in result["bars"].values():
+        assert bar["value"] > 0
+        assert bar["met"] == (bar["value"] >= bar["bar"] if bar["atleast"] else bar["value"] <= bar["bar"])
+    assert status == (0 if all(bar["met"] for bar in result["bars"].values()) else 1)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_outputs_are_compared_in_the_backbones_precision(dtype):
+    """Also where a head has cast them to float32."""
+    exact = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    found = exact.to(dtype).float()
+    check(found, exact, "rounded", dtype=dtype)
+    for wrong in (exact.roll(1, dims=0), exact * 1.1, torch.full_like(exact, torch.nan)):
+        with pytest.raises(SystemExit, match=r"rolled: outputs differ by .*, where the largest is"):
+            check(wrong, exact, "rolled", dtype=dtype)
+    with pytest.raises(SystemExit):
+        check(exact.bfloat16().float(), exact, "rounded to bfloat16", dtype=torch.float32)
