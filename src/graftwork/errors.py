@@ -91,7 +91,7 @@ def describe(detail: Mapping[str, Any], known: Iterable[str]) -> str:
     if detail["type"] == "missing":
         return f"key {key!r} is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    if not key:
+    if not key or detail["type"] == "no_value":
         return message
     given = key if isinstance(detail["input"], Mapping) else f"{key}={detail['input']!r}"
     return f"{given}: {message}"

@@ -262,3 +262,5 @@ def _describe(detail: Any) -> str:
         return message if detail["type"] == "value_error" else "expected keys and values"
     hint = " (put it in quotes)" if detail["type"] == "string_type" and detail["input"] is not None else ""
     return f"{key}: {message[0].lower()}{message[1:]}, not {detail['input']!r}{hint}"
+    if detail["type"] == "no_value":
+        return str(message)
