@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from training.workbench import FAST, KilledError, at_step, contents, killed
 
 from graftwork import Backbone, FeatureExtraction, FullFineTuning, HeadOnly, Houlsby, LoRA, PromptTuning, Task, tune
 from graftwork.errors import RecipeError
-from graftwork.training.statefiles import STALE, DamagedError, StateFiles, size_of
+from graftwork.training.statefiles import STALE, DamagedError, StateFiles, _checksum, size_of
 
 UPPER = LoRA(rank=4, targets="layers.1.*")
 OFF = {"backbone_dropout": "off"}
@@ -225,6 +226,35 @@ def test_a_damaged_file_is_made_anew(run, cache, caplog, damage):
     assert file.read_bytes() == whole
 
 
+@pytest.mark.parametrize("removed", ["as it is written", "before it has its name", "before it is read again"])
+def test_the_folder_can_be_deleted_at_any_time(run, cache, monkeypatch, removed):
+    expected = contents_of(run(prefix_cache="off"))
+    deleted = []
+
+    def delete(plain, when=lambda *_: True):
+        def deleting(*args, **kwargs):
+            if not deleted and cache.exists() and when(*args):
+                deleted.append(kept_in(cache))
+                shutil.rmtree(cache)
+            return plain(*args, **kwargs)
+
+        return deleting
+
+    if removed == "as it is written":
+        monkeypatch.setattr(os, "fsync", delete(os.fsync))
+    elif removed == "before it has its name":
+        monkeypatch.setattr(
+            os, "replace", delete(os.replace, lambda source, target: str(target).startswith(str(cache)))
+        )
+    else:
+        run()
+        monkeypatch.setattr(os, "utime", delete(os.utime))
+    learned = contents_of(run())
+    assert len(deleted[0]) == 1
+    assert learned.keys() == expected.keys()
+    assert all(torch.allclose(torch.tensor(learned[n]), torch.tensor(expected[n]), atol=1e-5) for n in learned)
+
+
 # Bounds
 
 
@@ -260,7 +290,11 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path):
 def test_a_file_of_other_bounds_is_damaged(tmp_path):
     bounds, width, dtype, _ = pieces(0.0)
     files = StateFiles(tmp_path, 10_000)
-    files.write("a", bounds, width, dtype, iter([torch.zeros(4, 4)]))
+    with pytest.raises(OSError, match="not what is read back"):
+        files.write("a", bounds, width, dtype, iter([torch.zeros(4, 4)]))
+    states = torch.zeros(4, 4)
+    checksum = {"crc32": _checksum(bounds, states)}
+    save_file({"bounds": bounds, "states": states}, tmp_path / "a.safetensors", metadata=checksum)
     with pytest.raises(DamagedError):
         files.read("a")
     assert kept_in(tmp_path) == []

@@ -230,11 +230,16 @@ def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: i
         found = None
     if found is None:
         places = [range(i, min(i + BATCH, len(texts))) for i in range(0, len(texts), BATCH)]
-        pieces = (_keep(model, name, start, [texts[place] for place in batch]) for batch in places)
+
+        def write() -> tuple[Tensor, Tensor]:
+            pieces = (_keep(model, name, start, [texts[place] for place in batch]) for batch in places)
+            return files.write(key, bounds, width, first.dtype, pieces)
+
         with model.resting():
-            files.write(key, bounds, width, first.dtype, pieces)
-        found = files.read(key)
-        assert found is not None
+            try:
+                found = write()
+            except FileNotFoundError:  # the folder was deleted while it was filled
+                found = write()
     return found
 
 
