@@ -2,14 +2,19 @@
 
 import json
 import os
+import resource
 import stat
+from contextlib import contextmanager
 from dataclasses import replace
+from errno import ENOSPC
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import SAMPLES, make_adapter, make_backbone
 
+from graftwork import folders
 from graftwork.adapters import Adapter, BackboneIdentity, folder, read_adapter, write_adapter
 from graftwork.errors import AdapterError, OutputError
 from graftwork.methods import LoRA
@@ -70,7 +75,7 @@ def test_a_folder_holds_exactly_its_files(saved, tmp_path):
     assert names(tmp_path) == {"a"}
     assert set(json.loads((saved / "adapter.json").read_text(encoding="utf-8"))) == {
         *("schema_version", "method", "sites", "tensors", "fixed", "head", "task", "backbone"),
-        *("metrics", "seed", "versions"),
+        *("metrics", "seed", "versions", "checksums"),
     }
     assert set(load_file(saved / "adapter.safetensors")) == {
         *(f"layers.{i}.attention.query.{matrix}" for i in range(2) for matrix in "AB"),
@@ -143,37 +148,94 @@ def test_overwriting_replaces_the_whole_folder(backbone, saved, tmp_path):
     assert names(tmp_path) == {"a"}
 
 
-@pytest.mark.parametrize("failing", ["save", "model_card", "_umask"])
+@pytest.mark.parametrize("failing", ["folder.save", "folder.model_card", "folders._put"])
 def test_a_write_that_fails_leaves_nothing_or_the_old_folder(adapter, saved, tmp_path, monkeypatch, failing):
     before = contents(saved)
 
     def fail(*args, **kwargs):
-        raise OSError("no space left")
+        raise OSError(ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(folder, failing, fail)
-    with pytest.raises(OSError, match="no space left"):
-        adapter.save(tmp_path / "new")
-    with pytest.raises(OSError, match="no space left"):
-        adapter.save(saved, overwrite=True)
+    module, name = failing.split(".")
+    monkeypatch.setattr({"folder": folder, "folders": folders}[module], name, fail)
+    for path in (tmp_path / "new", saved):
+        with pytest.raises(OutputError) as refusal:
+            adapter.save(path, overwrite=True)
+        assert refusal.value.problem == f"{str(path)!r} cannot be written: No space left on device"
     assert names(tmp_path) == {"a"}
     assert contents(saved) == before
 
 
+@contextmanager
+def files_of_at_most(size):
+    """Inside, the system refuses to write a file further than so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 200, 1_500])
+def test_a_file_that_the_system_does_not_write_leaves_the_old_folder(adapter, saved, tmp_path, size):
+    before = contents(saved)
+    with files_of_at_most(size), pytest.raises(OutputError, match=r"cannot be written: File too large"):
+        adapter.save(saved, overwrite=True)
+    assert contents(saved) == before
+    assert names(tmp_path) == {"a"}
+
+
 def test_a_rename_that_fails_leaves_the_old_folder(adapter, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "_exchange", lambda new, old: False)
-    before, rename, calls = contents(saved), os.replace, []
+    monkeypatch.setattr(folders, "_exchange", lambda new, old: False)
+    before, rename, calls = contents(saved), Path.rename, []
 
     def fail_second(source, target):
         calls.append(source)
         if len(calls) == 2:
             raise OSError("cannot rename")
-        rename(source, target)
+        return rename(source, target)
 
-    monkeypatch.setattr(folder.os, "replace", fail_second)
-    with pytest.raises(OSError, match="cannot rename"):
+    monkeypatch.setattr(Path, "rename", fail_second)
+    with pytest.raises(OutputError, match="cannot rename"):
         adapter.save(saved, overwrite=True)
+    assert [path.name for path in calls[:3]] == ["a", "new", "old"]
     assert names(tmp_path) == {"a"}
     assert contents(saved) == before
+
+
+def test_everything_is_on_the_disk_before_it_appears(adapter, tmp_path, monkeypatch):
+    """Else a machine that stops leaves the new name with files that are empty."""
+    synced, put, plain = set(), [], folders._put
+
+    def note(new, *args, **kwargs):
+        put.append({str(path.relative_to(new.parent)) for path in (new, *new.rglob("*"))} - synced)
+        plain(new, *args, **kwargs)
+
+    monkeypatch.setattr(folders, "_put", note)
+    monkeypatch.setattr(os, "fsync", lambda number: synced.add(named(number)))
+
+    def named(number):
+        path = Path(os.readlink(f"/proc/self/fd/{number}"))
+        return str(path.relative_to(path.parents[0] if path.name == "new" else path.parents[1]))
+
+    adapter.save(tmp_path / "a")
+    assert put == [set()]
+    assert str(tmp_path.relative_to(tmp_path.parents[1])) in synced, "and the folder in which it does, afterwards"
+
+
+def test_an_output_that_has_appeared_meanwhile_is_left_alone(adapter, tmp_path, monkeypatch):
+    def appear(new, *args, **kwargs):
+        monkeypatch.setattr(folders, "_put", plain)
+        adapter.save(tmp_path / "a")
+        plain(new, *args, **kwargs)
+
+    plain = folders._put
+    other = replace(adapter, seed=5)
+    monkeypatch.setattr(folders, "_put", appear)
+    with pytest.raises(OutputError, match=r"exists by now"):
+        other.save(tmp_path / "a")
+    assert Adapter.load(tmp_path / "a").seed == adapter.seed
+    assert names(tmp_path) == {"a"}
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------
@@ -188,6 +250,12 @@ def edit_tensors(path, change):
     tensors = load_file(path / "adapter.safetensors")
     change(tensors)
     save_file(tensors, path / "adapter.safetensors")
+
+
+def seal(path):
+    """Give edited files the checksums that they would have been written with."""
+    content = json.loads((path / "adapter.json").read_text(encoding="utf-8"))
+    edit(path, checksums=folder._checksums(content, load_file(path / "adapter.safetensors")))
 
 
 def cut(path):
@@ -206,7 +274,8 @@ DAMAGES = {
     "unknown method": (lambda p: edit(p, method={"name": "lorra"}), "method that this version .* 'lorra'"),
     "no method": (lambda p: edit(p, method={}), "method that this version does not have"),
     "unknown setting": (lambda p: edit(p, method={"name": "lora", "rnak": 2}), "unknown key 'rnak'"),
-    "newer schema": (lambda p: edit(p, schema_version=2), r"schema version 2\n  expected: schema version 1"),
+    "newer schema": (lambda p: edit(p, schema_version=3), r"schema version 3\n  expected: schema version 2"),
+    "schema that is no number": (lambda p: edit(p, schema_version="x"), r"schema_version: Input should be"),
     "no tensors": (lambda p: (p / "adapter.safetensors").unlink(), r"has no adapter\.safetensors"),
     "truncated": (cut, "is damaged"),
     "empty": (lambda p: (p / "adapter.safetensors").write_bytes(b""), "is damaged"),
@@ -271,6 +340,7 @@ MISFITS = {
 def test_tensors_that_are_not_as_declared_never_reach_a_model(backbone, saved, misfit):
     change, message = MISFITS[misfit]
     edit_tensors(saved, change)
+    seal(saved)
     with pytest.raises(AdapterError, match=message):
         AdaptedModel(backbone, {"a": Adapter.load(saved)})
 
@@ -363,6 +433,7 @@ def test_an_output_that_cannot_be_made(adapter, tmp_path):
 
 def test_sites_and_labels_that_do_not_belong_are_refused(backbone, saved):
     edit(saved, sites=["layers.0.attention.query", "nonsense"])
+    seal(saved)
     with pytest.raises(AdapterError, match=r"acts at other sites \(layers\.1\.attention\.query, nonsense\)"):
         AdaptedModel(backbone, {"a": Adapter.load(saved)})
     adapter = make_adapter(backbone, LoRA(rank=2))

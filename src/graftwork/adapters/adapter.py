@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from graftwork.adapters.contents import digest_of
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
 from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import AdapterError
@@ -132,6 +134,21 @@ class Adapter:
             fixed=tuple(name for name in self.fixed if name in declared),
             metrics={},
         )
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits that are the same for two adapters with the same answers: a hash over the tensors, and
+        over what decides how they are read and what is said. Scores, seed, recipe, versions and the backbone's name
+        do not count. Computed once."""
+        content = {
+            "method": {"name": self.method.name, **self.method.model_dump(mode="json", exclude_defaults=True)},
+            "head": {"kind": self.head.kind, **self.head.model_dump(mode="json", exclude_defaults=True)},
+            "task": self.task.model_dump(mode="json", exclude_defaults=True),
+            "backbone": self.backbone.fingerprint,
+            "sites": list(self.sites),
+            "fixed": sorted(self.fixed),
+        }
+        return digest_of(content, self.tensors)
 
     @property
     def kind(self) -> str:
