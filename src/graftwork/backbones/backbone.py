@@ -25,6 +25,7 @@ from graftwork.backbones.checkpoints import (
     declared_pooling,
     lacks_pooler,
     load_model,
+    settled_name,
     source_of,
 )
 from graftwork.backbones.devices import DTYPES, best_dtype, device_of
@@ -42,7 +43,8 @@ class Backbone:
     its attention implementation is set to graftwork's, which computes the same.
 
     Attributes:
-        name: what it was loaded as; written into adapters for people to read. The fingerprint is what is checked.
+        name: what it was loaded as, a folder by its whole path; written into adapters, which find it by that. The
+            fingerprint is what is checked.
         model: the Hugging Face model, in evaluation mode: without a task head, but with the language-model head that a
             model which generates text was pretrained with.
         tokenizer, image_processor: what makes its inputs; None when there is none. A tokenizer without a padding token
@@ -146,6 +148,7 @@ class Backbone:
         if getattr(model, "pooler", None) is not None:
             pooling = None
         model.to(device=place)  # type: ignore[call-arg]
+        name = settled_name(name)
         return cls(model, tokenizer, image_processor=processor, name=name, pooling=pooling, fingerprint=fingerprint)
 
     @classmethod

@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_file
 
 from graftwork.backbones.gguf import converted, gguf_file
 from graftwork.errors import BackboneError
+from graftwork.folders import settled
 
 Pooling = Literal["pooler", "first", "last", "mean"]
 """How one vector is made of an input: the backbone's own pooling layer, the first token, the last real token, or the
@@ -52,6 +53,11 @@ def source_of(name: str) -> str:
             change="--backbone",
         )
     return name
+
+
+def settled_name(name: str) -> str:
+    """The name of a backbone that means the same from any current folder: a folder's whole path."""
+    return settled(Path(name)) if name not in EMBEDDED and Path(name).expanduser().is_dir() else name
 
 
 def auto_class(config: PretrainedConfig) -> Any:
