@@ -20,6 +20,10 @@ names = [".".join(["graftwork", *path.relative_to(source).with_suffix("").parts]
 install_import_hook(names, "typechecks.checked")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--stress-seconds", type=float, default=0.0, help="how long threads are let loose on one model")
+
+
 def pytest_collection_finish():
     """What was imported stays: the collections that transformers asks for after each run need not look through it."""
     gc.freeze()

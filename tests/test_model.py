@@ -303,10 +303,14 @@ def test_assigned_parameters_act_at_once(backbone, batch):
     with torch.no_grad():
         expected = model(**batch, adapters="other").logits
         assert not torch.equal(model(**batch, adapters="one").logits, expected)
-        model.residents["one"].assign(other.tensors)
+        model.remove("one")
+        model.add("one", one, trainable=True)
+        model.in_training("one").assign(other.tensors)
         assert torch.equal(model(**batch, adapters="one").logits, expected)
     with pytest.raises(AdapterError, match="the adapter's tensors are others"):
-        model.residents["one"].assign({"x": torch.ones(1)})
+        model.in_training("one").assign({"x": torch.ones(1)})
+    with pytest.raises(AdapterError, match="adapter 'other' is not being trained"):
+        model.in_training("other")
 
 
 # -- modes ---------------------------------------------------------------------------------------------------------

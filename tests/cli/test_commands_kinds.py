@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from training.kinds import KINDS, SETTINGS, backbones, kinds_data, write_jsonl
 from training.workbench import flags
 
@@ -57,6 +59,30 @@ def test_inspect_and_the_card_say_what_it_takes(graftwork, tuned, case):
 
 
 # predict
+
+
+def no_such_constant(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_predict_says_numbers_of_an_empty_text_or_nothing(graftwork, backbones, kinds_data, tmp_path):
+    """A causal model's tokenizer makes nothing of it."""
+    data = ["--data", kinds_data["generation"], "--text", "source", "--label", "target"]
+    to = ["--backbone", backbones["gpt2"], "--method", "lora", "--output", tmp_path / "a", "--quiet"]
+    assert graftwork("tune", *data, *to, "--dtype", "float32", "--train.max_steps", "1").status == 0
+    for inputs in ([""], ["", "good"]):
+        run = graftwork("predict", tmp_path / "a", *inputs, "--json")
+        assert run.status == 0, run.err
+        found = [json.loads(line, parse_constant=no_such_constant) for line in run.out.splitlines()]
+        assert [one["text"] for one in found] == inputs
+        assert all(0 < one["score"] <= 1 for one in found)
+    file = tmp_path / "a" / "adapter.safetensors"
+    tensors = load_file(file)
+    tensors["head.classifier.bias"][0] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    run = graftwork("predict", tmp_path / "a", "good", "--json")
+    assert (run.status, run.out) == (2, "")
+    assert "nan" in run.err
 
 
 def test_predict_tags(graftwork, tuned, tmp_path):

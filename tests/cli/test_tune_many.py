@@ -31,7 +31,7 @@ def test_a_study_is_tuned_and_told_of(graftwork, study, tmp_path):
     ran = graftwork("tune-many", study, "--output", tmp_path / "out", "--quiet")
     assert (ran.status, ran.err) == (0, "")
     header, *rows, last = ran.out.splitlines()
-    assert header.split() == ["adapter", "task", "method", "trained", "validation", "test"]
+    assert header.split() == ["adapter", "task", "method", "trained", "validation", "test", "baseline"]
     assert [row.split()[:3] for row in rows] == [
         *(["words-0", "words", "houlsby"], ["words-1", "words", "houlsby"], ["numbers", "numbers", "lora"]),
     ]

@@ -399,4 +399,4 @@ def test_heads_of_tasks():
     assert made("generation", whole) == LanguageHead(shifted=False)
     mixed = made("classification", plain, model="linear")
     assert isinstance(mixed, FeatureHead)
-    assert (plain.pooling, mixed.pooling) == ("pooler", "mean")
+    assert (plain.pooling, mixed.pooling) == ("mean", "mean")

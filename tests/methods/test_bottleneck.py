@@ -501,7 +501,7 @@ class Where(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner, self.memory = nn.Identity(), {}
+        self.module, self.memory = nn.Identity(), {}
 
 
 @pytest.mark.parametrize("norm_at", ["input", "output"])

@@ -183,8 +183,10 @@ def test_activations_before_their_own_text_change_no_attention():
     ids = torch.tensor([make_tokenizer()("a good film", add_special_tokens=False)["input_ids"]])
     with torch.no_grad():
         expected = backbone.model(ids, output_hidden_states=True).hidden_states
-        model = AdaptedModel(backbone, {"a": make_adapter(backbone, DIRECT)})
-        model.residents["a"].assign({**model.adapter("a").tensors, **{n: t for n, t in tensors.items() if "kv" in n}})
+        model = AdaptedModel(backbone)
+        model.add("a", make_adapter(backbone, DIRECT), trainable=True)
+        rows = {n: t for n, t in tensors.items() if "kv" in n}
+        model.in_training("a").assign({**model.adapter("a").tensors, **rows})
         found = model(ids, output_hidden_states=True).hidden_states
     for one, other in zip(found, expected, strict=True):
         # The rows are kept in float32.

@@ -16,11 +16,13 @@ from tiny import (
     make_model,
     make_tokenizer,
 )
+from training.kinds import make_tokenizer as words_and_ends
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone
 from graftwork.errors import BackboneError, MethodError, RecipeError, SiteError
-from graftwork.methods import PromptTuning, PTuning
+from graftwork.heads import LanguageHead
+from graftwork.methods import LoRA, PromptTuning, PTuning
 from graftwork.model import AdaptedModel
 from graftwork.training import TrainingSettings
 
@@ -28,6 +30,7 @@ L = 3
 EXACT = {"rtol": 0, "atol": 1e-11}
 """Float64 through two layers of width 32: rounding stays below 1e-13; a wrong term is of order 0.1."""
 PROMPT = PromptTuning(num_virtual_tokens=L, init="uniform")
+LANGUAGE = LanguageHead(shifted=True)
 ENCODERS = ("bert", "roberta", "electra", "distilbert", "albert", "mpnet", "modernbert", "deberta-v2")
 
 
@@ -288,6 +291,38 @@ def test_prompts_take_positions_from_the_text():
     with pytest.raises(RecipeError, match="48 prompt tokens leave no positions") as caught:
         TrainingSettings().resolved(PromptTuning(num_virtual_tokens=48), backbone)
     assert caught.value.change == "--method.num_virtual_tokens"
+
+
+@pytest.mark.parametrize("kind", ["classification", "token-classification", "multiple-choice"])
+def test_predictions_leave_a_prompt_its_positions(kind):
+    """Also of an adapter that was made by hand, whose texts are cut where positions end."""
+    backbone = make_backbone("bert", tokenizer=True)  # 48 positions
+    methods = {"a": PromptTuning(num_virtual_tokens=10, init="uniform"), "b": PTuning(num_virtual_tokens=5)}
+    adapters = {name: make_adapter(backbone, method, kind=kind) for name, method in methods.items()}
+    model = AdaptedModel(backbone, adapters)
+    text = "a good film " * 40
+    given = (text, [text, "good"]) if kind == "multiple-choice" else text
+    for name, method in methods.items():
+        encoder = model.encoder(name)
+        assert encoder.max_length == 48 - method.num_virtual_tokens
+        assert max(encoder.lengths(encoder.encode([given]))) == 48 - method.num_virtual_tokens
+        assert len(model.predict([given], name)) == 1
+
+
+def test_new_tokens_leave_a_prompt_its_positions():
+    backbone = Backbone(make_model("gpt2", head=True), words_and_ends(ends=False), name="tiny")  # 48 positions
+    task = TaskIdentity(name="t", kind="generation", max_length=20, max_target_length=8)
+    adapters = {
+        "a": Adapter.create(backbone, PROMPT.model_copy(update={"num_virtual_tokens": 10}), LANGUAGE, task),
+        "b": Adapter.create(backbone, LoRA(rank=2), LANGUAGE, task),
+    }
+    model = AdaptedModel(backbone, adapters)
+    long = "good bad " * 20
+    assert len(model.predict([long], "a", max_new_tokens=18)) == 1
+    with pytest.raises(RecipeError, match=r"19 new .* after a source of 20 and 10 prompt tokens") as caught:
+        model.predict([long], "a", max_new_tokens=19)
+    assert caught.value.expected == "at most 18"
+    assert len(model.predict([long], "b", max_new_tokens=28)) == 1
 
 
 def test_counts():

@@ -165,7 +165,7 @@ def test_later_members_change_what_earlier_ones_gave():
     acting = ops.lower(site, tensors, {})
     h = torch.randn(2, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     forward = lambda x: x  # noqa: E731
-    place = type("P", (), {"training": False, "memory": {}, "inner": None})()
+    place = type("P", (), {"training": False, "memory": {}, "module": None})()
     for op in acting:
         forward = op.around(forward, place)
     first, second = (
@@ -274,7 +274,7 @@ def test_a_gate_is_on_all_that_a_member_does_at_a_site(method):
     (op,) = union.lower(site, tensors, backbone.frozen(site))
     assert len(op.ops) > 1
     x = torch.randn(2, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    place = type("P", (), {"training": False, "memory": {}, "inner": linear})()
+    place = type("P", (), {"training": False, "memory": {}, "module": linear})()
     own = {n.removeprefix(f"{method.name}."): t for n, t in tensors.items()}
     gate = torch.sigmoid(x @ own[f"{site.name}.gate.weight"].T + own[f"{site.name}.gate.bias"])
     expected = linear(x) + gate * (by_hand(method, own, site.name, linear, x) - linear(x))

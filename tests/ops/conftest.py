@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class LonePlace:
-    inner: nn.Module = field(default_factory=nn.Identity)
+    module: nn.Module = field(default_factory=nn.Identity)
     training: bool = False
     memory: dict[str, Tensor] = field(default_factory=dict)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny import ENCODERS, SAMPLES, batch_for, bits, make_adapter, make_backbone
 
-from graftwork.errors import AdapterError, SiteError
-from graftwork.methods import Houlsby, LoRA
+from graftwork.errors import AdapterError, BackboneError, SiteError
+from graftwork.grafting import Graft, SiteModule
+from graftwork.methods import HeadOnly, Houlsby, LoRA
 from graftwork.model import AdaptedModel
-from graftwork.ops import Dense, Graft, KeyValue, LowRank, Op
-from graftwork.ops.graft import SiteModule
+from graftwork.ops import Dense, KeyValue, LowRank, Op
 
 NESTED = ("layers.0.attention.kv", "layers.0.attention.query", "layers.0.attention.norm", "layers.1.attention.value")
 
@@ -131,6 +131,7 @@ def test_detaching_twice_and_after_an_exception_inside_run():
 def test_run_restores_what_ran_before():
     backbone = make_backbone("bert")
     graft = Graft(backbone)
+    graft.attach(NESTED)
     ops = [{NESTED[1]: [LowRank(A=torch.zeros(2, 32), B=torch.zeros(32, 2))]} for _ in range(2)]
     with graft.run(ops[0]):
         outer = graft.running
@@ -182,24 +183,67 @@ def test_a_second_model_on_the_same_sites_is_refused():
     backbone = make_backbone("bert")
     adapter = make_adapter(backbone, LoRA(rank=2, targets="query"))
     model = AdaptedModel(backbone, {"a": adapter})
-    with pytest.raises(SiteError, match=r"'tiny-bert' is in use by another AdaptedModel.*\n.*\n.*call detach\(\)"):
+    with pytest.raises(BackboneError, match=r"'tiny-bert' is in use by another AdaptedModel.*\n.*\n.*call detach\(\)"):
         AdaptedModel(backbone, {"b": adapter})
     model.detach()
     AdaptedModel(backbone, {"b": adapter}).detach()
 
 
-@pytest.mark.parametrize("order", [NESTED[:2], NESTED[1::-1]])
-def test_a_second_graft_around_or_inside_the_first_is_refused(order):
+@pytest.mark.parametrize("first", [HeadOnly(), LoRA(rank=2)])
+@pytest.mark.parametrize("second", [None, HeadOnly(), LoRA(rank=2)])
+def test_a_backbone_in_use_takes_no_second_model_whatever_is_on_either(first, second):
+    backbone = make_backbone("bert")
+    model = AdaptedModel(backbone)
+    given = {} if second is None else {"b": make_adapter(backbone, second)}
+    with pytest.raises(BackboneError, match="in use by another AdaptedModel"):
+        AdaptedModel(backbone, given)
+    model.add("a", make_adapter(backbone, first))
+    model.merge("a")
+    with pytest.raises(BackboneError, match="in use by another AdaptedModel"):
+        AdaptedModel(backbone, given)
+    assert model(**batch_for(backbone, 4), adapters="a").logits.shape == (1, 3)
+    model.detach()
+    AdaptedModel(backbone, given).detach()
+
+
+def test_a_model_that_nobody_holds_any_more_lets_go_of_its_backbone():
     backbone = make_backbone("bert")
     before = modules_of(backbone)
-    first = Graft(backbone)
-    first.attach(order[:1])
-    grafted = modules_of(backbone)
-    with pytest.raises(SiteError, match="in use by another"):
-        Graft(backbone).attach(order[1:])
-    assert modules_of(backbone) == grafted
-    first.detach()
+    model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2))})
+    assert modules_of(backbone) != before
+    del model
     assert modules_of(backbone) == before
+    # One that is held by nothing but itself is found when the next one wants the backbone.
+    model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2))})
+    model.circle = [model]
+    del model
+    AdaptedModel(backbone).detach()
+    assert modules_of(backbone) == before
+
+
+def test_a_model_that_has_let_go_says_so_and_may_take_its_backbone_again():
+    backbone = make_backbone("bert")
+    model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2))})
+    model.detach()
+    batch = batch_for(backbone, 4)
+    with pytest.raises(BackboneError, match="has let go of backbone 'tiny-bert'"):
+        model(**batch, adapters=[None])
+    other = AdaptedModel(backbone)
+    with pytest.raises(BackboneError, match="in use by another"):
+        model.add("a", make_adapter(backbone, LoRA(rank=2)))
+    other.detach()
+    model.add("a", make_adapter(backbone, LoRA(rank=2)))
+    assert model(**batch).logits.shape == (1, 3)
+
+
+def test_ops_without_a_site_module_are_refused():
+    backbone = make_backbone("bert")
+    graft = Graft(backbone)
+    graft.attach(NESTED[:1])
+    ops = {NESTED[1]: [LowRank(A=torch.zeros(2, 32), B=torch.zeros(32, 2))]}
+    with pytest.raises(SiteError, match=rf"cannot act at {NESTED[1]}: no site module stands there"), graft.run(ops):
+        raise AssertionError
+    assert not graft.running.ops
 
 
 @pytest.mark.parametrize("first", ["layers.1.attention.query", "layers.0.attention.query"])
@@ -208,7 +252,7 @@ def test_a_refused_second_model_changes_nothing(first):
     before = modules_of(backbone)
     model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2, targets=first))})
     grafted = modules_of(backbone)
-    with pytest.raises(SiteError, match="in use by another"):
+    with pytest.raises(BackboneError, match="in use by another"):
         AdaptedModel(backbone, {"b": make_adapter(backbone, LoRA(rank=2))})
     assert modules_of(backbone) == grafted
     model.detach()

@@ -8,7 +8,7 @@ from tiny import make_backbone
 
 from graftwork.errors import SiteError
 from graftwork.ops import Bottleneck, Dense, KeyValue, LowRank, Norm, Route
-from graftwork.ops.graft import check, ordered
+from graftwork.ops.op import check, ordered
 
 B, T, D, OUT, R, SLOTS = 4, 5, 6, 3, 2, 3
 ROWS = (2, 0, 2, 1)

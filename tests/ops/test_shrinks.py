@@ -6,8 +6,9 @@ import torch.nn as nn
 from beside import states
 from tiny import make_adapter, make_backbone
 
+from graftwork.grafting import Graft
 from graftwork.methods import LoRA
-from graftwork.ops import Graft, LowRank, routing
+from graftwork.ops import LowRank, routing
 from graftwork.ops.shrinks import with_joint_shrinks
 
 D, R, B, T = 6, 2, 4, 5

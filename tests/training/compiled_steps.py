@@ -56,8 +56,7 @@ def compare(name: str, **settings: float) -> dict[str, object]:
             for lengths, before in zip(BATCHES, plain, strict=True):
                 apart.append(difference(before, step(model, lengths)))
                 layers.append(counter.frame_count)
-            with model.resting():
-                model(**inputs_for(model.model, 5))
+            model.inference("t").output(inputs_for(model.model, 5), "t")
             resting = counter.frame_count - layers[-1]
         step(model, BATCHES[0])
     left = counter.frame_count - layers[-1] - resting

@@ -11,8 +11,8 @@ from training.kinds import KINDS
 from training.workbench import FAST, contents, names_in
 
 from graftwork import AdaptedModel, Adapter, FullFineTuning, Houlsby, LoRA, Task, evaluate, tune, tune_many
-from graftwork.adapters.draws import Draws
 from graftwork.backbones import Backbone
+from graftwork.bank.draws import Draws
 from graftwork.errors import DataError, InterruptedRunError, OutputError, RecipeError, StudyError
 from graftwork.heads import LanguageHead, LikelihoodHead
 from graftwork.methods import AdaMix, PrefixTuning, make_method

@@ -10,10 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny import make_adapter
 from training.workbench import FAST, KilledError, at_step, contents, killed
 
-from graftwork import Backbone, FeatureExtraction, FullFineTuning, HeadOnly, Houlsby, LoRA, PromptTuning, Task, tune
-from graftwork.errors import RecipeError
+from graftwork import (
+    AdaptedModel,
+    Backbone,
+    FeatureExtraction,
+    FullFineTuning,
+    HeadOnly,
+    Houlsby,
+    LoRA,
+    PromptTuning,
+    Task,
+    tune,
+)
+from graftwork.errors import BackboneError, RecipeError
 from graftwork.training.statefiles import STALE, DamagedError, StateFiles, _checksum, size_of
 
 UPPER = LoRA(rank=4, targets="layers.1.*")
@@ -52,7 +64,8 @@ def run(backbone, task):
     """Tune the upper layer, or as is asked for."""
 
     def run(method=UPPER, *, task=task, backbone=backbone, output=None, resume=False, prefix_cache="on", **changes):
-        settings = {**FAST, "prefix_cache": prefix_cache, **changes}
+        # The baseline has passes of its own.
+        settings = {**FAST, "prefix_cache": prefix_cache, "baseline": "off", **changes}
         return tune(backbone, task=task, method=method, output=output, resume=resume, **settings)
 
     return run
@@ -367,3 +380,20 @@ def test_an_encoder_decoders_head_is_trained_from_the_cache(run, cache, backbone
     with counted(backbone, "encoder.block.0.layer.0") as calls:
         run(HeadOnly(), backbone=backbone, seed=1)
     assert len(calls) == 1 + 1
+
+
+# Only a clean backbone
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("method", [HeadOnly(), UPPER], ids=["head", "upper"])
+def test_a_backbone_in_use_is_not_tuned_and_fills_no_cache(run, backbone, cache, method, merged):
+    model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2), trained=True)})
+    if merged:
+        model.merge("a")
+    with pytest.raises(BackboneError, match="in use by another AdaptedModel"):
+        run(method)
+    model.detach()
+    assert not cache.exists()
+    run(method)
+    assert len(list(cache.iterdir())) == 1

@@ -224,7 +224,7 @@ def test_a_quiet_process_says_nothing(outcome):
 
 def test_quick_saves_say_nothing(run, tmp_path, caplog):
     warning_once.cache_clear()
-    run(tmp_path / "a", max_steps=4, eval_steps=1)
+    run(tmp_path / "a", max_steps=4, eval_steps=1, baseline="off")
     assert [record.message for record in caplog.records] == []
 
 

@@ -194,7 +194,7 @@ def test_best_checkpoint_is_kept(backbone, classes, tmp_path):
         "per_device_train_batch_size": 8,
     }
     steps = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 1}
-    adapter = tune(backbone, task=task, method=LORA, output=tmp_path / "a", **settings, **steps)
+    adapter = tune(backbone, task=task, method=LORA, output=tmp_path / "a", pooling="pooler", **settings, **steps)
     accuracies = [row["eval_accuracy"] for row in scorings(tmp_path / "a")]
     assert len(accuracies) == 4
     assert accuracies[-1] < max(accuracies), "the run must tell the best checkpoint from the last"

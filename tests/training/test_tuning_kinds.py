@@ -1,11 +1,13 @@
 """Every kind of task from Python: it is learned, saved, scored again to the same figures, and predicted."""
 
 import logging
+import random
+from dataclasses import replace
 
 import pytest
 import torch
 from training.kinds import SETTINGS, TAGS, choice_rows, generation_rows, tag_rows, write_jsonl
-from training.workbench import FAST
+from training.workbench import FAST, FILLERS
 
 from graftwork import AdaptedModel, Adapter, Backbone, LoRA, Task, evaluate, tune
 from graftwork.errors import RecipeError
@@ -91,6 +93,47 @@ def test_scores_do_not_depend_on_the_batch_size(make, case):
     one, many = (evaluate(adapter, backbone=backbone, batch_size=size) for size in (1, 64))
     # Padding changes the order of sums of float32 only; means are over rows or tokens, not over batches.
     assert one == pytest.approx(many, rel=1e-5)
+
+
+# Pairs
+
+
+def parted_rows(count: int = 80) -> list[dict]:
+    """Each sentence twice, parted before its deciding word and behind it: only where it is parted tells them apart."""
+    source, rows = random.Random(0), []
+    for _ in range(count):
+        before, behind = (source.sample(FILLERS, 2) for _ in range(2))
+        rows.append({"one": " ".join([*before, "good"]), "two": " ".join(behind), "label": "first"})
+        rows.append({"one": " ".join(before), "two": " ".join(["good", *behind]), "label": "second"})
+    return rows
+
+
+def test_a_causal_model_is_shown_where_a_pair_is_parted(loaded, tmp_path):
+    """Its tokenizer puts nothing there."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", parted_rows())
+    task = Task.parse(
+        {"name": "t", "data": str(data), "text": "one", "text_pair": "two", "validation_fraction": 0.2},
+        origin="the test",
+    )
+    backbone = loaded["gpt2"]
+    adapter = tune(backbone, task=task, method=LORA, output=tmp_path / "a", **{**SETTINGS, "num_train_epochs": 8})
+    assert adapter.task.pair_separator == "</s>"
+    assert adapter.metrics["validation"]["accuracy"] >= 0.9
+    read = Adapter.load(tmp_path / "a")
+    assert read.task == adapter.task
+    model = AdaptedModel(backbone, {"a": read})
+    try:
+        pairs = [("one two good", "three four"), ("one two", "good three four")]
+        assert [one.label for one in model.predict(pairs)] == ["first", "second"]
+    finally:
+        model.detach()
+    # Without what it was taught with it says the same of both.
+    before = replace(read, task=read.task.model_copy(update={"pair_separator": None}))
+    model = AdaptedModel(backbone, {"a": before})
+    try:
+        assert len({one.score for one in model.predict(pairs)}) == 1
+    finally:
+        model.detach()
 
 
 # Token classification

@@ -4,19 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from graftwork.adapters.added import declare_added, first_rows, with_added
 from graftwork.adapters.contents import digest_of
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
-from graftwork.backbones import Backbone, Site, Sites
-from graftwork.errors import AdapterError
-from graftwork.heads import Head
-from graftwork.methods import Method
+from graftwork.backbones import Backbone, Pooling, Site, Sites
+from graftwork.backbones.pooling import describe_pooling
+from graftwork.errors import AdapterError, nearest
+from graftwork.heads import Head, head_for
+from graftwork.methods import Method, as_method
 from graftwork.methods.parameters import Group, Parameter, initialise
-from graftwork.ops.graft import Ops
+from graftwork.ops.op import Ops
 
 DESCRIPTIONS = {
     "classification": ("texts", None),
@@ -27,6 +29,9 @@ DESCRIPTIONS = {
     "image-classification": ("images", None),
 }
 """Kind of task -> what it takes, and what it says; None: one of its labels."""
+
+NAMED = ("classification", "token-classification", "image-classification")
+"""Kinds of task whose answers are labels, each with a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class Adapter:
         tensors: training parameters and the head's, float32 on the CPU, under canonical names.
         fixed: the names of those tensors that are kept but never trained.
         metrics: scores by split, then by metric.
+        baseline: the same of a linear model on the frozen backbone's states; empty where there is none.
         seed: of initialisation and training.
         recipe: everything that the run was started with, as resolved; empty for an adapter made by hand.
         versions: of the libraries that made it.
@@ -54,6 +60,7 @@ class Adapter:
     tensors: Mapping[str, Tensor]
     fixed: tuple[str, ...] = ()
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    baseline: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seed: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=library_versions)
@@ -71,6 +78,7 @@ class Adapter:
         generator = torch.Generator().manual_seed(seed)
         tensors = initialise([*declared, (None, head.declare(backbone))], backbone, generator)
         tensors |= method.initial(tensors, sites, backbone, task.labels, generator)
+        tensors |= first_rows(backbone, task.added_tokens, generator)
         return cls(
             method=method,
             head=head,
@@ -81,6 +89,55 @@ class Adapter:
             fixed=tuple(n for _, parameters in declared for n, p in parameters.items() if not p.trained),
             seed=seed,
         )
+
+    @classmethod
+    def new(
+        cls,
+        backbone: Backbone,
+        method: Method | str,
+        *,
+        kind: str = "classification",
+        labels: Sequence[str] | None = None,
+        pairs: bool = False,
+        name: str = "task",
+        pooling: Pooling | Literal["auto"] = "auto",
+        max_length: int = 128,
+        seed: int = 0,
+    ) -> "Adapter":
+        """A new adapter for a training loop of one's own, with the head that its kind of task needs.
+
+        `AdaptedModel.add(name, adapter, trainable=True)` makes its parameters those of the model, and
+        `AdaptedModel.adapter(name)` gives it back as it is then.
+
+        Args:
+            method: a method, or its name.
+            kind: of the task: classification, regression, token-classification, multiple-choice, generation or
+                image-classification.
+            labels: the classes or tags, in the order of their ids; of a multiple choice, what the choices are called.
+            pairs: whether inputs are pairs of texts.
+            name: of the task.
+            pooling: how the head's input is made; `auto` is the backbone's own way.
+            max_length: tokens a text or pair is cut to.
+            seed: of what is random in its parameters.
+
+        Raises:
+            AdapterError: an unknown kind; or labels are missing, or given for a kind that has none.
+            SiteError, BackboneError: the method or head asks for what the backbone does not have.
+            MethodError: the method is unknown, or asks for what the task does not have.
+        """
+        if kind not in DESCRIPTIONS:
+            raise AdapterError(f"unknown kind {kind!r}", expected=nearest(kind, DESCRIPTIONS), change="kind")
+        if kind in NAMED and len(labels or ()) < 2:
+            raise AdapterError(f"an adapter for {kind} needs labels", expected="two or more", change="labels")
+        if labels is not None and kind in ("regression", "generation"):
+            raise AdapterError(f"an adapter for {kind} has no labels", expected="none", change="labels")
+        method = as_method(method)
+        pooled = backbone.pooling if pooling == "auto" else pooling
+        head = head_for(kind, backbone, num_labels=len(labels or ()), pooling=pooled, **method.head_fields)
+        task = TaskIdentity(
+            name=name, kind=kind, pairs=pairs, labels=None if labels is None else tuple(labels), max_length=max_length
+        )
+        return cls.create(backbone, method, head, task, seed=seed)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Adapter":
@@ -100,7 +157,7 @@ class Adapter:
         usable = usable_sites(backbone, self.head)
         method, tensors = self.method.finish(self.tensors, self.method.sites(usable))
         sites = method.sites(usable)
-        fixed = (name for name, p in declare(backbone, method, self.head, sites=sites).items() if not p.trained)
+        fixed = (name for name, p in self.declared(backbone, method, sites).items() if not p.trained)
         acting = tuple(site.name for site in sites)
         return replace(self, method=method, tensors=tensors, sites=acting, fixed=tuple(fixed))
 
@@ -125,7 +182,7 @@ class Adapter:
         settings = {**self.method.model_dump(mode="json"), "skip_layers": count, "robust_drop": False}
         method = type(self.method).model_validate(settings)
         sites = method.sites(usable_sites(backbone, self.head))
-        declared = declare(backbone, method, self.head, sites=sites)
+        declared = self.declared(backbone, method, sites)
         return replace(
             self,
             method=method,
@@ -133,6 +190,7 @@ class Adapter:
             tensors={name: tensor for name, tensor in self.tensors.items() if name in declared},
             fixed=tuple(name for name in self.fixed if name in declared),
             metrics={},
+            baseline={},
         )
 
     @cached_property
@@ -161,9 +219,26 @@ class Adapter:
         return "pairs of texts" if self.task.pairs else taken, said or ", ".join(self.task.labels or ("classes",))
 
     @property
+    def pooling(self) -> str:
+        """How its head makes one vector of an input, and who chose it where that is known; empty where it does not."""
+        pooling = self.head.pooled_by
+        return "" if pooling is None else describe_pooling(pooling, self.recipe.get("pooling_source"))
+
+    @property
     def num_parameters(self) -> int:
         """Number of trained parameters, head included."""
         return sum(tensor.numel() for name, tensor in self.tensors.items() if name not in self.fixed)
+
+    def declared(
+        self, backbone: Backbone, method: Method | None = None, sites: Sequence[Site] | None = None
+    ) -> dict[str, Parameter]:
+        """Everything that it has, by canonical name; with a method, everything that it would have with that one.
+
+        Args:
+            sites: where the method acts, when that is known already.
+        """
+        method = method or self.method
+        return declare(backbone, method, self.head, sites=sites, added=len(self.task.added_tokens))
 
     def check(self, backbone: Backbone, *, allow_mismatch: bool = False) -> None:
         """Refuse a backbone that this adapter was not made for, and tensors that are not as declared.
@@ -173,7 +248,7 @@ class Adapter:
         """
         self.backbone.check(backbone, allow_mismatch=allow_mismatch)
         sites = self.method.sites(usable_sites(backbone, self.head))
-        declared = declare(backbone, self.method, self.head, sites=sites)
+        declared = self.declared(backbone, sites=sites)
         expected = {name: p.shape for name, p in declared.items()}
         found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         types = [
@@ -229,17 +304,18 @@ def usable_sites(backbone: Backbone, head: Head) -> Sites:
 
 
 def declare(
-    backbone: Backbone, method: Method, head: Head, *, sites: Sequence[Site] | None = None
+    backbone: Backbone, method: Method, head: Head, *, sites: Sequence[Site] | None = None, added: int = 0
 ) -> dict[str, Parameter]:
     """Everything that would be trained, by canonical name. Needs no weights.
 
     Args:
         sites: where the method acts, when that is known already.
+        added: how many tokens are added to the backbone's.
     """
     declared: dict[str, Parameter] = {}
     for site in method.sites(usable_sites(backbone, head)) if sites is None else sites:
         declared |= method.declare(site)
-    return declared | head.declare(backbone)
+    return declared | head.declare(backbone) | declare_added(backbone, added)
 
 
 def counts(declared: Mapping[str, Parameter]) -> dict[Group, int]:
@@ -265,4 +341,4 @@ def lower(
     sites = method.sites(usable_sites(backbone, head)) if sites is None else sites
     prepared = method.prepare(parameters, sites, training=training)
     ops = {site.name: method.lower(site, prepared, backbone.frozen(site)) for site in sites}
-    return {name: acting for name, acting in ops.items() if acting}
+    return with_added({name: acting for name, acting in ops.items() if acting}, backbone, parameters)

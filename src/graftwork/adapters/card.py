@@ -18,10 +18,17 @@ def model_card(adapter: Adapter) -> str:
     given = '("first text", "second text")' if adapter.task.pairs else EXAMPLES.get(adapter.kind, '"some text"')
     scores = "\n".join(
         f"| {split} | {metric} | {value:.4f} |"
+        + (f" {_baseline(adapter, split, metric)} |" if adapter.baseline else "")
         for split, values in adapter.metrics.items()
         for metric, value in values.items()
     )
-    table = f"## Scores\n\n| split | metric | value |\n|---|---|---|\n{scores}\n" if scores else ""
+    header, rule = "| split | metric | value |", "|---|---|---|"
+    if adapter.baseline:
+        header, rule = f"{header} a linear model on the frozen embeddings |", f"{rule}---|"
+    table = f"## Scores\n\n{header}\n{rule}\n{scores}\n" if scores else ""
+    pooling = f"- Pooling: {adapter.pooling}\n" if adapter.pooling else ""
+    tokens = adapter.task.added_tokens
+    added = f"- Added tokens: {', '.join(f'`{token}`' for token in tokens)}\n" if tokens else ""
     return f"""---
 library_name: graftwork
 base_model: {adapter.backbone.name}
@@ -39,7 +46,7 @@ An adapter made with graftwork. It holds {adapter.num_parameters:,} parameters a
 - Method: `{adapter.method.name}` ({adapter.method.paper}){": " + settings if settings else ""}
 - Input: {adapter.describe()[0]}
 - Output: {adapter.describe()[1]}
-- Seed: {adapter.seed}
+{pooling}{added}- Seed: {adapter.seed}
 
 {table}
 ## Use
@@ -52,3 +59,8 @@ model = gw.AdaptedModel(backbone, {{"{adapter.task.name}": gw.Adapter.load("PATH
 print(model.predict([{given}]))
 ```
 """
+
+
+def _baseline(adapter: Adapter, split: str, metric: str) -> str:
+    value = adapter.baseline.get(split, {}).get(metric)
+    return "" if value is None else f"{value:.4f}"

@@ -34,6 +34,9 @@ TENSORS = "adapter.safetensors"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
 
+BASELINE = "baseline "
+"""Before the name of a split, among the metrics: the scores are the baseline's."""
+
 SMALL = 16 * 2**20
 """Bytes up to which a file of tensors is read at once."""
 
@@ -104,7 +107,11 @@ def write_files(adapter: Adapter, folder: Path) -> None:
         head=adapter.head,  # type: ignore[arg-type] # every head is one of them
         task=adapter.task,
         backbone=adapter.backbone,
-        metrics={split: dict(scores) for split, scores in adapter.metrics.items()},
+        # Among the others, where an older graftwork reads them too.
+        metrics={
+            **{split: dict(scores) for split, scores in adapter.metrics.items()},
+            **{BASELINE + split: dict(scores) for split, scores in adapter.baseline.items()},
+        },
         seed=adapter.seed,
         versions=dict(adapter.versions),
         checksums={CONFIG: "", TENSORS: ""},
@@ -158,7 +165,12 @@ def read_adapter(folder: Path) -> Adapter:
         sites=tuple(config.sites),
         tensors=tensors,
         fixed=tuple(config.fixed),
-        metrics=config.metrics,
+        metrics={split: scores for split, scores in config.metrics.items() if not split.startswith(BASELINE)},
+        baseline={
+            split.removeprefix(BASELINE): scores
+            for split, scores in config.metrics.items()
+            if split.startswith(BASELINE)
+        },
         seed=config.seed,
         recipe=_read_recipe(folder / RECIPE),
         versions=config.versions,

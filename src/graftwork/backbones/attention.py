@@ -80,12 +80,14 @@ def attention(
 
     Args:
         attention_mask: (B or 1, 1 or h, Q, T): bool with true where a query sees a key, or float to be added to the
-            scores; None when all is seen, in which case a causal module is causal by itself.
+            scores; None when all is seen, in which case a module that says that it is causal is so by itself.
         position_bias: (1 or B, h, Q, T), added to the scores; rows have none.
         softcap: scores s become c tanh(s / c) before anything is added to them (Gemma 2), those of rows too. No fused
             kernel does that.
     """
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    # A module that says nothing was written for eager attention, to which no mask means that all is seen; stock `sdpa`
+    # would take it for a causal one.
+    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     if rows is not None:
         if attention_mask is None and causal and query.shape[2] > 1:
             attention_mask = _causal_mask(query.shape[2], key.shape[2], query.device)

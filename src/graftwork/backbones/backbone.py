@@ -1,7 +1,11 @@
 """A backbone: a pretrained Hugging Face model, frozen, with its tokenizer, its sites and its fingerprint."""
 
+import gc
 import inspect
+from collections.abc import Sequence
+from threading import Lock
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -19,10 +23,8 @@ from graftwork.backbones.attention import ATTENTION
 from graftwork.backbones.checkpoints import (
     EMBEDDED,
     UNREADABLE,
-    Pooling,
     as_folder,
     auto_class,
-    declared_pooling,
     lacks_pooler,
     load_model,
     settled_name,
@@ -31,9 +33,21 @@ from graftwork.backbones.checkpoints import (
 from graftwork.backbones.devices import DTYPES, best_dtype, device_of
 from graftwork.backbones.families import Family, base_path, family_of, hidden_size
 from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
+from graftwork.backbones.pooling import (
+    Declared,
+    Pooling,
+    PoolingSource,
+    declared_by_config,
+    declared_pooling,
+    warn_of_unknown,
+)
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.backbones.sites import Site, Sites
+from graftwork.backbones.tokenizers import beyond, with_tokens
 from graftwork.errors import BackboneError, first_line
+
+WORD = "embeddings.word"
+"""What the names of the sites of embedding tables end in."""
 
 
 class Backbone:
@@ -48,12 +62,12 @@ class Backbone:
         model: the Hugging Face model, in evaluation mode: without a task head, but with the language-model head that a
             model which generates text was pretrained with.
         tokenizer, image_processor: what makes its inputs; None when there is none. A tokenizer without a padding token
-            pads with the token that ends texts, else with the unknown one; padding is on the right.
+            pads with the token that ends texts, else with the unknown one or another; padding is on the right.
         family, sites: its layout and the places where ops can act.
         modules: the very modules at the sites' paths, also while something else stands there.
-        pooling: how an input becomes one vector unless a head says otherwise: by the pooling layer where the checkpoint
-            has one, as the papers do; else as its makers declare; else by the last token where each sees only what
-            stands before it, and by the first elsewhere.
+        pooling: how an input becomes one vector unless a head says otherwise: as the checkpoint declares (see
+            `graftwork.backbones.pooling`); else as was measured to be best, see docs/defaults.md.
+        pooling_source: who chose that: `declared` by the checkpoint, `default`, or `given` to this constructor.
     """
 
     def __init__(
@@ -64,6 +78,7 @@ class Backbone:
         image_processor: BaseImageProcessor | None = None,
         name: str = "",
         pooling: Pooling | None = None,
+        declared: Declared | None = None,
         fingerprint: str | None = None,
     ) -> None:
         if model.base_model is not model and not generates(model):
@@ -74,6 +89,8 @@ class Backbone:
         self.family: Family = family_of(model)
         self.sites: Sites = self.family.sites(model)
         self.name = name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+        if tokenizer is not None:
+            self._refuse_tokens_without_rows(tokenizer)
         self.model = model.requires_grad_(False)
         self.model.train(False)
         if self.sites.of_kind("attention") and model.config._attn_implementation != ATTENTION:
@@ -88,10 +105,16 @@ class Backbone:
             tokenizer.padding_side = "right"
             if tokenizer.pad_token is None:
                 # Padding is masked and has no labels, so that any token will do.
-                tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        self.pooling: Pooling = pooling or self._default_pooling()
+                known = (getattr(tokenizer, f"{name}_token") for name in ("eos", "unk", "bos", "sep", "cls"))
+                tokenizer.pad_token = next((token for token in known if token is not None), None)
+        declared = declared or declared_by_config(model.config)
+        followed = None if declared is None else declared.pooling
+        self.pooling: Pooling = pooling or followed or self._default_pooling()
+        self.pooling_source: PoolingSource = "given" if pooling else "declared" if followed else "default"
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
+        self._taking = Lock()
+        self._taker: ReferenceType[object] | None = None
 
     @classmethod
     def load(
@@ -136,7 +159,7 @@ class Backbone:
                 images = model.main_input_name == "pixel_values"
                 tokenizer: Any = None if images else AutoTokenizer.from_pretrained(source, **options)
                 processor: Any = AutoImageProcessor.from_pretrained(source, **options) if images else None  # type: ignore[no-untyped-call]
-                pooling = declared_pooling(source, options)
+                declared = declared_pooling(source, options)
             except UNREADABLE as error:
                 raise BackboneError(
                     f"backbone {name!r} cannot be loaded: {first_line(error)}",
@@ -145,11 +168,13 @@ class Backbone:
                 ) from error
         if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
             tokenizer = None  # transformers makes one up, without words, where the files are missing
-        if getattr(model, "pooler", None) is not None:
-            pooling = None
         model.to(device=place)  # type: ignore[call-arg]
         name = settled_name(name)
-        return cls(model, tokenizer, image_processor=processor, name=name, pooling=pooling, fingerprint=fingerprint)
+        loaded = cls(model, tokenizer, image_processor=processor, name=name, declared=declared, fingerprint=fingerprint)
+        declared = declared or declared_by_config(config)
+        if declared is not None and declared.pooling is None:
+            warn_of_unknown(declared, name, loaded.pooling)
+        return loaded
 
     @classmethod
     def outline(cls, name: str, *, trust_remote_code: bool = False) -> "Backbone":
@@ -164,12 +189,12 @@ class Backbone:
         source = source_of(name)
         with quiet_transformers():
             try:
-                options = {"trust_remote_code": trust_remote_code}
+                options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
                 source = as_folder(source)
                 config = AutoConfig.from_pretrained(source, **options)
                 with torch.device("meta"):
                     model = auto_class(config).from_config(config, **options)
-                pooling = declared_pooling(source, {})
+                declared = declared_pooling(source, options)
                 without_pooler = lacks_pooler(source)
             except UNREADABLE as error:
                 raise BackboneError(
@@ -179,9 +204,69 @@ class Backbone:
                 ) from error
         if without_pooler:
             model._modules["pooler"] = None
-        if getattr(model, "pooler", None) is not None:
-            pooling = None
-        return cls(model, name=name, pooling=pooling)
+        return cls(model, name=name, declared=declared)
+
+    def take(self, model: object) -> None:
+        """Reserve the backbone for a model that puts something on it, or that runs it. A model that holds it already
+        keeps it; one that nobody holds any more has let go of it.
+
+        Raises:
+            BackboneError: another model has it.
+        """
+        with self._taking:
+            holder = self._holder()
+            if holder is not None and holder is not model:
+                # A model may be held by nothing but itself.
+                del holder
+                gc.collect()
+                holder = self._holder()
+            if holder is not None and holder is not model:
+                raise BackboneError(
+                    f"backbone {self.name!r} is in use by another AdaptedModel",
+                    expected="one AdaptedModel on a backbone at a time",
+                    change="call detach() on the other one, or load the backbone again",
+                )
+            self._taker = ref(model)
+
+    def release(self, model: object) -> None:
+        """Let another model take the backbone. Does nothing when this one does not have it."""
+        with self._taking:
+            if self._holder() is model:
+                self._taker = None
+
+    def require_taken(self, model: object) -> None:
+        """Refuse a model that does not have the backbone any more.
+
+        Raises:
+            BackboneError: it does not.
+        """
+        if self._holder() is not model:
+            raise BackboneError(
+                f"the model has let go of backbone {self.name!r}",
+                expected="a model before detach(), or one to which an adapter is added again",
+            )
+
+    def _holder(self) -> object | None:
+        return None if self._taker is None else self._taker()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it but who has it.
+
+        Raises:
+            BackboneError: an adapter is merged into its weights, which are not the backbone's then.
+        """
+        held = {id(p) for p in self.model.parameters()}
+        if any(id(p) not in held for module in self.modules.values() for p in module.parameters(recurse=False)):
+            raise BackboneError(
+                f"an adapter is merged into the weights of backbone {self.name!r}, which cannot be copied now",
+                expected="unmerge() first, or a copy of the AdaptedModel",
+            )
+        return {name: value for name, value in vars(self).items() if name not in ("_taking", "_taker", "family")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.family = family_of(self.model)
+        self._taking, self._taker = Lock(), None
 
     @property
     def config(self) -> PretrainedConfig:
@@ -224,6 +309,11 @@ class Backbone:
         # RoBERTa counts positions from the one after its padding; BART from its table's `offset` on.
         first = 0 if table.padding_idx is None else table.padding_idx + 1
         return int(table.num_embeddings - getattr(table, "offset", first))
+
+    @property
+    def word_site(self) -> Site | None:
+        """Where a text's tokens are embedded: of an encoder-decoder, in the encoder; None of a backbone of images."""
+        return next((self.sites[name] for name in (f"encoder.{WORD}", WORD) if name in self.sites), None)
 
     @property
     def device(self) -> torch.device:
@@ -271,19 +361,54 @@ class Backbone:
             )
         return self.image_processor
 
-    def require_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, or an error that says there is none."""
+    def require_tokenizer(self, added: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+        """The tokenizer, or an error that says there is none.
+
+        Args:
+            added: tokens that it has in addition, with ids from the size of the embedding table on; the backbone's own
+                tokenizer stays as it is.
+
+        Raises:
+            BackboneError: there is none.
+            RecipeError: a token cannot be added.
+        """
         if self.tokenizer is None:
             raise BackboneError(
                 f"backbone {self.name!r} has no tokenizer",
                 expected="Backbone(model, tokenizer), or a folder that holds both",
             )
-        return self.tokenizer
+        if not added or self.word_site is None:
+            return self.tokenizer
+        return with_tokens(self.tokenizer, tuple(added), self.word_site.in_features)
+
+    def _refuse_tokens_without_rows(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer that gives tokens for which the embedding table has no row: in a pass they are an index
+        out of range. A table with more rows than there are tokens is padded, and fine.
+
+        Raises:
+            BackboneError: the two sizes, and the tokens.
+        """
+        tables = [site.in_features for site in self.sites.of_kind("embedding") if site.name.endswith(WORD)]
+        if not tables:
+            return
+        rows = min(tables)
+        outside = beyond(tokenizer, rows)
+        if outside:
+            named = ", ".join(f"{token!r} ({i})" for token, i in list(outside.items())[:3])
+            raise BackboneError(
+                f"the tokenizer of backbone {self.name!r} has {len(tokenizer)} tokens and its embedding table {rows} "
+                f"rows: there is none for {named}{' and others' if len(outside) > 3 else ''}",
+                expected="the tokenizer that the model was trained with, or a model whose table was made larger for it",
+                change="the tokenizer; or model.resize_token_embeddings(len(tokenizer)); or --add-tokens, for tokens "
+                "of an adapter's own",
+            )
 
     def _default_pooling(self) -> Pooling:
-        if "pooler" in self.sites:
-            return "pooler"
-        return "last" if self.family.causal else "first"
+        """Of texts, the mean, unless tokens see only what stands before them; of a decoder that is given one token,
+        that. A layer that pools images is part of how they are classified."""
+        if self.model.main_input_name == "pixel_values":
+            return "pooler" if "pooler" in self.sites else "first"
+        return "first" if self.is_encoder_decoder else "last" if self.family.causal else "mean"
 
     def __repr__(self) -> str:
         size = f"{self.sites.num_layers} layers x {self.hidden_size}, {self.num_parameters / 1e6:.1f}M parameters"

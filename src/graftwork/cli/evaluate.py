@@ -26,6 +26,7 @@ def evaluate(
     max_new_tokens: PositiveInt | None = None,
     num_beams: PositiveInt | None = None,
     allow_backbone_mismatch: Annotated[bool, Switch] = False,
+    quiet: Annotated[bool, Switch] = False,
     json: Annotated[bool, Switch] = False,
 ) -> None:
     """Score a saved adapter on a split of its task's data, or on other data of the same kind.
@@ -63,6 +64,8 @@ def evaluate(
         Of generation: beams of the search. Default: as in tuning.
     allow_backbone_mismatch
         Run an adapter on other weights of the same shape than those it was made for.
+    quiet
+        Do not say what is scored.
     json
         Print the scores as JSON.
     """
@@ -86,6 +89,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         allow_backbone_mismatch=allow_backbone_mismatch,
+        progress=not quiet,
     )
     on = split or (data if data and Path(data).is_file() else "validation")
     if json:

@@ -29,7 +29,10 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
             "task": loaded.task.model_dump(mode="json"),
             "head": loaded.head.model_dump(mode="json"),
             "backbone": loaded.backbone.model_dump(mode="json"),
+            "pooling": loaded.head.pooled_by,
+            "pooling_source": loaded.recipe.get("pooling_source"),
             "metrics": {split: dict(scores) for split, scores in loaded.metrics.items()},
+            "baseline": {split: dict(scores) for split, scores in loaded.baseline.items()},
             "seed": loaded.seed,
             "versions": dict(loaded.versions),
             "parameters": loaded.num_parameters,
@@ -40,8 +43,9 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
         return
     made_for = f"{loaded.backbone.name} ({loaded.backbone.model_type}, {loaded.backbone.num_layers} layers x "
     scores = {
-        f"{split} {metric}": f"{value:.4f}"
-        for split, found in loaded.metrics.items()
+        f"{whose}{split} {metric}": f"{value:.4f}"
+        for whose, of_splits in (("", loaded.metrics), ("baseline ", loaded.baseline))
+        for split, found in of_splits.items()
         for metric, value in found.items()
     }
     print_pairs(
@@ -49,6 +53,8 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
             "task": f"{loaded.task.name} ({' -> '.join(loaded.describe())})",
             "method": f"{loaded.method.name} ({loaded.method.paper})",
             "settings": loaded.method.told or "none",
+            **({"pooling": loaded.pooling} if loaded.pooling else {}),
+            **({"added tokens": ", ".join(loaded.task.added_tokens)} if loaded.task.added_tokens else {}),
             "parameters": f"{loaded.num_parameters:,} in {len(loaded.tensors)} tensors",
             "on disk": readable_bytes(size),
             "backbone": f"{made_for}{loaded.backbone.hidden_size}, fingerprint {loaded.backbone.fingerprint[:12]})",

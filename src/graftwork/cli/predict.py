@@ -85,7 +85,7 @@ def predict(
     said = model.predict(rows, batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams)
     for given, found in zip(rows, said, strict=True):
         if json:
-            print(dumps({**_named(given, loaded.kind), **found.as_dict()}, ensure_ascii=False))
+            print(dumps({**_named(given, loaded.kind), **found.as_dict()}, ensure_ascii=False, allow_nan=False))
         else:
             print(_line(given, found))
 

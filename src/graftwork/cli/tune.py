@@ -8,6 +8,8 @@ from graftwork.cli.settings import Kind, Settings, Switch, parse_settings
 from graftwork.errors import RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from graftwork.adapters import Adapter
 
 
@@ -28,6 +30,7 @@ def tune(
     dtype: str | None = None,
     method: str | None = None,
     pooling: str | None = None,
+    add_tokens: Path | None = None,
     report_to: str | None = None,
     compile: Annotated[bool, Switch] = False,
     resume: Annotated[bool, Switch] = False,
@@ -73,6 +76,8 @@ def tune(
         One of those that graftwork methods lists. Default: houlsby. Its settings: --method.KEY VALUE.
     pooling
         How a text becomes one vector: auto (the backbone's own way), pooler, first, last, mean. Default: auto.
+    add_tokens
+        File of tokens that the adapter has beside the backbone's, one a line; their embeddings are trained with it.
     report_to
         Experiment trackers, as transformers names them.
     compile
@@ -82,7 +87,7 @@ def tune(
     overwrite
         Replace an output that exists, and discard what a killed run left.
     quiet
-        No progress bar.
+        Do not say what is tuned, and show no progress bar.
     json
         Print the result as JSON.
     """
@@ -90,6 +95,7 @@ def tune(
         "backbone": backbone,
         "dtype": dtype,
         "pooling": pooling,
+        "add_tokens": None if add_tokens is None else _read_tokens(add_tokens),
         "method": method,
         "train.report_to": report_to,
         "train.torch_compile": True if compile else None,
@@ -126,6 +132,12 @@ def tune(
     _run(recipe, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
 
 
+def _read_tokens(file: Path) -> list[str]:
+    from graftwork.tasks.texts import read_tokens
+
+    return read_tokens(file)
+
+
 def _run(
     recipe: Path | None,
     overrides: dict[str, Any],
@@ -153,6 +165,7 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
 
     from graftwork.backbones import Backbone
     from graftwork.cli.table import print_table, readable_bytes
+    from graftwork.training.baseline import NAMES
     from graftwork.training.planning import trained_for
 
     size = sum(file.stat().st_size for file in output.iterdir())
@@ -167,6 +180,7 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
             "percent": percent,
             "bytes": size,
             "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
+            "baseline": {split: dict(scores) for split, scores in adapter.baseline.items()},
             "seconds": seconds,
             "output": str(output),
         }
@@ -181,4 +195,10 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
     for split, scores in adapter.metrics.items():
         row |= {f"{split} {metric}": f"{value:.4f}" for metric, value in scores.items() if metric != "loss"}
     print_table([{**row, "time": f"{seconds:.0f} s"}])
+    if adapter.baseline:
+        print(f"{NAMES[adapter.kind]} on the frozen embeddings: {_scores(adapter.baseline)}")
     print(f"saved in {output}")
+
+
+def _scores(metrics: "Mapping[str, Mapping[str, float]]") -> str:
+    return ", ".join(f"{split} {m} {value:.4f}" for split, own in metrics.items() for m, value in own.items())

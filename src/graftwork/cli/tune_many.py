@@ -36,7 +36,7 @@ def tune_many(
     overwrite
         Replace adapters that exist, and discard what a killed run left.
     quiet
-        No progress bars.
+        Do not say what is tuned, and show no progress bars.
     json
         Print the results as JSON.
     """
@@ -61,12 +61,14 @@ def _report(adapters: "Mapping[str, Adapter]", output: Path, seconds: float, *, 
                 "method": adapter.method.name,
                 "trained": trained_for(adapter),
                 "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
+                "baseline": {split: dict(scores) for split, scores in adapter.baseline.items()},
                 "output": str(output / name),
             }
             for name, adapter in adapters.items()
         }
         print(dumps({"adapters": results, "seconds": seconds, "output": str(output)}))
         return
+    compared = any(adapter.baseline for adapter in adapters.values())
     print_table(
         [
             {
@@ -74,7 +76,8 @@ def _report(adapters: "Mapping[str, Adapter]", output: Path, seconds: float, *, 
                 "task": adapter.task.name,
                 "method": adapter.method.name,
                 "trained": f"{trained_for(adapter):,}",
-                **{split: _score(adapter, split) for split in ("validation", "test")},
+                **{split: _score(adapter, adapter.metrics, split) for split in ("validation", "test")},
+                **({"baseline": _score(adapter, adapter.baseline, "validation")} if compared else {}),
             }
             for name, adapter in adapters.items()
         ]
@@ -82,10 +85,10 @@ def _report(adapters: "Mapping[str, Adapter]", output: Path, seconds: float, *, 
     print(f"saved in {output} in {seconds:.0f} s")
 
 
-def _score(adapter: "Adapter", split: str) -> str:
-    """The score on a split that chose the checkpoint."""
+def _score(adapter: "Adapter", scores: "Mapping[str, Mapping[str, float]]", split: str) -> str:
+    """The score on a split by the metric that chose the checkpoint."""
     from graftwork.training.evaluation import task_of
 
     metric = task_of(adapter).main_metric
-    scores = adapter.metrics.get(split, {})
-    return f"{metric} {scores[metric]:.4f}" if metric in scores else ""
+    found = scores.get(split, {})
+    return f"{metric} {found[metric]:.4f}" if metric in found else ""

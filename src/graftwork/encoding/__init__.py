@@ -6,11 +6,12 @@ Training, scoring and prediction all encode here, so that an adapter is asked in
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.encoding.choices import ChoiceEncoder, question_of
-from graftwork.encoding.encoder import Encoder, Input, Picture, Question, Row, Rows, Text, Words
+from graftwork.encoding.encoder import Encoder, Input, Picture, Question, Rows, Text, Words
 from graftwork.encoding.images import ImageEncoder
 from graftwork.encoding.prompts import GenerationEncoder, LikelihoodEncoder
 from graftwork.encoding.tags import ABSENT, TagEncoder, words_of
 from graftwork.encoding.texts import TextEncoder
+from graftwork.encoding.tokens import Row, pair_separator
 
 __all__ = [
     "ABSENT",
@@ -29,6 +30,7 @@ __all__ = [
     "TextEncoder",
     "Words",
     "encoder_for",
+    "pair_separator",
     "question_of",
     "words_of",
 ]
@@ -45,6 +47,6 @@ _ENCODERS: dict[str, type[Encoder]] = {
 
 def encoder_for(backbone: Backbone, adapter: Adapter) -> Encoder:
     """How the inputs of an adapter's task are read."""
-    if adapter.kind == "multiple-choice" and adapter.head.reads == "vocabulary":
-        return LikelihoodEncoder(backbone, adapter.task)
-    return _ENCODERS[adapter.kind](backbone, adapter.task)
+    by_likelihood = adapter.kind == "multiple-choice" and adapter.head.reads == "vocabulary"
+    kind = LikelihoodEncoder if by_likelihood else _ENCODERS[adapter.kind]
+    return kind(backbone, adapter.task, prompt_tokens=adapter.method.num_prompt_tokens)

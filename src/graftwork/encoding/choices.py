@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from graftwork.encoding.encoder import Encoder, Row, Rows, shortened, tokenized, with_labels, without_labels
+from graftwork.encoding.encoder import Encoder, Rows, shortened, with_labels, without_labels
+from graftwork.encoding.tokens import Row, tokenized
 from graftwork.errors import DataError
 
 
@@ -22,7 +23,8 @@ class ChoiceEncoder(Encoder):
         return _grouped(self._pairs(questions, choices), [len(several) for _, several in asked], labels)
 
     def _pairs(self, questions: Sequence[str], choices: Sequence[str]) -> list[Row]:
-        return tokenized(self.tokenizer, questions, choices, self.task.max_length)
+        between = self.task.pair_separator
+        return tokenized(self.tokenizer, questions, choices, self.max_length, separator=between)
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         most = max(len(row["input_ids"]) for row in rows)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from graftwork.adapters import TaskIdentity
 from graftwork.backbones import Backbone
+from graftwork.encoding.tokens import Row
 from graftwork.errors import RecipeError
 
 Text = str | tuple[str, str]
@@ -32,9 +33,6 @@ Picture = str | Path | Image.Image
 Input = Text | Words | Question | Picture
 """What is asked about, by the kind of task."""
 
-Row = dict[str, Any]
-"""One input as the backbone takes it, unpadded; in training with its `labels`."""
-
 Rows = Sequence[Any]
 """Rows, of which those of images are made when they are asked for."""
 
@@ -45,11 +43,13 @@ class Encoder(ABC):
     Args:
         backbone: whose tokenizer or image processor is used.
         task: the lengths at which texts are cut, and what else the adapter was taught with.
+        prompt_tokens: how many positions the adapter's method takes from a text.
     """
 
-    def __init__(self, backbone: Backbone, task: TaskIdentity) -> None:
+    def __init__(self, backbone: Backbone, task: TaskIdentity, *, prompt_tokens: int = 0) -> None:
         self.backbone = backbone
         self.task = task
+        self.prompt_tokens = prompt_tokens
 
     @abstractmethod
     def encode(self, inputs: Sequence[Any], labels: Sequence[Any] | None = None) -> Rows:
@@ -89,23 +89,26 @@ class Encoder(ABC):
             yield places, {name: value.to(self.backbone.device) for name, value in batch.items()}
 
     @property
+    def positions(self) -> int | None:
+        """Tokens of the longest text for which the backbone has positions beside the adapter's prompt; None when any
+        length will do.
+        """
+        longest = self.backbone.max_length
+        return longest if longest is None else longest - self.prompt_tokens
+
+    @property
+    def max_length(self) -> int:
+        """At how many tokens a text is cut: as the adapter was taught, or where positions end."""
+        return self.task.max_length if self.positions is None else min(self.task.max_length, self.positions)
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The backbone's.
+        """The backbone's, with the adapter's own tokens in addition.
 
         Raises:
             BackboneError: it has none.
         """
-        return self.backbone.require_tokenizer()
-
-
-def tokenized(
-    tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str] | None, max_length: int
-) -> list[Row]:
-    """Rows of texts, or of pairs of them, each with the tokens that begin and end it, cut to `max_length`."""
-    if not first:
-        return []
-    encoded = tokenizer(list(first), None if second is None else list(second), truncation=True, max_length=max_length)
-    return [{name: values[i] for name, values in encoded.items()} for i in range(len(first))]
+        return self.backbone.require_tokenizer(self.task.added_tokens)
 
 
 def without_labels(rows: Sequence[Row]) -> list[Row]:

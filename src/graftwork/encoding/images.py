@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from graftwork.backbones import Backbone
-from graftwork.encoding.encoder import Encoder, Row, Rows, with_labels
+from graftwork.encoding.encoder import Encoder, Rows, with_labels
+from graftwork.encoding.tokens import Row
 from graftwork.errors import DataError
 
 

@@ -8,8 +8,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from graftwork.backbones.tokenizers import asking, pieces
 from graftwork.encoding.choices import ChoiceEncoder
-from graftwork.encoding.encoder import Encoder, Row, Rows, shortened, tokenized
+from graftwork.encoding.encoder import Encoder, Rows, shortened
+from graftwork.encoding.tokens import Row, not_empty, tokenized
 from graftwork.errors import BackboneError, DataError, RecipeError
 from graftwork.heads import IGNORED
 
@@ -46,8 +48,8 @@ class PromptEncoder(Encoder):
     def sources(self, texts: Sequence[str]) -> list[Row]:
         """Each source, cut to `max_length` tokens; of a causal model with the separator, which is never cut."""
         if not self.causal:
-            return tokenized(self.tokenizer, texts, None, self.task.max_length)
-        separator = self._ids([self.task.separator])[0] if self.task.separator else []
+            return tokenized(self.tokenizer, texts, None, self.max_length)
+        separator = pieces(self.tokenizer, [self.task.separator])[0] if self.task.separator else []
         if self.task.separator and not separator:
             raise RecipeError(
                 f"the tokenizer of backbone {self.backbone.name!r} makes no token of the separator "
@@ -55,29 +57,47 @@ class PromptEncoder(Encoder):
                 expected="a text between source and target that the model sees",
                 change="--task.separator",
             )
-        room = self.task.max_length - len(separator)
+        room = self.max_length - len(separator)
         if room < 1:
             raise RecipeError(
-                f"the separator has {len(separator)} tokens, and source and separator have {self.task.max_length}",
+                f"the separator has {len(separator)} tokens, and source and separator have {self.max_length}",
                 change="--train.max_length",
             )
-        found = self.tokenizer(list(texts))["input_ids"] if texts else []
-        ids = [_without_end(row, self.tokenizer) for row in found]
-        _report_cut(sum(len(row) > room for row in ids), len(ids), "sources", self.task.max_length, "max_length")
-        return [_unmasked(row[:room] + separator) for row in ids]
+        ids = [_without_end(row, self.tokenizer) for row in pieces(self.tokenizer, texts, special=True)]
+        _report_cut(sum(len(row) > room for row in ids), len(ids), "sources", self.max_length, "max_length")
+        return [not_empty(_unmasked(row[:room] + separator), self.tokenizer) for row in ids]
 
     def targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each target, cut to `max_target_length` tokens, the one that ends it among them."""
+        """Each target, cut to `max_target_length` tokens, the one that ends it among them. None is empty.
+
+        Raises:
+            DataError: there is an added token in one, for which the language-model head has no scores.
+        """
         longest = self.task.max_target_length
         if self.causal:
-            found = [[*ids, self.end] for ids in self._ids(texts)]
+            found = [[*ids, self.end] for ids in pieces(self.tokenizer, texts)]
             ids = [row if len(row) <= longest else [*row[: longest - 1], self.end] for row in found]
+        elif not texts:
+            return []
         else:
-            found = self.tokenizer(text_target=list(texts))["input_ids"] if texts else []
-            tokenized = self.tokenizer(text_target=list(texts), truncation=True, max_length=longest) if texts else {}
-            ids = list(tokenized.get("input_ids", []))
+            with asking(self.tokenizer) as tokenizer:
+                found = tokenizer(text_target=list(texts), verbose=False)["input_ids"]
+                cut = tokenizer(text_target=list(texts), truncation=True, max_length=longest)["input_ids"]
+            ids = [row or [self.end] for row in cut]
+        self._refuse_added(found)
         _report_cut(sum(len(row) > longest for row in found), len(found), "targets", longest, "max_target_length")
         return ids
+
+    def _refuse_added(self, targets: Sequence[list[int]]) -> None:
+        added = {self.tokenizer.convert_tokens_to_ids(token): token for token in self.task.added_tokens}
+        for i, ids in enumerate(targets):
+            named = [added[token] for token in ids if token in added]
+            if named:
+                raise DataError(
+                    f"target {i + 1} has the added token {named[0]!r}: added tokens are read, and are never generated",
+                    expected="added tokens in sources only",
+                    change="--add-tokens",
+                )
 
     def join(self, source: Row, target: list[int]) -> Row:
         """A source and its target, with labels on the target."""
@@ -85,10 +105,6 @@ class PromptEncoder(Encoder):
             return {**source, "labels": target}
         ids = source["input_ids"]
         return {**_unmasked(ids + target), "labels": [IGNORED] * len(ids) + target}
-
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        return ids
 
 
 class GenerationEncoder(PromptEncoder):
@@ -117,7 +133,8 @@ class GenerationEncoder(PromptEncoder):
     def read(self, made: Int[Tensor, "B T"], prompts: dict[str, Tensor]) -> list[str]:
         """The texts that a model made of a batch of prompts, without white space around them."""
         new = made[:, prompts["input_ids"].shape[1] :] if self.causal else made
-        return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        with asking(self.tokenizer) as tokenizer:
+            return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 class LikelihoodEncoder(PromptEncoder, ChoiceEncoder):

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 from transformers import DataCollatorForTokenClassification
 
-from graftwork.encoding.encoder import Encoder, Row, shortened
+from graftwork.backbones.tokenizers import asking
+from graftwork.encoding.encoder import Encoder, shortened
+from graftwork.encoding.tokens import Row, not_empty
 from graftwork.errors import BackboneError, DataError
 from graftwork.heads import IGNORED
 
@@ -35,10 +37,11 @@ class TagEncoder(Encoder):
             return []
         # Pieces at a word's beginning are those of running text, which only some tokenizers give for words alone.
         texts = [" ".join(words) for words in sentences]
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.task.max_length)
+        with asking(self.tokenizer) as tokenizer:
+            encoded = tokenizer(texts, truncation=True, max_length=self.max_length)
         rows = []
         for i, words in enumerate(sentences):
-            row = {name: values[i] for name, values in encoded.items()}
+            row = not_empty({name: values[i] for name, values in encoded.items()}, self.tokenizer)
             row["places"] = _first_pieces(encoded, i, words)
             if labels is not None:
                 row["labels"] = [IGNORED] * len(row["input_ids"])
@@ -52,7 +55,7 @@ class TagEncoder(Encoder):
                 "%d of %d words are not seen, most of them after token %d, and count as tagged O (--train.max_length)",
                 absent,
                 sum(map(len, sentences)),
-                self.task.max_length,
+                self.max_length,
             )
         return rows
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from graftwork.encoding.encoder import Encoder, Row, shortened, tokenized, with_labels, without_labels
+from graftwork.encoding.encoder import Encoder, shortened, with_labels, without_labels
+from graftwork.encoding.tokens import Row, tokenized
 from graftwork.errors import DataError
 
 
@@ -22,7 +23,8 @@ class TextEncoder(Encoder):
                 raise DataError(f"text {i + 1} is {given}", expected="pairs of texts" if pairs else "single texts")
         first = [text if isinstance(text, str) else text[0] for text in inputs]
         second = [text[1] for text in inputs] if pairs else None
-        rows = tokenized(self.tokenizer, first, second, self.task.max_length)
+        between = self.task.pair_separator
+        rows = tokenized(self.tokenizer, first, second, self.max_length, separator=between)
         return rows if labels is None else [{**row, "labels": said} for row, said in zip(rows, labels, strict=True)]
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:

@@ -29,6 +29,10 @@ class ChoiceHead(Head):
     dropout: NonNegativeFloat = Field(default=0.1, lt=1.0)
     init_std: PositiveFloat = 0.02
 
+    @property
+    def pooled_by(self) -> Pooling:
+        return self.pooling
+
     def check(self, backbone: Backbone) -> None:
         check_pooling(self.pooling, backbone)
 

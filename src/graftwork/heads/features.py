@@ -17,7 +17,7 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from graftwork.backbones import Backbone
+from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import BackboneError, MethodError
 from graftwork.heads.crf import declare_crf, log_likelihood, viterbi
 from graftwork.heads.head import IGNORED, Head, Reading, States, declare_linear, linear
@@ -74,6 +74,10 @@ class FeatureHead(Head):
     @property
     def task_kind(self) -> str:
         return self.task
+
+    @property
+    def pooled_by(self) -> Pooling | None:
+        return self.pooling if self.model == "linear" and self.task != "token-classification" else None
 
     def check(self, backbone: Backbone) -> None:
         if any(site.kind == "convolution" and site.layer is not None for site in backbone.sites.values()):

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from graftwork.backbones import Backbone
+from graftwork.backbones import Backbone, Pooling
 from graftwork.methods.parameters import Parameter, kaiming_uniform, normal, zeros
 
 IGNORED = -100
@@ -89,6 +89,11 @@ class Head(BaseModel, ABC):
     @property
     def num_labels(self) -> int | None:
         """How many labels its task has; None when it has none."""
+        return None
+
+    @property
+    def pooled_by(self) -> Pooling | None:
+        """How it makes one vector of an input; None where it does not."""
         return None
 
     def check(self, backbone: Backbone) -> None:

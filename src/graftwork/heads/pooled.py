@@ -40,6 +40,10 @@ class PooledHead(Head):
     def num_labels(self) -> int | None:
         return self.num_outputs if self.kind == "classification" else None
 
+    @property
+    def pooled_by(self) -> Pooling:
+        return self.pooling
+
     def check(self, backbone: Backbone) -> None:
         check_pooling(self.pooling, backbone)
 

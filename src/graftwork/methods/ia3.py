@@ -34,7 +34,7 @@ class IA3(Method):
 
     name: ClassVar[str] = "ia3"
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
-    learning_rate: ClassVar[float] = 3e-3
+    learning_rate: ClassVar[float] = 1e-2
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Scale,)
 
     outputs: Targets = ("key", "value")

@@ -25,7 +25,7 @@ class Pfeiffer(DenseBottleneck):
 
     name: ClassVar[str] = "pfeiffer"
     paper: ClassVar[str] = "Pfeiffer et al. 2021, arXiv:2005.00247"
-    learning_rate: ClassVar[float] = 1e-4
+    learning_rate: ClassVar[float] = 1e-3
     placement: ClassVar[Placement] = "norm"
 
     reduction: PositiveInt | None = 16

@@ -21,6 +21,7 @@ from graftwork.methods.members import Members, SharedSite, Under, declare_gate, 
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter
 from graftwork.ops import Gated, Op
+from graftwork.ops.prompt import as_one
 
 COMMON = ("optim", "lr_scheduler_type")
 """Training defaults of which a run has one for all members."""
@@ -192,7 +193,7 @@ class Union(Method):
             if self.gated and f"{own.name}.gate.bias" in under:
                 ops = gate(ops, own, under)
             acting += ops
-        return acting
+        return as_one(acting)
 
     def _each(self, sites: Sequence[Site]) -> Iterator[tuple[str, Method, list[Site]]]:
         """Each member's name, the member, and where it acts."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from graftwork.backbones import Backbone, Site
+from graftwork.backbones.tokenizers import pieces
 from graftwork.errors import MethodError
 from graftwork.ops.prompt import embedded
 
@@ -40,7 +41,7 @@ def tokens_of(backbone: Backbone, text: str, count: int) -> list[int]:
         BackboneError: the backbone has no tokenizer.
         MethodError: the text has no tokens.
     """
-    ids: list[int] = backbone.require_tokenizer()(text, add_special_tokens=False)["input_ids"]
+    [ids] = pieces(backbone.require_tokenizer(), [text])
     if not ids:
         raise MethodError(f"the text {text!r} has no tokens", expected="some words", change="--method.text")
     return (ids * -(-count // len(ids)))[:count]
@@ -60,8 +61,7 @@ def label_embeddings(backbone: Backbone, labels: Sequence[str]) -> Float[Tensor,
         BackboneError: the backbone has no tokenizer.
         MethodError: the labels have no tokens.
     """
-    tokenizer = backbone.require_tokenizer()
-    ids = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
+    ids = pieces(backbone.require_tokenizer(), labels)
     if not any(ids):
         raise MethodError(
             f"the labels {', '.join(map(repr, labels))} have no tokens", expected="another init", change="--method.init"

@@ -1,30 +1,32 @@
 """What runs at a site: a short closed list of ops, each written once over the primitives of `routing`."""
 
+from graftwork.ops.added import Added
 from graftwork.ops.bias import Bias
 from graftwork.ops.bottleneck import Bottleneck
 from graftwork.ops.dense import Dense
 from graftwork.ops.gated import Gated
-from graftwork.ops.graft import Graft
 from graftwork.ops.keyvalue import KeyValue
 from graftwork.ops.lowrank import LowRank
 from graftwork.ops.norm import Norm
-from graftwork.ops.op import Forward, Op
+from graftwork.ops.op import Forward, Op, Ops, Place
 from graftwork.ops.prompt import Prompt, PromptedEncoder
 from graftwork.ops.remember import Remember
 from graftwork.ops.routing import Route
 from graftwork.ops.scale import Scale
 
 __all__ = [
+    "Added",
     "Bias",
     "Bottleneck",
     "Dense",
     "Forward",
     "Gated",
-    "Graft",
     "KeyValue",
     "LowRank",
     "Norm",
     "Op",
+    "Ops",
+    "Place",
     "Prompt",
     "PromptedEncoder",
     "Remember",

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import functional_call
 
 from graftwork.backbones import SiteKind
 from graftwork.errors import SiteError
 from graftwork.ops.op import Forward, Op, Place
+from graftwork.ops.substitution import run_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Dense(Op):
     routed: ClassVar[bool] = False
 
     def around(self, forward: Forward, place: Place) -> Forward:
-        frozen: dict[str, Tensor] = {name: place.inner.get_parameter(name) for name in self.differences}
+        frozen: dict[str, Tensor] = {name: place.module.get_parameter(name) for name in self.differences}
         for name, difference in self.differences.items():
             if difference.shape != frozen[name].shape:
                 raise SiteError(
@@ -38,7 +38,7 @@ class Dense(Op):
                 )
 
         def dense(*args: Any, **kwargs: Any) -> Any:
-            return functional_call(place.inner, self.into(frozen), args, kwargs)
+            return run_with(place.module, self.into(frozen), *args, **kwargs)
 
         return dense
 

@@ -89,9 +89,11 @@ class LowRank(Op):
 
 
 def _is_plain(forward: Forward) -> TypeGuard[nn.Linear]:
-    """Whether nothing but a frozen linear map runs there, in the precision in which it is held."""
+    """Whether nothing but a frozen linear map runs there, in the precision in which it is held: no hook, and no forward
+    that another library has put in its place."""
     return (
         type(forward) is nn.Linear
+        and "forward" not in vars(forward)
         and not torch.is_autocast_enabled(forward.weight.device.type)
         and not forward.weight.requires_grad
         and not (forward._forward_hooks or forward._forward_pre_hooks)

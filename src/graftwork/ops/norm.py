@@ -8,11 +8,11 @@ import torch
 import torch.nn as nn
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import functional_call
 
 from graftwork.backbones import SiteKind
 from graftwork.ops import routing
 from graftwork.ops.op import Forward, Op, Place
+from graftwork.ops.substitution import run_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class Norm(Op):
         def norm(x: Tensor) -> Tensor:
             if self.gain.dim() == 1:
                 return self._normalise(place, x, self.gain, self.bias)
-            if not isinstance(place.inner, nn.LayerNorm | nn.RMSNorm):
+            if not isinstance(place.module, nn.LayerNorm | nn.RMSNorm):
                 # Written out in Python (and not as y = n ⊙ γ in all families), so that gains broadcast.
                 bias = None if self.bias is None else routing.per_row(self.bias, x)
                 return self._normalise(place, x, routing.per_row(self.gain, x), bias)
-            ones = torch.ones(self.gain.shape[-1]).to(x)
+            ones = torch.ones_like(self.gain[0])
             normalised = self._normalise(place, x, ones, None if self.bias is None else torch.zeros_like(ones))
             scaled = routing.scale(normalised, self.gain)
             return scaled if self.bias is None else scaled + routing.per_row(self.bias, x)
@@ -54,6 +54,7 @@ class Norm(Op):
 
     @staticmethod
     def _normalise(place: Place, x: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
-        affine = {"weight": gain} if bias is None else {"weight": gain, "bias": bias}
-        y: Tensor = functional_call(place.inner, affine, (x,))
+        like = place.module.get_parameter("weight")
+        affine = {"weight": gain.to(like.dtype)} | ({} if bias is None else {"bias": bias.to(like.dtype)})
+        y: Tensor = run_with(place.module, affine, x)
         return y

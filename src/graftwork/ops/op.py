@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from graftwork.backbones import SiteKind
+from graftwork.backbones import SiteKind, Sites
 from graftwork.errors import SiteError
 from graftwork.ops.routing import Route
 
@@ -24,7 +24,7 @@ class Place(Protocol):
     pass, in which one op leaves what another one needs.
     """
 
-    inner: nn.Module
+    module: nn.Module
     training: bool
 
     @property
@@ -112,6 +112,35 @@ class Op(ABC):
         """One slab of the slots of several, of which this is the first; what is smaller is padded with zeros."""
         own = {name: [getattr(part, name) for part in parts] for name in self.tensors()}
         return replace(self, **{name: join_slabs(tensors) for name, tensors in own.items()})
+
+
+Ops = Mapping[str, Sequence[Op]]
+"""Ops by the name of the site where they act."""
+
+
+def check(ops: Ops, sites: Sites) -> None:
+    """Refuse ops that cannot act where they are to act.
+
+    Raises:
+        SiteError: the backbone has no such site; an op acts at no site of its kind; or two ops replace what one site
+            computes.
+    """
+    for name, acting in ops.items():
+        site = sites[name]
+        for op in acting:
+            if site.kind not in op.kinds:
+                raise SiteError(
+                    f"{type(op).__name__} cannot act at site {name!r}, which is of kind {site.kind}",
+                    expected=f"a site of kind {' or '.join(sorted(op.kinds))}",
+                )
+        replacing = [type(op).__name__ for op in acting if op.replaces]
+        if len(replacing) > 1:
+            raise SiteError(f"{' and '.join(replacing)} both replace what site {name!r} computes; only one can")
+
+
+def ordered(ops: Ops) -> Ops:
+    """The ops of each site with the one that replaces its computation first, so that it stands innermost."""
+    return {name: sorted(acting, key=lambda op: not op.replaces) for name, acting in ops.items()}
 
 
 def join_slabs(slabs: Sequence[Tensor]) -> Tensor:

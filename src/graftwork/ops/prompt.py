@@ -3,13 +3,14 @@
 Notation: B batch, T tokens, l prompt vectors, d width of the embeddings.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import Cache
 
 from graftwork.backbones import SiteKind
 from graftwork.errors import SiteError
@@ -42,22 +43,26 @@ class Prompt(Op):
         def prompted(input_ids: Tensor | None = None, attention_mask: Any = None, **kwargs: Any) -> Any:
             padding = _padding_position(place)
             given = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-            cache = kwargs.get("past_key_values")
-            begun = cache is not None and cache.get_seq_length() > 0
+            size = self.vectors.shape[-2]
+            past = _take_past(kwargs, size)
+            begun = past is not None
             lengths = None if self.lengths is None else routing.each(self.lengths, len(given))[:, None]
             if lengths is not None and attention_mask is None:
-                attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+                whole = (len(given), (past or 0) + given.shape[1])
+                attention_mask = torch.ones(whole, dtype=torch.long, device=given.device)
             seam = None if attention_mask is None else _seam(attention_mask)
-            seats = Seats(self.vectors.shape[-2], lengths, seam, first=lengths is not None and _is_causal(place))
+            seats = Seats(size, lengths, seam, first=lengths is not None and _is_causal(place))
             if attention_mask is not None:
                 kwargs["attention_mask"] = seats.longer(attention_mask, 1)
-            told = begun or kwargs.get("position_ids") is not None
-            if padding is not None and input_ids is not None and not told:
+            told = kwargs.get("position_ids") is not None
+            if padding is not None and input_ids is not None and not told and not begun:
                 # As the stack itself counts tokens; of embeddings it could not tell which are padding.
                 real = (input_ids != padding).long()
                 kwargs["position_ids"] = real.cumsum(dim=1) * real + padding
             elif seats.first and not told:
-                kwargs["position_ids"] = torch.arange(given.shape[1], device=given.device).expand(len(given), -1)
+                # Behind a cache the stack would count the longest prompt of the batch.
+                places = torch.arange(given.shape[1], device=given.device) + (past or 0)
+                kwargs["position_ids"] = places.expand(len(given), -1)
             if kwargs.get("position_ids") is not None:
                 kwargs["position_ids"] = seats.later(kwargs["position_ids"], padding, begun)
             if begun:
@@ -67,7 +72,7 @@ class Prompt(Op):
                 kwargs["token_type_ids"] = seats.longer(kwargs["token_type_ids"], 0)
             embeddings = kwargs.pop("inputs_embeds", None)
             if embeddings is None:
-                embeddings = embedded(place.inner, given)
+                embeddings = embedded(place.module, given)
             vectors = self.vectors.to(embeddings)
             vectors = vectors if lengths is None else routing.each(vectors, len(given))
             output = forward(inputs_embeds=seats.joined(vectors.expand(len(given), -1, -1), embeddings), **kwargs)
@@ -78,6 +83,10 @@ class Prompt(Op):
     def slab(self, slots: int) -> "Prompt":
         lengths = torch.full((slots,), self.vectors.shape[-2], device=self.vectors.device)
         return replace(self, lengths=lengths)
+
+    def before(self, other: "Prompt") -> "Prompt":
+        """These vectors, and behind them another prompt's, as one."""
+        return replace(self, vectors=torch.cat([self.vectors, other.vectors]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +123,68 @@ class PromptedEncoder(Op):
     def slab(self, slots: int) -> "PromptedEncoder":
         return replace(self, lengths=torch.full((slots,), self.length))
 
+    def before(self, other: "PromptedEncoder") -> "PromptedEncoder":
+        """For both prompts."""
+        return replace(self, length=self.length + other.length)
+
     def joined(self, parts: Sequence["Op"]) -> "PromptedEncoder":
         prompts = [part for part in parts if isinstance(part, PromptedEncoder)]
         lengths = [part.lengths for part in prompts if part.lengths is not None]
         return replace(self, length=max(part.length for part in prompts), lengths=torch.cat(lengths))
+
+
+class TextCache(Cache):
+    """A cache as what is outside of a prompt sees it: its length is the text's. `generate` takes what comes before that
+    for known, and would leave out as many tokens of a later turn as the prompt has.
+
+    Args:
+        whole: the cache, which has the prompt's keys and values too.
+        size: l, of the longest prompt.
+    """
+
+    whole: Cache
+    size: int
+
+    def __init__(self, whole: Cache, size: int) -> None:
+        vars(self).update(whole=whole, size=size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["whole"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.whole, name, value)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(int(self.whole.get_seq_length(layer_idx)) - self.size, 0)
+
+
+def as_of_text(options: Mapping[str, Any], ops: Mapping[str, Sequence[Op]]) -> Mapping[str, Any]:
+    """Options of `generate` with a cache of the text where it is one of prompt and text.
+
+    Args:
+        ops: those that act.
+    """
+    cache = options.get("past_key_values")
+    sizes = [
+        op.vectors.shape[-2] for acting in ops.values() for op in acting if isinstance(op, Prompt) and not op.keeps
+    ]
+    if not sizes or not isinstance(cache, Cache) or cache.get_seq_length() == 0:
+        return options
+    return {**options, "past_key_values": TextCache(cache, *sizes)}
+
+
+def as_one(ops: Sequence[Op]) -> list[Op]:
+    """Ops with the prompts among them as one, and so what decoders are told of them: each would take the other's rows
+    for text.
+    """
+    found: list[Op] = []
+    for op in ops:
+        place = next((i for i, other in enumerate(found) if type(other) is type(op)), None)
+        if place is not None and isinstance(op, Prompt | PromptedEncoder):
+            found[place] = found[place].before(op)  # type: ignore[attr-defined]
+        else:
+            found.append(op)
+    return found
 
 
 @dataclass(frozen=True)
@@ -189,6 +256,26 @@ def embedded(stack: Any, ids: Int[Tensor, "*B T"]) -> Float[Tensor, "*B T d"]:
     return stack.get_input_embeddings()(ids) * scale  # type: ignore[no-any-return]
 
 
+def _take_past(kwargs: dict[str, Any], size: int) -> int | None:
+    """How many tokens of the text are in the cache, behind a prompt's rows; None where nothing is. The stack is given
+    the whole cache.
+
+    Raises:
+        SiteError: the cache has no room for the prompt: it was begun without it.
+    """
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, TextCache):
+        kwargs["past_key_values"] = cache = cache.whole
+    rows = 0 if cache is None else int(cache.get_seq_length())
+    if 0 < rows < size:
+        raise SiteError(
+            f"the cache has {rows} tokens, and a prompt of {size} cannot be among them",
+            expected="a cache that was begun with the same adapters",
+            change="past_key_values",
+        )
+    return rows - size if rows else None
+
+
 def _seam(mask: Any) -> Int[Tensor, "B 1"]:
     """How much padding stands before each text: the prompt goes behind it."""
     if not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -206,12 +293,12 @@ def _taken(rows: Tensor, index: Int[Tensor, "B n"]) -> Tensor:
 
 def _is_causal(place: Place) -> bool:
     """Whether a token sees those before it only."""
-    return any(getattr(module, "is_causal", False) for module in place.inner.modules())
+    return any(getattr(module, "is_causal", False) for module in place.module.modules())
 
 
 def _padding_position(place: Place) -> int | None:
     """The position of padding in a stack that counts positions from the next one on, as RoBERTa's does."""
-    table = getattr(getattr(place.inner, "embeddings", None), "position_embeddings", None)
+    table = getattr(getattr(place.module, "embeddings", None), "position_embeddings", None)
     return getattr(table, "padding_idx", None)
 
 
@@ -221,7 +308,7 @@ def _without(output: Any, seats: Seats, place: Place) -> Any:
     if output.get("hidden_states") is not None:
         output.hidden_states = tuple(seats.without(states) for states in output.hidden_states)
     if output.get("pooler_output") is not None:
-        output.pooler_output = _pooled(place.inner, output.last_hidden_state)
+        output.pooler_output = _pooled(place.module, output.last_hidden_state)
     return output
 
 

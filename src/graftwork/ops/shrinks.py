@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from graftwork.ops.graft import Ops
 from graftwork.ops.lowrank import Joint, LowRank
+from graftwork.ops.op import Ops
 
 ONE_INPUT = {"attention": ("query", "key", "value"), "cross_attention": ("key", "value"), "ffn": ("gate", "up")}
 """Sub-layer -> those of its linear maps that are given the same input, in the order in which they run."""

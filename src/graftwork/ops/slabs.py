@@ -16,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from graftwork.backbones import Backbone, Site
-from graftwork.ops.graft import Ops
-from graftwork.ops.op import Op
+from graftwork.ops.op import Op, Ops
 
 
 def routed(ops: Ops, backbone: Backbone) -> bool:

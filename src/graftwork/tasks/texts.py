@@ -1,4 +1,6 @@
-"""Texts without labels, for predictions: from a table's columns, a file's lines, or standard input."""
+"""Texts without labels: for predictions from a table's columns, a file's lines, or standard input; and tokens that are
+to be added, from a file's lines.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -83,6 +85,32 @@ def read_stream(*, pairs: bool) -> Texts:
         DataError: it is not UTF-8, or a line is no pair.
     """
     return _lines(decode(sys.stdin.buffer.read(), "standard input"), "standard input", pairs=pairs)
+
+
+def read_tokens(path: Path) -> list[str]:
+    """The tokens in a text file, one a line.
+
+    Raises:
+        DataError: the file cannot be read or is empty, a line is empty, or a token is there twice.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", change="--add-tokens") from None
+    tokens = [str(line) for line in _lines(decode(content, str(path)), str(path), pairs=False)]
+    if not tokens:
+        raise DataError(f"{path} has no tokens", expected="one a line", change="--add-tokens")
+    for number, token in enumerate(tokens, 1):
+        if not token.strip():
+            raise DataError(f"{path}, line {number} is empty", expected="a token a line", change="--add-tokens")
+        first = tokens.index(token) + 1
+        if first < number:
+            raise DataError(
+                f"{path}, line {number} has token {token!r}, as line {first} has",
+                expected="each once",
+                change="--add-tokens",
+            )
+    return tokens
 
 
 def _lines(content: str, origin: str, *, pairs: bool) -> Texts:

@@ -10,6 +10,7 @@ from graftwork.errors import DataError, RecipeError
 from graftwork.model import AdaptedModel
 from graftwork.tasks import BUILTIN, SplitName, Task, load_split
 from graftwork.tasks.task import HUB
+from graftwork.training.opening import announce, joined, of_backbone, of_task
 from graftwork.training.scoring import Judge
 
 
@@ -25,6 +26,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     num_beams: int | None = None,
     allow_backbone_mismatch: bool = False,
+    progress: bool = False,
 ) -> dict[str, float]:
     """An adapter's scores.
 
@@ -37,6 +39,7 @@ def evaluate(
         batch_size: rows in one pass.
         generation_examples: of generation, texts are made of the first so many sources only; None: of all.
         max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
+        progress: say on standard error what is scored.
 
     Returns:
         The task's metrics by name.
@@ -62,17 +65,33 @@ def evaluate(
             change=", ".join("--" + name.replace("_", "-") for name in given),
         )
     if split is None and data is not None and Path(data).is_file():
-        rows = load_split(task.override(validation_fraction=0.0, test_fraction=0.0), "train", grouped=True)
+        which, rows = (
+            "given",
+            load_split(task.override(validation_fraction=0.0, test_fraction=0.0), "train", grouped=True),
+        )
     else:
-        rows = load_split(task, split or "validation", grouped=True)
+        which, rows = split or "validation", load_split(task, split or "validation", grouped=True)
     backbone = backbone or Backbone.load(adapter.backbone.name)
     model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
     try:
         model.add(adapter.task.name, adapter)
+        if progress:
+            pooling = adapter.pooling and f"pooling {adapter.pooling}"
+            parts = (f"method {adapter.method.name}", pooling, of_task(task, {which: len(rows)}))
+            announce(joined(of_backbone(backbone), *parts))
         scores = Judge(model, adapter.task.name, task, rows, batch_size=batch_size, **options)()
     finally:
         model.detach()
     return {name: scores[name] for name in task.metrics}
+
+
+def _task_of_identity(adapter: Adapter, data: str, columns: Mapping[str, Any]) -> Task:
+    """The task of an adapter that was trained in a loop of somebody's own, on data in a table."""
+    usual = {"image": "image"} if adapter.kind == "image-classification" else {"text": "text"}
+    if adapter.task.pairs:
+        usual["text_pair"] = "text_pair"
+    fields = {"name": adapter.task.name, "kind": adapter.kind, "labels": adapter.task.labels, "data": data}
+    return Task.parse({**fields, **usual, **columns}, origin="the adapter's task")
 
 
 def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, Any] | None = None) -> Task:
@@ -83,7 +102,13 @@ def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, 
         RecipeError: other columns without other data.
     """
     if not adapter.recipe:
-        raise DataError("the adapter does not say on which data it was tuned", expected="an adapter made by tune")
+        if data is None:
+            raise DataError(
+                "the adapter does not say on which data it was tuned",
+                expected="an adapter made by tune, or data to score it on",
+                change="--data",
+            )
+        return _task_of_identity(adapter, data, columns or {})
     task = Task.parse(adapter.recipe["task"], origin="the adapter's recipe").override(labels=adapter.task.labels)
     if data is None and columns:
         raise RecipeError(f"columns are given ({', '.join(columns)}) without data", change="--data")

@@ -47,7 +47,7 @@ def examples(encoder: Encoder, kind: str, rows: datasets.Dataset) -> Rows | data
     """The rows to train on, with `labels`, unpadded. How many texts were cut is logged."""
     encoded = encoder.encode(inputs_of(kind, rows), labels_of(kind, rows))
     if isinstance(encoder, TextEncoder):
-        report_cut(encoded, encoder.task.max_length)
+        report_cut(encoded, encoder.max_length)
     return encoded if isinstance(encoder, ImageEncoder) else datasets.Dataset.from_list(list(encoded))
 
 

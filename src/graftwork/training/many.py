@@ -18,13 +18,15 @@ from typing import Any
 from rich.progress import Progress
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.draws import Draws
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
+from graftwork.bank.draws import Draws
 from graftwork.errors import GraftworkError, InterruptedRunError, OutputError, RecipeError, StudyError
 from graftwork.folders import HeldFolder
 from graftwork.model import AdaptedModel
 from graftwork.tasks import TaskData, load
+from graftwork.training.baseline import Scores
+from graftwork.training.opening import announce, of_backbone
 from graftwork.training.outputs import Output
 from graftwork.training.progress import bars
 from graftwork.training.recipe import Recipe
@@ -59,7 +61,8 @@ def tune_many(
     Args:
         backbone: the frozen model. It is as it was when the call returns.
         adapters: by name, a recipe; or a mapping with a recipe's `task` (also a `Task`), `method` (also a `Method`),
-            `pooling` and `train`, and with `data` and `seeds` as in a study's file. A recipe's backbone is not used.
+            `pooling`, `add_tokens` and `train`, and with `data` and `seeds` as in a study's file. A recipe's backbone
+            is not used.
         output: folder in which each adapter is saved under its name, as soon as it is finished. None only returns them.
         resume: go on with what was killed. What is finished is not trained again.
         overwrite: replace outputs that exist, and discard what a killed call left.
@@ -143,6 +146,9 @@ def _tune(
                     key = task.model_dump_json()
                     data = loaded[key] = loaded.get(key) or load(task)
                     members.append(_Member(model, name, recipe, data, outputs[name], resume=resume, shown=shown))
+            if progress and members:
+                announce(of_backbone(backbone), *(f"{member.name}: {member.run.opening()}" for member in members))
+            _compare(members)
             for member in _train(model, members):
                 if member.failure is not None:
                     failures[member.name] = member.failure
@@ -161,6 +167,17 @@ def _tune(
             finished=finished,
         ) from next(iter(failures.values()))
     return finished
+
+
+def _compare(members: Iterable["_Member"]) -> None:
+    """Measure the baseline of each, once for those of equal tasks that are cut alike."""
+    measured: dict[tuple[Any, ...], Scores] = {}
+    for member in members:
+        recipe = member.run.recipe
+        same = (recipe.find_task().model_dump_json(), recipe.train.max_length, recipe.train.baseline)
+        if same not in measured:
+            measured[same] = member.run.measure_baseline()
+        member.run.baseline = measured[same]
 
 
 class _Member:
@@ -189,7 +206,7 @@ class _Member:
         self.strand = Strand(lambda: self.run.train(), name=f"tuning {name}")
         with self.draws.own():
             self.run = Run(model, name, recipe, data, output, resume=resume, shown=shown, strand=self.strand)
-        model.residents[name].draws = self.draws
+        model.in_training(name).draws = self.draws
 
     def next_step(self, answer: Any) -> Step | None:
         """What it is to be trained on next; None when it has ended, well or not.

@@ -51,7 +51,7 @@ def trained_for(adapter: Adapter) -> int:
         BackboneError: its backbone is not to be found.
     """
     recipe = Recipe.parse(adapter.recipe, origin="the adapter's recipe")
-    declared = declare(Backbone.outline(recipe.backbone), recipe.find_method(), adapter.head)
+    declared = adapter.declared(Backbone.outline(recipe.backbone), recipe.find_method())
     return sum(counts(declared).values())
 
 

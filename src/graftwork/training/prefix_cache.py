@@ -114,6 +114,8 @@ def start_for(backbone: Backbone, adapter: Adapter) -> Start:
     Raises:
         UnsuitableError: only at their beginning.
     """
+    if adapter.task.added_tokens:
+        raise UnsuitableError("embeddings of added tokens are trained, and no layer is below them")
     sites = [backbone.sites[name] for name in adapter.sites]
     reads = adapter.head.reads
     if not sites and reads == "vocabulary":
@@ -211,8 +213,7 @@ class KeptEncoder(Encoder):
 
 def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: int) -> tuple[Tensor, Tensor]:
     """What is kept of texts, out of its file, which is made where it is not there."""
-    with model.resting():
-        first = _keep(model, name, start, [texts[0]])
+    first = _keep(model, name, start, [texts[0]])
     bounds, width = texts.bounds(by_token=start.by_token), first.shape[-1]
     size = size_of(bounds, width, first.dtype)
     if size > limit:
@@ -235,11 +236,10 @@ def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: i
             pieces = (_keep(model, name, start, [texts[place] for place in batch]) for batch in places)
             return files.write(key, bounds, width, first.dtype, pieces)
 
-        with model.resting():
-            try:
-                found = write()
-            except FileNotFoundError:  # the folder was deleted while it was filled
-                found = write()
+        try:
+            found = write()
+        except FileNotFoundError:  # the folder was deleted while it was filled
+            found = write()
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from graftwork.backbones import Backbone
+from graftwork.backbones import Backbone, PoolingSource
 from graftwork.errors import RecipeError, describe, key_of
 from graftwork.heads import Head, head_for
 from graftwork.methods import Method, as_method
@@ -25,6 +25,8 @@ class Recipe(BaseModel):
             task, fields override that one's.
         method: its name, and its settings beside it.
         pooling: how the head's input is made; `auto` is the backbone's own way.
+        pooling_source: who chose that; written by `resolved`, and not for a person to give.
+        add_tokens: tokens that the adapter has beside the backbone's, whose embeddings are trained with it.
         train: training settings.
     """
 
@@ -35,6 +37,8 @@ class Recipe(BaseModel):
     task: str | dict[str, Any]
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "houlsby"})
     pooling: Literal["auto", "pooler", "first", "last", "mean"] = "auto"
+    pooling_source: PoolingSource | None = None
+    add_tokens: tuple[str, ...] | None = None
     train: TrainingSettings = Field(default_factory=TrainingSettings)
 
     @classmethod
@@ -104,8 +108,15 @@ class Recipe(BaseModel):
             task=task.settled().model_dump(mode="json", exclude_none=True),
             method={"name": method.name, **method.model_dump(mode="json")},
             pooling=backbone.pooling if self.pooling == "auto" else self.pooling,
+            pooling_source=self._pooling_source(backbone),
+            add_tokens=self.add_tokens or None,
             train=self.train.resolved(method, backbone, task.kind),
         )
+
+    def _pooling_source(self, backbone: Backbone) -> PoolingSource:
+        """Who chose the pooling; of a recipe that was resolved before, who chose it then, while that is still so."""
+        here = (backbone.pooling, backbone.pooling_source)
+        return here[1] if self.pooling == "auto" or (self.pooling, self.pooling_source) == here else "given"
 
     def head(self, task: Task, method: Method, backbone: Backbone) -> Head:
         """The head that the task needs."""
@@ -120,6 +131,8 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
         RecipeError: a key leads into a value that has no keys.
     """
     result = dict(values)
+    if "pooling" in overrides:
+        result.pop("pooling_source", None)
     for dotted, value in overrides.items():
         *path, leaf = dotted.split(".")
         node = result
@@ -135,8 +148,14 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 
 
 def _flag(key: str) -> str:
-    return f"--{key}" if "." in key or key in ("backbone", "dtype", "pooling", "task", "method") else "--set"
+    return f"--{key}" if "." in key or key in FLAGS else _OTHER_FLAGS.get(key, "--set")
 
+
+FLAGS = ("backbone", "dtype", "pooling", "task", "method")
+"""Keys that are flags of their own."""
+
+_OTHER_FLAGS = {"add_tokens": "--add-tokens"}
+"""Keys whose flag is spelt otherwise."""
 
 _NAMED = {"method": "name", "task": "base"}
 """Keys whose value can be a plain name: under which key the name goes when more is said."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from graftwork.heads import IGNORED
 from graftwork.model import AdaptedModel
+from graftwork.predicting import Inference
 from graftwork.prediction import first_pieces, tags_of, widen
 from graftwork.running import AdaptedOutput
 from graftwork.tasks import Task, compute
@@ -50,7 +51,7 @@ class Judge:
         self.batch_size = batch_size
         self.generation_examples = generation_examples
         self.options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
-        self.encoder = model.encoder(name)
+        self.encoder = model.inference(name).encoder(name)
         generates = task.kind == "generation"
         inputs, labels = each_target(rows) if generates else (inputs_of(task.kind, rows), labels_of(task.kind, rows))
         self.encoded = self.encoder.encode(inputs, labels)
@@ -67,19 +68,19 @@ class Judge:
         """
         said: dict[int, Any] = {}
         total, weight = 0.0, 0
-        with self.model.resting():
-            for places, batch in self.encoder.batches(self.encoded, self.batch_size):
-                output = self.model(**batch, adapters=self.name)
-                counted = _count(batch["labels"])
-                total += output.require("loss").item() * counted if counted else 0.0
-                weight += counted
-                said.update(zip(places, self._read(output, batch, places), strict=True))
+        inference = self.model.inference(self.name)
+        for places, batch in self.encoder.batches(self.encoded, self.batch_size):
+            output = inference.output(batch, self.name)
+            counted = _count(batch["labels"])
+            total += output.require("loss").item() * counted if counted else 0.0
+            weight += counted
+            said.update(zip(places, self._read(inference, output, places), strict=True))
         loss = {"loss": total / weight if weight else 0.0}
         if self.task.kind != "generation":
             return {**loss, **self._compute(said)}
         return {**loss, **(self._generate() if generate else {})}
 
-    def _read(self, output: AdaptedOutput, batch: dict[str, Tensor], places: Sequence[int]) -> Sequence[Any]:
+    def _read(self, inference: Inference, output: AdaptedOutput, places: Sequence[int]) -> Sequence[Any]:
         """What each row of a batch needs for the metrics."""
         if self.task.kind == "generation":
             return [None] * len(places)
@@ -87,7 +88,7 @@ class Judge:
         if self.task.kind != "token-classification":
             return logits.cpu().unbind()
         mask = first_pieces([self.encoded[place] for place in places], logits)
-        ids = self.model.decide(logits, mask, self.name).tolist()
+        ids = inference.decide(logits, mask, self.name).tolist()
         labels = self.task.labels or ()
         return [tags_of(self.encoded[place], ids[i], labels) for i, place in enumerate(places)]
 

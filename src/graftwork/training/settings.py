@@ -65,6 +65,8 @@ class TrainingSettings(Checked):
             cannot), or `off`.
         prefix_cache_gb: gigabytes that all that is kept there may take.
         torch_compile: whether the backbone's layers run compiled by torch.compile in the passes of a training step.
+        baseline: `auto` fits a linear model on the frozen backbone's states, to compare the adapter with (see
+            `graftwork.training.baseline`), where the task is classification or regression of texts; `off` does not.
         report_to: experiment trackers, as transformers names them, separated by commas.
     """
 
@@ -100,6 +102,7 @@ class TrainingSettings(Checked):
     prefix_cache: Literal["auto", "on", "off"] = "auto"
     prefix_cache_gb: PositiveFloat = 4.0
     torch_compile: bool = False
+    baseline: Literal["auto", "off"] = "auto"
     report_to: str = "none"
 
     @classmethod

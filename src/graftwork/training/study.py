@@ -13,7 +13,7 @@ from graftwork.training.recipe import Recipe, override
 from graftwork.yamlfile import read_yaml
 
 KEYS = ("backbone", "dtype", "train", "adapters")
-OWN_KEYS = ("task", "data", "method", "pooling", "train", "seeds")
+OWN_KEYS = ("task", "data", "method", "pooling", "add_tokens", "train", "seeds")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """A name is a folder's, too."""
 
@@ -34,8 +34,8 @@ class Study:
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, origin: str = "the study") -> "Study":
         """Check plain values: `backbone`, `dtype`, `train` (what holds for all adapters that say nothing else), and
-        `adapters`, by name. Each of them has `task`, `method`, `pooling` and `train` as a recipe has; `data`, where the
-        task's data are; and `seeds`, of which each makes an adapter NAME-SEED.
+        `adapters`, by name. Each of them has `task`, `method`, `pooling`, `add_tokens` and `train` as a recipe has;
+        `data`, where the task's data are; and `seeds`, of which each makes an adapter NAME-SEED.
 
         Raises:
             RecipeError: keys are unknown, values are of the wrong type, or two adapters have one name; says where.

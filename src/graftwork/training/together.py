@@ -35,7 +35,7 @@ class OneAdapter(nn.Module):
     def __init__(self, adapted: AdaptedModel, name: str) -> None:
         super().__init__()
         self._whole = [adapted]  # in a list, so that it is no part of this module
-        self.adapter = adapted.residents[name]
+        self.adapter = adapted.in_training(name)
 
     @property
     def adapted(self) -> AdaptedModel:

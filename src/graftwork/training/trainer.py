@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import declare
 from graftwork.adapters.folder import TENSORS, write_files
 from graftwork.folders import writing
 from graftwork.methods.parameters import Parameter
@@ -138,8 +137,8 @@ class AdapterTrainer(Trainer):
 
     def declared(self) -> list[tuple[Tensor, Parameter]]:
         """What is trained, each tensor with its declaration."""
-        resident = self.adapted.residents[self.adapter_name]
-        declared = declare(self.adapted.backbone, resident.adapter.method, resident.adapter.head)
+        resident = self.adapted.in_training(self.adapter_name)
+        declared = resident.adapter.declared(self.adapted.backbone)
         tensors = resident.tensors()
         return [(tensors[name], parameter) for name, parameter in declared.items() if parameter.trained]
 
@@ -199,7 +198,7 @@ class AdapterTrainer(Trainer):
         self._assign(str(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"))
 
     def _assign(self, checkpoint: str) -> None:
-        self.adapted.residents[self.adapter_name].assign(load_file(Path(checkpoint) / TENSORS))
+        self.adapted.in_training(self.adapter_name).assign(load_file(Path(checkpoint) / TENSORS))
 
 
 class Thawing(TrainerCallback):

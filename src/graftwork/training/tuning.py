@@ -23,12 +23,15 @@ from transformers.trainer_callback import PrinterCallback
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
+from graftwork.encoding import pair_separator
 from graftwork.errors import OutputError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
+from graftwork.training.baseline import Scores, baseline, below
 from graftwork.training.compiling import compiled
 from graftwork.training.examples import examples, labels_of, lengths_of
+from graftwork.training.opening import announce, joined, of_backbone, of_pooling, of_task
 from graftwork.training.outputs import LOG, Output
 from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
@@ -51,6 +54,7 @@ def tune(
     output: str | Path | None = None,
     data: str | None = None,
     pooling: str = "auto",
+    add_tokens: Sequence[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
@@ -65,9 +69,10 @@ def tune(
         output: folder to save the adapter in; it must not exist. None only returns the adapter.
         data: where the task's data are, in the place of what the task says.
         pooling: how the head's input is made: `auto`, `pooler`, `first`, `last` or `mean`.
+        add_tokens: tokens that the adapter has beside the backbone's; their embeddings are trained and saved with it.
         resume: go on with a run to the same output that was killed.
         overwrite: replace an output that exists, and discard what a killed run left.
-        progress: show a progress bar.
+        progress: say on standard error what is tuned, and show a progress bar.
         training: fields of `TrainingSettings`: seed, learning_rate, num_train_epochs, …
 
     Returns:
@@ -85,6 +90,7 @@ def tune(
             "task": {name: value for name, value in {**fields, **changes}.items() if value is not None},
             "method": {"name": method.name, **method.model_dump(mode="json")},
             "pooling": pooling,
+            "add_tokens": add_tokens if add_tokens is None or isinstance(add_tokens, str) else list(add_tokens),
             "train": training,
         },
         origin="the arguments of tune",
@@ -134,6 +140,9 @@ def _run(
     try:
         with bars(shown=progress) as shown:
             run = Run(model, task.name, recipe, data, place, resume=resume, shown=shown)
+            if progress:
+                announce(joined(of_backbone(backbone), run.opening()))
+            run.baseline = run.measure_baseline()
             with quiet_transformers():
                 run.train()
         return run.finish()
@@ -162,6 +171,9 @@ class Run:
         shown: where its progress is shown.
         strand: what it runs in, where it is one of several.
 
+    Attributes:
+        baseline: what the adapter is compared with; empty for nothing.
+
     Raises:
         RecipeError: the run to resume was begun with another recipe.
     """
@@ -179,8 +191,9 @@ class Run:
         strand: Strand | None = None,
     ) -> None:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
+        self.baseline: Scores = {}
         method, settings = recipe.find_method(), recipe.train
-        head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, settings)
+        head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, recipe, model.backbone)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
         known = head.initial(labels_of(data.task.kind, data.train))
         model.add(name, replace(new, tensors={**new.tensors, **known}), trainable=True)
@@ -190,6 +203,21 @@ class Run:
         self.trainer = _trainer(model, name, data, settings, place.working, self.judge, strand)
         self.trainer.add_callback(ProgressBar(name, data.task.main_metric, shown))
         _tell_of_late_thawing(self.trainer, settings)
+
+    def opening(self) -> str:
+        """What is tuned, on what and how, as a part of the line that a run begins with."""
+        data, head = self.data, self.model.residents.named(self.name).adapter.head
+        splits = {"train": data.train, "validation": data.validation, "test": data.test}
+        rows = {split: len(own) for split, own in splits.items() if own is not None}
+        pooling = of_pooling(head.pooled_by, self.recipe.pooling_source)
+        return joined(f"method {self.recipe.method['name']}", pooling, of_task(data.task, rows))
+
+    def measure_baseline(self) -> Scores:
+        """What the adapter is to be compared with, unless the recipe turns that off. Outside the model's own passes no
+        adapter acts on the backbone."""
+        if self.recipe.train.baseline == "off":
+            return {}
+        return baseline(self.model.backbone, self.data, self.model.residents.named(self.name).adapter.task)
 
     def train(self) -> None:
         """From the start or the checkpoint to the end; the adapter is then the best one."""
@@ -212,13 +240,19 @@ class Run:
         metrics = {"validation": self.judge()}
         if self.data.test is not None:
             metrics["test"] = _judge(model, self.name, self.data.task, self.data.test, settings)()
-        adapter = replace(finished, metrics=metrics, recipe=self.recipe.model_dump(mode="json"))
+        recipe = self.recipe.model_dump(mode="json")
+        adapter = replace(finished, metrics=metrics, baseline=self.baseline, recipe=recipe)
+        worse = below(self.data.task, metrics, self.baseline)
+        if worse:
+            logger.warning("%s: %s", self.name, worse)
         history = self.trainer.state.log_history
         return adapter, json_lines(repeatable(row for row in history if "step" in row))
 
 
-def _identity(task: Task, settings: TrainingSettings) -> TaskIdentity:
-    """What the adapter has to know of its task, by resolved settings."""
+def _identity(task: Task, recipe: Recipe, backbone: Backbone) -> TaskIdentity:
+    """What the adapter has to know of its task, by a resolved recipe."""
+    settings = recipe.train
+    paired = task.text_pair is not None or task.kind == "multiple-choice"
     given: dict[str, Any] = {name: getattr(settings, name) for name in ("max_length", "max_target_length")}
     given["separator"] = task.separator
     return TaskIdentity(
@@ -226,6 +260,8 @@ def _identity(task: Task, settings: TrainingSettings) -> TaskIdentity:
         kind=task.kind,
         pairs=task.text_pair is not None,
         labels=task.labels,
+        pair_separator=pair_separator(backbone.require_tokenizer()) if paired else None,
+        added_tokens=recipe.add_tokens or (),
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
         **{name: value for name, value in given.items() if value is not None},
@@ -252,7 +288,7 @@ def _trainer(
     judge: Judge,
     strand: Strand | None,
 ) -> AdapterTrainer:
-    task, encoder = data.task, model.encoder(name)
+    task, encoder = data.task, model.inference(name).encoder(name)
     arguments = settings.arguments(
         working,
         metric=task.main_metric,

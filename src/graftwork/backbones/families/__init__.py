@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from graftwork.backbones.families.agreement import disagreement
 from graftwork.backbones.families.albert import ALBERT
 from graftwork.backbones.families.bart import BART, MBART
 from graftwork.backbones.families.bert import BERT, DISTILBERT
@@ -13,11 +14,15 @@ from graftwork.backbones.families.llama import LLAMA
 from graftwork.backbones.families.modernbert import MODERNBERT
 from graftwork.backbones.families.mpnet import MPNET
 from graftwork.backbones.families.phi3 import PHI3
-from graftwork.backbones.families.proof import disprove
+from graftwork.backbones.families.proof import FAILURES, disprove
 from graftwork.backbones.families.resnet import RESNET
 from graftwork.backbones.families.t5 import T5
 from graftwork.backbones.families.vit import DINOV2, VIT
 from graftwork.errors import BackboneError
+
+SEEING = {"is_causal": None, "use_bidirectional_attention": False}
+"""Keys of a configuration that change which tokens see which, of a type that is known otherwise; and what each is where
+it changes nothing."""
 
 TABLES = {
     "albert.py": (ALBERT,),
@@ -45,6 +50,7 @@ __all__ = [
     "Family",
     "Stack",
     "base_path",
+    "disagreement",
     "disprove",
     "family_of",
     "has_module",
@@ -60,19 +66,22 @@ def family_of(model: PreTrainedModel) -> Family:
         BackboneError: no layout fits; says what is wrong with the nearest one and how to add a table.
     """
     model_type = model.config.model_type
-    lacks = {family.name: family.missing(model) for family in FAMILIES}
+    lacks = {family.name: _missing(family, model) for family in FAMILIES}
     known = [family for family in FAMILIES if model_type in family.model_types and not lacks[family.name]]
-    if known:
+    if known and not _says_who_sees_whom(model):
         return known[0]
     why = {name: f"it has no {paths[0]!r}" for name, paths in lacks.items() if paths}
-    for family in FAMILIES:
+    for family in known or FAMILIES:
         if not lacks[family.name]:
-            try:
-                why[family.name] = disprove(model, family, family.sites(model))
-            except BackboneError as error:
-                why[family.name] = error.problem
+            why[family.name] = _doubt(family, model, layout=not known)
             if not why[family.name]:
                 return family
+    if known:
+        raise BackboneError(
+            f"{type(model).__name__} with this configuration cannot be a backbone: {why[known[0].name]}",
+            expected=f"a configuration with which it can ({' and '.join(map(repr, SEEING))} left out)",
+            change="the model",
+        )
     nearest = min(FAMILIES, key=lambda family: len(lacks[family.name]) / family.num_required)
     file = next(file for file, families in TABLES.items() if nearest in families)
     raise BackboneError(
@@ -81,3 +90,31 @@ def family_of(model: PreTrainedModel) -> Family:
         expected="a model of the families " + ", ".join(lacks),
         change=f"add a Family table for it to graftwork/backbones/families, like those in {file}",
     )
+
+
+def _missing(family: Family, model: PreTrainedModel) -> list[str]:
+    """What of a layout a model lacks. The code of some models raises what it likes where it is asked."""
+    try:
+        return family.missing(model)
+    except FAILURES:
+        return [stack.layers for stack in family.stacks]
+
+
+def _doubt(family: Family, model: PreTrainedModel, *, layout: bool) -> str:
+    """Why a model is not of a family, in a clause; empty when it is.
+
+    Args:
+        layout: whether its layout is to be proven, too, and not only its attention.
+    """
+    try:
+        sites = family.sites(model)
+        why = disprove(model, family, sites) if layout else ""
+        return why or (disagreement(model) if sites.of_kind("attention") else "")
+    except BackboneError as error:
+        return error.problem
+    except FAILURES as error:
+        return f"its configuration cannot be read ({type(error).__name__}: {error})"
+
+
+def _says_who_sees_whom(model: PreTrainedModel) -> bool:
+    return any(getattr(model.config, key, usual) not in (None, usual) for key, usual in SEEING.items())

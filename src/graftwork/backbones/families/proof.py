@@ -5,7 +5,8 @@ What is proven: the modules at linear sites are called and have the widths of th
 attention function once for each run of its layer, with the site's heads, and its values are those of the value site; a
 gated feed-forward multiplies what comes of its gate with its up; each result is what is added to the residual, and a
 norm that is said to follow the residual normalises just that sum; every parameter is read by a module that is called;
-and the model is causal if the family is. On the meta device, which has no values, only calls and widths are.
+and the model is causal if the family is. On the meta device, which has no values, only calls and widths are. That our
+attention function computes what the model's own does is proven in `agreement`.
 """
 
 from collections import defaultdict
@@ -37,7 +38,7 @@ FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, As
 def disprove(model: PreTrainedModel, family: Family, sites: Sites) -> str:
     """Why the sites are not what they should be, in a clause; empty when they are. The model is left as it was."""
     wants_attention = bool(sites.of_kind("attention"))
-    with _undone(model):
+    with undone(model):
         if wants_attention and not model._can_set_attn_implementation():
             return f"{type(model).__name__} does not let its attention be chosen"
         if wants_attention:
@@ -230,7 +231,7 @@ def _is_sum(first: Tensor, second: Tensor, total: Tensor) -> bool:
 
 
 @contextmanager
-def _undone(model: PreTrainedModel) -> Iterator[None]:
+def undone(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode inside; afterwards modes and attention implementation are as before, also after an exception."""
     modes = {module: module.training for module in model.modules()}
     chosen = model.config._attn_implementation

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from graftwork.backbones import Backbone, Site
 from graftwork.errors import SiteError
-from graftwork.ops.graft import Ops, ordered
-from graftwork.ops.op import Op
+from graftwork.ops.op import Op, Ops, ordered
+from graftwork.ops.substitution import with_parameters
 
 Parameters = Mapping[str, Tensor]
 """A module's own parameters by name, as it holds them."""
@@ -48,6 +49,25 @@ def put_into_weights(ops: Ops, backbone: Backbone) -> dict[str, dict[str, Tensor
                 candidates.append(value)
             changed.setdefault(path, {})[name] = value if same is None else same
     return changed
+
+
+def merged_modules(ops: Ops, backbone: Backbone) -> dict[str, nn.Module]:
+    """Copies of the backbone's modules, by path, that compute what modules and ops compute together. They have all but
+    the changed parameters in common with the backbone's own, which stay as they are.
+
+    Raises:
+        SiteError: an op cannot be put into weights where it acts; names the site.
+    """
+    made: dict[int, nn.Parameter] = {}
+
+    def as_parameter(tensor: Tensor) -> nn.Parameter:
+        # One tensor at several places becomes one parameter.
+        return made.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=False))
+
+    return {
+        path: with_parameters(backbone.modules[path], {name: as_parameter(t) for name, t in changed.items()})
+        for path, changed in put_into_weights(ops, backbone).items()
+    }
 
 
 def _put(op: Op, site: Site, values: Parameters) -> dict[str, Tensor]:

@@ -5,11 +5,11 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from graftwork.errors import AdapterError
-from graftwork.ops import Graft
+from graftwork.grafting.graft import Graft
+from graftwork.grafting.standin import very_modules
 
 
 class Recomputing:
@@ -18,15 +18,12 @@ class Recomputing:
     transformers recomputes layers in training mode only; a layer is run in the mode of the backbone's own dropout.
 
     Args:
-        model: the backbone's.
-        graft: what acts on it, in the recomputation too.
-        dropout: whether the backbone's own dropout acts in training.
+        graft: what acts on the backbone, in the recomputation too.
     """
 
-    def __init__(self, model: PreTrainedModel, graft: Graft, *, dropout: bool) -> None:
-        self.model = model
+    def __init__(self, graft: Graft) -> None:
         self.graft = graft
-        self.dropout = dropout
+        self.model = graft.backbone.model
         self.on = False
 
     def enable(self, checkpointing: dict[str, Any] | None, **options: Any) -> None:
@@ -45,7 +42,8 @@ class Recomputing:
         given |= {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.graft.run_again())}
         self._switch("enable")(given, **options)
         self.on = True
-        for layer in self._layers():
+        self.graft.recomputed = layers = self._layers()
+        for layer in layers:
             inner: Any = layer._gradient_checkpointing_func
             layer._gradient_checkpointing_func = partial(self._run, inner)  # type: ignore[assignment]
 
@@ -53,12 +51,8 @@ class Recomputing:
         """Keep activations again."""
         self._switch("disable")()
         self.model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+        self.graft.recomputed = ()
         self.on = False
-
-    def train(self, mode: bool) -> None:
-        """Whether layers are recomputed: in training mode."""
-        for layer in self._layers() if self.on else ():
-            layer.training = mode
 
     def _switch(self, what: str) -> Any:
         # transformers named it anew
@@ -66,14 +60,14 @@ class Recomputing:
         return getattr(self.model, name if hasattr(self.model, name) else f"gradient_checkpointing_{what}")
 
     def _layers(self) -> list[GradientCheckpointingLayer]:
-        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        return [module for module in very_modules(self.model) if isinstance(module, GradientCheckpointingLayer)]
 
     def _run(self, checkpoint: Callable[..., Any], forward: partial[Any], *args: Any) -> Any:
         """A layer run by a checkpointing function, with the backbone's own dropout as it was asked for."""
         layer = forward.args[0]
 
         def run(*inputs: Any) -> Any:
-            mode, layer.training = layer.training, self.dropout
+            mode, layer.training = layer.training, self.graft.dropout
             try:
                 return forward(*inputs)
             finally:

@@ -1,0 +1,376 @@
+"""The bank: which adapter each name stands for, within a budget of bytes."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from threading import Condition, get_ident
+from weakref import finalize
+
+from graftwork.bank.resident import Resident
+from graftwork.bank.version import Version
+from graftwork.errors import AdapterError, nearest
+from graftwork.grafting.graft import Modules
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What adapters take on the device, in bytes.
+
+    Attributes:
+        adapters: of each that is loaded, by name, its head included.
+        put_away: the names of those that are loaded again when they are next used.
+        budget: None when there is none.
+    """
+
+    adapters: Mapping[str, int]
+    put_away: tuple[str, ...]
+    budget: int | None
+
+    @property
+    def total(self) -> int:
+        return sum(self.adapters.values())
+
+
+@dataclass(frozen=True)
+class Merged:
+    """An adapter in the backbone's weights.
+
+    Attributes:
+        name: under which it was merged.
+        version: what the name stood for then.
+        modules: the backbone's modules with it in their weights, by path.
+    """
+
+    name: str
+    version: Resident
+    modules: Modules
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What names stand for when a call begins. It holds until the call ends, whatever they stand for by then.
+
+    Attributes:
+        residents: by name.
+        merged: what is in the backbone's weights.
+    """
+
+    residents: Mapping[str, Resident]
+    merged: Merged | None
+
+    def __getitem__(self, name: str) -> Resident:
+        return self.residents[name]
+
+    def modules(self, resident: Resident | None) -> Modules | None:
+        """What runs in the place of the backbone's own modules, when this adapter alone acts and is merged."""
+        merged = self.merged
+        return merged.modules if merged is not None and resident is merged.version else None
+
+
+class Bank(Mapping[str, Resident]):
+    """Adapters by name.
+
+    What a name stands for is put, replaced and dropped in one step; calls that run go on with what they leased. Past
+    the budget, adapters that were not used for longest are unloaded, and their next use loads them again. Pinned ones
+    stay, those in training, and those that a pass uses. Nothing is read, written or computed while the bank is locked.
+
+    Args:
+        budget: bytes on the device. Adapters are then kept on disk besides.
+    """
+
+    def __init__(self, budget: int | None = None) -> None:
+        self.budget = budget
+        self._changed = Condition()
+        self._residents: dict[str, Resident] = {}
+        self._merged: Merged | None = None
+        self._standing: set[Resident] = set()
+        self._coming: set[str] = set()
+        self._pinned: set[str] = set()
+        # What is on the device, the one that was not used for longest first, with its bytes.
+        self._loaded: dict[Resident, int] = {}
+        # How many passes use each of them, and how many passes each thread has begun.
+        self._uses: Counter[Resident] = Counter()
+        self._passes: Counter[int] = Counter()
+        # Those that want room, in the order in which they came.
+        self._waiting: list[object] = []
+        self._folder: Path | None = None
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Resident:
+        return self._residents[name]
+
+    def __iter__(self) -> Iterator[str]:
+        with self._changed:
+            return iter(list(self._residents))
+
+    def __len__(self) -> int:
+        return len(self._residents)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._residents
+
+    def named(self, name: str) -> Resident:
+        """What a name stands for.
+
+        Raises:
+            AdapterError: nothing; the nearest names are listed.
+        """
+        return self.lease([name])[name]
+
+    def lease(self, names: Iterable[str]) -> Lease:
+        """What these names stand for at this moment, all of them at once.
+
+        Raises:
+            AdapterError: one of them stands for nothing; the nearest names are listed.
+        """
+        with self._changed:
+            found = {}
+            for name in names:
+                if name not in self._residents:
+                    raise AdapterError(f"no adapter is named {name!r}", expected=nearest(name, self._residents))
+                found[name] = self._residents[name]
+            return Lease(found, self._merged)
+
+    @property
+    def merged(self) -> Merged | None:
+        """What is in the backbone's weights."""
+        return self._merged
+
+    def pinned(self, name: str) -> bool:
+        """Whether an adapter is never unloaded."""
+        return name in self._pinned
+
+    @contextmanager
+    def coming(self, name: str) -> Iterator[None]:
+        """Inside, a new name is taken, and stands for nothing yet.
+
+        Raises:
+            AdapterError: the name is taken.
+        """
+        with self._changed:
+            if name in self._residents or name in self._coming:
+                raise AdapterError(
+                    f"an adapter named {name!r} is here already",
+                    expected="another name, or replace(), or remove() first",
+                )
+            self._coming.add(name)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._coming.discard(name)
+
+    def put(
+        self,
+        name: str,
+        resident: Resident,
+        *,
+        attach: Callable[[], None],
+        pinned: bool = False,
+        replaced: Resident | None = None,
+    ) -> None:
+        """Let a name stand for an adapter.
+
+        Args:
+            attach: makes ready the sites where it acts, once there is room for it and before it stands under the name.
+            replaced: what the name has to stand for until now; None: nothing.
+
+        Raises:
+            AdapterError: there is no room for it beside those that stay; or the name stands for something else by now.
+                Nothing has changed then.
+        """
+        self._reserve([resident], what=f"adapter {name!r}", leaving=replaced)
+        try:
+            attach()
+            with self._changed:
+                self._check(name, replaced)
+                self._residents[name] = resident
+                self._standing.add(resident)
+                self._pinned.discard(name)
+                if pinned or resident.trainable:
+                    self._pinned.add(name)
+                if replaced is not None:
+                    self._standing.discard(replaced)
+                    self._tidy(replaced)
+        finally:
+            self._give_back([resident])
+
+    def _check(self, name: str, expected: Resident | None) -> None:
+        if self._residents.get(name) is not expected:
+            raise AdapterError(f"adapter {name!r} was changed by another thread meanwhile", expected="to try it again")
+        if self._merged is not None and self._merged.name == name:
+            raise AdapterError(f"adapter {name!r} is merged into the backbone's weights", expected="unmerge() first")
+
+    def drop(self, name: str) -> Resident:
+        """Let a name stand for nothing.
+
+        Raises:
+            AdapterError: it stands for nothing; or it is merged.
+        """
+        with self._changed:
+            resident = self.named(name)
+            self._check(name, resident)
+            del self._residents[name]
+            self._standing.discard(resident)
+            self._pinned.discard(name)
+            self._tidy(resident)
+            self._changed.notify_all()
+        return resident
+
+    def clear(self) -> None:
+        """Forget all names."""
+        for name in self:
+            self.drop(name)
+
+    def merge(self, merged: Merged | None) -> None:
+        """Note what is in the backbone's weights from now on.
+
+        Raises:
+            AdapterError: another one is; or the name stands for something else by now.
+        """
+        with self._changed:
+            if merged is not None:
+                if self._merged is not None:
+                    raise AdapterError(f"adapter {self._merged.name!r} is merged already", expected="unmerge() first")
+                self._check(merged.name, merged.version)
+            self._merged = merged
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+
+    def memory(self) -> Memory:
+        """What is loaded."""
+        with self._changed:
+            loaded = {name: self._loaded[r] for name, r in self._residents.items() if r in self._loaded}
+            return Memory(loaded, tuple(name for name in self._residents if name not in loaded), self.budget)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where adapters are kept on disk; None where there is no budget. It goes with the bank."""
+        if self.budget is None:
+            return None
+        with self._changed:
+            if self._folder is None:
+                self._folder = Path(mkdtemp(prefix="graftwork-"))
+                finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            return self._folder
+
+    @contextmanager
+    def use(self, residents: Sequence[Resident]) -> Iterator[None]:
+        """Inside, a pass uses these adapters: they are loaded, and stay so. Where the passes of other threads leave no
+        room for them, those are waited for.
+
+        Raises:
+            AdapterError: together with those that stay they take more than the budget. Nothing has changed then.
+        """
+        self._reserve(residents, what=f"the {len(residents)} adapters of one pass")
+        thread = get_ident()
+        self._passes[thread] += 1
+        try:
+            for resident in residents:
+                if isinstance(resident, Version):
+                    resident.load()
+            yield
+        finally:
+            self._passes[thread] -= 1
+            if not self._passes[thread]:
+                del self._passes[thread]
+            self._give_back(residents)
+
+    def unload(self) -> None:
+        """Unload all that can be: the model was moved or cast. What is used next is loaded anew."""
+        with self._changed:
+            for resident in list(self._loaded):
+                if isinstance(resident, Version):
+                    resident.unload()
+                    self._tidy(resident)
+
+    def _reserve(self, residents: Sequence[Resident], *, what: str, leaving: Resident | None = None) -> None:
+        """Count these as loaded and used, once there is room for them.
+
+        Args:
+            leaving: what goes when these have come.
+        """
+        with self._changed, self._in_line() as first:
+            while True:
+                self._refuse_too_many(residents, what, leaving)
+                if first() and self._make_room(residents, leaving):
+                    break
+                if self._passes[get_ident()]:
+                    raise AdapterError(
+                        f"{what} and those that a pass of this very thread uses take more than the budget of "
+                        f"{self.budget:,} bytes",
+                        expected="a larger budget, or no pass inside another one",
+                    )
+                self._changed.wait()
+            for resident in residents:
+                # Used last of all.
+                self._loaded.pop(resident, None)
+                self._loaded[resident] = resident.nbytes
+                self._uses[resident] += 1
+
+    @contextmanager
+    def _in_line(self) -> Iterator[Callable[[], bool]]:
+        """Stand in the line of those that want room; gives whether this one is the first of it.
+
+        Who comes later does not go before: passes that follow one another would leave no room for ever. Only a thread
+        that runs a pass already does, since others may wait for that pass.
+        """
+        place = object()
+        if not self._passes[get_ident()]:
+            self._waiting.append(place)
+        try:
+            yield lambda: place not in self._waiting or self._waiting[0] is place
+        finally:
+            if place in self._waiting:
+                self._waiting.remove(place)
+                self._changed.notify_all()
+
+    def _refuse_too_many(self, residents: Sequence[Resident], what: str, leaving: Resident | None) -> None:
+        """Refuse adapters that have no room beside those that stay, whatever passes run."""
+        staying = {self._residents[name] for name in self._pinned} - {leaving}
+        together = sum(resident.nbytes for resident in staying | {*residents})
+        if self.budget is not None and together > self.budget:
+            raise AdapterError(
+                f"{what} and those that stay take {together:,} bytes: there is no room for them in a budget of "
+                f"{self.budget:,}",
+                expected="a larger budget, fewer pinned adapters, or fewer adapters in one pass",
+            )
+
+    def _make_room(self, residents: Sequence[Resident], leaving: Resident | None) -> bool:
+        """Unload what was not used for longest, until these have room. Whether they have."""
+        if self.budget is None:
+            return True
+        sizes = self._loaded | {resident: resident.nbytes for resident in residents}
+        total = sum(size for resident, size in sizes.items() if resident is not leaving)
+        staying = {self._residents[name] for name in self._pinned} | {*residents, leaving}
+        for resident, size in list(self._loaded.items()):
+            if total <= self.budget:
+                break
+            if resident not in staying and not self._uses[resident] and isinstance(resident, Version):
+                resident.unload()
+                del self._loaded[resident]
+                total -= size
+        return total <= self.budget
+
+    def _give_back(self, residents: Sequence[Resident]) -> None:
+        """A pass has ended that used these."""
+        with self._changed:
+            for resident in residents:
+                self._uses[resident] -= 1
+                self._tidy(resident)
+            self._changed.notify_all()
+
+    def _tidy(self, resident: Resident) -> None:
+        """Count an adapter that no pass uses as what it is."""
+        if self._uses[resident] > 0:
+            return
+        self._uses.pop(resident, None)
+        if resident in self._standing and resident.loaded:
+            self._loaded[resident] = resident.nbytes
+        else:
+            self._loaded.pop(resident, None)

@@ -1,0 +1,99 @@
+"""What a name in the bank stands for: an adapter on one backbone, as passes use it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from graftwork.adapters import Adapter
+from graftwork.adapters.adapter import lower, usable_sites
+from graftwork.backbones import Backbone
+from graftwork.encoding import Encoder, encoder_for
+from graftwork.ops.op import Ops, check
+from graftwork.ops.slabs import Layout, Packed, routed
+
+
+class Resident(ABC):
+    """An adapter as it runs.
+
+    Attributes:
+        adapter: all of it but its tensors.
+        backbone: where it runs.
+        sites: the names of those where its ops act.
+        routed: whether it can share a pass with other adapters.
+        layout: how its numbers lie where nothing is drawn at random; None of one that cannot share a pass.
+    """
+
+    trainable: bool
+    adapter: Adapter
+    backbone: Backbone
+    sites: tuple[str, ...]
+    routed: bool
+    layout: Layout | None
+
+    def _look_at(self, ops: Ops) -> None:
+        """Note what follows from the ops.
+
+        Raises:
+            SiteError: they cannot act where they are to act.
+        """
+        check(ops, self.backbone.sites)
+        self.sites = tuple(ops)
+        self.routed = routed(ops, self.backbone)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """How the inputs of its task are read."""
+        return encoder_for(self.backbone, self.adapter)
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Of what is on the device for it when it is loaded, in bytes."""
+
+    @property
+    @abstractmethod
+    def loaded(self) -> bool:
+        """Whether it is on the device."""
+
+    @abstractmethod
+    def head(self) -> Mapping[str, Tensor]:
+        """The parameters of its head, on the device, by canonical name."""
+
+    @abstractmethod
+    def ops(self, *, training: bool = False) -> Ops:
+        """The ops by site, in the backbone's precision.
+
+        Args:
+            training: whether what is random about them is drawn.
+        """
+
+    @abstractmethod
+    def packed(self, *, training: bool = False) -> Packed:
+        """Of one that can share a pass, the ops as numbers."""
+
+    @abstractmethod
+    def drawing(self) -> AbstractContextManager[None]:
+        """Inside, what is random about it is drawn from its own source, where it has one."""
+
+    @abstractmethod
+    def snapshot(self) -> Adapter:
+        """The adapter with its parameters as they are now."""
+
+    @cached_property
+    def _acting_sites(self):  # type: ignore[no-untyped-def]
+        return self.adapter.method.sites(usable_sites(self.backbone, self.adapter.head))
+
+    def _lower(self, tensors: Mapping[str, Tensor], *, training: bool) -> Ops:
+        """The ops of these tensors, lowered in float32, or in the backbone's precision where that is a finer one."""
+        precision = torch.promote_types(torch.float32, self.backbone.dtype)
+        given = {name: tensor.to(self.backbone.device, precision) for name, tensor in tensors.items()}
+        method, head = self.adapter.method, self.adapter.head
+        ops = lower(self.backbone, method, head, given, training=training, sites=self._acting_sites)
+        return ops if training else {site: [op.at_rest() for op in acting] for site, acting in ops.items()}
+
+    def _in_precision(self, ops: Ops) -> Ops:
+        return {site: [op.to(self.backbone.dtype) for op in acting] for site, acting in ops.items()}

@@ -1,0 +1,136 @@
+"""A version: a finished adapter as it was when it was put under a name. It never changes."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import final
+
+import torch
+from torch import Tensor
+
+from graftwork.adapters import Adapter
+from graftwork.backbones import Backbone
+from graftwork.bank.resident import Resident
+from graftwork.bank.stored import Stored
+from graftwork.ops.op import Ops
+from graftwork.ops.shrinks import with_joint_shrinks
+from graftwork.ops.slabs import Packed
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What of a version is on the device.
+
+    Attributes:
+        head: the parameters of its head, float32.
+        ops: in the backbone's precision.
+        packed: the same as one row of numbers, where it can share a pass.
+    """
+
+    head: Mapping[str, Tensor]
+    ops: Ops
+    packed: Packed | None
+
+    @property
+    def nbytes(self) -> int:
+        own = {id(tensor): tensor for acting in self.ops.values() for op in acting for tensor in op.numbers()}
+        numbers = own.values() if self.packed is None else self.packed.tensors
+        return sum(tensor.nbytes for tensor in (*self.head.values(), *numbers))
+
+
+@final
+class Version(Resident):
+    """A finished adapter on one backbone.
+
+    What runs is lowered once from its tensors, which are kept as they were given: in memory, or on disk. It may be
+    unloaded from the device, and is loaded again by its next use; answers are the same either way. Whoever holds a
+    version can use it, whatever its name stands for by now.
+
+    Args:
+        owned: nobody else can change the adapter's tensors, so that they need not be copied.
+        folder: where its tensors are kept on disk; None keeps them in memory.
+    """
+
+    trainable = False
+
+    def __init__(
+        self, adapter: Adapter, backbone: Backbone, *, owned: bool = False, folder: Path | None = None
+    ) -> None:
+        self.adapter = replace(adapter, tensors={})
+        self.backbone = backbone
+        kept = owned or folder is not None
+        tensors = {n: t if kept else t.detach().clone() for n, t in adapter.tensors.items()}
+        ops = self._exact(tensors)
+        self._look_at(ops)
+        self.layout = None
+        self._loading = Lock()
+        self._loaded: _Loaded | None = self._put_on_device(tensors, ops)
+        self._stored = Stored(tensors, folder)
+        self._nbytes = self._loaded.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    @property
+    def loaded(self) -> bool:
+        return self._loaded is not None
+
+    def load(self) -> None:
+        """Have it on the device."""
+        self._on_device()
+
+    def unload(self) -> None:
+        """Free the device of it, until its next use."""
+        self._loaded = None
+
+    def head(self) -> Mapping[str, Tensor]:
+        return self._on_device().head
+
+    def ops(self, *, training: bool = False) -> Ops:
+        return self._on_device().ops
+
+    def packed(self, *, training: bool = False) -> Packed:
+        packed = self._on_device().packed
+        assert packed is not None
+        return packed
+
+    def exact_ops(self) -> Ops:
+        """The ops by site before they are rounded to the backbone's precision."""
+        return self._exact(self._stored.tensors())
+
+    def drawing(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def snapshot(self) -> Adapter:
+        return replace(self.adapter, tensors={n: t.clone() for n, t in self._stored.tensors().items()})
+
+    def _on_device(self) -> _Loaded:
+        loaded = self._loaded
+        if loaded is None:
+            with self._loading:
+                loaded = self._loaded
+                if loaded is None:
+                    tensors = self._stored.tensors()
+                    self._loaded = loaded = self._put_on_device(tensors, self._exact(tensors))
+                    self._nbytes = loaded.nbytes
+        return loaded
+
+    # Tensors made in inference mode could not take part in a later pass with gradients.
+
+    def _exact(self, tensors: Mapping[str, Tensor]) -> Ops:
+        with torch.inference_mode(False), torch.no_grad():
+            return self._lower(tensors, training=False)
+
+    def _put_on_device(self, tensors: Mapping[str, Tensor], exact: Ops) -> _Loaded:
+        with torch.inference_mode(False), torch.no_grad():
+            device = self.backbone.device
+            head = {name: t.to(device, copy=True) for name, t in tensors.items() if name.startswith("head.")}
+            ops = with_joint_shrinks(exact)
+            if not self.routed:
+                return _Loaded(head, self._in_precision(ops), None)
+            packed = Packed.of(ops).to_row(self.backbone.dtype, device)
+            self.layout = packed.layout
+            return _Loaded(head, packed.ops(), packed)

@@ -1,0 +1,8 @@
+"""Grafting: what touches a backbone's modules. Site modules go in and out, weights are exchanged, layers recomputed."""
+
+from graftwork.grafting.graft import Graft, Running
+from graftwork.grafting.recomputing import Recomputing
+from graftwork.grafting.site import SiteModule
+from graftwork.grafting.standin import StandIn
+
+__all__ = ["Graft", "Recomputing", "Running", "SiteModule", "StandIn"]

@@ -1,0 +1,117 @@
+"""A module in the place of one of the backbone's, which nobody outside a forward pass can tell from it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch.nn as nn
+from torch import Tensor
+
+SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+"""What a stand-in has in common with the module that it holds: the very dictionaries, so that names, parameters and
+state dict of the model are what they are without it."""
+
+SAVING = ("_state_dict_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+"""Hooks of the state dict, which are the module's, too."""
+
+
+HOOKING = ("forward", "_old_forward", "_hf_hook")
+"""What accelerate sets on a module that it hooks into: it calls what it found there, and that is what stands there."""
+
+
+class StandIn(nn.Module):
+    """Stands in the place of a module, and holds it.
+
+    The module's parameters, buffers and children are its own as well, under the same names. What else is read or set is
+    the module's. A copy of it, and what is pickled of it, is the module alone.
+
+    Attributes:
+        inner: the module.
+    """
+
+    inner: nn.Module
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.hold(inner)
+        self.__dict__["training"] = inner.training
+
+    def hold(self, inner: nn.Module) -> None:
+        """Stand for another module from now on."""
+        own = self.__dict__
+        own["inner"] = inner
+        own.update({name: getattr(inner, name) for name in (*SHARED, *SAVING, "_version")})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "inner" not in self.__dict__:  # it is being made
+                raise
+            return getattr(self.__dict__["inner"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "inner" not in self.__dict__ or name in self.__dict__ or name in HOOKING:
+            super().__setattr__(name, value)
+        else:
+            setattr(self.inner, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__:
+            super().__delattr__(name)
+        else:
+            delattr(self.inner, name)
+
+    def train(self, mode: bool = True) -> "StandIn":
+        super().train(mode)
+        self.inner.training = mode
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StandIn":
+        self.inner._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.inner._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.inner._load_from_state_dict(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _itself, (self.inner,)
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
+
+
+def very(module: nn.Module) -> nn.Module:
+    """The module itself, out of all that stands in its place."""
+    while isinstance(module, StandIn):
+        module = module.inner
+    return module
+
+
+def very_modules(root: nn.Module) -> Iterator[nn.Module]:
+    """All modules of a model themselves."""
+    return map(very, root.modules())
+
+
+def put(root: nn.Module, path: str, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Put a module in the place of another one, wherever that stands among the stand-ins at a path.
+
+    Returns:
+        The root, which is the new module where the old one was the root.
+    """
+    parent, _, leaf = path.rpartition(".")
+    place = root.get_submodule(parent) if path else None
+    here: nn.Module = root if place is None else place._modules[leaf]  # type: ignore[assignment]
+    if here is not old:
+        while isinstance(here, StandIn) and here.inner is not old:
+            here = here.inner
+        assert isinstance(here, StandIn), f"{path}: the module is not there"
+        here.__dict__["inner"] = new
+        return root
+    if place is None:
+        return new
+    place._modules[leaf] = new
+    return root

@@ -1,0 +1,88 @@
+"""An adapted model as Hugging Face's tools take it: its configuration, its state dict, and copies of it."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from graftwork.adapters import Adapter
+from graftwork.backbones import Backbone
+from graftwork.bank import Resident, Trained
+from graftwork.errors import AdapterError
+
+if TYPE_CHECKING:
+    from graftwork.model import AdaptedModel
+
+
+def labelled(config: PretrainedConfig, adapters: Sequence[Adapter]) -> PretrainedConfig:
+    """A backbone's configuration with the labels of the adapters, where these have the same ones."""
+    found = deepcopy(config)
+    kinds = {(adapter.kind, adapter.task.labels) for adapter in adapters}
+    if len(kinds) != 1:
+        return found
+    [(kind, labels)] = kinds
+    if labels is not None:
+        found.id2label, found.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+    elif kind == "regression":
+        found.id2label, found.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
+        found.problem_type = "regression"
+    return found
+
+
+def state_of(trained: Mapping[str, Trained]) -> dict[str, Tensor]:
+    """The tensors of adapters that are trained, each under the adapter's name and its own."""
+    return {f"{name}.{key}": t for name, resident in trained.items() for key, t in resident.tensors().items()}
+
+
+def load_state(
+    trained: Mapping[str, Trained], state: Mapping[str, Tensor], *, strict: bool
+) -> tuple[list[str], list[str]]:
+    """Overwrite the tensors of adapters that are trained.
+
+    Returns:
+        The names that are missing in the state, and those in it that no adapter has.
+
+    Raises:
+        AdapterError: names are missing or unknown and `strict` is on; or a shape is another one.
+    """
+    own = state_of(trained)
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if strict and (missing or unknown):
+        what = [*(f"lacks {name}" for name in missing), *(f"has unknown {name}" for name in unknown)]
+        raise AdapterError(
+            f"the state dict is not that of the adapters in training: it {'; '.join(what[:3])}",
+            expected="what state_dict() of a model with the same adapters gave",
+        )
+    for name, resident in trained.items():
+        mine = {key: state.get(f"{name}.{key}", tensor) for key, tensor in resident.tensors().items()}
+        resident.assign(mine)
+    return missing, unknown
+
+
+def rebuilt(
+    make: type["AdaptedModel"],
+    backbone: Backbone,
+    adapters: Mapping[str, tuple[Adapter, bool, bool]],
+    options: Mapping[str, Any],
+    merged: str | None,
+    training: bool,
+) -> "AdaptedModel":
+    """An adapted model out of what it was made of.
+
+    Args:
+        adapters: by name, each with whether it is trained and whether it is pinned.
+        options: of the model.
+    """
+    model = make(backbone, **options)
+    for name, (adapter, trainable, pinned) in adapters.items():
+        model.add(name, adapter, trainable=trainable, pinned=pinned)
+    if merged is not None:
+        model.merge(merged)
+    return model.train(training)
+
+
+def trained_of(residents: Mapping[str, Resident]) -> dict[str, Trained]:
+    """Those that are being trained, by name."""
+    return {name: resident for name, resident in residents.items() if isinstance(resident, Trained)}

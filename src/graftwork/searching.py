@@ -1,0 +1,123 @@
+"""Generation with adapters: the backbone's own `generate`, once for all rows, or once for those that can share it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Cache
+from transformers.utils.generic import ModelOutput
+
+from graftwork.bank import Lease
+from graftwork.errors import AdapterError
+from graftwork.grafting.stepwise import stepwise
+from graftwork.ops.prompt import as_of_text
+from graftwork.passes import Share
+from graftwork.running import Runner
+
+MAIN = ("inputs", "input_ids", "inputs_embeds", "encoder_outputs")
+"""Arguments of `generate` that tell how many rows there are."""
+
+OF_ROWS = (*MAIN, "negative_prompt_ids", "negative_prompt_attention_mask")
+"""Arguments of `generate` that have something of each row, beside those of the model's forward."""
+
+
+OF_ALL = {"past_key_values", "cache_position", "logits_to_keep"}
+"""Arguments of a model's forward that have nothing of single rows."""
+
+
+def rows_of(args: Sequence[Any], options: Mapping[str, Any]) -> int:
+    """How many rows `generate` is given."""
+    given = [*args[:1], *(options.get(name) for name in MAIN)]
+    known = next((value for value in given if value is not None), None)
+    if isinstance(known, ModelOutput):
+        known = known[0]
+    return 1 if known is None else len(known)
+
+
+def generate(
+    runner: Runner, lease: Lease, names: Sequence[str | None], args: Sequence[Any], options: Mapping[str, Any]
+) -> Any:
+    """What transformers' `generate` gives, of rows with these adapters.
+
+    Each of its forward passes waits for those of other threads, and other threads' passes run in between.
+
+    Raises:
+        AdapterError: adapters that cannot share a search are asked for what cannot be joined.
+    """
+    # What is read of the model is the same for all, whatever their heads read.
+    shares = runner.shares(lease, names, "root")
+    if len(shares) == 1:
+        return _search(runner, lease, shares[0], args, options)
+    if isinstance(options.get("past_key_values"), Cache):
+        raise AdapterError(
+            "these adapters cannot share a search, and one cache was given for all rows",
+            expected="a search for each of them, with a cache of its own",
+        )
+    per_row = {*OF_ROWS, *runner.forward_arguments} - OF_ALL
+    made, places = [], []
+    for share in shares:
+        own = [_of_rows(value, share) for value in args[:1]] + list(args[1:])
+        rest = {name: _of_rows(value, share) if name in per_row else value for name, value in options.items()}
+        if callable(allowed := options.get("prefix_allowed_tokens_fn")):
+            rest["prefix_allowed_tokens_fn"] = lambda row, ids, rows=share.rows, allowed=allowed: allowed(
+                rows[row], ids
+            )
+        found = _search(runner, lease, share, own, rest, in_order=False)
+        if not isinstance(found, Tensor):
+            raise AdapterError(
+                "these adapters cannot share a search, so that only tokens can be generated for all of them",
+                expected="no return_dict_in_generate, or adapters of methods that are no fine-tuning",
+            )
+        several = len(found) // len(share.rows)
+        made.append(found)
+        places += [row * several + i for row in share.rows for i in range(several)]
+    longest, padding = max(found.shape[1] for found in made), _padding(runner, options)
+    joined = torch.cat([F.pad(found, (0, longest - found.shape[1]), value=padding) for found in made])
+    return joined[torch.tensor(places, device=joined.device).argsort()]
+
+
+def _search(
+    runner: Runner,
+    lease: Lease,
+    share: Share,
+    args: Sequence[Any],
+    options: Mapping[str, Any],
+    *,
+    in_order: bool = True,
+) -> Any:
+    """One search of a share's rows.
+
+    Args:
+        in_order: the rows stand as in the batch, and not sorted by slot.
+    """
+    graft = runner.graft
+    modules = lease.modules(share.residents[0]) if len(share.residents) == 1 else None
+    with runner.bank.use(share.present):
+        with graft.lock, torch.no_grad():
+            ops = {} if modules is not None else share.ops(runner.backbone, in_order=in_order)
+        model: Any = stepwise(runner.backbone.model, lambda: graft.run(ops, modules=modules))
+        return model.generate(*args, **as_of_text(options, ops))
+
+
+def _of_rows(value: Any, share: Share) -> Any:
+    """What of an argument is of a share's rows."""
+    if isinstance(value, Tensor):
+        return value if len(value) == 1 else value[torch.tensor(share.rows, device=value.device)]
+    if isinstance(value, ModelOutput):
+        return type(value)(**{name: _of_rows(own, share) for name, own in value.items()})
+    if isinstance(value, tuple):
+        return tuple(_of_rows(own, share) for own in value)
+    return value
+
+
+def _padding(runner: Runner, options: Mapping[str, Any]) -> int:
+    """The token with which generation pads. It shows only where texts are of different lengths: an end token is known
+    then.
+    """
+    config = options.get("generation_config") or runner.backbone.model.generation_config
+    own = (config.pad_token_id, config.eos_token_id, runner.backbone.config.pad_token_id)
+    known = (options.get("pad_token_id"), *own)
+    found = next((token for token in known if token is not None), 0)
+    return int(torch.as_tensor(found).flatten()[0])

@@ -1,0 +1,153 @@
+"""The baseline of a run: a linear model on what the frozen backbone says already.
+
+Each text, or pair encoded together, becomes the mean over the last layer's states of its tokens; on these numbers,
+standardised by the training rows' mean and deviation, logistic regression is fitted, or ridge regression where the
+label is a number. Of a few strengths of regularisation the one with the best validation score is taken. What an adapter
+scores above that is what tuning was worth.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from graftwork.adapters import TaskIdentity
+from graftwork.backbones import Backbone
+from graftwork.encoding import TextEncoder
+from graftwork.heads import States
+from graftwork.heads.pooled import pool
+from graftwork.tasks import METRICS, Task, TaskData, compute
+from graftwork.training.examples import inputs_of, labels_of
+
+if TYPE_CHECKING:
+    import numpy
+
+Scores = dict[str, dict[str, float]]
+"""By split, then by metric."""
+
+NAMES = {"classification": "logistic regression", "regression": "ridge regression"}
+"""Kind of task -> its baseline; others have none."""
+
+ROWS = 10_000
+"""Rows to fit on at most: the first ones. Those that are scored are all rows, as an adapter's are."""
+
+BATCH = 64
+"""Rows in one pass. It is the same in every run, because rounding depends on it."""
+
+C = (0.001, 0.01, 0.1, 1.0)
+"""Inverse strengths of logistic regression's penalty, strongest first."""
+
+ALPHA = (10_000.0, 1_000.0, 100.0, 10.0)
+"""Strengths of ridge regression's penalty."""
+
+MARGIN = 0.01
+"""An adapter is said to be below the baseline where it is so by more than this share of it: less is chance."""
+
+logger = logging.getLogger(__name__)
+
+
+def baseline(backbone: Backbone, data: TaskData, identity: TaskIdentity) -> Scores:
+    """The baseline's scores on the validation split, and on the test split where there is one; empty where there can be
+    no baseline.
+
+    Args:
+        backbone: with no adapter that acts.
+        data: the task's.
+        identity: how its texts are cut.
+    """
+    kind = data.task.kind
+    if kind not in NAMES:
+        return {}
+    train = data.train.select(range(min(ROWS, len(data.train))))
+    splits = {"train": train, "validation": data.validation, **({} if data.test is None else {"test": data.test})}
+    # The backbone alone has no rows for tokens of an adapter's own.
+    encoder = TextEncoder(backbone, identity.model_copy(update={"added_tokens": ()}))
+    found = {name: embeddings(backbone, encoder, inputs_of(kind, rows)) for name, rows in splits.items()}
+    return probe(data.task, found, {name: labels_of(kind, rows) for name, rows in splits.items()})
+
+
+def embeddings(backbone: Backbone, encoder: TextEncoder, texts: Sequence[Any]) -> "numpy.ndarray":
+    """(N, d), float32: of each text the mean over the last layer's states, of an encoder-decoder the encoder's."""
+    model = backbone.base.get_encoder() if backbone.is_encoder_decoder else backbone.base
+    rows = encoder.encode(texts)
+    made = torch.empty(len(rows), backbone.hidden_size)
+    with torch.no_grad():
+        for places, batch in encoder.batches(rows, BATCH):
+            last = model(**batch).last_hidden_state
+            made[places] = pool(States(last=last, mask=batch.get("attention_mask")), "mean").cpu()
+    return made.numpy()
+
+
+def probe(task: Task, vectors: Mapping[str, "numpy.ndarray"], labels: Mapping[str, Sequence[Any]]) -> Scores:
+    """The scores of a linear model that is fitted on the split `train`, on the other ones; the strength with the best
+    score on `validation`, by the task's first metric, is taken. Empty where nothing can be fitted.
+
+    Args:
+        vectors: (N, d) by split.
+        labels: N of each.
+    """
+    import numpy as np
+
+    y = {name: np.asarray(own) for name, own in labels.items()}
+    if not all(np.isfinite(own).all() for own in vectors.values()):
+        logger.warning("there is no baseline, because the backbone's states are not finite (--dtype)")
+        return {}
+    if len(np.unique(y["train"])) < 2:
+        return {}
+    main, best = METRICS[task.metrics[0]], None
+    for model in _models(task.kind):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it has not converged: it is a score, near enough
+            model.fit(vectors["train"], y["train"])
+        scores = {
+            name: compute(task.metrics, task.kind, _said(task, model, own), y[name])
+            for name, own in vectors.items()
+            if name != "train"
+        }
+        value = scores["validation"][task.metrics[0]] * (1 if main.greater_is_better else -1)
+        if best is None or value > best[0]:
+            best = value, scores
+    assert best is not None
+    return best[1]
+
+
+def below(task: Task, metrics: Mapping[str, Mapping[str, float]], scores: Scores) -> str:
+    """That an adapter is worse than the baseline on the validation split, and what to try; empty when it is not."""
+    if not scores:
+        return ""
+    name, sign = task.metrics[0], 1 if METRICS[task.metrics[0]].greater_is_better else -1
+    own, other = metrics["validation"][name], scores["validation"][name]
+    if sign * (other - own) <= MARGIN * abs(other):
+        return ""
+    return (
+        f"the adapter's validation {name} is {own:.4f}, and that of {NAMES[task.kind]} on the frozen embeddings "
+        f"{other:.4f}: train for longer (--train.num_train_epochs), at a higher rate (--train.learning_rate, "
+        "--train.head_learning_rate), or pool otherwise (--pooling)"
+    )
+
+
+def _models(kind: str) -> list[Any]:
+    """Those that are compared, the strongest penalty first."""
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    linear = (
+        [Ridge(alpha=alpha) for alpha in ALPHA]
+        if kind == "regression"
+        else [LogisticRegression(C=c, max_iter=200) for c in C]
+    )
+    return [make_pipeline(StandardScaler(), model) for model in linear]
+
+
+def _said(task: Task, model: Any, vectors: "numpy.ndarray") -> "numpy.ndarray":
+    """(N, C) probabilities, 0 for a class that was not in what was fitted on; or N numbers."""
+    import numpy as np
+
+    if task.kind == "regression":
+        return np.asarray(model.predict(vectors))
+    found = np.zeros((len(vectors), len(task.labels or ())))
+    found[:, model.classes_] = model.predict_proba(vectors)
+    return found
