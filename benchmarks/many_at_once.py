@@ -56,7 +56,7 @@ def prepare(backbone: Backbone, methods: list[tuple[str, dict[str, Any]]]) -> tu
             "attention_mask": torch.ones_like(ids),
             "labels": said.float() if kind == "regression" else said,
         }
-        steps[f"{i}"] = Step({name: t.to(backbone.device) for name, t in batch.items()}, 1.0, (i,))
+        steps[f"{i}"] = Step({name: t.to(backbone.device) for name, t in batch.items()}, None, (i,))
     return model.train(), steps
 
 

@@ -13,6 +13,9 @@ from typing import Any
 Key = tuple[Hashable, ...]
 Record = dict[str, Any]
 
+REPORTED = {"stsb": "spearman"}
+"""The metric that papers report of a task, where another one chooses the checkpoint."""
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -41,14 +41,18 @@ class Checked(BaseModel, ABC):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_and_false_are_no_numbers(cls, value: object, info: ValidationInfo) -> object:
+    def _plain_numbers(cls, value: object, info: ValidationInfo) -> object:
+        """True and false are no numbers, and Python reads 1_0 as 10, and so would pydantic."""
         types = [*_types(cls.model_fields[str(info.field_name)].annotation)]
+        numbers = int in types or float in types
         if isinstance(value, Bare):
             if bool not in types:
                 raise PydanticCustomError("no_value", "{flag} has no value", {"flag": value.flag})
             return True
-        if bool not in types and (int in types or float in types) and _has_bool(value):
+        if numbers and bool not in types and _has_bool(value):
             raise PydanticCustomError("bool", "expected a number, and not true or false")
+        if numbers and str not in types and isinstance(value, str) and "_" in value:
+            raise ValueError("expected a number, without _ in it")
         return value
 
     @classmethod

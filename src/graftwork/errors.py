@@ -54,6 +54,19 @@ class RecipeError(GraftworkError):
     """A recipe or flag that is unknown, contradictory or of the wrong type."""
 
 
+class DivergedError(RecipeError):
+    """Training that comes to NaN or infinity, or an adapter that says them."""
+
+    @classmethod
+    def of(cls, problem: str) -> "DivergedError":
+        """With what can be changed where nothing more is known."""
+        return cls(
+            f"{problem}: training has diverged",
+            expected="finite numbers",
+            change="--train.learning_rate (lower), --train.warmup_ratio (longer), or --dtype float32",
+        )
+
+
 class OutputError(GraftworkError):
     """An output folder that exists already, or an interrupted run that is in the way."""
 

@@ -22,7 +22,9 @@ from graftwork.encoding import Encoder, Input
 from graftwork.errors import AdapterError, DataError, SiteError, nearest
 from graftwork.grafting import Graft, Recomputing
 from graftwork.grafting.merging import merged_modules
+from graftwork.heads import LanguageHead
 from graftwork.heads.language import require_language_model
+from graftwork.heads.losses import StepItems, of_one, of_several
 from graftwork.predicting import DEFAULT_BATCH_SIZE, Inference
 from graftwork.prediction import Prediction
 from graftwork.running import AdaptedOutput, Call, Runner
@@ -60,6 +62,8 @@ class AdaptedModel(nn.Module):
         BackboneError: another model is on the backbone.
         AdapterError: an adapter is damaged, or does not suit the backbone.
     """
+
+    accepts_loss_kwargs = True
 
     def __init__(
         self,
@@ -255,6 +259,7 @@ class AdaptedModel(nn.Module):
         targets: Tensor | Mapping[str, Tensor] | None = None,
         kept: Tensor | None = None,
         adapters: str | Sequence[str | None] | None = None,
+        num_items_in_batch: StepItems | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -277,6 +282,9 @@ class AdaptedModel(nn.Module):
                 when there is only one adapter.
             labels, targets: with a name a row, tensors as they are for one adapter, of which each adapter is given its
                 rows; or such tensors by the name of the adapter.
+            num_items_in_batch: what the loss is a mean over where gradients are accumulated: the number of labels in
+                all batches of the step, as `transformers.Trainer` gives it, or the head's `step_counts` of them; with a
+                name a row, those by the name of the adapter. Left out, the loss is the mean over this batch.
 
         Returns:
             loss (when labels are given), logits in float32 ((B, C), (B, T, C) for tags, (B, T, V) in generation),
@@ -305,15 +313,17 @@ class AdaptedModel(nn.Module):
         if kept is not None:
             inputs[KEPT] = kept
         names, lease = self._lease(adapters, len(main))
+        one = adapters is None or isinstance(adapters, str)
+        items = of_one(num_items_in_batch, names[0]) if one else of_several(num_items_in_batch, labels)
         call = Call.of(
             lease,
             labels=labels,
             targets=targets,
+            items=items,
             training=self.training,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        one = adapters is None or isinstance(adapters, str)
         result = self._runner.one(names[0], inputs, call) if one else self._runner.several(names, inputs, call)
         return result if return_dict is not False else result.to_tuple()
 
@@ -511,6 +521,17 @@ class AdaptedModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.backbone.device
+
+    @property
+    def loss_type(self) -> str | None:
+        """Tells `transformers.Trainer` to leave the first token of each row out when it counts labels: where all that
+        is trained is generation by a causal model, which says nothing of that token.
+        """
+        heads = [
+            trained.adapter.head for trained in trained_of(self.residents.lease(self.residents).residents).values()
+        ]
+        shifted = [isinstance(head, LanguageHead) and head.shifted for head in heads]
+        return "ForCausalLM" if shifted and all(shifted) else None
 
     def train(self, mode: bool = True) -> "AdaptedModel":
         """Training mode for adapters and heads; for the backbone's own dropout only when it was asked for. It holds for

@@ -1,7 +1,7 @@
 """What rows of a batch share a pass of the backbone, and what each of them is given and asked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graftwork.backbones import Backbone
 from graftwork.bank import Resident
-from graftwork.heads import IGNORED
+from graftwork.heads import IGNORED, Items
 from graftwork.ops import Route
 from graftwork.ops.op import Ops
 from graftwork.ops.slabs import Part, join, stacked
@@ -21,10 +21,12 @@ Section = Literal["root", "base", "encoder"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """Labels and targets: of all rows, or by the name of the adapter whose rows they are of."""
+    """Labels and targets: of all rows, or by the name of the adapter whose rows they are of; and by the adapter's name
+    what its loss is a mean over, where that is more than these rows."""
 
     labels: Tensor | Mapping[str, Tensor] | None = None
     targets: Tensor | Mapping[str, Tensor] | None = None
+    items: Mapping[str | None, Items] = field(default_factory=dict)
 
     def of(self, name: str | None, rows: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
         """Those of an adapter's rows."""

@@ -12,6 +12,7 @@ from graftwork.bank import Lease
 from graftwork.encoding import Encoder, GenerationEncoder, Input, TextEncoder, question_of, words_of
 from graftwork.errors import AdapterError, RecipeError
 from graftwork.generating import generation_config
+from graftwork.heads import Items
 from graftwork.prediction import Prediction, first_pieces, read_choices, read_logits, read_tags, tags_of, widen
 from graftwork.running import AdaptedOutput, Call, Runner
 from graftwork.searching import generate
@@ -35,15 +36,19 @@ class Inference:
         """How the inputs of an adapter's task are read."""
         return self._lease[adapter].encoder
 
-    def output(self, batch: Mapping[str, Tensor], adapters: str | Sequence[str]) -> AdaptedOutput:
+    def output(
+        self, batch: Mapping[str, Tensor], adapters: str | Sequence[str], items: Items | None = None
+    ) -> AdaptedOutput:
         """One forward pass, as `AdaptedModel.forward` gives it.
 
         Args:
             batch: its tensors, with labels and targets among them where there are some.
             adapters: one name for all rows, or a name for each.
+            items: with one name, what the loss is a mean over, where that is more than this batch.
         """
         inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "targets")}
-        call = Call.of(self._lease, labels=batch.get("labels"), targets=batch.get("targets"))
+        known: dict[str | None, Items] = {} if items is None or not isinstance(adapters, str) else {adapters: items}
+        call = Call.of(self._lease, labels=batch.get("labels"), targets=batch.get("targets"), items=known)
         with torch.inference_mode():
             if isinstance(adapters, str):
                 return self._runner.one(adapters, inputs, call)

@@ -15,7 +15,7 @@ from graftwork.backbones.families.proof import tiny_input
 from graftwork.bank import Bank, Lease, Resident
 from graftwork.errors import AdapterError, BackboneError
 from graftwork.grafting import Graft
-from graftwork.heads import States
+from graftwork.heads import Items, States
 from graftwork.passes import Section, Share, Wanted, in_order, last_of, padded
 from graftwork.starts import KEPT, HeadStart, LayerStart, Start
 
@@ -67,12 +67,13 @@ class Call:
         *,
         labels: Tensor | Mapping[str, Tensor] | None = None,
         targets: Tensor | Mapping[str, Tensor] | None = None,
+        items: Mapping[str | None, Items] | None = None,
         training: bool = False,
         **asked: bool | None,
     ) -> "Call":
         """A call, less what of the backbone's states is not asked for."""
         known = {name: value for name, value in asked.items() if value is not None}
-        return cls(lease, Wanted(labels, targets), known, training)
+        return cls(lease, Wanted(labels, targets, items or {}), known, training)
 
 
 class Runner:
@@ -239,13 +240,15 @@ class Runner:
             if resident is None or results[i].loss is None or not (call.training and resident.trainable):
                 continue
             method, head = resident.adapter.method, resident.adapter.head
-            labels, _ = call.wanted.of(*share.by_slot()[i])
+            name, rows = share.by_slot()[i]
+            labels, _ = call.wanted.of(name, rows)
             assert labels is not None  # there is a loss
             start, end = share.span(i)
             mine = {name: tensor[start:end] for name, tensor in inputs.items()}
             for _ in range(method.passes - 1):
                 _, [again] = self._pass(share.alone(i), mine, replace(call, asked={}))
-                apart = head.divergence(results[i].require("logits"), again.require("logits"), labels)
+                both = results[i].require("logits"), again.require("logits")
+                apart = head.divergence(*both, labels, call.wanted.items.get(name))
                 results[i].loss = results[i].require("loss") + apart
         return output, results
 
@@ -291,7 +294,8 @@ class Runner:
                 logits = head.logits(own, parameters, training=call.training and resident.trainable)
             if absent is not None and mine > 1:
                 logits = logits.masked_fill((absent if places is None else absent[places]).view(-1, mine), -torch.inf)
-            loss = None if labels is None else head.loss(logits, labels, own, parameters)
+            items = call.wanted.items.get(share.names[slot])
+            loss = None if labels is None else head.loss(logits, labels, own, parameters, items)
             results.append(AdaptedOutput(loss=loss, logits=logits))
         return output, results
 

@@ -82,7 +82,7 @@ def test_predict_says_numbers_of_an_empty_text_or_nothing(graftwork, backbones, 
     save_file(tensors, file, metadata={"format": "pt"})
     run = graftwork("predict", tmp_path / "a", "good", "--json")
     assert (run.status, run.out) == (2, "")
-    assert "nan" in run.err
+    assert "NaN" in run.err
 
 
 def test_predict_tags(graftwork, tuned, tmp_path):

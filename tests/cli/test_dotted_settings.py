@@ -5,6 +5,7 @@ import pytest
 from graftwork import LoRA, TrainingSettings
 from graftwork.cli.settings import gather_settings, parse_settings
 from graftwork.errors import MethodError, RecipeError
+from graftwork.tasks import Task
 from graftwork.training import Recipe
 from graftwork.training.recipe import override
 
@@ -159,3 +160,23 @@ def test_a_number_written_as_a_time_is_refused():
 def test_setting_given_twice():
     with pytest.raises(RecipeError, match=r"'train\.seed' is given twice(.|\n)*--train\.seed"):
         parse_settings(["train.seed=3", "method.rank=4", "train.seed=3"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [({"seed": "1_0"}, "seed"), ({"learning_rate": "1_0e-3"}, "learning_rate"), ({"max_length": "1_2"}, "max_length")],
+)
+def test_python_may_write_numbers_with_underscores_and_settings_may_not(settings, key):
+    with pytest.raises(RecipeError, match=rf"{key}(.|\n)*without _ in it"):
+        TrainingSettings(**settings)
+
+
+def test_other_settings_may_have_underscores():
+    settings = TrainingSettings(train_sampling_strategy="group_by_length", optim="adamw_torch", seed="10")
+    assert (settings.seed, settings.optim) == (10, "adamw_torch")
+    with pytest.raises(MethodError, match="without _ in it"):
+        LoRA(rank="1_6")
+    assert LoRA(targets="layers.0_1.*", rank="16").rank == 16
+    with pytest.raises(RecipeError, match=r"split_seed: (.|\n)*without _ in it"):
+        Task.parse({"name": "a_1", "text": "1_0", "split_seed": "1_0"}, origin="it")
+    assert Task.parse({"name": "a_1", "text": "1_0"}, origin="it").text == "1_0"

@@ -120,7 +120,8 @@ def test_glue_from_the_hub(monkeypatch, name):
 
 
 def test_glue_task_over_a_file_of_ones_own(tmp_path):
-    (tmp_path / "rows.csv").write_text("sentence,label\n" + "good,positive\nbad,negative\n" * 10)
+    rows = [f"good {i},positive\nbad {i},negative\n" for i in range(10)]
+    (tmp_path / "rows.csv").write_text("sentence,label\n" + "".join(rows))
     assert len(load(find_task("sst2").override(data=str(tmp_path / "rows.csv"))).validation) == 2
 
 

@@ -1,6 +1,7 @@
 """Every format, the seeded splits, and one clear error for each thing that can be wrong with data."""
 
 import json
+import re
 from collections import Counter
 
 import datasets
@@ -201,7 +202,11 @@ def test_regression(tmp_path):
         ("rows.csv", "text,label\n", r"rows.csv has no rows(.|\n)*train split"),
         ("rows.parquet", "no parquet", "no readable Parquet file"),
         ("rows.txt", "a", r"of a kind that cannot be read(.|\n)*\.csv, \.tsv, \.json, \.jsonl, \.parquet"),
-        ("rows.csv", "text,label\n" + "a,x\n" * 9, "has the label 'x' in column 'label' for every row"),
+        (
+            "rows.csv",
+            "text,label\n" + "".join(f"a{i},x\n" for i in range(9)),
+            "has the label 'x' in column 'label' for every row",
+        ),
         ("rows.csv", "text,label\na,x\nb,y\n", "has 2 rows, too few to hold 1 out for validation"),
     ],
 )
@@ -238,11 +243,36 @@ def test_labels_that_training_never_saw(tmp_path):
         load(task(tmp_path, labels=("x", "q")))
 
 
-@pytest.mark.parametrize("value", ["high", "nan", "inf", "1e999"])
+@pytest.mark.parametrize(
+    "value", ["high", "nan", "inf", "1e999", "1_0", "1_0.5", "1e1_0", "\u0661\u0662", "0x10", "1 0", ".", "1e"]
+)
 def test_regression_labels_that_are_no_numbers(tmp_path, value):
     path = csv(tmp_path, f"text,label\na,1\nb,{value}\nc,2\n")
-    with pytest.raises(DataError, match=f"has '{value}' in column 'label', which is no finite number: line 3"):
+    with pytest.raises(
+        DataError, match=f"has {re.escape(repr(value))} in column 'label', which is no finite number: line 3"
+    ):
         load_split(task(path, kind="regression", validation_fraction=0), "train")
+
+
+@pytest.mark.parametrize("value", ["-1.5", "+2", " 3 ", ".5", "1.", "1e-3", "2E+2", "010"])
+def test_numbers_as_text(tmp_path, value):
+    path = csv(tmp_path, f'text,label\na,1\nb,"{value}"\nc,2\n')
+    assert load_split(task(path, kind="regression", validation_fraction=0), "train")["label"][1] == float(value)
+
+
+def test_a_whole_number_that_no_float_holds(tmp_path):
+    path = write(tmp_path / "rows.jsonl", json_lines([{"text": "a", "label": 10**400}, {"text": "b", "label": 1}]))
+    with pytest.raises(DataError, match="no finite number: line 1"):
+        load_split(task(path, kind="regression", validation_fraction=0), "train")
+
+
+ARABIC = "\u0661"
+"""A one, to Python."""
+
+
+def test_labels_of_other_digits_sort_as_names(tmp_path):
+    path = csv(tmp_path, "text,label\n" + "".join(f"t{i},{('10', '9', ARABIC)[i % 3]}\n" for i in range(30)))
+    assert load(task(path)).task.labels == ("10", "9", ARABIC)
 
 
 def test_f1_needs_two_classes(tmp_path):
@@ -273,7 +303,7 @@ def test_splits_that_are_not_there(tmp_path):
 
 
 def test_a_test_file_without_labels_is_no_split(tmp_path):
-    csv(tmp_path, "text,label\n" + "a,x\nb,y\n" * 9, "train.csv")
+    csv(tmp_path, "text,label\n" + "".join(f"a{i},x\nb{i},y\n" for i in range(9)), "train.csv")
     csv(tmp_path, "text\na\n", "test.csv")
     assert load(task(tmp_path), test=False).test is None
     assert load(task(tmp_path)).test is None

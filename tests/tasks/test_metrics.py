@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from graftwork.errors import RecipeError
-from graftwork.tasks import METRICS, compute
+from graftwork.tasks import METRICS, compute, find_task
 from graftwork.tasks.metrics import DEFAULT_METRICS
 
 
@@ -34,6 +35,35 @@ def test_macro_f1_over_three_classes():
     assert values == pytest.approx({"f1_macro": (2 / 3 + 1 + 0) / 3, "accuracy": 2 / 3})
 
 
+def test_macro_f1_is_over_the_classes_of_the_labels_whatever_is_predicted():
+    labels = np.array([0, 0, 1, 1])
+    right = compute(("f1_macro",), "classification", logits([0, 0, 1, 1], 4), labels)
+    assert right == {"f1_macro": 1.0}
+    # One of four is wrong, be it called by the other class's name or by one that no row has: F1 1 and 2/3, or less
+    # where the other class is called wrongly as well.
+    absent = compute(("f1_macro",), "classification", logits([0, 0, 1, 3], 4), labels)
+    assert absent == pytest.approx({"f1_macro": (1 + 2 / 3) / 2})
+    other = compute(("f1_macro",), "classification", logits([0, 0, 1, 0], 4), labels)
+    assert other == pytest.approx({"f1_macro": (4 / 5 + 2 / 3) / 2})
+
+
+def test_r2():
+    labels = np.array([50_000.0, 150_000.0, 100_000.0])
+    r2 = lambda said: compute(("r2",), "regression", np.array(said, dtype=float), labels)["r2"]  # noqa: E731
+    assert r2(labels) == 1.0
+    assert r2([100_000.0] * 3) == 0.0
+    # Errors of 10,000 each: 1 - 3 · 10⁸ / (5 · 10⁹).
+    assert r2(labels + 10_000) == pytest.approx(0.94)
+    # What is right but for scale and place correlates perfectly, and is worse than nothing.
+    assert r2(labels / 1_000) < -1
+    assert compute(("r2",), "regression", np.array([1.0, 2.0]), np.array([3.0, 3.0])) == {"r2": 0.0}
+
+
+def test_a_correlation_chooses_no_checkpoint_by_default():
+    assert DEFAULT_METRICS["regression"][0] == "r2"
+    assert find_task("stsb").metrics == ("r2", "spearman", "pearson")
+
+
 def test_regression_metrics():
     predictions, labels = np.array([[1.0], [2.0], [4.0]]), np.array([1.0, 3.0, 2.0])
     values = compute(("pearson", "spearman", "mse", "mae"), "regression", predictions, labels)
@@ -50,6 +80,27 @@ def test_correlation_with_a_constant_is_zero(name, value):
     assert compute((name,), "regression", constant, varied) == {name: 0.0}
     assert compute((name,), "regression", varied, constant) == {name: 0.0}
     assert compute((name,), "regression", varied[:1], varied[:1]) == {name: 0.0}
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_alone_has_no_correlation(name, dtype):
+    """A collapsed head: the states of all texts are one state, but for rounding, and so is what it says of them."""
+    generator = torch.Generator().manual_seed(0)
+    state, weight = (torch.randn(384, generator=generator) for _ in range(2))
+    # Sums in another order, and roundings up and down.
+    noise = 1 + (torch.rand(300, 384, generator=generator) - 0.5) * torch.finfo(dtype).eps
+    said = (state * noise).to(dtype).float() @ weight / 384**0.5
+    labels = torch.rand(300, generator=generator) * 5
+    assert said.std() > 0
+    # Of noise some sample correlates: the labels are sorted as it is.
+    correlated = labels.sort().values[said.argsort().argsort()]
+    assert compute((name,), "regression", said.numpy(), correlated.numpy()) == {name: 0.0}
+    # What varies as the labels do is heard, however noisy it is; and what is said of large numbers.
+    heard = compute((name,), "regression", (labels + said).numpy(), labels.numpy())
+    assert heard[name] > 0.5
+    large = 100_000 + 50_000 * labels.numpy()
+    assert compute((name,), "regression", large.astype(np.float32), large) == {name: pytest.approx(1.0)}
 
 
 @pytest.mark.parametrize("labels", [[0, 0], [0, 1], [1, 1]])

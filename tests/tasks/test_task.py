@@ -20,8 +20,8 @@ def write(path, text):
 def test_defaults_follow_the_kind():
     assert Task(name="t", text="text").metrics == ("accuracy", "f1_macro")
     regression = Task(name="t", kind="regression", text="text")
-    assert regression.metrics == ("pearson", "spearman", "mse")
-    assert regression.main_metric == "pearson"
+    assert regression.metrics == ("r2", "pearson", "spearman", "mse")
+    assert regression.main_metric == "r2"
     assert Task(name="t", text="a", text_pair="b").columns == ("a", "b", "label")
 
 

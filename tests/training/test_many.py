@@ -56,7 +56,7 @@ def check_gradients(model, steps, bound=1e-10):
     expected, losses = {}, {}
     seeded()
     for name, step in steps.items():
-        loss = model(**step.batch, adapters=name).loss * step.weight
+        loss = model(**step.batch, adapters=name, num_items_in_batch=step.counts).loss
         loss.backward()
         losses[name], expected[name] = loss.detach(), gradients_of(model, name)
     for resident in model.residents.values():
@@ -98,7 +98,7 @@ def test_gradients_of_every_kind_of_op_and_random_draw_are_those_of_a_run_alone(
     for i, (name, method) in enumerate(METHODS.items()):
         model.add(name, make_adapter(backbone, method, trained=True, seed=i, dropout=0.3), trainable=True)
         batch = texts(2 + i % 3, 4 + i, i)
-        steps[name] = Step({**batch, "labels": torch.arange(len(batch["input_ids"])) % 3}, 1 / (1 + i % 2), (i,))
+        steps[name] = Step({**batch, "labels": torch.arange(len(batch["input_ids"])) % 3}, None, (i,))
     assert [set(group) for group in passes(model, {n: s.batch for n, s in steps.items()})] == [
         METHODS.keys() - {"full"},
         {"full"},
@@ -119,7 +119,7 @@ def test_gradients_of_heads_of_all_kinds_are_those_of_a_run_alone():
         for name, length in ((kind, 5), (f"{kind}-again", 5 if labels.dim() > 1 else 8)):
             choices = 2 if kind == "multiple-choice" else None
             model.add(name, make_adapter(backbone, LORA, kind=kind, trained=True, seed=i, dropout=0.2), trainable=True)
-            steps[name] = Step({**texts(3, length, len(steps), choices=choices), "labels": labels}, 1.0, (i,))
+            steps[name] = Step({**texts(3, length, len(steps), choices=choices), "labels": labels}, None, (i,))
     assert [len(group) for group in passes(model, {n: s.batch for n, s in steps.items()})] == [6, 2]
     check_gradients(model, steps)
 
@@ -134,14 +134,14 @@ def test_gradients_of_language_models_are_those_of_a_run_alone(kind):
         batch["labels"] = labels.masked_fill(labels == 0, -100)
         head = LanguageHead(shifted=shifted)
         model.add(f"says-{i}", make_adapter(backbone, LoRA(rank=2), head=head, trained=True, seed=i), trainable=True)
-        steps[f"says-{i}"] = Step(batch, 1.0, (i,))
+        steps[f"says-{i}"] = Step(batch, None, (i,))
     for i, (choices, length) in enumerate(((2, 6), (2, 4), (3, 5))):
         batch = texts(2, length, 20 + i, choices=choices)
         said = batch if shifted else texts(2, 8 - i, 30 + i, choices=choices)
         targets = said["input_ids"].masked_fill(said["attention_mask"] == 0, -100)
         head = LikelihoodHead(shifted=shifted)
         model.add(f"judges-{i}", make_adapter(backbone, Houlsby(bottleneck=2), head=head, trained=True), trainable=True)
-        steps[f"judges-{i}"] = Step({**batch, "targets": targets, "labels": torch.tensor([1, 0])}, 1.0, (i,))
+        steps[f"judges-{i}"] = Step({**batch, "targets": targets, "labels": torch.tensor([1, 0])}, None, (i,))
     assert [len(group) for group in passes(model, {n: s.batch for n, s in steps.items()})] == [3, 2, 1]
     check_gradients(model, steps)
 

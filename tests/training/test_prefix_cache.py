@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from tiny import make_adapter
 from training.workbench import FAST, KilledError, at_step, contents, killed
 
@@ -26,7 +25,10 @@ from graftwork import (
     tune,
 )
 from graftwork.errors import BackboneError, RecipeError
-from graftwork.training.statefiles import STALE, DamagedError, StateFiles, _checksum, size_of
+from graftwork.heads import PooledHead
+from graftwork.starts import HeadStart
+from graftwork.training.prefix_cache import key_of
+from graftwork.training.statefiles import STALE, StateFiles
 
 UPPER = LoRA(rank=4, targets="layers.1.*")
 OFF = {"backbone_dropout": "off"}
@@ -124,6 +126,50 @@ def test_what_is_computed_in_bfloat16_is_kept_in_it(run, cache, backbone_folder)
     assert (states.dtype, states.shape[1]) == (torch.bfloat16, backbone.hidden_size)
     run(HeadOnly(), backbone=backbone)
     assert len(kept_in(cache)) == 2
+
+
+@pytest.mark.parametrize("method", [HeadOnly(), UPPER], ids=lambda method: method.name)
+def test_what_one_precision_keeps_is_not_read_in_another(run, cache, backbone_folder, method):
+    """A vector of a text is float32 whatever the backbone computes in."""
+    precisions = {
+        name: Backbone.load(str(backbone_folder), dtype=name, device="cpu") for name in ("float32", "bfloat16")
+    }
+    alone = {}
+    for name, backbone in precisions.items():
+        shutil.rmtree(cache, ignore_errors=True)
+        alone[name] = contents_of(run(method, backbone=backbone))
+    found = {name: contents_of(run(method, backbone=backbone)) for name, backbone in precisions.items()}
+    assert found == alone
+    assert found["float32"] != found["bfloat16"]
+    assert len(kept_in(cache)) == 2
+
+
+DECIDING = {
+    "the attention function": lambda backbone, patch: patch.setattr(
+        backbone.config, "_attn_implementation_internal", "eager"
+    ),
+    "the libraries": lambda backbone, patch: patch.setattr(
+        "graftwork.training.prefix_cache.library_versions", lambda: {"torch": "0"}
+    ),
+    "the processor's instructions": lambda backbone, patch: patch.setattr(
+        torch.backends.cpu, "get_cpu_capability", lambda: "NONE"
+    ),
+    "threads": lambda backbone, patch: patch.setattr(torch, "get_num_threads", lambda: 77),
+    "limits": lambda backbone, patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41"),
+    "products": lambda backbone, patch: patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium"),
+    "one weight's precision": lambda backbone, patch: patch.setitem(
+        backbone.modules, "one", torch.nn.Linear(1, 1, dtype=torch.float16)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DECIDING)
+def test_whatever_decides_the_states_is_in_the_key(backbone, what, monkeypatch):
+    start = HeadStart(backbone, PooledHead(kind="classification", num_outputs=2, pooling="first"))
+    before = key_of(backbone, start, torch.float32, "texts")
+    assert key_of(backbone, start, torch.float32, "texts") == before
+    DECIDING[what](backbone, monkeypatch)
+    assert key_of(backbone, start, torch.float32, "texts") != before
 
 
 # Once
@@ -278,39 +324,6 @@ def test_too_many_states_for_the_room(run, cache, caplog):
     assert "--train.prefix_cache_gb" in caplog.text
     assert kept_in(cache) == []
     assert contents_of(adapter) == contents_of(run(prefix_cache="off"))
-
-
-def pieces(value):
-    return torch.tensor([0, 2, 5]), 4, torch.float32, iter([torch.full((5, 4), value)])
-
-
-def test_what_was_not_used_for_longest_makes_room(tmp_path):
-    size = size_of(*pieces(0.0)[:3])
-    files = StateFiles(tmp_path, 3 * size)
-    for age, key in enumerate("abc"):
-        files.write(key, *pieces(float(age)))
-        os.utime(tmp_path / f"{key}.safetensors", (1_000 + age,) * 2)
-    assert (tmp_path / "a.safetensors").stat().st_size == size
-    assert files.read("a") is not None
-    files.write("d", *pieces(3.0))
-    assert kept_in(tmp_path) == ["a.safetensors", "c.safetensors", "d.safetensors"]
-    bounds, states = files.read("d")
-    assert bounds.tolist() == [0, 2, 5]
-    assert states.eq(3.0).all()
-    assert files.read("b") is None
-
-
-def test_a_file_of_other_bounds_is_damaged(tmp_path):
-    bounds, width, dtype, _ = pieces(0.0)
-    files = StateFiles(tmp_path, 10_000)
-    with pytest.raises(OSError, match="not what is read back"):
-        files.write("a", bounds, width, dtype, iter([torch.zeros(4, 4)]))
-    states = torch.zeros(4, 4)
-    checksum = {"crc32": _checksum(bounds, states)}
-    save_file({"bounds": bounds, "states": states}, tmp_path / "a.safetensors", metadata=checksum)
-    with pytest.raises(DamagedError):
-        files.read("a")
-    assert kept_in(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_written(run, tmp_path, caplog, monkeypatch):

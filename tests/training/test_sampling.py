@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 from torch.utils.data import DataLoader
 
-from graftwork.training.sampling import POOL, LengthGrouped, TokenBudget
+from graftwork.seeds import seed_of
+from graftwork.training.sampling import POOL, LengthGrouped, Shuffled, TokenBudget
 
 LENGTHS = random.Random(0).choices(range(3, 61), k=1_003)
 
@@ -87,3 +88,33 @@ def test_batches_of_tokens_are_drawn_anew_each_epoch_and_the_same_each_time():
 def test_batches_of_tokens_of_few_rows(count):
     batches = budgeted(0, 64, lengths=[5] * count)
     assert sorted(row for batch in batches for row in batch) == list(range(count))
+
+
+# Seeds
+
+
+KINDS_OF_BATCHES = {
+    "length": lambda seed: LengthGrouped(LENGTHS, 8, seed=seed),
+    "tokens": lambda seed: TokenBudget(LENGTHS, 256, seed=seed),
+    "any": lambda seed: Shuffled(len(LENGTHS), 8, seed=seed),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_BATCHES)
+def test_no_epoch_of_one_seed_is_an_epoch_of_another(kind):
+    drawn = {}
+    for seed in range(4):
+        batches = KINDS_OF_BATCHES[kind](seed)
+        for number in range(4):
+            batches.set_epoch(number)
+            order = tuple(map(tuple, batches))
+            assert sorted(row for batch in order for row in batch) == list(range(len(LENGTHS)))
+            assert order not in drawn, f"epoch {number} of seed {seed} is epoch and seed {drawn.get(order)}"
+            drawn[order] = (number, seed)
+
+
+def test_seeds_are_the_same_on_every_machine_and_python():
+    assert seed_of("batches", 0, 0) == 5295733135109225820
+    assert seed_of("batches", 0, 1) != seed_of("batches", 1, 0)
+    assert seed_of("batches", 1, 11) != seed_of("batches", 11, 1)
+    assert seed_of("batches", 0) != seed_of("pass", 0)

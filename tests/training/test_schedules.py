@@ -21,6 +21,7 @@ from graftwork.heads import PooledHead
 from graftwork.methods import METHODS, FullFineTuning, HeadOnly, ULMFiT
 from graftwork.model import AdaptedModel
 from graftwork.training import TrainingSettings
+from graftwork.training.sampling import Shuffled
 from graftwork.training.schedules import scheduler, slanted_triangular
 from graftwork.training.trainer import AdapterTrainer
 
@@ -125,9 +126,10 @@ def make_trainer(backbone, tmp_path):
         models.append(model)
         model.add("c", Adapter.create(backbone, method, head, identity), trainable=True)
         resolved = TrainingSettings(**settings).resolved(method, backbone)
-        arguments = resolved.arguments(tmp_path, metric="accuracy", greater_is_better=True, cpu=True)
+        arguments = resolved.arguments(tmp_path, metric="accuracy", greater_is_better=True, device=torch.device("cpu"))
         arguments = replace(arguments, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
-        return AdapterTrainer(model=model, args=arguments, adapter_name="c", schedule=resolved.schedule, **options)
+        given = {"batches": Shuffled(8, 4, seed=0), "schedule": resolved.schedule, **options}
+        return AdapterTrainer(model=model, args=arguments, adapter_name="c", **given)
 
     yield make
     for model in models:
@@ -225,7 +227,7 @@ def test_a_run_that_ends_too_early_says_so(backbone, classes, caplog):
     caplog.clear()
     with caplog.at_level(logging.WARNING, "graftwork"):
         tune(backbone, task=classes, method=ULMFiT(), **{**FAST, "num_train_epochs": 3})
-    assert caplog.text == ""
+    assert "num_train_epochs" not in caplog.text
 
 
 # Resuming

@@ -345,4 +345,6 @@ def test_nothing_is_logged_of_what_is_whole(make, caplog):
         backbone, task = make(case)
         with caplog.at_level(logging.WARNING):
             tune(backbone, task=task, method=LORA, max_steps=1)
-    assert [r.message for r in caplog.records if r.name.startswith("graftwork")] == []
+    # The splits are small, and one step learns nothing, of which is told.
+    own = [r for r in caplog.records if r.name.startswith("graftwork") and r.name != "graftwork.training.remarks"]
+    assert [r.message for r in own] == []

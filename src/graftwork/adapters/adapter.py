@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters.added import declare_added, first_rows, with_added
-from graftwork.adapters.contents import digest_of
+from graftwork.adapters.contents import digest_of, not_finite
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
 from graftwork.backbones import Backbone, Pooling, Site, Sites
 from graftwork.backbones.pooling import describe_pooling
@@ -47,6 +47,7 @@ class Adapter:
         fixed: the names of those tensors that are kept but never trained.
         metrics: scores by split, then by metric.
         baseline: the same of a linear model on the frozen backbone's states; empty where there is none.
+        rows: how many rows of each split they were measured on; of generation, sources. Empty where it is not known.
         seed: of initialisation and training.
         recipe: everything that the run was started with, as resolved; empty for an adapter made by hand.
         versions: of the libraries that made it.
@@ -61,6 +62,7 @@ class Adapter:
     fixed: tuple[str, ...] = ()
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     baseline: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=library_versions)
@@ -191,6 +193,7 @@ class Adapter:
             fixed=tuple(name for name in self.fixed if name in declared),
             metrics={},
             baseline={},
+            rows={},
         )
 
     @cached_property
@@ -261,6 +264,7 @@ class Adapter:
         if self.sites != acting:
             differing = ", ".join(sorted({*self.sites} ^ {*acting})[:3])
             problems.append(f"acts at other sites ({differing or 'in another order'})")
+        problems += [f"holds NaN or infinity in {name}" for name in not_finite(self.tensors)]
         fixed = {name for name, p in declared.items() if not p.trained}
         if fixed != set(self.fixed):
             problems.append(f"trains or fixes what it should not: {', '.join(sorted(fixed ^ set(self.fixed))[:3])}")

@@ -10,6 +10,16 @@ EXAMPLES = {
 """Kind of task -> one input of it, as Python has it, where that is not a text."""
 
 
+FEW = 100
+"""Of so many rows on, a score is shown without their number."""
+
+
+def readable_score(value: float, rows: int | None) -> str:
+    """A score, and of how many rows it is where they are few."""
+    few = rows is not None and rows < FEW
+    return f"{value:.4f}" + (f" ({rows} row{'' if rows == 1 else 's'})" if few else "")
+
+
 def model_card(adapter: Adapter) -> str:
     """A README for the adapter's folder, with the front matter that model hubs read. The same adapter gives the same
     text.
@@ -17,7 +27,7 @@ def model_card(adapter: Adapter) -> str:
     settings = adapter.method.told
     given = '("first text", "second text")' if adapter.task.pairs else EXAMPLES.get(adapter.kind, '"some text"')
     scores = "\n".join(
-        f"| {split} | {metric} | {value:.4f} |"
+        f"| {split} | {metric} | {readable_score(value, adapter.rows.get(split))} |"
         + (f" {_baseline(adapter, split, metric)} |" if adapter.baseline else "")
         for split, values in adapter.metrics.items()
         for metric, value in values.items()

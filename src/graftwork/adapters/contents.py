@@ -37,8 +37,8 @@ def digest_of(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of those in which a number is NaN or infinite."""
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or infinity."""
     return [
         name
         for name, tensor in tensors.items()

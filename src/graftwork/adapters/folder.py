@@ -18,7 +18,7 @@ from torch import Tensor
 
 from graftwork.adapters.adapter import Adapter, first_few, misfits
 from graftwork.adapters.card import model_card
-from graftwork.adapters.contents import checksum_of_json, checksum_of_tensors, non_finite
+from graftwork.adapters.contents import checksum_of_json, checksum_of_tensors, not_finite
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity
 from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeError
 from graftwork.folders import replacing_folder
@@ -33,9 +33,6 @@ CONFIG = "adapter.json"
 TENSORS = "adapter.safetensors"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
-
-BASELINE = "baseline "
-"""Before the name of a split, among the metrics: the scores are the baseline's."""
 
 SMALL = 16 * 2**20
 """Bytes up to which a file of tensors is read at once."""
@@ -61,6 +58,8 @@ class AdapterFile(BaseModel):
     task: TaskIdentity
     backbone: BackboneIdentity
     metrics: dict[str, dict[str, float]]
+    baseline: dict[str, dict[str, float]] = {}
+    rows: dict[str, int] = {}
     seed: int
     versions: dict[str, str]
     checksums: dict[str, str] | None = None
@@ -91,14 +90,18 @@ def write_adapter(
 
 def fill_folder(adapter: Adapter, folder: Path, *, beside: Mapping[str, str] | None = None) -> None:
     """Write a finished adapter into a folder that exists. See `write_adapter`."""
-    _refuse_non_finite(adapter.tensors, "the adapter", "training that does not diverge: a smaller learning rate")
     write_files(adapter, folder)
     for name, text in (beside or {}).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
 def write_files(adapter: Adapter, folder: Path) -> None:
-    """An adapter's files, into a folder that exists. The same adapter gives the same bytes."""
+    """An adapter's files, into a folder that exists. The same adapter gives the same bytes.
+
+    Raises:
+        AdapterError: a tensor holds NaN or infinity. Nothing is written.
+    """
+    _refuse_broken("the adapter is not saved: it", adapter.tensors)
     config = AdapterFile(
         method={"name": adapter.method.name, **adapter.method.model_dump(mode="json")},
         sites=list(adapter.sites),
@@ -107,11 +110,9 @@ def write_files(adapter: Adapter, folder: Path) -> None:
         head=adapter.head,  # type: ignore[arg-type] # every head is one of them
         task=adapter.task,
         backbone=adapter.backbone,
-        # Among the others, where an older graftwork reads them too.
-        metrics={
-            **{split: dict(scores) for split, scores in adapter.metrics.items()},
-            **{BASELINE + split: dict(scores) for split, scores in adapter.baseline.items()},
-        },
+        metrics={split: dict(scores) for split, scores in adapter.metrics.items()},
+        baseline={split: dict(scores) for split, scores in adapter.baseline.items()},
+        rows=dict(adapter.rows),
         seed=adapter.seed,
         versions=dict(adapter.versions),
         checksums={CONFIG: "", TENSORS: ""},
@@ -165,12 +166,9 @@ def read_adapter(folder: Path) -> Adapter:
         sites=tuple(config.sites),
         tensors=tensors,
         fixed=tuple(config.fixed),
-        metrics={split: scores for split, scores in config.metrics.items() if not split.startswith(BASELINE)},
-        baseline={
-            split.removeprefix(BASELINE): scores
-            for split, scores in config.metrics.items()
-            if split.startswith(BASELINE)
-        },
+        metrics=config.metrics,
+        baseline=config.baseline,
+        rows=config.rows,
         seed=config.seed,
         recipe=_read_recipe(folder / RECIPE),
         versions=config.versions,
@@ -219,7 +217,7 @@ def _check_contents(
                 expected="the adapter's files as they were written",
                 change="the folder: copy it again from where it is whole, or tune it again",
             )
-    _refuse_non_finite(tensors, str(folder / TENSORS), "an adapter whose training did not diverge")
+    _refuse_broken(str(folder / TENSORS), tensors)
 
 
 def _tell_of_no_checksums(folder: Path) -> None:
@@ -237,12 +235,10 @@ _TOLD: list[Path] = []
 """The first folder without checksums."""
 
 
-def _refuse_non_finite(tensors: Mapping[str, Tensor], where: str, expected: str) -> None:
-    wrong = non_finite(tensors)
-    if wrong:
-        raise AdapterError(
-            f"{where} has numbers that are not finite (NaN or infinity): {first_few(wrong)}", expected=expected
-        )
+def _refuse_broken(what: str, tensors: Mapping[str, Tensor]) -> None:
+    broken = not_finite(tensors)
+    if broken:
+        raise AdapterError(f"{what} holds NaN or infinity in {first_few(broken)}", expected="finite tensors")
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], AdapterFile]:

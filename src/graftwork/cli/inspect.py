@@ -19,6 +19,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
     from json import dumps
 
     from graftwork.adapters import Adapter
+    from graftwork.adapters.card import readable_score
     from graftwork.cli.table import print_pairs, readable_bytes
 
     loaded = Adapter.load(adapter)
@@ -33,6 +34,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
             "pooling_source": loaded.recipe.get("pooling_source"),
             "metrics": {split: dict(scores) for split, scores in loaded.metrics.items()},
             "baseline": {split: dict(scores) for split, scores in loaded.baseline.items()},
+            "rows": dict(loaded.rows),
             "seed": loaded.seed,
             "versions": dict(loaded.versions),
             "parameters": loaded.num_parameters,
@@ -43,7 +45,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
         return
     made_for = f"{loaded.backbone.name} ({loaded.backbone.model_type}, {loaded.backbone.num_layers} layers x "
     scores = {
-        f"{whose}{split} {metric}": f"{value:.4f}"
+        f"{whose}{split} {metric}": readable_score(value, loaded.rows.get(split))
         for whose, of_splits in (("", loaded.metrics), ("baseline ", loaded.baseline))
         for split, found in of_splits.items()
         for metric, value in found.items()

@@ -163,6 +163,7 @@ def _run(
 def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) -> None:
     import json
 
+    from graftwork.adapters.card import readable_score
     from graftwork.backbones import Backbone
     from graftwork.cli.table import print_table, readable_bytes
     from graftwork.training.baseline import NAMES
@@ -181,6 +182,7 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
             "bytes": size,
             "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
             "baseline": {split: dict(scores) for split, scores in adapter.baseline.items()},
+            "rows": dict(adapter.rows),
             "seconds": seconds,
             "output": str(output),
         }
@@ -193,7 +195,8 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
         "on disk": readable_bytes(size),
     }
     for split, scores in adapter.metrics.items():
-        row |= {f"{split} {metric}": f"{value:.4f}" for metric, value in scores.items() if metric != "loss"}
+        rows = adapter.rows.get(split)
+        row |= {f"{split} {name}": readable_score(value, rows) for name, value in scores.items() if name != "loss"}
     print_table([{**row, "time": f"{seconds:.0f} s"}])
     if adapter.baseline:
         print(f"{NAMES[adapter.kind]} on the frozen embeddings: {_scores(adapter.baseline)}")

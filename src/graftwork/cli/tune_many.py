@@ -62,6 +62,7 @@ def _report(adapters: "Mapping[str, Adapter]", output: Path, seconds: float, *, 
                 "trained": trained_for(adapter),
                 "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
                 "baseline": {split: dict(scores) for split, scores in adapter.baseline.items()},
+                "rows": dict(adapter.rows),
                 "output": str(output / name),
             }
             for name, adapter in adapters.items()
@@ -87,8 +88,9 @@ def _report(adapters: "Mapping[str, Adapter]", output: Path, seconds: float, *, 
 
 def _score(adapter: "Adapter", scores: "Mapping[str, Mapping[str, float]]", split: str) -> str:
     """The score on a split by the metric that chose the checkpoint."""
+    from graftwork.adapters.card import readable_score
     from graftwork.training.evaluation import task_of
 
     metric = task_of(adapter).main_metric
     found = scores.get(split, {})
-    return f"{metric} {found[metric]:.4f}" if metric in found else ""
+    return f"{metric} {readable_score(found[metric], adapter.rows.get(split))}" if metric in found else ""

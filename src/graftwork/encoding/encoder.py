@@ -33,6 +33,9 @@ Picture = str | Path | Image.Image
 Input = Text | Words | Question | Picture
 """What is asked about, by the kind of task."""
 
+LABELLED = 256
+"""Rows whose labels are read at once."""
+
 Rows = Sequence[Any]
 """Rows, of which those of images are made when they are asked for."""
 
@@ -66,6 +69,12 @@ class Encoder(ABC):
     @abstractmethod
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """One batch of rows, padded to the longest of them, as `AdaptedModel.forward` takes it."""
+
+    def labels(self, rows: Rows) -> Iterator[dict[str, Tensor]]:
+        """The `labels` of all rows, and their `targets` where they have some, in batches as `collate` makes them."""
+        for start in range(0, len(rows), LABELLED):
+            batch = self.collate(rows[start : start + LABELLED])
+            yield {name: tensor for name, tensor in batch.items() if name in ("labels", "targets")}
 
     def lengths(self, rows: Rows) -> list[int]:
         """How long each row is; rows of like length are put together."""

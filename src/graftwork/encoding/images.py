@@ -1,6 +1,6 @@
 """Images as a backbone's image processor takes them: opened, upright, and of its number of channels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,12 @@ class ImageEncoder(Encoder):
 
     def encode(self, inputs: Sequence[Any], labels: Sequence[int] | None = None) -> Rows:
         return _Images(self.backbone, inputs, labels)
+
+    def labels(self, rows: Rows) -> Iterator[dict[str, Tensor]]:
+        """As of all encoders; no image is read."""
+        assert isinstance(rows, _Images)
+        if rows.labels is not None:
+            yield {"labels": torch.tensor(rows.labels)}
 
     def lengths(self, rows: Rows) -> list[int]:
         return [1] * len(rows)

@@ -8,8 +8,9 @@ from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import MethodError
 from graftwork.heads.choice import ChoiceHead
 from graftwork.heads.features import FeatureHead
-from graftwork.heads.head import IGNORED, Head, States
+from graftwork.heads.head import Head, States
 from graftwork.heads.language import LanguageHead, LikelihoodHead
+from graftwork.heads.losses import IGNORED, Counts, Items
 from graftwork.heads.pooled import PooledHead
 from graftwork.heads.tokens import TokenHead
 
@@ -25,8 +26,10 @@ __all__ = [
     "IGNORED",
     "AnyHead",
     "ChoiceHead",
+    "Counts",
     "FeatureHead",
     "Head",
+    "Items",
     "LanguageHead",
     "LikelihoodHead",
     "PooledHead",

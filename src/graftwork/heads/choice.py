@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graftwork.backbones import Backbone, Pooling
 from graftwork.heads.head import Head, Reading, States, declare_linear, linear
+from graftwork.heads.losses import LABELS
 from graftwork.heads.pooled import check_pooling, pool, unused_by
 from graftwork.methods.parameters import Parameter
 
@@ -46,7 +47,7 @@ class ChoiceHead(Head):
         pooled = F.dropout(pool(states, self.pooling), self.dropout, training)
         return linear(pooled, parameters, "head.classifier").view(-1, states.choices)
 
-    def loss(
+    def sums(
         self, logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], states: States, parameters: Mapping[str, Tensor]
-    ) -> Float[Tensor, ""]:
-        return F.cross_entropy(logits, labels)
+    ) -> dict[str, Tensor]:
+        return {LABELS: F.cross_entropy(logits, labels, reduction="sum")}

@@ -9,7 +9,7 @@ Shapes: w (L + 1), γ (1); B rows, T tokens, d hidden size, C outputs.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,9 @@ from torch import Tensor
 from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import BackboneError, MethodError
 from graftwork.heads.crf import declare_crf, log_likelihood, viterbi
-from graftwork.heads.head import IGNORED, Head, Reading, States, declare_linear, linear
+from graftwork.heads.head import Head, Reading, States, declare_linear, linear
+from graftwork.heads.losses import IGNORED, LABELS, Counts
+from graftwork.heads.numbers import Scale, count_of_numbers, of_numbers, on_scale, squared_errors
 from graftwork.heads.pooled import pool
 from graftwork.heads.taskmodels import BIATTENTION, BILSTM, ESIM, TaskModel
 from graftwork.methods.parameters import Parameter, ones, zeros
@@ -31,6 +33,9 @@ FeatureTask = Literal["classification", "regression", "multiple-choice", "token-
 OF_TEXTS: Mapping[str, TaskModel | None] = {"linear": None, "bilstm": BIATTENTION, "esim": ESIM}
 OF_TOKENS: Mapping[str, TaskModel | None] = {"linear": None, "bilstm": BILSTM, "bilstm-crf": BILSTM}
 """The task models that give one vector a text, or one a token; none where the features themselves are classified."""
+
+
+ROWS = "rows"
 
 
 class FeatureHead(Head):
@@ -44,6 +49,7 @@ class FeatureHead(Head):
         hidden_size: h, of the task model.
         dropout: of the mixed features and before the classifier, in training.
         init_std: the classifier starts N(0, init_std²) with bias 0.
+        scale: of a regression, that of the numbers; None: the classifier says them as they are.
     """
 
     reads: ClassVar[Reading] = "layers"
@@ -56,6 +62,10 @@ class FeatureHead(Head):
     hidden_size: PositiveInt = 200
     dropout: NonNegativeFloat = Field(default=0.1, lt=1.0)
     init_std: PositiveFloat = 0.02
+    scale: Scale | None = None
+
+    def fitted(self, labels: Sequence[Any]) -> "FeatureHead":
+        return self.model_copy(update={"scale": Scale.of(labels)}) if self.task == "regression" else self
 
     @model_validator(mode="after")
     def _suitable_model(self) -> "FeatureHead":
@@ -122,20 +132,25 @@ class FeatureHead(Head):
             x = F.dropout(model.run(x, mask, states.segments, parameters), self.dropout, training)
         elif self.task != "token-classification":
             x = pool(States(last=x, mask=states.mask), self.pooling)
-        said = linear(x, parameters, "head.classifier")
+        said = on_scale(linear(x, parameters, "head.classifier"), self.scale)
         return said.view(-1, states.choices) if self.task == "multiple-choice" else said
 
-    def loss(
+    def sums(
         self, logits: Tensor, labels: Tensor, states: States, parameters: Mapping[str, Tensor]
-    ) -> Float[Tensor, ""]:
-        """Mean squared error over numbers; of a conditional random field, the negative log-likelihood of a row's tags,
-        averaged over rows; else cross-entropy over what has a label.
+    ) -> dict[str, Tensor]:
+        """Squared errors of standardised numbers; of a conditional random field, the negative log-likelihood of a row's
+        tags, of which the mean is over rows; else cross-entropy over what has a label.
         """
         if self.task == "regression":
-            return F.mse_loss(logits.squeeze(-1), labels.to(logits))
+            return of_numbers(logits, labels, self.scale)
         if self.model == "bilstm-crf":
-            return -log_likelihood(logits, labels, labels != IGNORED, parameters).mean()
-        return F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED)
+            return {ROWS: -log_likelihood(logits, labels, labels != IGNORED, parameters).sum()}
+        return {LABELS: F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED, reduction="sum")}
+
+    def counts(self, labels: Tensor, targets: Tensor | None = None) -> Counts:
+        if self.model == "bilstm-crf":
+            return {ROWS: torch.tensor(len(labels), device=labels.device)}
+        return count_of_numbers(labels) if self.task == "regression" else super().counts(labels)
 
     def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N C"], Tensor]:
         return logits.flatten(0, -2), labels.flatten()
@@ -148,8 +163,8 @@ class FeatureHead(Head):
             return viterbi(logits, real > 0, parameters, elsewhere=IGNORED)
         return super().decide(logits, mask, parameters)
 
-    def divergence(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
-        """Of two numbers, the squared difference."""
+    def apart(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+        """Of two numbers, the squared difference, standardised."""
         if self.model == "bilstm-crf":
             raise MethodError(
                 "a conditional random field says how likely a row's tags are together, and not each one: two passes "
@@ -157,7 +172,9 @@ class FeatureHead(Head):
                 expected=", ".join(model for model in self._models if model != self.model),
                 change="--method.model, or a method of one pass a step",
             )
-        return F.mse_loss(one, other) if self.task == "regression" else super().divergence(one, other, labels)
+        if self.task == "regression":
+            return squared_errors(one.squeeze(-1), other.squeeze(-1), self.scale)
+        return super().apart(one, other, labels)
 
     @property
     def _models(self) -> Mapping[str, TaskModel | None]:

@@ -4,7 +4,7 @@ Notation: B rows, T tokens, d hidden size, V vocabulary, C outputs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import sqrt
 from typing import Any, ClassVar, Literal
@@ -16,10 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from graftwork.backbones import Backbone, Pooling
+from graftwork.heads.losses import IGNORED, LABELS, Counts, Items, counted, mean, together
 from graftwork.methods.parameters import Parameter, kaiming_uniform, normal, zeros
-
-IGNORED = -100
-"""The label of what is not judged: padding, sources, and all word-pieces of a word but the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,23 +109,52 @@ class Head(BaseModel, ABC):
     def declare(self, backbone: Backbone) -> dict[str, Parameter]:
         """The head's parameters, by name in an adapter; each begins with `head.`."""
 
-    def initial(self, labels: Sequence[Any]) -> Mapping[str, Tensor]:
-        """Of a new adapter, the head's parameters that start from the labels to be trained on, by name; the others
-        start as they are declared. A number starts as the labels' mean: a method would spend its first steps on it.
-        """
-        if self.task_kind != "regression":
-            return {}
-        return {"head.classifier.bias": torch.tensor([sum(labels) / len(labels)], dtype=torch.float32)}
+    def fitted(self, labels: Sequence[Any]) -> "Head":
+        """The head for labels that are to be trained on: of numbers, with the scale that they are on."""
+        return self
 
     @abstractmethod
     def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Tensor:
         """What the head says, in float32."""
 
-    @abstractmethod
     def loss(
-        self, logits: Tensor, labels: Tensor, states: States, parameters: Mapping[str, Tensor]
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        states: States,
+        parameters: Mapping[str, Tensor],
+        items: Items | None = None,
     ) -> Float[Tensor, ""]:
-        """How far that is from the labels."""
+        """How far that is from the labels: the mean of each term of the loss, added up.
+
+        Args:
+            items: what the terms are means over, where a step goes over more batches than this one; None: this batch's
+                own `counts`.
+
+        Raises:
+            AdapterError: `items` is one number, and that does not say what each term is a mean over.
+        """
+        return mean(
+            self.sums(logits, labels, states, parameters), counted(items, self.counts(labels, states.targets), labels)
+        )
+
+    @abstractmethod
+    def sums(
+        self, logits: Tensor, labels: Tensor, states: States, parameters: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The terms of the loss, each summed over what `counts` counts under its name."""
+
+    def counts(self, labels: Tensor, targets: Tensor | None = None) -> Counts:
+        """What each term of the loss is a mean over, told from a batch's labels and targets before any pass."""
+        return {LABELS: (labels != IGNORED).sum()}
+
+    def step_counts(self, batches: Iterable[Mapping[str, Any]]) -> Counts:
+        """What the loss of a step over several micro-batches is a mean over.
+
+        Args:
+            batches: each with its `labels`, and its `targets` where it has some.
+        """
+        return together(self.counts(batch["labels"], batch.get("targets")) for batch in batches)
 
     def decide(self, logits: Tensor, mask: Tensor | None, parameters: Mapping[str, Tensor]) -> Tensor:
         """What the head chooses: a class, a choice, a tag for each token, a token, or a number.
@@ -144,20 +171,27 @@ class Head(BaseModel, ABC):
         """The logits of each place that can be judged, and its label, `IGNORED` where it is not."""
         return logits, labels
 
-    def divergence(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+    def divergence(self, one: Tensor, other: Tensor, labels: Tensor, items: Items | None = None) -> Float[Tensor, ""]:
         """How far apart two passes over the same rows are: half the sum of the two Kullback-Leibler divergences, each
         target detached (Wang et al. 2022, "AdaMix", section 3.2), averaged over the places that are judged.
+
+        Args:
+            items: as for `loss`.
 
         Raises:
             MethodError: the head has no divergence.
         """
+        return mean({LABELS: self.apart(one, other, labels)}, counted(items, self.counts(labels), labels))
+
+    def apart(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+        """The divergence, summed over the places that are judged."""
         (one, judged), (other, _) = self.places(one, labels), self.places(other, labels)
         real = judged != IGNORED
         # A choice that is none has the logit -inf, and -inf less -inf would be NaN.
         least = torch.finfo(one.dtype).min
         p, q = one.log_softmax(dim=-1).clamp(min=least), other.log_softmax(dim=-1).clamp(min=least)
         both = [F.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1) for a, b in ((p, q), (q, p))]
-        return ((both[0] + both[1]) / 2 * real).sum() / real.sum()
+        return ((both[0] + both[1]) / 2 * real).sum()
 
 
 def declare_linear(name: str, inputs: int, outputs: int, *, std: float | None = None) -> dict[str, Parameter]:

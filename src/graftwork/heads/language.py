@@ -13,8 +13,11 @@ from torch import Tensor
 
 from graftwork.backbones import Backbone
 from graftwork.errors import BackboneError
-from graftwork.heads.head import IGNORED, Head, Reading, States
+from graftwork.heads.head import Head, Reading, States
+from graftwork.heads.losses import IGNORED, LABELS, Counts
 from graftwork.methods.parameters import Parameter
+
+WRONG = "tokens_of_wrong_choices"
 
 
 class LanguageHead(Head):
@@ -43,15 +46,19 @@ class LanguageHead(Head):
         assert states.scores is not None
         return states.scores.float()
 
-    def loss(
+    def sums(
         self,
         logits: Float[Tensor, "B T V"],
         labels: Int[Tensor, "B T"],
         states: States,
         parameters: Mapping[str, Tensor],
-    ) -> Float[Tensor, ""]:
-        """Mean cross-entropy over the tokens that have a label."""
-        return F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED)
+    ) -> dict[str, Tensor]:
+        """Cross-entropy over the tokens that have a label."""
+        return {LABELS: F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED, reduction="sum")}
+
+    def counts(self, labels: Tensor, targets: Tensor | None = None) -> Counts:
+        """A causal model says nothing of the first token of a row, whatever its label."""
+        return super().counts(labels[:, 1:] if self.shifted else labels)
 
     def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N V"], Tensor]:
         """Scores may go on behind the labels: other rows of a pass may have longer ones."""
@@ -97,20 +104,31 @@ class LikelihoodHead(Head):
         # A choice that is all padding has no tokens.
         return (found.sum(-1) / real.sum(-1).clamp(min=1)).view(-1, states.choices)
 
-    def loss(
+    def sums(
         self, logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], states: States, parameters: Mapping[str, Tensor]
-    ) -> Float[Tensor, ""]:
+    ) -> dict[str, Tensor]:
+        """L_LM and L_LN over the questions, L_UL over the tokens of all wrong choices."""
         right = F.one_hot(labels, states.choices).bool()
         # L_LM is the mean over the right choice's tokens, which is what its logit is.
-        loss = -logits[right].mean()
-        if self.unlikelihood:
-            found, real = self._log_probabilities(states)
-            wrong = ~right.flatten()
-            unlikely = -torch.log1p(-found[wrong].exp().clamp(max=1 - 1e-6)) * real[wrong]
-            loss = loss + unlikely.sum() / real[wrong].sum()
+        of_questions = -logits[right].sum()
         if self.length_normalised:
-            loss = loss + F.cross_entropy(logits, labels)
-        return loss
+            of_questions = of_questions + F.cross_entropy(logits, labels, reduction="sum")
+        if not self.unlikelihood:
+            return {LABELS: of_questions}
+        found, real = self._log_probabilities(states)
+        wrong = ~right.flatten()
+        unlikely = -torch.log1p(-found[wrong].exp().clamp(max=1 - 1e-6)) * real[wrong]
+        return {LABELS: of_questions, WRONG: unlikely.sum()}
+
+    def counts(self, labels: Tensor, targets: Tensor | None = None) -> Counts:
+        questions = {LABELS: torch.tensor(len(labels), device=labels.device)}
+        if not self.unlikelihood or targets is None:
+            return questions
+        real = targets.view(len(labels), -1, targets.shape[-1]) != IGNORED
+        if self.shifted:
+            real = real[..., 1:]
+        wrong = ~F.one_hot(labels, real.shape[1]).bool()
+        return {**questions, WRONG: (real & wrong[..., None]).sum()}
 
     def _log_probabilities(self, states: States) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
         """Of each target token, 0 where there is none, and 1 where there is one."""

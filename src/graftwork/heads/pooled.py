@@ -1,7 +1,7 @@
 """Heads over one vector a text or image: classification and regression."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch import Tensor
 from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import BackboneError
 from graftwork.heads.head import Head, Reading, States, declare_linear, linear
+from graftwork.heads.losses import LABELS, Counts
+from graftwork.heads.numbers import Scale, count_of_numbers, of_numbers, on_scale, squared_errors
 from graftwork.methods.parameters import Parameter
 
 
@@ -24,7 +26,8 @@ class PooledHead(Head):
         kind: `classification` gives num_outputs logits, `regression` one number.
         pooling: how one vector is made of a text.
         dropout: before the classifier, in training.
-        init_std: the classifier starts N(0, init_std²) with bias 0, or the mean of the labels.
+        init_std: the classifier starts N(0, init_std²) with bias 0.
+        scale: of a regression, that of the numbers; None: the classifier says them as they are.
     """
 
     reads: ClassVar[Reading] = "text"
@@ -35,6 +38,10 @@ class PooledHead(Head):
     extra_layer: bool = False
     dropout: NonNegativeFloat = Field(default=0.1, lt=1.0)
     init_std: PositiveFloat = 0.02
+    scale: Scale | None = None
+
+    def fitted(self, labels: Sequence[Any]) -> "PooledHead":
+        return self.model_copy(update={"scale": Scale.of(labels)}) if self.kind == "regression" else self
 
     @property
     def num_labels(self) -> int | None:
@@ -60,24 +67,29 @@ class PooledHead(Head):
         if self.extra_layer:
             pooled = torch.tanh(linear(pooled, parameters, "head.dense"))
         pooled = F.dropout(pooled, self.dropout, training)
-        return linear(pooled, parameters, "head.classifier")
+        return on_scale(linear(pooled, parameters, "head.classifier"), self.scale)
 
-    def loss(
+    def sums(
         self, logits: Float[Tensor, "B C"], labels: Tensor, states: States, parameters: Mapping[str, Tensor]
-    ) -> Float[Tensor, ""]:
-        """Cross-entropy over class ids, or mean squared error over numbers."""
+    ) -> dict[str, Tensor]:
+        """Cross-entropy over class ids, or squared errors of standardised numbers."""
         if self.kind == "regression":
-            return F.mse_loss(logits.squeeze(-1), labels.to(logits))
-        return F.cross_entropy(logits, labels)
+            return of_numbers(logits, labels, self.scale)
+        return {LABELS: F.cross_entropy(logits, labels, reduction="sum")}
+
+    def counts(self, labels: Tensor, targets: Tensor | None = None) -> Counts:
+        return count_of_numbers(labels) if self.kind == "regression" else super().counts(labels)
 
     def decide(self, logits: Tensor, mask: Tensor | None, parameters: Mapping[str, Tensor]) -> Tensor:
         if self.kind == "regression":
             return logits.squeeze(-1)
         return super().decide(logits, mask, parameters)
 
-    def divergence(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
-        """Of two numbers, the squared difference."""
-        return F.mse_loss(one, other) if self.kind == "regression" else super().divergence(one, other, labels)
+    def apart(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
+        """Of two numbers, the squared difference, standardised."""
+        if self.kind == "regression":
+            return squared_errors(one.squeeze(-1), other.squeeze(-1), self.scale)
+        return super().apart(one, other, labels)
 
 
 def check_pooling(pooling: Pooling, backbone: Backbone) -> None:

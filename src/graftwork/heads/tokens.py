@@ -9,7 +9,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from graftwork.backbones import Backbone
-from graftwork.heads.head import IGNORED, Head, Reading, States, declare_linear, linear
+from graftwork.heads.head import Head, Reading, States, declare_linear, linear
+from graftwork.heads.losses import IGNORED, LABELS
 from graftwork.methods.parameters import Parameter
 
 
@@ -47,15 +48,15 @@ class TokenHead(Head):
         assert states.last is not None
         return linear(F.dropout(states.last.float(), self.dropout, training), parameters, "head.classifier")
 
-    def loss(
+    def sums(
         self,
         logits: Float[Tensor, "B T C"],
         labels: Int[Tensor, "B T"],
         states: States,
         parameters: Mapping[str, Tensor],
-    ) -> Float[Tensor, ""]:
+    ) -> dict[str, Tensor]:
         """Cross-entropy over the tags of the tokens that have one."""
-        return F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED)
+        return {LABELS: F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED, reduction="sum")}
 
     def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N C"], Tensor]:
         return logits.flatten(0, 1), labels.flatten()

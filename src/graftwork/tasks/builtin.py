@@ -49,11 +49,12 @@ GLUE_FOLDERS: dict[str, GlueFolder] = {
 }
 
 # Task -> (text, text_pair, classes, metrics). STS-B's classes are None: it is a regression, on a scale from 0 to 5.
+# GLUE reports its correlations, which are blind to that scale: R² chooses the checkpoint.
 _GLUE: dict[str, tuple[str, str | None, tuple[str, ...] | None, tuple[str, ...]]] = {
     "cola": ("sentence", None, ("unacceptable", "acceptable"), ("matthews_correlation", "accuracy")),
     "sst2": ("sentence", None, ("negative", "positive"), ("accuracy",)),
     "mrpc": ("sentence1", "sentence2", ("not_equivalent", "equivalent"), ("f1", "accuracy")),
-    "stsb": ("sentence1", "sentence2", None, ("spearman", "pearson")),
+    "stsb": ("sentence1", "sentence2", None, ("r2", "spearman", "pearson")),
     "qqp": ("question1", "question2", ("not_duplicate", "duplicate"), ("f1", "accuracy")),
     "mnli": ("premise", "hypothesis", ("entailment", "neutral", "contradiction"), ("accuracy",)),
     "qnli": ("question", "sentence", ("entailment", "not_entailment"), ("accuracy",)),

@@ -5,7 +5,7 @@ or tags there are, and `build` makes the dataset, with ids in the place of names
 """
 
 import logging
-import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork.errors import DataError, nearest
 from graftwork.tasks.images import is_image
 from graftwork.tasks.metrics import Kind, check_metrics
+from graftwork.tasks.numbers import read_numbers
 from graftwork.tasks.table import Table
 from graftwork.tasks.task import SplitName, Task
 
@@ -212,7 +213,7 @@ def _label_text(value: Any) -> str:
 
 
 def _is_integer(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+    return re.fullmatch(r"-?[0-9]+", text) is not None
 
 
 def _sorted_names(names: set[str]) -> tuple[str, ...]:
@@ -268,7 +269,7 @@ def _classification(task: Task, table: Table) -> Columns:
 def _regression(task: Task, table: Table) -> Columns:
     from datasets import Value
 
-    return {**_texts(task, table), "label": (Value("float64"), _numbers(task, table))}
+    return {**_texts(task, table), "label": (Value("float64"), read_numbers(table, task.label))}
 
 
 def _token_classification(task: Task, table: Table) -> Columns:
@@ -366,23 +367,3 @@ def _choice_ids(task: Task, table: Table, counts: Sequence[int]) -> list[int]:
             task.label,
         )
     return found
-
-
-def _numbers(task: Task, table: Table) -> list[float]:
-    numbers = [_number(value) for value in table.columns[task.label]]
-    bad = [row for row, number in enumerate(numbers) if not math.isfinite(number)]
-    if bad:
-        raise DataError(
-            f"{table.origin} has {table.columns[task.label][bad[0]]!r} in column {task.label!r}, which is no finite "
-            f"number: {table.places(bad)}",
-            expected="a finite number in every row",
-            change="those rows, --label, or --kind classification",
-        )
-    return numbers
-
-
-def _number(value: Any) -> float:
-    try:
-        return math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return math.nan

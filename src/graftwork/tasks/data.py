@@ -1,7 +1,7 @@
 """From a task to its data: the splits, checked, with the columns that every later stage expects.
 
 What is read is checked before anything is trained: columns, inputs, labels and splits, each with its own error. A split
-that the data lack is held out of the training rows by a seeded choice, stratified where there are classes, the same for
+that the data lack is held out of the training rows by a seeded choice (`graftwork.tasks.splitting`), the same for
 the same task each time, so that an adapter can be evaluated later on the very rows that its training left out.
 """
 
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from graftwork.errors import DataError
-from graftwork.tasks.columns import build, check, find_labels, has_classes, label_texts
+from graftwork.tasks.columns import build, check, find_labels, has_classes
 from graftwork.tasks.reading import open_splits
+from graftwork.tasks.splitting import hold_out
 from graftwork.tasks.table import Table
 from graftwork.tasks.task import SplitName, Task
 
@@ -131,7 +132,7 @@ def _read(task: Task, wanted: Sequence[SplitName]) -> dict[SplitName, Table]:
     }
     if "train" in source and ("train" in wanted or held_out.keys() & set(wanted)):
         train = check(task, source["train"](), "train")
-        tables |= {split: table for split, table in _hold_out(task, train, held_out).items() if split in wanted}
+        tables |= {split: table for split, table in hold_out(task, train, held_out).items() if split in wanted}
     return {split: tables[split] for split in wanted if split in tables}
 
 
@@ -142,54 +143,3 @@ def _unlabelled(task: Task, table: Table) -> bool:
     text or list.
     """
     return len(table) > 0 and all(value in (None, -1, "", []) for value in table.columns.get(task.label, ()))
-
-
-def _units(task: Task, train: Table) -> list[list[int]]:
-    """The rows that must not be parted: those of one source, for generation; for other kinds each is by itself."""
-    if task.kind != "generation":
-        return [[row] for row in range(len(train))]
-    units: dict[str, list[int]] = {}
-    for row, source in enumerate(train.columns[task.inputs["text"][0]]):
-        units.setdefault(source, []).append(row)
-    return list(units.values())
-
-
-def _hold_out(task: Task, train: Table, fractions: Mapping[SplitName, float]) -> dict[SplitName, Table]:
-    """The training table less the held-out rows, and these.
-
-    The choice is by systematic sampling: units in random order within their class, classes one after the other, and
-    every k-th of that list is taken. So each class is held out in proportion, whatever its size; units without a class
-    are all of one. The first unit of each class or with each tag is never taken: what is held out must have been seen
-    in training.
-    """
-    import numpy as np
-
-    units, texts = _units(task, train), label_texts(task, train)
-    tagging, unit_name = task.kind == "token-classification", "sources" if task.kind == "generation" else "rows"
-    # RandomState's streams are frozen, those of numpy's newer generators are not: the split must outlast an upgrade.
-    random = np.random.RandomState(task.split_seed)
-    remaining = np.arange(len(units))
-    tables: dict[SplitName, Table] = {}
-    for split, fraction in fractions.items():
-        order = remaining[random.permutation(len(remaining))]
-        groups: dict[str, list[int]] = {}
-        seen: set[str] = set()
-        for unit in order.tolist():
-            names = set(texts[units[unit][0]]) or {""}
-            if names <= seen:
-                groups.setdefault("" if tagging else min(names), []).append(unit)
-            seen |= names
-        spare = [unit for _, group in sorted(groups.items()) for unit in group]
-        count = max(1, round(fraction * len(units)))
-        if count > len(spare):
-            raise DataError(
-                f"{train.origin} has {len(units)} {unit_name}, too few to hold {count} out for {split}",
-                expected=f"more {unit_name}, and in training at least one of each class",
-                change=f"{split}_fraction, or give a {split} split of its own",
-            )
-        taken = [spare[(2 * i + 1) * len(spare) // (2 * count)] for i in range(count)]
-        tables[split] = train.select(sorted(row for unit in taken for row in units[unit]))
-        logger.info("%s: held out %d of %d %s for %s", train.origin, count, len(units), unit_name, split)
-        remaining = np.setdiff1d(remaining, taken)
-    rows = sorted(row for unit in remaining.tolist() for row in units[unit])
-    return {"train": train.select(rows) if fractions else train, **tables}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from graftwork.errors import RecipeError, nearest
+from graftwork.errors import DivergedError, RecipeError, nearest
 
 if TYPE_CHECKING:
     import numpy
@@ -51,9 +51,16 @@ def _f1(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> float:
 
 
 def _f1_macro(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> float:
+    """The mean F1 over the classes that the labels have.
+
+    scikit-learn leaves it to the predictions, too, over which classes it is: one that no row has, once predicted, makes
+    one more. Here they are the same whatever is predicted. That they are the labels' and not all of the task's makes a
+    perfect prediction 1; it is what scikit-learn gives where no absent class is predicted, and for SuperGLUE's CB.
+    """
+    import numpy as np
     from sklearn.metrics import f1_score
 
-    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
+    return float(f1_score(labels, predictions, labels=np.unique(labels), average="macro", zero_division=0.0))
 
 
 def _matthews(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> float:
@@ -68,13 +75,24 @@ def _matthews(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> float:
 def _pearson(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> float:
     from scipy.stats import pearsonr
 
-    return 0.0 if _constant(predictions) or _constant(labels) else float(pearsonr(predictions, labels).statistic)
+    return 0.0 if _flat(predictions, labels) else float(pearsonr(predictions, labels).statistic)
 
 
 def _spearman(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> float:
     from scipy.stats import spearmanr
 
-    return 0.0 if _constant(predictions) or _constant(labels) else float(spearmanr(predictions, labels).statistic)
+    return 0.0 if _flat(predictions, labels) else float(spearmanr(predictions, labels).statistic)
+
+
+def _r2(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> float:
+    """R², the coefficient of determination: 1 - Σ (said - there)² / Σ (there - mean)².
+
+    1 where all is right, 0 where nothing but the labels' mean is known, and below 0 where that would be better. Unlike
+    a correlation it falls when the numbers are off in place or scale. Of labels that are all the same it is 0.0.
+    """
+    if _constant(labels):
+        return 0.0
+    return float(1 - ((predictions - labels) ** 2).sum() / ((labels - labels.mean()) ** 2).sum())
 
 
 def _mse(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> float:
@@ -86,15 +104,34 @@ def _mae(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> float:
 
 
 def _constant(values: "numpy.ndarray") -> bool:
-    """Whether a correlation with `values` is undefined.
+    """Whether they are all the same, but for float64's rounding."""
+    import numpy as np
+
+    return bool(np.ptp(values) <= 1e-13 * np.abs(values).max())
+
+
+def _flat(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> bool:
+    """Whether there is no correlation to speak of: the labels are one number, or but for rounding the predictions are.
 
     It is then reported as 0.0: a head that says the same of every row knows nothing of the task, and a number, unlike
     NaN, can be compared with the next checkpoint's.
+
+    What a collapsed head says still varies, by what rounding does to the states that it reads and to its sums, and that
+    noise has a correlation of its own with the labels (0.1, for instance). In bfloat16 a state is known to 1 part in
+    256: predictions that vary by less than that share of the labels' variation are noise. So are those that differ by
+    some units of the last place in which float32 holds them.
     """
     import numpy as np
 
-    # Floats that differ by rounding only are constant too: their correlation is noise.
-    return bool(np.ptp(values) <= 1e-13 * np.abs(values).max())
+    scale = max(COARSEST * np.std(labels), FINEST * np.abs(predictions).max())
+    return _constant(labels) or bool(np.std(predictions) <= scale)
+
+
+COARSEST = 2.0**-8
+"""The spacing of bfloat16, relative to the number."""
+
+FINEST = 2.0**-22
+"""Four spacings of float32, relative to the number: a sum of a head's products is no nearer."""
 
 
 Tags = Sequence[Sequence[str]]
@@ -176,6 +213,7 @@ METRICS: dict[str, Metric] = {
     "f1": Metric(_f1, _CLASSES, binary=True),
     "f1_macro": Metric(_f1_macro, _CLASSES),
     "matthews_correlation": Metric(_matthews, _CLASSES),
+    "r2": Metric(_r2, ("regression",)),
     "pearson": Metric(_pearson, ("regression",)),
     "spearman": Metric(_spearman, ("regression",)),
     "mse": Metric(_mse, ("regression",), greater_is_better=False),
@@ -195,7 +233,8 @@ METRICS: dict[str, Metric] = {
 
 DEFAULT_METRICS: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "f1_macro"),
-    "regression": ("pearson", "spearman", "mse"),
+    # A correlation is blind to place and scale, so that it does not choose the checkpoint.
+    "regression": ("r2", "pearson", "spearman", "mse"),
     "token-classification": ("seqeval_f1", "seqeval_precision", "seqeval_recall", "token_accuracy"),
     "multiple-choice": ("accuracy",),
     "generation": ("loss", "bleu", "rougeL"),
@@ -268,10 +307,12 @@ def compute(
 
     Returns:
         One value for each name, in the order given, less `loss`: predictions do not tell it. Where a correlation is
-        undefined, because the predictions or the labels are constant, and where there is no span, it is 0.0.
+        undefined, because the predictions or the labels are constant (but for rounding), and where there is no span, it
+        is 0.0.
 
     Raises:
-        RecipeError: a name is unknown or does not suit the kind, or the predictions are not finite.
+        RecipeError: a name is unknown or does not suit the kind.
+        DivergedError: the predictions are not finite.
         ValueError: the shapes do not fit, or there are no rows.
     """
     said, there = _PREPARE[kind](names, kind, predictions, labels)
@@ -297,7 +338,7 @@ def _prepare_numbers(names: Sequence[str], kind: Kind, predictions: Any, labels:
         usable = (usable | np.isneginf(predictions)) & usable[np.arange(len(labels)), labels][:, None]
     wrong = int((~usable).any(axis=1).sum())
     if wrong:
-        raise RecipeError(
+        raise DivergedError(
             f"the predictions of {wrong} of {len(labels)} rows are not finite",
             expected="finite numbers",
             change="the learning rate (lower), or the precision",

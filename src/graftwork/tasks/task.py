@@ -94,7 +94,8 @@ class Task(Checked):
         splits: where a split goes by another name: a file (within `data` where that is a folder), or a split's name;
             for a folder of images, a folder within it.
         validation_fraction: the share of the training rows held out where the data have no validation split. Each
-            class is held out in proportion; of generation it is a share of the sources, with all their targets.
+            class is held out in proportion, and rows with equal inputs go together; of generation it is a share of the
+            sources, with all their targets.
         test_fraction: the same for a test split; 0: none.
         split_seed: the seed of that choice of rows.
         layout: how the data lie. `table`: files, folders and hub datasets with named columns, and folders of images in

@@ -11,6 +11,7 @@ from graftwork.model import AdaptedModel
 from graftwork.tasks import BUILTIN, SplitName, Task, load_split
 from graftwork.tasks.task import HUB
 from graftwork.training.opening import announce, joined, of_backbone, of_task
+from graftwork.training.remarks import remark
 from graftwork.training.scoring import Judge
 
 
@@ -79,9 +80,12 @@ def evaluate(
             pooling = adapter.pooling and f"pooling {adapter.pooling}"
             parts = (f"method {adapter.method.name}", pooling, of_task(task, {which: len(rows)}))
             announce(joined(of_backbone(backbone), *parts))
-        scores = Judge(model, adapter.task.name, task, rows, batch_size=batch_size, **options)()
+        judge = Judge(model, adapter.task.name, task, rows, batch_size=batch_size, **options)
+        scores = judge()
     finally:
         model.detach()
+    of_file = split is None and data is not None and Path(data).is_file()
+    remark(adapter.task.name, str(data) if of_file else split or "validation", task, len(rows), judge.outcome)
     return {name: scores[name] for name in task.metrics}
 
 

@@ -21,11 +21,19 @@ from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.bank.draws import Draws
-from graftwork.errors import GraftworkError, InterruptedRunError, OutputError, RecipeError, StudyError
+from graftwork.errors import (
+    DivergedError,
+    GraftworkError,
+    InterruptedRunError,
+    OutputError,
+    RecipeError,
+    StudyError,
+)
 from graftwork.folders import HeldFolder
 from graftwork.model import AdaptedModel
 from graftwork.tasks import TaskData, load
 from graftwork.training.baseline import Scores
+from graftwork.training.diverging import with_checkpoint
 from graftwork.training.opening import announce, of_backbone
 from graftwork.training.outputs import Output
 from graftwork.training.progress import bars
@@ -234,7 +242,7 @@ class _Member:
         self.adapter = adapter
 
     def _fail(self, error: Exception) -> None:
-        self.failure = error
+        self.failure = with_checkpoint(error, self.output.working) if isinstance(error, DivergedError) else error
         if not isinstance(error, GraftworkError):
             logger.error("the run of adapter %r failed", self.name, exc_info=error)
         self.model.remove(self.name)

@@ -19,6 +19,7 @@ from torch import Tensor
 from graftwork.adapters import Adapter
 from graftwork.adapters.identity import library_versions
 from graftwork.backbones import Backbone
+from graftwork.backbones.devices import arithmetic_of
 from graftwork.backbones.fingerprint import cache_folder
 from graftwork.encoding import ChoiceEncoder, Encoder, ImageEncoder, Row, Rows
 from graftwork.errors import BackboneError, RecipeError
@@ -29,7 +30,7 @@ from graftwork.training.settings import TrainingSettings
 from graftwork.training.statefiles import DamagedError, StateFiles, size_of
 from graftwork.training.trainer import AdapterTrainer
 
-LAYOUT = 1
+LAYOUT = 2
 """Part of a key: a new number when what is kept changes."""
 
 BATCH = 64
@@ -101,11 +102,10 @@ def _kept(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings) -> 
 
 def _epochs(trainer: AdapterTrainer) -> float:
     """How often the run goes over its rows."""
-    args, rows, batches = trainer.args, trainer.train_dataset, trainer.batches
+    args = trainer.args
     if args.max_steps < 0:
         return args.num_train_epochs
-    an_epoch = -(-len(rows) // args.train_batch_size) if batches is None else len(batches)  # type: ignore[arg-type]
-    return args.max_steps * args.gradient_accumulation_steps / an_epoch
+    return args.max_steps * args.gradient_accumulation_steps / len(trainer.batches)
 
 
 def start_for(backbone: Backbone, adapter: Adapter) -> Start:
@@ -222,8 +222,7 @@ def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: i
             f"{limit / GIGABYTE:g} GB (--train.prefix_cache_gb)"
         )
     files, backbone = StateFiles(cache_folder() / "states", limit), model.backbone
-    parts = [LAYOUT, library_versions(), backbone.fingerprint, str(first.dtype), backbone.device.type, start.name]
-    key = hashlib.sha256(json.dumps([*parts, texts.digest]).encode()).hexdigest()
+    key = key_of(backbone, start, first.dtype, texts.digest)
     try:
         found = files.read(key)
     except DamagedError as error:
@@ -241,6 +240,23 @@ def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: i
         except FileNotFoundError:  # the folder was deleted while it was filled
             found = write()
     return found
+
+
+def key_of(backbone: Backbone, start: Start, dtype: torch.dtype, texts: str) -> str:
+    """Under what the states of texts are kept: all that decides them, to the last bit. A run then learns the same
+    whether its states were there already or not, also where machines share a folder.
+
+    Args:
+        dtype: of the states, which need not be that of the weights: a vector of a text is always float32.
+        texts: their digest.
+    """
+    weights = {str(parameter.dtype) for module in backbone.modules.values() for parameter in module.parameters()}
+    parts = [
+        *(LAYOUT, library_versions(), arithmetic_of(backbone.device)),
+        *(backbone.fingerprint, str(backbone.dtype), sorted(weights), backbone.config._attn_implementation),
+        *(start.name, str(dtype), texts),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _keep(model: AdaptedModel, name: str, start: Start, texts: Sequence[Text]) -> Tensor:

@@ -3,14 +3,14 @@ gives are measured here, in the same passes.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import datasets
 import numpy as np
-from torch import Tensor
 
-from graftwork.heads import IGNORED
+from graftwork.errors import DivergedError
 from graftwork.model import AdaptedModel
 from graftwork.predicting import Inference
 from graftwork.prediction import first_pieces, tags_of, widen
@@ -33,6 +33,9 @@ class Judge:
         generation_examples: of generation, texts are made of the first so many sources only; None: of all. The loss is
             over all rows either way.
         max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
+
+    Attributes:
+        outcome: predictions and labels, as `compute` takes them, of the last time; None where none were made.
     """
 
     def __init__(
@@ -51,10 +54,12 @@ class Judge:
         self.batch_size = batch_size
         self.generation_examples = generation_examples
         self.options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
-        self.encoder = model.inference(name).encoder(name)
+        self.outcome: tuple[Any, Any] | None = None
+        self.encoder = model.encoder(name)
         generates = task.kind == "generation"
         inputs, labels = each_target(rows) if generates else (inputs_of(task.kind, rows), labels_of(task.kind, rows))
         self.encoded = self.encoder.encode(inputs, labels)
+        self.counts = model.residents.named(name).adapter.head.step_counts(self.encoder.labels(self.encoded))
 
     def __call__(self, *, generate: bool = True) -> dict[str, float]:
         """The loss and the task's metrics.
@@ -64,21 +69,25 @@ class Judge:
                 of task have all their metrics either way.
 
         Raises:
-            RecipeError: the model says what are no finite numbers.
+            DivergedError: the loss, a score or what the model says of a row is no finite number.
         """
         said: dict[int, Any] = {}
-        total, weight = 0.0, 0
+        total = 0.0
         inference = self.model.inference(self.name)
         for places, batch in self.encoder.batches(self.encoded, self.batch_size):
-            output = inference.output(batch, self.name)
-            counted = _count(batch["labels"])
-            total += output.require("loss").item() * counted if counted else 0.0
-            weight += counted
+            output = inference.output(batch, self.name, self.counts)
+            # What the batch adds to the mean over all of them.
+            total += output.require("loss").item()
+            if not math.isfinite(total):
+                raise DivergedError.of(f"the loss is {total} over rows that are scored")
             said.update(zip(places, self._read(inference, output, places), strict=True))
-        loss = {"loss": total / weight if weight else 0.0}
-        if self.task.kind != "generation":
-            return {**loss, **self._compute(said)}
-        return {**loss, **(self._generate() if generate else {})}
+        self.outcome = self._generated() if generate and self.task.kind == "generation" else self._judged(said)
+        made = {} if self.outcome is None else compute(self.task.metrics, self.task.kind, *self.outcome)
+        scores = {"loss": total, **made}
+        wrong = [name for name, score in scores.items() if not math.isfinite(score)]
+        if wrong:
+            raise DivergedError.of(f"{wrong[0]} is {scores[wrong[0]]} over the rows that are scored")
+        return scores
 
     def _read(self, inference: Inference, output: AdaptedOutput, places: Sequence[int]) -> Sequence[Any]:
         """What each row of a batch needs for the metrics."""
@@ -87,22 +96,26 @@ class Judge:
         logits = output.require("logits")
         if self.task.kind != "token-classification":
             return logits.cpu().unbind()
+        if not logits.isfinite().all():
+            raise DivergedError.of("the logits of tags are not finite")
         mask = first_pieces([self.encoded[place] for place in places], logits)
         ids = inference.decide(logits, mask, self.name).tolist()
         labels = self.task.labels or ()
         return [tags_of(self.encoded[place], ids[i], labels) for i, place in enumerate(places)]
 
-    def _compute(self, said: dict[int, Any]) -> dict[str, float]:
+    def _judged(self, said: dict[int, Any]) -> tuple[Any, Any] | None:
+        if self.task.kind == "generation":
+            return None
         labels = labels_of(self.task.kind, self.rows)
         if self.task.kind == "token-classification":
             names = self.task.labels or ()
             there = [[names[tag] for tag in tags] for tags in labels]
-            return compute(self.task.metrics, self.task.kind, [said[i] for i in range(len(said))], there)
-        return compute(self.task.metrics, self.task.kind, widen(said).numpy(), np.asarray(labels))
+            return [said[i] for i in range(len(said))], there
+        return widen(said).numpy(), np.asarray(labels)
 
-    def _generate(self) -> dict[str, float]:
+    def _generated(self) -> tuple[list[str], list[list[str]]] | None:
         if set(self.task.metrics) == {"loss"}:
-            return {}
+            return None
         count = min(self.generation_examples or len(self.rows), len(self.rows))
         if count < len(self.rows):
             logger.warning(
@@ -112,9 +125,4 @@ class Judge:
             )
         sources = list(self.rows["text"])[:count]
         made = self.model.texts(sources, self.name, batch_size=self.batch_size, **self.options)
-        return compute(self.task.metrics, self.task.kind, made, references_of(self.rows)[:count])
-
-
-def _count(labels: Tensor) -> int:
-    """What a batch's mean loss is the mean of: its rows, or its tokens that have a label."""
-    return len(labels) if labels.dim() == 1 else int((labels != IGNORED).sum())
+        return made, references_of(self.rows)[:count]

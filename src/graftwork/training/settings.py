@@ -1,9 +1,11 @@
 """Training settings, under Hugging Face's names; rates, epochs and schedules are the method's where none are given."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import (
     Field,
     NonNegativeFloat,
@@ -16,6 +18,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from graftwork.backbones import Backbone
+from graftwork.backbones.devices import on
 from graftwork.checked import Checked
 from graftwork.errors import RecipeError, describe
 from graftwork.methods import Method
@@ -203,24 +206,40 @@ class TrainingSettings(Checked):
         """The schedule, where it is none of transformers'."""
         return SCHEDULES.get(self.lr_scheduler_type or "")
 
-    def arguments(self, folder: Path, *, metric: str, greater_is_better: bool, cpu: bool) -> TrainingArguments:
+    def arguments(
+        self, folder: Path, *, metric: str, greater_is_better: bool, device: torch.device
+    ) -> TrainingArguments:
         """transformers' arguments for resolved settings.
 
         Args:
             folder: where checkpoints go.
             metric: the validation metric that chooses the best checkpoint.
-            cpu: whether the backbone is on the CPU.
+            device: the backbone's.
 
         Raises:
             RecipeError: the run was started as several processes.
         """
+        # transformers makes the machine's first device the current one.
+        with on(device):
+            arguments = self._arguments(folder, metric, greater_is_better, device)
+        if arguments.world_size > 1:
+            raise RecipeError(
+                f"the run was started as {arguments.world_size} processes",
+                expected="one process: train one adapter in each",
+            )
+        # The ops are on one device, so a model cannot be copied to several.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        return arguments
+
+    def _arguments(self, folder: Path, metric: str, greater_is_better: bool, device: torch.device) -> TrainingArguments:
         same = (
             *("seed", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
             *("per_device_eval_batch_size", "gradient_accumulation_steps", "optim"),
             *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
             *("eval_strategy", "logging_steps"),
         )
-        arguments = TrainingArguments(
+        return PlacedArguments(
+            placed_on=str(device),
             output_dir=str(folder),
             **{name: getattr(self, name) for name in same},
             # The trainer is given a schedule of our own by itself.
@@ -233,19 +252,37 @@ class TrainingSettings(Checked):
             restore_callback_states_from_checkpoint=True,
             load_best_model_at_end=True,
             metric_for_best_model=metric,
+            # The trainer ends a run that diverges: it need not make its losses look finite.
+            logging_nan_inf_filter=False,
             greater_is_better=greater_is_better,
             report_to=[name.strip() for name in self.report_to.split(",")],
             label_names=["labels"],
             remove_unused_columns=False,
             disable_tqdm=True,
-            use_cpu=cpu,
-            dataloader_pin_memory=not cpu,
+            use_cpu=device.type == "cpu",
+            dataloader_pin_memory=device.type != "cpu",
         )
-        if arguments.world_size > 1:
-            raise RecipeError(
-                f"the run was started as {arguments.world_size} processes",
-                expected="one process: train one adapter in each",
-            )
-        # The ops are on one device, so a model cannot be copied to several.
-        arguments._n_gpu = min(arguments.n_gpu, 1)
-        return arguments
+
+
+@dataclass
+class PlacedArguments(TrainingArguments):
+    """transformers' arguments for a model that is on some device and stays there. Of themselves they are for the
+    machine's first one, to which they would have the model moved.
+
+    Attributes:
+        placed_on: the device.
+    """
+
+    placed_on: str = "cpu"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is and batches go to."""
+        # What it finds on the machine is remembered by others.
+        _ = super().device
+        return torch.device(self.placed_on)
+
+    @property
+    def place_model_on_device(self) -> bool:
+        """The model is not moved."""
+        return False

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from graftwork.heads import Counts
 from graftwork.model import AdaptedModel
+from graftwork.seeds import seed_of
 
 SHORT = 32
 """Texts of at most so many tokens share a pass whatever their lengths. Else none is padded to more than twice its
@@ -59,12 +61,13 @@ class Step:
 
     Attributes:
         batch: as its encoder collates it, with labels.
-        weight: what its loss is multiplied by, where gradients are summed over several batches.
+        counts: what the terms of its loss are means over, where gradients are summed over several batches: those of all
+            of them. None: of this one.
         moment: what tells this step from all others of the run.
     """
 
     batch: Mapping[str, Tensor]
-    weight: float
+    counts: Counts | None
     moment: tuple[int, ...]
 
 
@@ -73,7 +76,7 @@ def take(model: AdaptedModel, steps: Mapping[str, Step]) -> dict[str, Tensor]:
     those that they had, as if it had been run alone.
 
     Returns:
-        The loss of each, times its weight.
+        What each batch adds to the loss of its step.
     """
     if not model.training:
         model.train()
@@ -82,13 +85,14 @@ def take(model: AdaptedModel, steps: Mapping[str, Step]) -> dict[str, Tensor]:
         batch, labels = join([steps[name].batch for name in names], _padding(model))
         rows = [name for name in names for _ in range(_rows(steps[name].batch))]
         # What the rows' own sources do not draw, such as masks over all of them, is drawn anew for each pass.
-        torch.manual_seed(hash(tuple(steps[name].moment for name in names)) % 2**63)
+        torch.manual_seed(seed_of("pass", *(number for name in names for number in steps[name].moment)))
         output = model(
             **batch,
             **{kind: {n: own[kind] for n, own in zip(names, labels, strict=True) if kind in own} for kind in LABELS},
             adapters=rows,
+            num_items_in_batch={n: counts for n in names if (counts := steps[n].counts) is not None},
         )
-        losses = {name: output.losses[name] * steps[name].weight for name in names}
+        losses = {name: output.losses[name] for name in names}
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         found |= {name: loss.detach() for name, loss in losses.items()}
     return found

@@ -3,23 +3,27 @@ models.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graftwork.adapters import Adapter
+from graftwork.adapters.contents import not_finite
 from graftwork.adapters.folder import TENSORS, write_files
+from graftwork.errors import DivergedError
 from graftwork.folders import writing
 from graftwork.methods.parameters import Parameter
 from graftwork.model import AdaptedModel
+from graftwork.training.sampling import Batches
 from graftwork.training.schedules import Schedule, scheduler
 from graftwork.training.strand import Strand
 from graftwork.training.together import OneAdapter, Step
@@ -37,7 +41,7 @@ class AdapterTrainer(Trainer):
 
     Args:
         adapter_name: the adapter's, on the model.
-        batches: the places of the rows that share a batch, with the epochs told. None: any rows do.
+        batches: the places of the rows that share a batch, epoch by epoch.
         head_learning_rate: the head's; None: the run's.
         schedule: the learning rate's, in the place of transformers' own.
         judge: gives the scores that choose among checkpoints.
@@ -49,7 +53,7 @@ class AdapterTrainer(Trainer):
         self,
         *args: Any,
         adapter_name: str,
-        batches: Sampler[list[int]] | None = None,
+        batches: Batches,
         head_learning_rate: float | None = None,
         schedule: Schedule | None = None,
         judge: Callable[[], dict[str, float]] | None = None,
@@ -65,6 +69,11 @@ class AdapterTrainer(Trainer):
         self.strand = strand
         self._moment = (-1, 0)
         self.add_callback(Thawing(self))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """accelerate moves nothing: the model stays where it is, and batches are sent there by the trainer."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.device_placement = False
 
     @property
     def adapted(self) -> AdaptedModel:
@@ -82,8 +91,6 @@ class AdapterTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The rows in the batches and the order of the sampling that was asked for."""
-        if self.batches is None:
-            return super().get_train_dataloader()
         rows: Any = self.train_dataset
         loader = DataLoader(
             rows,
@@ -94,8 +101,24 @@ class AdapterTrainer(Trainer):
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The batches of a step, and what the terms of their loss are means over, all of them together."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        head = self.adapted.residents[self.adapter_name].adapter.head
+        return batches, head.step_counts(batches)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The loss on a batch, whose gradients are then there."""
+        """What a batch adds to the loss of its step, whose gradients are then there.
+
+        Raises:
+            DivergedError: that is no finite number.
+        """
+        loss = self._step(model, inputs, num_items_in_batch)
+        if not loss.isfinite():
+            raise DivergedError.of(f"the training loss is {float(loss)} in step {self.state.global_step + 1}")
+        return loss
+
+    def _step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
         if self.strand is None:
             return super().training_step(model, inputs, num_items_in_batch)
         step, times = self._moment
@@ -103,7 +126,7 @@ class AdapterTrainer(Trainer):
         loss: Tensor = self._ask(
             Step(
                 batch=self._prepare_inputs(inputs),
-                weight=1 / self.current_gradient_accumulation_steps,
+                counts=num_items_in_batch,
                 moment=(self.args.seed, *self._moment),
             )
         )
@@ -188,7 +211,11 @@ class AdapterTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        write_files(self.adapter, folder)
+        adapter = self.adapter
+        broken = not_finite(adapter.tensors)
+        if broken:
+            raise DivergedError.of(f"{broken[0]} holds NaN or infinity after step {self.state.global_step}")
+        write_files(adapter, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._assign(resume_from_checkpoint)
@@ -234,6 +261,15 @@ def last_checkpoint(folder: Path) -> Path | None:
         if _state(checkpoint).get("global_step") == step_of(checkpoint):
             return checkpoint
     return None
+
+
+def best_checkpoint(folder: Path) -> tuple[Path, float] | None:
+    """The checkpoint with the best score, and the score; None when there is none. What is not finite is not saved."""
+    last = last_checkpoint(folder)
+    if last is None:
+        return None
+    state = _state(last)
+    return folder / f"checkpoint-{state['best_global_step']}", float(state["best_metric"])
 
 
 def has_ended(checkpoint: Path) -> bool:

@@ -16,27 +16,29 @@ from typing import Any
 
 from datasets import Dataset
 from rich.progress import Progress
-from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone
+from graftwork.backbones.devices import on
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.encoding import pair_separator
-from graftwork.errors import OutputError
+from graftwork.errors import DivergedError, OutputError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
 from graftwork.training.baseline import Scores, baseline, below
 from graftwork.training.compiling import compiled
+from graftwork.training.diverging import with_checkpoint
 from graftwork.training.examples import examples, labels_of, lengths_of
 from graftwork.training.opening import announce, joined, of_backbone, of_pooling, of_task
 from graftwork.training.outputs import LOG, Output
 from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
 from graftwork.training.recipe import Recipe
-from graftwork.training.sampling import LengthGrouped, TokenBudget
+from graftwork.training.remarks import remark
+from graftwork.training.sampling import Batches, LengthGrouped, Shuffled, TokenBudget
 from graftwork.training.scoring import Judge
 from graftwork.training.settings import TrainingSettings
 from graftwork.training.strand import Strand
@@ -122,6 +124,8 @@ def tune_recipe(
             if not place.finished:
                 place.write(adapter, log, overwrite=overwrite)
             return adapter
+    except DivergedError as error:
+        raise with_checkpoint(error, place.working) from error
     except KeyboardInterrupt as stop:
         raise place.interruption() from stop
 
@@ -193,10 +197,10 @@ class Run:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
         self.baseline: Scores = {}
         method, settings = recipe.find_method(), recipe.train
-        head, identity = recipe.head(data.task, method, model.backbone), _identity(data.task, recipe, model.backbone)
+        head = recipe.head(data.task, method, model.backbone).fitted(labels_of(data.task.kind, data.train))
+        identity = _identity(data.task, recipe, model.backbone)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
-        known = head.initial(labels_of(data.task.kind, data.train))
-        model.add(name, replace(new, tensors={**new.tensors, **known}), trainable=True)
+        model.add(name, new, trainable=True)
         place.begin(recipe, resume=resume)
         self.checkpoint = last_checkpoint(place.working) if resume else None
         self.judge = _judge(model, name, data.task, data.validation, settings)
@@ -227,7 +231,7 @@ class Run:
             return
         # Passes that several share begin where all of them begin: at the input.
         kept = prefix_cache(self.trainer, self.judge, self.recipe.train) if self.alone else nullcontext()
-        with compiled(self.model) if self.recipe.train.torch_compile else nullcontext(), kept:
+        with on(self.model.device), compiled(self.model) if self.recipe.train.torch_compile else nullcontext(), kept:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def finish(self) -> tuple[Adapter, str]:
@@ -237,14 +241,22 @@ class Run:
         finished = self.trainer.adapter.finished(model.backbone)
         model.remove(self.name)
         model.add(self.name, finished)
-        metrics = {"validation": self.judge()}
+        judges = {"validation": self.judge}
         if self.data.test is not None:
-            metrics["test"] = _judge(model, self.name, self.data.task, self.data.test, settings)()
-        recipe = self.recipe.model_dump(mode="json")
-        adapter = replace(finished, metrics=metrics, baseline=self.baseline, recipe=recipe)
+            judges["test"] = _judge(model, self.name, self.data.task, self.data.test, settings)
+        metrics = {split: judge() for split, judge in judges.items()}
+        for split, judge in judges.items():
+            remark(self.name, split, self.data.task, len(judge.rows), judge.outcome if split == "validation" else None)
         worse = below(self.data.task, metrics, self.baseline)
         if worse:
             logger.warning("%s: %s", self.name, worse)
+        adapter = replace(
+            finished,
+            metrics=metrics,
+            baseline=self.baseline,
+            rows={split: len(judge.rows) for split, judge in judges.items()},
+            recipe=self.recipe.model_dump(mode="json"),
+        )
         history = self.trainer.state.log_history
         return adapter, json_lines(repeatable(row for row in history if "step" in row))
 
@@ -293,7 +305,7 @@ def _trainer(
         working,
         metric=task.main_metric,
         greater_is_better=METRICS[task.main_metric].greater_is_better,
-        cpu=model.backbone.device.type == "cpu",
+        device=model.device,
     )
     rows = examples(encoder, task.kind, data.train)
     # Generating is slow: unless it chooses the checkpoint, it is done once, at the end.
@@ -317,10 +329,10 @@ def _trainer(
     return trainer
 
 
-def _batches(lengths: Sequence[int], settings: TrainingSettings) -> Sampler[list[int]] | None:
-    """The batches of rows of such lengths; None for any rows in a batch."""
+def _batches(lengths: Sequence[int], settings: TrainingSettings) -> Batches:
+    """The batches of rows of such lengths."""
     if settings.train_sampling_strategy == "random":
-        return None
+        return Shuffled(len(lengths), settings.per_device_train_batch_size, seed=settings.seed)
     if settings.tokens_per_batch is not None:
         return TokenBudget(lengths, settings.tokens_per_batch, seed=settings.seed)
     return LengthGrouped(lengths, settings.per_device_train_batch_size, seed=settings.seed)

@@ -1,0 +1,142 @@
+"""Rows that are held out of the training rows, where data have no split of their own.
+
+The choice is seeded, and the same for the same task each time: an adapter is evaluated later on the very rows that its
+training left out.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from graftwork.errors import DataError
+from graftwork.tasks.columns import label_texts
+from graftwork.tasks.table import Table
+from graftwork.tasks.task import SplitName, Task
+
+logger = logging.getLogger(__name__)
+
+
+def hold_out(task: Task, train: Table, fractions: Mapping[SplitName, float]) -> dict[SplitName, Table]:
+    """The training table less the held-out rows, and these.
+
+    What is chosen are units: the rows of one input, which must not be parted, or what was trained on would be tested.
+    The choice is by systematic sampling: units in random order within their class, the larger ones last, classes one
+    after the other, and every k-th of that list is taken. So each class is held out in proportion, whatever its size,
+    and so are inputs that come once and those that come often; units without a class are all of one. The first unit of
+    each class or with each tag is never taken: what is held out must have been seen in training. Nor is a unit of more
+    rows than are to be held out, unless all are.
+
+    Args:
+        fractions: the share of the rows for each split; of generation, of the sources.
+
+    Raises:
+        DataError: there are too few units.
+    """
+    if not fractions:
+        return {"train": train}
+    import numpy as np
+
+    units, texts = _units(task, train), label_texts(task, train)
+    # A row of validation is a source, with all that may be said of it.
+    sizes = [1 if task.kind == "generation" else len(rows) for rows in units]
+    named = [Counter(name for row in rows for name in texts[row]) for rows in units]
+    tagging = task.kind == "token-classification"
+    # RandomState's streams are frozen, those of numpy's newer generators are not: the split must outlast an upgrade.
+    random = np.random.RandomState(task.split_seed)
+    remaining = np.arange(len(units))
+    tables: dict[SplitName, Table] = {}
+    for split, fraction in fractions.items():
+        order = remaining[random.permutation(len(remaining))]
+        groups: dict[str, list[int]] = {}
+        seen: set[str] = set()
+        for unit in order.tolist():
+            names = named[unit].keys() or {""}
+            if names <= seen:
+                groups.setdefault("" if tagging else _commonest(named[unit]), []).append(unit)
+            seen |= names
+        wanted = max(1, round(fraction * sum(sizes)))
+        taken = _taken([sorted(group, key=sizes.__getitem__) for _, group in sorted(groups.items())], sizes, wanted)
+        if not taken:
+            raise _too_few(task, train, split, wanted, len(units))
+        rows = sorted(row for unit in taken for row in units[unit])
+        tables[split] = train.select(rows)
+        what, held = "sources" if task.kind == "generation" else "rows", sum(sizes[unit] for unit in taken)
+        logger.info("%s: held out %d of %d %s for %s", train.origin, held, sum(sizes), what, split)
+        remaining = np.setdiff1d(remaining, taken)
+    return {"train": train.select(sorted(row for unit in remaining.tolist() for row in units[unit])), **tables}
+
+
+def _commonest(names: Counter[str]) -> str:
+    """The name that most rows of a unit have; of several the first in the alphabet, and empty of none."""
+    return min(names, key=lambda name: (-names[name], name), default="")
+
+
+def _taken(groups: Sequence[Sequence[int]], sizes: Sequence[int], wanted: int) -> list[int]:
+    """Every k-th of the units of all groups, so that about as many rows are taken as are wanted; none where there are
+    not enough.
+    """
+    spare = [unit for group in groups for unit in group]
+    if sum(sizes[unit] for unit in spare) < wanted:
+        return []
+    limit = max(wanted, min(sizes[unit] for unit in spare))
+    fitting = [unit for unit in spare if sizes[unit] <= limit]
+    share = wanted / sum(sizes[unit] for unit in fitting)
+    count = min(len(fitting), max(1, round(share * len(fitting))))
+    return [fitting[(2 * i + 1) * len(fitting) // (2 * count)] for i in range(count)]
+
+
+def _too_few(task: Task, train: Table, split: SplitName, wanted: int, units: int) -> DataError:
+    different = f" with {units} different input{'s' if units > 1 else ''}" if units < len(train) else ""
+    what = f"{units} sources" if task.kind == "generation" else f"{len(train)} rows{different}"
+    more = "sources" if task.kind == "generation" else f"{'different ' if different else ''}rows"
+    return DataError(
+        f"{train.origin} has {what}, too few to hold {wanted} out for {split}",
+        expected=f"more {more}, and in training at least one of each class",
+        change=f"{split}_fraction, or give a {split} split of its own",
+    )
+
+
+def _units(task: Task, train: Table) -> list[list[int]]:
+    """The rows that must not be parted: those of one input, that is, of one text, pair of texts, list of words, image,
+    or question with its choices.
+    """
+    units: dict[Hashable, list[int]] = {}
+    for row, given in enumerate(_inputs(task, train)):
+        units.setdefault(given, []).append(row)
+    return list(units.values())
+
+
+def _inputs(task: Task, train: Table) -> list[Hashable]:
+    columns = [train.columns[column] for columns in task.inputs.values() for column in columns]
+    if task.kind == "image-classification":
+        return _contents(columns[0])
+    return [tuple(map(_hashable, values)) for values in zip(*columns, strict=True)]
+
+
+def _hashable(value: Any) -> Hashable:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def _contents(images: Sequence[Any]) -> list[Hashable]:
+    """What images are known by: their bytes, wherever they lie. Only those are read of whose size there are several."""
+    sizes = [_size(image) for image in images]
+    several = {size for size, count in Counter(sizes).items() if count > 1}
+    return [(size, _digest(image)) if size in several else size for size, image in zip(sizes, images, strict=True)]
+
+
+def _size(image: Any) -> Hashable:
+    if not isinstance(image, dict):
+        return (image.mode, *image.size)
+    return Path(image["path"]).stat().st_size if image["bytes"] is None else len(image["bytes"])
+
+
+def _digest(image: Any) -> bytes:
+    """Of a file's bytes; of an image that is open already, of its pixels."""
+    if not isinstance(image, dict):
+        content = image.tobytes()
+    else:
+        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+    return blake2b(content, digest_size=16).digest()

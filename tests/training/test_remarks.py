@@ -1,0 +1,160 @@
+"""A run that tells nothing apart, and a split of a few rows, are told of; what is well is not."""
+
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from training.workbench import FAST, make_rows, write_csv
+
+from graftwork import Adapter, LoRA, Task, evaluate, tune, tune_many
+from graftwork.training.remarks import remark
+
+LORA = LoRA(rank=4)
+STILL = {"learning_rate": 1e-9, "head_learning_rate": 1e-9, "max_steps": 1}
+"""Settings under which nothing is learned."""
+
+
+def task(kind, **fields):
+    needed = {"multiple-choice": {"choices": ("a", "b")}, "image-classification": {}}.get(kind, {})
+    text = {} if kind == "image-classification" else {"text": "text"}
+    return Task(name="t", kind=kind, **text, **needed, **fields)
+
+
+def said(caplog, kind, predictions, labels, names=None, **fields):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        remark("t", "validation", task(kind, labels=names, **fields), 1_000, (predictions, labels))
+    return caplog.text
+
+
+CLASSES = ("no", "yes")
+RARE = np.array([1] * 12 + [0] * 88)
+
+
+def logits(ids):
+    return np.eye(2)[ids]
+
+
+@pytest.mark.parametrize("kind", ["classification", "image-classification"])
+def test_one_class_for_all(caplog, kind):
+    """As of answer selection with 12 % positives, whose F1 is 0."""
+    text = said(caplog, kind, logits(np.zeros(100, dtype=int)), RARE, names=CLASSES)
+    for part in ("every row is called 'no', as 88% of them are", "--train.num_train_epochs", "--train.learning_rate",
+                 "--task.metrics f1_macro"):  # fmt: skip
+        assert part in text
+    blind = said(caplog, kind, logits(np.zeros(100, dtype=int)), RARE, names=CLASSES, metrics=("f1",))
+    assert "every row" in blind
+    assert "--task.metrics" not in blind
+
+
+def test_classes_by_chance(caplog):
+    crossed = np.array([0] * 12 + [1] * 10 + [0] * 78)
+    assert "no better than by chance" in said(caplog, "classification", logits(crossed), RARE, names=CLASSES)
+
+
+def test_classes_that_are_told_apart(caplog):
+    some = RARE.copy()
+    some[:9] = 0
+    assert said(caplog, "classification", logits(some), RARE, names=CLASSES) == ""
+    # Where all rows have one class nothing can be told.
+    assert said(caplog, "classification", logits(np.zeros(100, dtype=int)), RARE * 0, names=CLASSES) == ""
+
+
+def test_one_tag_for_all_words(caplog):
+    there = [["O", "B-PER", "O"], ["O", "O"]]
+    assert "every word is called 'O', as 80% of them are" in said(
+        caplog, "token-classification", [["O"] * 3, ["O"] * 2], there
+    )
+    assert said(caplog, "token-classification", there, there) == ""
+
+
+def test_numbers_no_better_than_the_mean(caplog):
+    there = np.arange(10.0)
+    assert "no better than the labels' mean (R² 0.00)" in said(caplog, "regression", np.full(10, 4.5), there)
+    # They correlate, and are off in scale.
+    assert "no better than the labels' mean" in said(caplog, "regression", there * 1_000, there)
+    assert said(caplog, "regression", there + 0.5, there) == ""
+
+
+def test_choices_by_chance(caplog):
+    there = np.array([0, 1] * 5)
+    assert "50% of the choices are right, and 50% by chance" in said(
+        caplog, "multiple-choice", logits(there * 0), there
+    )
+    assert said(caplog, "multiple-choice", logits(there), there) == ""
+
+
+def test_one_text_for_all_sources(caplog):
+    there = [["a", "b"], ["c"]]
+    assert "the text 'x' is generated of every source" in said(caplog, "generation", ["x", "x"], there)
+    assert said(caplog, "generation", ["a", "c"], there) == ""
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, "0.98"), (4, "0.49"), (99, "0.10")])
+def test_a_few_rows(caplog, rows, width):
+    with caplog.at_level(logging.WARNING):
+        remark("t", "validation", task("classification"), rows, None)
+    assert f"validation has {rows} row" in caplog.text
+    assert f"±{width}" in caplog.text
+    assert "--task.validation_fraction" in caplog.text
+
+
+def test_enough_rows(caplog):
+    with caplog.at_level(logging.WARNING):
+        remark("t", "validation", task("classification"), 100, None)
+    assert not caplog.records
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Twelve hundred rows, a tenth of which are held out; and twenty."""
+    folder = tmp_path_factory.mktemp("rows")
+    return {count: write_csv(folder / f"{count}.csv", make_rows("classes", count)) for count in (1_200, 20)}
+
+
+def test_a_run_that_learns_nothing_says_so(backbone, rows, caplog, tmp_path):
+    own = Task(name="reviews", text="text", data=str(rows[1_200]))
+    with caplog.at_level(logging.WARNING, "graftwork.training.remarks"):
+        tune(backbone, task=own, method=LORA, output=tmp_path / "a", **STILL)
+    assert "reviews: in validation every row is called" in caplog.text
+    assert "has 1" not in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "graftwork.training.remarks"):
+        evaluate(Adapter.load(tmp_path / "a"), backbone=backbone)
+    assert "every row is called" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "graftwork.training.remarks"):
+        tune_many(backbone, {"one": {"task": own, "method": LORA}}, **STILL)
+    assert "one: in validation every row is called" in caplog.text
+
+
+def test_a_run_that_learns_says_nothing(backbone, rows, caplog):
+    own = Task(name="reviews", text="text", data=str(rows[1_200]))
+    with caplog.at_level(logging.WARNING, "graftwork"):
+        adapter = tune(backbone, task=own, method=LORA, **{**FAST, "num_train_epochs": 1})
+    assert adapter.rows == {"validation": 120}
+    assert [record.message for record in caplog.records if record.name.startswith("graftwork")] == []
+
+
+def test_scores_of_a_few_rows_are_shown_with_their_number(backbone_folder, rows, tmp_path):
+    """In the command's output, in the card, and by inspect."""
+    command = [sys.executable, "-m", "graftwork", "tune", "--backbone", str(backbone_folder), "--data", str(rows[20])]
+    settings = [part for name, value in FAST.items() for part in (f"--train.{name}", str(value))]
+    flags = ["--text", "text", "--quiet", "--dtype", "float32", "--output", str(tmp_path / "a"), *settings]
+    ran = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
+    assert "(2 rows)" in ran.stdout
+    assert "validation has 2 rows" in ran.stderr
+    adapter = Adapter.load(tmp_path / "a")
+    assert adapter.rows == {"validation": 2}
+    assert f"| validation | accuracy | {adapter.metrics['validation']['accuracy']:.4f} (2 rows) |" in (
+        tmp_path / "a" / "README.md"
+    ).read_text(encoding="utf-8")
+    shown = subprocess.run(
+        [sys.executable, "-m", "graftwork", "inspect", str(tmp_path / "a")], capture_output=True, text=True, check=True
+    )
+    assert "(2 rows)" in shown.stdout
