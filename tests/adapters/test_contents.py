@@ -60,7 +60,7 @@ CHANGES = {
     "method": lambda c: c["method"].update(alpha=c["method"]["alpha"] * 2),
     "labels": lambda c: c["task"]["labels"].reverse(),
     "max_length": lambda c: c["task"].update(max_length=5),
-    "head": lambda c: c["head"].update(pooling="mean"),
+    "head": lambda c: c["head"].update(pooling="first"),
     "fingerprint": lambda c: c["backbone"].update(fingerprint="0" * 64),
     "seed": lambda c: c.update(seed=9),
     "metrics": lambda c: c.update(metrics={"test": {"accuracy": 1.0}}),

@@ -140,7 +140,7 @@ def test_only_an_adapters_folder_is_overwritten(adapter, tmp_path):
     (tmp_path / "empty").mkdir()
     adapter.save(tmp_path / "empty", overwrite=True)
     adapter.save(tmp_path / "empty", overwrite=True)
-    assert same(Adapter.load(tmp_path / "empty"), adapter)
+    assert Adapter.load(tmp_path / "empty").digest == adapter.digest
 
 
 def test_an_output_that_cannot_be_made(adapter, tmp_path):
