@@ -1,16 +1,28 @@
 """Settings that are checked when they are made, and say in graftwork's words what is wrong with them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from graftwork.errors import GraftworkError
 
 
+@dataclass(frozen=True)
+class Bare:
+    """What is given by a flag without a value: true of a setting that is true or false, and nothing of any other."""
+
+    flag: str
+
+    def __repr__(self) -> str:
+        return f"{self.flag} without a value"
+
+
 class Checked(BaseModel, ABC):
-    """Frozen settings by name, none of them unknown.
+    """Frozen settings by name, none of them unknown. A number is never given as true or false.
 
     Raises:
         GraftworkError: an unknown setting, or a value of the wrong type; all of them are named.
@@ -24,16 +36,24 @@ class Checked(BaseModel, ABC):
         except ValidationError as error:
             raise self.refusal(error.errors()) from None
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _plain_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python reads 1_0 as 10, and so would pydantic."""
-        if isinstance(value, str) and "_" in value and _of_numbers(cls.model_fields[info.field_name or ""].annotation):
-            raise ValueError("expected a number, without _ in it")
-        return value
-
     # Settings within others are pydantic's to make: what is wrong with both is then told at once.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_numbers(cls, value: object, info: ValidationInfo) -> object:
+        """True and false are no numbers, and Python reads 1_0 as 10, and so would pydantic."""
+        types = [*_types(cls.model_fields[str(info.field_name)].annotation)]
+        numbers = int in types or float in types
+        if isinstance(value, Bare):
+            if bool not in types:
+                raise PydanticCustomError("no_value", "{flag} has no value", {"flag": value.flag})
+            return True
+        if numbers and bool not in types and _has_bool(value):
+            raise PydanticCustomError("bool", "expected a number, and not true or false")
+        if numbers and str not in types and isinstance(value, str) and "_" in value:
+            raise ValueError("expected a number, without _ in it")
+        return value
 
     @classmethod
     @abstractmethod
@@ -41,10 +61,15 @@ class Checked(BaseModel, ABC):
         """The error that names these problems, which pydantic found."""
 
 
-def _of_numbers(annotation: Any) -> bool:
-    """Whether a field's values are numbers, and never texts."""
-    kinds = {annotation, *(inner for part in get_args(annotation) for inner in (part, *get_args(part)))}
-    return not kinds.isdisjoint({int, float}) and str not in kinds
+def _types(annotation: object) -> Iterator[object]:
+    """A type, and those that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types(part)
+
+
+def _has_bool(value: object) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_has_bool, value)))
 
 
 def split_commas(value: object) -> object:

@@ -71,6 +71,10 @@ class OutputError(GraftworkError):
     """An output folder that exists already, or an interrupted run that is in the way."""
 
 
+class InProgressError(OutputError):
+    """An output that another run, in this process or another one, is working on."""
+
+
 class StudyError(GraftworkError):
     """Runs of a study that failed.
 
@@ -81,6 +85,20 @@ class StudyError(GraftworkError):
     def __init__(self, problem: str, *, change: str, finished: Mapping[str, Any]) -> None:
         super().__init__(problem, change=change)
         self.finished = finished
+
+
+class InterruptedRunError(KeyboardInterrupt):
+    """An interrupt, from the keyboard or by SIGTERM, of a run that has an output.
+
+    Args:
+        problem: what was interrupted, and what is kept of it.
+        resumable: whether anything is, so that the run can go on from there with `resume`.
+    """
+
+    def __init__(self, problem: str, *, resumable: bool) -> None:
+        self.problem = problem
+        self.resumable = resumable
+        super().__init__(problem + ("; resume goes on with it" if resumable else ""))
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
@@ -104,7 +122,7 @@ def describe(detail: Mapping[str, Any], known: Iterable[str]) -> str:
     if detail["type"] == "missing":
         return f"key {key!r} is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    if not key:
+    if not key or detail["type"] == "no_value":
         return message
     given = key if isinstance(detail["input"], Mapping) else f"{key}={detail['input']!r}"
     return f"{given}: {message}"

@@ -269,6 +269,30 @@ def test_fingerprint_is_remembered_until_a_file_changes(folder, cache, monkeypat
     assert computed == [first, first, changed]
 
 
+@pytest.mark.parametrize("content", [b"zzz", b"", b"0" * 63, b"0" * 63 + b"g", b"A" * 64, b"0" * 65, b"\xff" * 64])
+def test_what_is_no_fingerprint_is_not_believed(folder, cache, content):
+    first = load(folder).fingerprint
+    [file] = cache.iterdir()
+    file.write_bytes(content)
+    assert load(folder).fingerprint == first
+    assert [file.read_text(encoding="ascii") for file in cache.iterdir()] == [first]
+
+
+def test_a_full_disk_is_no_error_and_leaves_nothing(folder, cache, monkeypatch):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("graftwork.backbones.fingerprint.os.replace", fail)
+    assert load(folder).fingerprint == fingerprint_of(make_model("bert"))
+    assert list(cache.iterdir()) == []
+
+
+def test_a_folder_is_named_by_its_whole_path(folder, monkeypatch):
+    """In another folder a relative one would be a hub id."""
+    monkeypatch.chdir(folder.parent)
+    assert load("tiny").name == load("./tiny").name == str(folder)
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(folder, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GRAFTWORK_CACHE", str(tmp_path / "file"))

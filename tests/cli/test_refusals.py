@@ -217,6 +217,13 @@ def test_recipe_that_is_not_utf8(graftwork, tmp_path):
     refused(graftwork("tune", tmp_path / "recipe.yaml", "--output", tmp_path / "out"), "recipe.yaml", "UTF-8", "9")
 
 
+@pytest.mark.parametrize("flag", ["--train.max_steps", "--train.seed", "--method.rank"])
+def test_a_flag_without_its_value(graftwork, backbone_folder, data, tmp_path, flag):
+    given = ["--data", data["classes"], "--text", "text", "--backbone", backbone_folder, "--method", "lora"]
+    refused(graftwork("tune", *given, "--output", tmp_path / "a", flag, "--quiet"), f"{flag} has no value")
+    assert names_in(tmp_path) == []
+
+
 def test_plan_refuses_settings_that_are_not_the_methods(graftwork, backbone_folder):
     run = graftwork("plan", "--backbone", backbone_folder, "--method", "lora", "--train.seed", "3")
     refused(run, "train.seed", "method")

@@ -121,7 +121,11 @@ def test_yaml_finds_data_beside_itself(tmp_path):
     [
         ("name: t\ntxt: x\n", ["txt: there is no such key; expected .*text", "text: this key is missing"]),
         ("name: t\ntext: x\nsplit_seed: many\nmetrics: 3\n", ["split_seed: .*'many'", "metrics: "]),
-        ("name: t\ntext: x\nlabels: [no, yes]\n", ["labels.0: .*not False .put it in quotes"]),
+        ("name: t\ntext: x\nlabels: [0, 1]\n", ["labels.0: .*not 0 .put it in quotes"]),
+        ("name: t\ntext: x\nlabels: [true, false]\n", ["labels.0: .*not True .put it in quotes"]),
+        ("name: t\ntext: x\nsplit_seed: true\n", ["split_seed: expected a number.*, not True"]),
+        ("name: t\ntext: x\nsplit_seed: 1:30\n", ["split_seed: .*not '1:30'"]),
+        ("name: t\ntext: x\nsplit_seed: !!int 1:30\n", ["line 3: '1:30' is no int"]),
         ("name: t\ntext: x\nsplits: {dev: a.csv}\n", ["splits.dev"]),
         ("name: t\nname: u\ntext: x\n", ["line 2: 'name' is there twice"]),
         ("name: [t\n", ["not valid YAML at line"]),

@@ -29,7 +29,7 @@ from graftwork.errors import BackboneError, RecipeError
 from graftwork.heads import PooledHead
 from graftwork.starts import HeadStart
 from graftwork.training.prefix_cache import key_of
-from graftwork.training.statefiles import STALE, DamagedError, StateFiles, size_of
+from graftwork.training.statefiles import STALE, StateFiles
 
 UPPER = LoRA(rank=4, targets="layers.1.*")
 OFF = {"backbone_dropout": "off"}
@@ -290,6 +290,35 @@ def test_a_damaged_file_is_made_anew(run, cache, caplog, damage):
     assert file.read_bytes() == whole
 
 
+@pytest.mark.parametrize("removed", ["as it is written", "before it has its name", "before it is read again"])
+def test_the_folder_can_be_deleted_at_any_time(run, cache, monkeypatch, removed):
+    expected = contents_of(run(prefix_cache="off"))
+    deleted = []
+
+    def delete(plain, when=lambda *_: True):
+        def deleting(*args, **kwargs):
+            if not deleted and cache.exists() and when(*args):
+                deleted.append(kept_in(cache))
+                shutil.rmtree(cache)
+            return plain(*args, **kwargs)
+
+        return deleting
+
+    if removed == "as it is written":
+        monkeypatch.setattr(os, "fsync", delete(os.fsync))
+    elif removed == "before it has its name":
+        monkeypatch.setattr(
+            os, "replace", delete(os.replace, lambda source, target: str(target).startswith(str(cache)))
+        )
+    else:
+        run()
+        monkeypatch.setattr(os, "utime", delete(os.utime))
+    learned = contents_of(run())
+    assert len(deleted[0]) == 1
+    assert learned.keys() == expected.keys()
+    assert all(torch.allclose(torch.tensor(learned[n]), torch.tensor(expected[n]), atol=1e-5) for n in learned)
+
+
 # Bounds
 
 
@@ -300,35 +329,6 @@ def test_too_many_states_for_the_room(run, cache, caplog):
     assert "--train.prefix_cache_gb" in caplog.text
     assert kept_in(cache) == []
     assert contents_of(adapter) == contents_of(run(prefix_cache="off"))
-
-
-def pieces(value):
-    return torch.tensor([0, 2, 5]), 4, torch.float32, iter([torch.full((5, 4), value)])
-
-
-def test_what_was_not_used_for_longest_makes_room(tmp_path):
-    size = size_of(*pieces(0.0)[:3])
-    files = StateFiles(tmp_path, 3 * size)
-    for age, key in enumerate("abc"):
-        files.write(key, *pieces(float(age)))
-        os.utime(tmp_path / f"{key}.safetensors", (1_000 + age,) * 2)
-    assert (tmp_path / "a.safetensors").stat().st_size == size
-    assert files.read("a") is not None
-    files.write("d", *pieces(3.0))
-    assert kept_in(tmp_path) == ["a.safetensors", "c.safetensors", "d.safetensors"]
-    bounds, states = files.read("d")
-    assert bounds.tolist() == [0, 2, 5]
-    assert states.eq(3.0).all()
-    assert files.read("b") is None
-
-
-def test_a_file_of_other_bounds_is_damaged(tmp_path):
-    bounds, width, dtype, _ = pieces(0.0)
-    files = StateFiles(tmp_path, 10_000)
-    files.write("a", bounds, width, dtype, iter([torch.zeros(4, 4)]))
-    with pytest.raises(DamagedError):
-        files.read("a")
-    assert kept_in(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_written(run, tmp_path, caplog, monkeypatch):

@@ -55,3 +55,32 @@ def test_closing_ends_it_where_it_waits():
     never = Strand(wait, name="never begun")
     never.close()
     assert never.ended
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["asks", "ends"])
+def test_an_interrupt_just_as_an_answer_has_come(ends):
+    """It has been taken out of the queue then, and nobody knows of it."""
+
+    def function():
+        if not ends:
+            strand.ask(1)
+
+    strand = Strand(function, name="it")
+    take = strand._questions.get
+
+    class Interrupting:
+        put = strand._questions.put
+
+        def get(self):
+            take()
+            strand._questions = kept
+            raise KeyboardInterrupt
+
+    kept, strand._questions = strand._questions, Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        strand.send()
+    closing = threading.Thread(target=strand.close, daemon=True)
+    closing.start()
+    closing.join(5)
+    assert strand.ended
+    assert not closing.is_alive()

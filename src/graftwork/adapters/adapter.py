@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters.added import declare_added, first_rows, with_added
+from graftwork.adapters.contents import digest_of, not_finite
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
 from graftwork.backbones import Backbone, Pooling, Site, Sites
 from graftwork.backbones.pooling import describe_pooling
@@ -194,6 +196,21 @@ class Adapter:
             rows={},
         )
 
+    @cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits that are the same for two adapters with the same answers: a hash over the tensors, and
+        over what decides how they are read and what is said. Scores, seed, recipe, versions and the backbone's name
+        do not count. Computed once."""
+        content = {
+            "method": {"name": self.method.name, **self.method.model_dump(mode="json", exclude_defaults=True)},
+            "head": {"kind": self.head.kind, **self.head.model_dump(mode="json", exclude_defaults=True)},
+            "task": self.task.model_dump(mode="json", exclude_defaults=True),
+            "backbone": self.backbone.fingerprint,
+            "sites": list(self.sites),
+            "fixed": sorted(self.fixed),
+        }
+        return digest_of(content, self.tensors)
+
     @property
     def kind(self) -> str:
         """The kind of its task."""
@@ -273,12 +290,6 @@ def misfits(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[
         *(f"has unknown {name}" for name in sorted(found.keys() - expected.keys())),
         *(f"{name} is {tuple(found[name])} instead of {tuple(expected[name])}" for name in wrong),
     ]
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of the tensors that hold NaN or infinity."""
-    # A sum is fast, and finite for nearly all that is; the rest is looked at number by number.
-    return [name for name, t in tensors.items() if not t.sum().isfinite() and not t.isfinite().all()]
 
 
 def first_few(problems: Sequence[str]) -> str:

@@ -1,34 +1,34 @@
 """An adapter's folder on disk: `adapter.json`, `adapter.safetensors`, `README.md`; strict to read, atomic to write.
 
 A write goes to a temporary folder beside the target, which is then renamed: a killed process leaves the old folder or
-the new one, never half of one. Nothing here is ever unpickled.
+the new one, never half of one. What is read is what was written: checksums are kept and checked. Nothing here is ever
+unpickled.
 """
 
-import ctypes
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-from graftwork.adapters.adapter import Adapter, first_few, misfits, not_finite
+from graftwork.adapters.adapter import Adapter, first_few, misfits
 from graftwork.adapters.card import model_card
+from graftwork.adapters.contents import checksum_of_json, checksum_of_tensors, not_finite
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity
 from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeError
+from graftwork.folders import replacing_folder
 from graftwork.heads import AnyHead
 from graftwork.methods import make_method
-from graftwork.yamlfile import read_yaml
+from graftwork.yamlfile import dump_yaml, read_yaml
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
+"""2 has checksums; 1, which is read too, has none."""
+
 CONFIG = "adapter.json"
 TENSORS = "adapter.safetensors"
 CARD = "README.md"
@@ -37,13 +37,19 @@ RECIPE = "recipe.yaml"
 SMALL = 16 * 2**20
 """Bytes up to which a file of tensors is read at once."""
 
+logger = logging.getLogger(__name__)
+
 
 class AdapterFile(BaseModel):
-    """The contents of `adapter.json`."""
+    """The contents of `adapter.json`.
+
+    Attributes:
+        checksums: of this file's other contents, and of the tensors, by the files' names; see `contents`.
+    """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     method: dict[str, Any]
     sites: list[str]
     tensors: dict[str, list[int]]
@@ -56,6 +62,13 @@ class AdapterFile(BaseModel):
     rows: dict[str, int] = {}
     seed: int
     versions: dict[str, str]
+    checksums: dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _checksums_since_2(self) -> "AdapterFile":
+        if self.schema_version >= 2 and (self.checksums or {}).keys() != {CONFIG, TENSORS}:
+            raise ValueError(f"checksums of {CONFIG} and {TENSORS} are missing")
+        return self
 
 
 def write_adapter(
@@ -67,12 +80,19 @@ def write_adapter(
         beside: more text files for the folder, by name.
 
     Raises:
-        OutputError: the folder exists and `overwrite` is off.
+        OutputError: the folder exists and `overwrite` is off, or it cannot be written. What was there is left alone.
+        AdapterError: the adapter has numbers that are not finite.
     """
+    refuse_existing(folder, overwrite=overwrite)
     with replacing_folder(folder, overwrite=overwrite) as temporary:
-        write_files(adapter, temporary)
-        for name, text in (beside or {}).items():
-            (temporary / name).write_text(text, encoding="utf-8")
+        fill_folder(adapter, temporary, beside=beside)
+
+
+def fill_folder(adapter: Adapter, folder: Path, *, beside: Mapping[str, str] | None = None) -> None:
+    """Write a finished adapter into a folder that exists. See `write_adapter`."""
+    write_files(adapter, folder)
+    for name, text in (beside or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def write_files(adapter: Adapter, folder: Path) -> None:
@@ -81,11 +101,7 @@ def write_files(adapter: Adapter, folder: Path) -> None:
     Raises:
         AdapterError: a tensor holds NaN or infinity. Nothing is written.
     """
-    broken = not_finite(adapter.tensors)
-    if broken:
-        raise AdapterError(
-            f"the adapter is not saved: it holds NaN or infinity in {', '.join(broken[:5])}", expected="finite tensors"
-        )
+    _refuse_broken("the adapter is not saved: it", adapter.tensors)
     config = AdapterFile(
         method={"name": adapter.method.name, **adapter.method.model_dump(mode="json")},
         sites=list(adapter.sites),
@@ -99,13 +115,15 @@ def write_files(adapter: Adapter, folder: Path) -> None:
         rows=dict(adapter.rows),
         seed=adapter.seed,
         versions=dict(adapter.versions),
+        checksums={CONFIG: "", TENSORS: ""},
     )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
+    config = config.model_copy(update={"checksums": _checksums(json.loads(config.model_dump_json()), tensors)})
     (folder / TENSORS).write_bytes(save(tensors, metadata={"format": "pt"}))
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text(model_card(adapter), encoding="utf-8")
     if adapter.recipe:
-        (folder / RECIPE).write_text(yaml.safe_dump(dict(adapter.recipe), sort_keys=False), encoding="utf-8")
+        (folder / RECIPE).write_text(dump_yaml(adapter.recipe), encoding="utf-8")
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -114,7 +132,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         AdapterError: it is missing, damaged, or not an adapter of graftwork; says which file and what is wrong.
     """
-    config = _read_config(folder)
+    content, config = _read_config(folder)
     settings = dict(config.method)
     name = settings.pop("name", "")
     try:
@@ -139,6 +157,7 @@ def read_adapter(folder: Path) -> Adapter:
             f"{folder / TENSORS} does not belong to {CONFIG}: it {first_few(problems)}",
             expected="both files as graftwork wrote them",
         )
+    _check_contents(folder, content, config, tensors)
     return Adapter(
         method=method,
         head=config.head,
@@ -154,42 +173,6 @@ def read_adapter(folder: Path) -> Adapter:
         recipe=_read_recipe(folder / RECIPE),
         versions=config.versions,
     )
-
-
-@contextmanager
-def replacing_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well, and is removed when it does not.
-
-    Raises:
-        OutputError: the folder exists and `overwrite` is off, or it cannot be written.
-    """
-    folder = folder.resolve()
-    refuse_existing(folder, overwrite=overwrite)
-    make_folder(folder.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if not folder.exists():
-            os.replace(temporary, folder)
-        elif not _exchange(temporary, folder):
-            _move_over(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder that can be written, unless it is there already.
-
-    Raises:
-        OutputError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"folder {str(folder)!r} cannot be made: {error.strerror}", change="--output") from None
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"folder {str(folder)!r} cannot be written", change="--output")
 
 
 def refuse_existing(folder: Path, *, overwrite: bool = False) -> None:
@@ -212,7 +195,54 @@ def refuse_existing(folder: Path, *, overwrite: bool = False) -> None:
         )
 
 
-def _read_config(folder: Path) -> AdapterFile:
+def _checksums(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Of what an adapter's two files hold, by their names."""
+    own = {key: value for key, value in content.items() if key != "checksums"}
+    return {CONFIG: checksum_of_json(own), TENSORS: checksum_of_tensors(tensors)}
+
+
+def _check_contents(
+    folder: Path, content: Mapping[str, Any], config: AdapterFile, tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse contents that are not those that were written."""
+    if config.checksums is None:
+        _tell_of_no_checksums(folder)
+    else:
+        found = _checksums(content, tensors)
+        changed = [name for name in (CONFIG, TENSORS) if found[name] != config.checksums[name]]
+        if changed:
+            raise AdapterError(
+                f"{' and '.join(str(folder / name) for name in changed)} changed after graftwork had written it: the "
+                "checksum is another one",
+                expected="the adapter's files as they were written",
+                change="the folder: copy it again from where it is whole, or tune it again",
+            )
+    _refuse_broken(str(folder / TENSORS), tensors)
+
+
+def _tell_of_no_checksums(folder: Path) -> None:
+    """Once a process: who has one old folder may have hundreds."""
+    if not _TOLD:
+        _TOLD.append(folder)
+        logger.warning(
+            "%s was saved by an older graftwork, without checksums: whether it is as it was written cannot be checked "
+            "(Adapter.load and save add them)",
+            folder,
+        )
+
+
+_TOLD: list[Path] = []
+"""The first folder without checksums."""
+
+
+def _refuse_broken(what: str, tensors: Mapping[str, Tensor]) -> None:
+    broken = not_finite(tensors)
+    if broken:
+        raise AdapterError(f"{what} holds NaN or infinity in {first_few(broken)}", expected="finite tensors")
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], AdapterFile]:
+    """What `adapter.json` says, plain and checked."""
     file = folder / CONFIG
     try:
         text = file.read_text(encoding="utf-8")
@@ -226,12 +256,13 @@ def _read_config(folder: Path) -> AdapterFile:
         raise AdapterError(f"{file} cannot be read: {error}") from error
     try:
         content = json.loads(text)
-        if isinstance(content, dict) and content.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
             raise AdapterError(
-                f"{file} has schema version {content['schema_version']!r}",
-                expected=f"schema version {SCHEMA_VERSION}; a newer graftwork reads newer ones",
+                f"{file} has schema version {version}",
+                expected=f"schema version {SCHEMA_VERSION} or an older one; a newer graftwork reads newer ones",
             )
-        return AdapterFile.model_validate(content)
+        return content, AdapterFile.model_validate(content)
     except json.JSONDecodeError as error:
         raise AdapterError(f"{file} is not JSON: {error}") from error
     except ValidationError as error:
@@ -256,31 +287,3 @@ def _read_recipe(file: Path) -> dict[str, Any]:
         return read_yaml(file)
     except RecipeError as error:
         raise AdapterError(error.problem, expected="the recipe as graftwork wrote it") from error
-
-
-def _exchange(new: Path, old: Path) -> bool:
-    """Swap two folders in one step, where the system can (Linux's renameat2)."""
-    here, exchange = -100, 2
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    return bool(renameat2(here, os.fsencode(new), here, os.fsencode(old), exchange) == 0)
-
-
-def _move_over(new: Path, old: Path) -> None:
-    """Put a folder in the place of another in two steps, going back when the second fails."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.old.", dir=old.parent))
-    os.replace(old, aside)
-    try:
-        os.replace(new, old)
-    except BaseException:
-        os.replace(aside, old)
-        raise
-    shutil.rmtree(aside)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -27,6 +27,7 @@ from graftwork.backbones.checkpoints import (
     auto_class,
     lacks_pooler,
     load_model,
+    settled_name,
     source_of,
 )
 from graftwork.backbones.devices import DTYPES, best_dtype, device_of
@@ -56,7 +57,8 @@ class Backbone:
     its attention implementation is set to graftwork's, which computes the same.
 
     Attributes:
-        name: what it was loaded as; written into adapters for people to read. The fingerprint is what is checked.
+        name: what it was loaded as, a folder by its whole path; written into adapters, which find it by that. The
+            fingerprint is what is checked.
         model: the Hugging Face model, in evaluation mode: without a task head, but with the language-model head that a
             model which generates text was pretrained with.
         tokenizer, image_processor: what makes its inputs; None when there is none. A tokenizer without a padding token
@@ -167,6 +169,7 @@ class Backbone:
         if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
             tokenizer = None  # transformers makes one up, without words, where the files are missing
         model.to(device=place)  # type: ignore[call-arg]
+        name = settled_name(name)
         loaded = cls(model, tokenizer, image_processor=processor, name=name, declared=declared, fingerprint=fingerprint)
         declared = declared or declared_by_config(config)
         if declared is not None and declared.pooling is None:

@@ -8,12 +8,17 @@ version, or on the precision the weights are later held in.
 import hashlib
 import json
 import os
+import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import PreTrainedModel
+
+FINGERPRINT = re.compile("[0-9a-f]{64}")
+"""What a fingerprint looks like."""
 
 SCHEME = 2
 """Part of the key under which fingerprints are remembered: a new number when what they cover changes."""
@@ -44,12 +49,14 @@ def fingerprint_of(model: PreTrainedModel) -> str:
 def cached_fingerprint(source: str, commit: str | None = None) -> str | None:
     """The fingerprint remembered for a folder whose files have not changed since, or for a commit of a hub repository.
 
-    None when there is none.
+    None when there is none, or when the file holds something else.
     """
     file = _cache_file(source, commit)
-    if file is None or not file.is_file():
+    try:
+        found = "" if file is None else file.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
         return None
-    return file.read_text(encoding="ascii").strip() or None
+    return found if FINGERPRINT.fullmatch(found) else None
 
 
 def remember_fingerprint(source: str, fingerprint: str, commit: str | None = None) -> None:
@@ -57,13 +64,15 @@ def remember_fingerprint(source: str, fingerprint: str, commit: str | None = Non
     file = _cache_file(source, commit)
     if file is None:
         return
-    try:
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="ascii") as temporary:
-            temporary.write(fingerprint)
-        os.replace(temporary.name, file)
-    except OSError:
-        return
+        number, name = tempfile.mkstemp(dir=file.parent)
+        try:
+            with os.fdopen(number, "w", encoding="ascii") as temporary:
+                temporary.write(fingerprint)
+            os.replace(name, file)
+        finally:
+            Path(name).unlink(missing_ok=True)
 
 
 def _cache_file(source: str, commit: str | None) -> Path | None:

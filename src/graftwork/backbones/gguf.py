@@ -6,9 +6,6 @@ configuration, the weights and the tokenizer. What comes of it is kept, in float
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -18,6 +15,8 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from graftwork.backbones.fingerprint import cache_folder
+from graftwork.errors import OutputError
+from graftwork.folders import replacing_folder
 
 
 def gguf_file(source: str) -> Path | None:
@@ -37,20 +36,19 @@ def converted(file: Path) -> str:
     content = json.dumps([transformers.__version__, str(file), stat.st_size, stat.st_mtime_ns])
     folder = cache_folder() / "converted" / hashlib.sha256(content.encode()).hexdigest()
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+        model, tokenizer = _read(file)
         try:
-            _convert(file, temporary)
-            os.replace(temporary, folder)
-        except OSError:
+            with replacing_folder(folder) as new:
+                model.save_pretrained(new)
+                tokenizer.save_pretrained(new)
+        except OutputError as error:
             if not folder.is_dir():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                raise OSError(error.problem) from error
     return str(folder)
 
 
-def _convert(file: Path, folder: Path) -> None:
+def _read(file: Path) -> tuple[Any, Any]:
+    """The model of a GGUF file with plain weights, and its tokenizer."""
     options: dict[str, Any] = {"gguf_file": file.name}
     # It shows a bar of its own, which transformers' switch for bars does not reach.
     with redirect_stderr(StringIO()):
@@ -66,5 +64,4 @@ def _convert(file: Path, folder: Path) -> None:
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return model, tokenizer

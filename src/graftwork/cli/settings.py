@@ -1,10 +1,10 @@
 """Dotted settings on the command line: `--method.bottleneck 64`, `--train.seed=3`, `--task.validation_fraction 0.2`.
 
 Which settings there are depends on the method and task that are named, so they are not parameters of a command: each
-becomes one `--set KEY=VALUE` (which can also be written out), and the recipe checks it.
+becomes one `--set KEY=VALUE` (which can also be written out), and the recipe checks it. A flag without a value becomes
+`--set KEY`: the recipe takes it as true where the setting is true or false, and refuses it elsewhere.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -35,7 +35,7 @@ DOTTED = re.compile(r"--((?:method|train|task)\.[A-Za-z0-9_.-]+)(?:=(.*))?", re.
 
 
 def gather_settings(arguments: Sequence[str]) -> list[str]:
-    """The arguments with each dotted flag and its value as `--set KEY=VALUE`. A flag without a value is true."""
+    """The arguments with each dotted flag as `--set KEY=VALUE`, or as `--set KEY` where no value follows."""
     result: list[str] = []
     rest = list(arguments)
     while rest:
@@ -47,27 +47,29 @@ def gather_settings(arguments: Sequence[str]) -> list[str]:
             result.append(argument)
             continue
         key, value = match.groups()
-        if value is None:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        result += ["--set", f"{key.replace('-', '_')}={value}"]
+        if value is None and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        key = key.replace("-", "_")
+        result += ["--set", key if value is None else f"{key}={value}"]
     return result
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Values by dotted key. A value is read as JSON where it is JSON (numbers, true, lists), and is text otherwise.
+    """Values by dotted key, read as a file has them, or as JSON where that is a list, a mapping or a text in quotes.
+    Without a value a key is `Bare`.
 
     Raises:
-        RecipeError: no `=`, or a key that is given twice.
+        RecipeError: no key, or one that is given twice.
     """
+    from graftwork.checked import Bare
+    from graftwork.yamlfile import read_value
+
     result: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"setting {setting!r} has no value", expected="KEY=VALUE", change="--set")
+        if not key:
+            raise RecipeError(f"setting {setting!r} has no key", expected="KEY=VALUE", change="--set")
         if key in result:
             raise RecipeError(f"setting {key!r} is given twice", expected="one value", change=f"--{key}")
-        try:
-            result[key] = json.loads(value)
-        except json.JSONDecodeError:
-            result[key] = value
+        result[key] = read_value(value) if equals else Bare(f"--{key}")
     return result

@@ -21,7 +21,7 @@ from graftwork.tasks.builtin import E2E_FILES, GLUE_FOLDERS, GlueFolder
 from graftwork.tasks.conll import read_conll
 from graftwork.tasks.images import image_splits, read_digits
 from graftwork.tasks.table import SPLIT_NAMES, Splits, Table, read_text
-from graftwork.tasks.task import SplitName, Task
+from graftwork.tasks.task import HUB, SplitName, Task
 
 if TYPE_CHECKING:
     import datasets
@@ -58,6 +58,8 @@ def open_splits(task: Task) -> Splits:
         raise DataError(
             f"task {task.name} has no data", expected=_EXPECTED_DATA.get(task.layout, usual), change="--data"
         )
+    if task.data.startswith(HUB):
+        return _dataset_splits(_load_hub(task.data.removeprefix(HUB), task.subset), task.data, task, wanted)
     path = Path(task.data)
     if path.is_dir():
         return _folder_splits(path, task, wanted)

@@ -19,9 +19,13 @@ from pydantic_core import PydanticCustomError
 
 from graftwork.checked import Checked, split_commas
 from graftwork.errors import RecipeError, nearest
+from graftwork.folders import settled
 from graftwork.tasks.metrics import DEFAULT_METRICS, Kind, check_metrics
 
 SplitName = Literal["train", "validation", "test"]
+
+HUB = "hf://datasets/"
+"""What stands before the id of data on the hub, where they cannot be meant to be a file or folder."""
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
@@ -66,7 +70,8 @@ class Task(Checked):
         kind: what is asked of the model. `classification`: one of C classes. `regression`: one number.
             `token-classification`: a tag for each word. `multiple-choice`: one of a row's choices. `generation`: a
             text, by a causal or an encoder-decoder backbone. `image-classification`: one of C classes of images.
-        data: a file, a folder, or a dataset's id on the Hugging Face hub. A built-in task may carry its own.
+        data: a file, a folder, or a dataset's id on the Hugging Face hub (`hf://datasets/ID` is one in any case). A
+            built-in task may carry its own.
         subset: the configuration's name on the hub; for GLUE, the task's key.
         text: the column of the text, or of a pair's first text; of token-classification, the column of the lists of
             words. Every kind but image-classification has one.
@@ -242,6 +247,15 @@ class Task(Checked):
             return task.model_copy(update={"data": str(path.parent)})
         return task
 
+    def settled(self) -> "Task":
+        """This task with its data named so that it means the same from any current folder, and on any day: a file or
+        folder by its whole path, and the hub's by `hf://datasets/`."""
+        if self.data is None or self.data.startswith(HUB):
+            return self
+        path = Path(self.data)
+        local = path.exists() or path.is_absolute()
+        return self.model_copy(update={"data": settled(path) if local else HUB + self.data})
+
     def override(self, **changes: Any) -> "Task":
         """This task with some fields changed, checked as a new one is.
 
@@ -261,5 +275,7 @@ def _describe(detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if not key:
         return message if detail["type"] == "value_error" else "expected keys and values"
+    if detail["type"] == "no_value":
+        return str(message)
     hint = " (put it in quotes)" if detail["type"] == "string_type" and detail["input"] is not None else ""
     return f"{key}: {message[0].lower()}{message[1:]}, not {detail['input']!r}{hint}"

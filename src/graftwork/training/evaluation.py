@@ -8,7 +8,8 @@ from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.errors import DataError, RecipeError
 from graftwork.model import AdaptedModel
-from graftwork.tasks import SplitName, Task, load_split
+from graftwork.tasks import BUILTIN, SplitName, Task, load_split
+from graftwork.tasks.task import HUB
 from graftwork.training.opening import announce, joined, of_backbone, of_task
 from graftwork.training.remarks import remark
 from graftwork.training.scoring import Judge
@@ -45,11 +46,14 @@ def evaluate(
         The task's metrics by name.
 
     Raises:
-        DataError: the split is not there, has no labels, or has labels that the adapter does not know.
+        DataError: the split is not there, has no labels, or has labels that the adapter does not know; or the adapter
+            is an old one, whose data are not here, and does not say whether they were a path or an id on the hub.
         AdapterError: the adapter was made for another backbone.
         RecipeError: settings of generation for an adapter that does not generate.
     """
     task = task_of(adapter, data=data, columns=columns)
+    if data is None:
+        _refuse_unsettled(task)
     options = {
         "generation_examples": generation_examples,
         "max_new_tokens": max_new_tokens,
@@ -121,3 +125,17 @@ def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, 
     elif Path(data).is_file():
         changes |= {"splits": {}}
     return task.override(**changes)
+
+
+def _refuse_unsettled(task: Task) -> None:
+    """Refuse what may have been a folder, and would be looked for on the hub."""
+    known = {other.data for other in BUILTIN.values()}
+    if task.data is None or task.data in known or task.data.startswith(HUB) or Path(task.data).is_absolute():
+        return
+    if not Path(task.data).exists():
+        raise DataError(
+            f"the adapter was tuned on {task.data!r}, which is no file or folder here; an older graftwork saved it "
+            "and did not say whether that was a path or a dataset's id on the hub",
+            expected="data that are known",
+            change=f"--data PATH, or --data {HUB}{task.data}",
+        )

@@ -11,32 +11,45 @@ What is random in a run comes from a source of its own, so that it is as if the 
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.folder import refuse_existing
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.bank.draws import Draws
-from graftwork.errors import DivergedError, GraftworkError, OutputError, RecipeError, StudyError
+from graftwork.errors import (
+    DivergedError,
+    GraftworkError,
+    InterruptedRunError,
+    OutputError,
+    RecipeError,
+    StudyError,
+)
+from graftwork.folders import HeldFolder
 from graftwork.model import AdaptedModel
 from graftwork.tasks import TaskData, load
 from graftwork.training.baseline import Scores
 from graftwork.training.diverging import with_checkpoint
 from graftwork.training.opening import announce, of_backbone
+from graftwork.training.outputs import Output
 from graftwork.training.progress import bars
 from graftwork.training.recipe import Recipe
 from graftwork.training.strand import Strand
 from graftwork.training.study import Study, plain
 from graftwork.training.together import Step, take
-from graftwork.training.tuning import Output, Run, adapted_for, differences, refuse_interrupted
+from graftwork.training.trainer import last_checkpoint
+from graftwork.training.tuning import Run, adapted_for
 
 OF_THE_BACKBONE = ("backbone_dropout", "gradient_checkpointing")
 """Training settings that all rows of a pass have in common."""
+
+HELD = ".tuning"
+"""In the folder of a study's outputs: the folder that is held while the study runs. No adapter's name begins with a
+point."""
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +110,23 @@ def tune_study(
         if resume:
             raise OutputError("runs without an output cannot be resumed", change="--output")
         with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
-            return tune_study(study, output=folder, backbone=backbone, progress=progress)
+            outputs = {name: Output(Path(folder) / name) for name in study.recipes}
+            with _held(outputs, Path(folder), resume=False, overwrite=False):
+                return _tune(study, outputs, backbone, resume=False, progress=progress)
     if resume and overwrite:
         raise OutputError("--resume keeps what is there, and --overwrite does not", expected="one of the two")
-    outputs = {name: Output.at(Path(output) / name) for name in study.recipes}
-    _refuse(outputs, Path(output), resume=resume, overwrite=overwrite)
+    outputs = {name: Output(Path(output) / name) for name in study.recipes}
+    try:
+        with _held(outputs, Path(output).resolve(), resume=resume, overwrite=overwrite):
+            return _tune(study, outputs, backbone, resume=resume, progress=progress)
+    except KeyboardInterrupt as stop:
+        raise _interruption(outputs) from stop
+
+
+def _tune(
+    study: Study, outputs: Mapping[str, Output], backbone: Backbone | None, *, resume: bool, progress: bool
+) -> dict[str, Adapter]:
+    """The adapters by name, those that were finished before among them."""
     backbone = backbone or Backbone.load(study.backbone, dtype=study.dtype)
     recipes: dict[str, Recipe] = {}
     for name, recipe in study.recipes.items():
@@ -110,7 +135,11 @@ def tune_study(
     _refuse_different_backbones(recipes)
     _refuse_caches(recipes)
     _refuse_compiling(recipes)
-    found = dict(_finished(outputs, recipes)) if resume else {}
+    found: dict[str, Adapter] = {}
+    for name, recipe in recipes.items():
+        if outputs[name].finished:
+            with _named(name):
+                found[name] = outputs[name].finished_adapter(recipe)
     model = adapted_for(backbone, next(iter(recipes.values())).train)
     members: list[_Member] = []
     loaded: dict[str, TaskData] = {}
@@ -119,7 +148,6 @@ def tune_study(
         with bars(shown=progress) as shown, quiet_transformers():
             for name, recipe in recipes.items():
                 if name in found:
-                    logger.info("adapter %r is finished already, and is not trained again", name)
                     continue
                 with _named(name):
                     task = recipe.find_task()
@@ -136,7 +164,7 @@ def tune_study(
                     found[member.name] = member.adapter
     finally:
         for member in members:
-            member.close()
+            member.strand.close()
         model.detach()
     finished = {name: found[name] for name in recipes if name in found}
     if failures:
@@ -184,14 +212,8 @@ class _Member:
         self.failure: Exception | None = None
         self.draws = Draws(model.device)
         self.strand = Strand(lambda: self.run.train(), name=f"tuning {name}")
-        try:
-            with self.draws.own():
-                self.run = Run(
-                    model, name, recipe, data, output.working, resume=resume, shown=shown, strand=self.strand
-                )
-        except BaseException:
-            output.clear()
-            raise
+        with self.draws.own():
+            self.run = Run(model, name, recipe, data, output, resume=resume, shown=shown, strand=self.strand)
         model.in_training(name).draws = self.draws
 
     def next_step(self, answer: Any) -> Step | None:
@@ -213,12 +235,6 @@ class _Member:
             self._fail(error)
         return None
 
-    def close(self) -> None:
-        """End it where it is. Its checkpoints stay."""
-        self.strand.close()
-        if self.adapter is None:
-            self.output.clear()
-
     def _finish(self) -> None:
         adapter, log = self.run.finish()
         self.output.write(adapter, log, overwrite=True)
@@ -230,7 +246,6 @@ class _Member:
         if not isinstance(error, GraftworkError):
             logger.error("the run of adapter %r failed", self.name, exc_info=error)
         self.model.remove(self.name)
-        self.output.clear()
 
 
 def _train(model: AdaptedModel, members: Iterable[_Member]) -> Iterator[_Member]:
@@ -257,16 +272,36 @@ def _tried(function: Callable[..., Any], *arguments: Any) -> Any:
         return error
 
 
-def _refuse(outputs: Mapping[str, Output], folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse outputs that exist, or, to be resumed, that there is nothing of."""
-    if resume:
-        if not any(place.target.exists() or place.working.exists() for place in outputs.values()):
-            raise OutputError(f"there are no interrupted runs in {str(folder)!r}", change="--resume")
-        return
+@contextmanager
+def _held(outputs: Mapping[str, Output], folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Inside, no other study can run in a folder, and no other run can work on one of its outputs.
+
+    Raises:
+        OutputError: as of one run; or, to be resumed, there is nothing of any of them.
+    """
     for place in outputs.values():
-        refuse_existing(place.target, overwrite=overwrite)
-    for place in outputs.values():
-        refuse_interrupted(place.working, place.target, resume=False, overwrite=overwrite)
+        place.refuse_early(resume=resume, overwrite=overwrite)
+    if resume and not any(place.has_traces() for place in outputs.values()):
+        raise OutputError(f"there are no interrupted runs in {str(folder)!r}", change="--resume")
+    held = HeldFolder.take(folder / HELD, f"tuning of several adapters in {str(folder)!r}")
+    try:
+        with ExitStack() as stack:
+            for place in outputs.values():
+                stack.enter_context(place.held(resume=resume, overwrite=overwrite, several=True))
+            yield
+    finally:
+        held.remove()
+
+
+def _interruption(outputs: Mapping[str, Output]) -> InterruptedRunError:
+    """What is to be said of an interrupt."""
+    done = {name for name, place in outputs.items() if place.finished}
+    going = {name for name in outputs.keys() - done if last_checkpoint(outputs[name].working) is not None}
+    facts = [f"{word}: {', '.join(sorted(names))}" for word, names in (("finished", done), ("kept", going)) if names]
+    return InterruptedRunError(
+        "interrupted; " + ("; ".join(facts) if facts else "nothing is kept, as no checkpoint had been saved"),
+        resumable=bool(facts),
+    )
 
 
 def _refuse_different_backbones(recipes: Mapping[str, Recipe]) -> None:
@@ -307,25 +342,6 @@ def _refuse_compiling(recipes: Mapping[str, Recipe]) -> None:
             expected="false",
             change="train.torch_compile, or tune it by itself",
         )
-
-
-def _finished(outputs: Mapping[str, Output], recipes: Mapping[str, Recipe]) -> Iterator[tuple[str, Adapter]]:
-    """The adapters that are finished, by name.
-
-    Raises:
-        RecipeError: one was tuned by another recipe.
-    """
-    for name, place in outputs.items():
-        if place.target.exists() and not place.working.exists():
-            adapter = Adapter.load(place.target)
-            differing = differences(adapter.recipe, recipes[name].model_dump(mode="json"))
-            if differing:
-                raise RecipeError(
-                    f"adapter {name!r} is finished, and was tuned by another recipe: {'; '.join(sorted(differing))}",
-                    expected=f"the settings in {place.target}",
-                    change="the named settings, or another --output",
-                )
-            yield name, adapter
 
 
 @contextmanager

@@ -230,10 +230,15 @@ def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: i
         found = None
     if found is None:
         places = [range(i, min(i + BATCH, len(texts))) for i in range(0, len(texts), BATCH)]
-        pieces = (_keep(model, name, start, [texts[place] for place in batch]) for batch in places)
-        files.write(key, bounds, width, first.dtype, pieces)
-        found = files.read(key)
-        assert found is not None
+
+        def write() -> tuple[Tensor, Tensor]:
+            pieces = (_keep(model, name, start, [texts[place] for place in batch]) for batch in places)
+            return files.write(key, bounds, width, first.dtype, pieces)
+
+        try:
+            found = write()
+        except FileNotFoundError:  # the folder was deleted while it was filled
+            found = write()
     return found
 
 

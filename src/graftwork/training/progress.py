@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from graftwork.folders import writing
+
 MEASURED = ("_runtime", "_per_second", "total_flos", "train_loss")
 """Ends of the keys whose values depend on the machine's speed or on where a run was resumed."""
 
@@ -78,7 +80,8 @@ class Log(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.file.write_text(json_lines(state.log_history), encoding="utf-8")
+        with writing(self.file):
+            self.file.write_text(json_lines(state.log_history), encoding="utf-8")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -93,7 +96,7 @@ class Log(TrainerCallback):
         return control
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        with self.file.open("a", encoding="utf-8") as file:
+        with writing(self.file), self.file.open("a", encoding="utf-8") as file:
             file.write(json_lines(state.log_history[-1:]))
 
 

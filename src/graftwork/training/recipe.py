@@ -101,11 +101,11 @@ class Recipe(BaseModel):
         return Task.parse(self.task, origin="the task")
 
     def resolved(self, backbone: Backbone, task: Task, method: Method) -> "Recipe":
-        """The same recipe with every default written out."""
+        """The same recipe with every default written out, and with names that mean the same from any folder."""
         return Recipe(
             backbone=backbone.name,
             dtype=str(backbone.dtype).removeprefix("torch."),
-            task=task.model_dump(mode="json", exclude_none=True),
+            task=task.settled().model_dump(mode="json", exclude_none=True),
             method={"name": method.name, **method.model_dump(mode="json")},
             pooling=backbone.pooling if self.pooling == "auto" else self.pooling,
             pooling_source=self._pooling_source(backbone),

@@ -54,22 +54,20 @@ class StateFiles:
             DamagedError: the file is not whole, or its contents have changed. It is removed.
         """
         file = self._file(key)
-        if not file.is_file():
-            return None
         try:
-            with safe_open(file, "pt") as opened:
-                bounds, states = opened.get_tensor("bounds"), opened.get_tensor("states")
-                known = (opened.metadata() or {}).get("crc32")
-            if bounds[-1] != len(states) or known != _checksum(bounds, states):
-                raise DamagedError("its contents are not those that were written")
-        except (SafetensorError, DamagedError, OSError) as error:
+            found = _read(file)
+            os.utime(file)
+        except FileNotFoundError:  # also when somebody has just removed it
+            return None
+        except (DamagedError, OSError) as error:
             file.unlink(missing_ok=True)
             raise DamagedError(str(error)) from None
-        os.utime(file)
-        return bounds, states
+        return found
 
-    def write(self, key: str, bounds: Tensor, width: int, dtype: torch.dtype, pieces: Iterable[Tensor]) -> None:
-        """Keep states under a key.
+    def write(
+        self, key: str, bounds: Tensor, width: int, dtype: torch.dtype, pieces: Iterable[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Keep states under a key; gives what `read` does, which stays although the file may be removed by then.
 
         Args:
             bounds: (N + 1).
@@ -77,7 +75,7 @@ class StateFiles:
             pieces: the states, (rows, n) each, one after the other.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written; FileNotFoundError: it was removed meanwhile.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._make_room(size_of(bounds, width, dtype))
@@ -93,7 +91,13 @@ class StateFiles:
                 file.write(_header(bounds, width, dtype, checksum))
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, self._file(key))
+            try:
+                found = _read(Path(name))
+            except DamagedError as error:
+                raise OSError(f"what was written is not what is read back: {error}") from None
+            with suppress(FileNotFoundError):  # removed by now: what is mapped stays
+                os.replace(name, self._file(key))
+            return found
         finally:
             Path(name).unlink(missing_ok=True)
 
@@ -105,13 +109,32 @@ class StateFiles:
         found = []
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another run may be faster
-                found.append((path.stat().st_mtime, path.stat().st_size, path))
+                stat = path.stat()
+                found.append((stat.st_mtime, stat.st_size, path))
         total = size + sum(own for _, own, _ in found)
         for last, own, path in sorted(found):
             left = path.suffix == PARTIAL and time.time() - last > STALE
             if left or (path.suffix == SUFFIX and total > self.limit):
                 path.unlink(missing_ok=True)
                 total -= own
+
+
+def _read(file: Path) -> tuple[Tensor, Tensor]:
+    """The bounds and the states of a file, mapped into memory.
+
+    Raises:
+        DamagedError: its contents have changed.
+        OSError: it cannot be read.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            bounds, states = opened.get_tensor("bounds"), opened.get_tensor("states")
+            known = (opened.metadata() or {}).get("crc32")
+    except SafetensorError as error:
+        raise DamagedError(str(error)) from None
+    if bounds[-1] != len(states) or known != _checksum(bounds, states):
+        raise DamagedError("its contents are not those that were written")
+    return bounds, states
 
 
 def size_of(bounds: Tensor, width: int, dtype: torch.dtype) -> int:

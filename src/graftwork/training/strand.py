@@ -24,13 +24,15 @@ class Strand:
         self._function = function
         self._thread = Thread(target=self._run, name=name, daemon=True)
         self._answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-        self._questions: SimpleQueue[tuple[Any, BaseException | None, bool]] = SimpleQueue()
+        self._questions: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        # Both are set by the function's side when it stops: an interrupt can take its caller's mind off what it said.
         self._running = False
         self.ended = False
 
     def ask(self, question: Any) -> Any:
         """Of the function: let the caller go on, and wait for its answer."""
-        self._questions.put((question, None, False))
+        self._running = False
+        self._questions.put((question, None))
         answer, error = self._answers.get()
         if error is not None:
             raise error
@@ -74,8 +76,7 @@ class Strand:
 
     def _receive(self) -> Any:
         """What the function asks next. An interrupt of the keyboard that comes here leaves the function running."""
-        question, error, self.ended = self._questions.get()
-        self._running = False
+        question, error = self._questions.get()
         if error is not None:
             raise error
         return question
@@ -84,6 +85,10 @@ class Strand:
         try:
             self._function()
         except BaseException as error:
-            self._questions.put((None, error, True))
+            self._end(error)
         else:
-            self._questions.put((None, None, True))
+            self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        self.ended, self._running = True, False
+        self._questions.put((None, error))

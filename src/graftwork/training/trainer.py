@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import not_finite
+from graftwork.adapters.contents import not_finite
 from graftwork.adapters.folder import TENSORS, write_files
 from graftwork.errors import DivergedError
+from graftwork.folders import writing
 from graftwork.methods.parameters import Parameter
 from graftwork.model import AdaptedModel
 from graftwork.training.sampling import Batches
@@ -28,6 +29,9 @@ from graftwork.training.strand import Strand
 from graftwork.training.together import OneAdapter, Step
 
 STATE = "trainer_state.json"
+
+CHECKPOINTS = "checkpoint-*"
+"""The folders of a run's checkpoints."""
 
 
 class AdapterTrainer(Trainer):
@@ -200,6 +204,10 @@ class AdapterTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with writing(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
@@ -238,7 +246,7 @@ class Thawing(TrainerCallback):
             tensor.requires_grad_(epoch >= parameter.thaws)
 
 
-def _step_of(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     """How many steps had been done when the checkpoint was saved."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
@@ -249,8 +257,8 @@ def last_checkpoint(folder: Path) -> Path | None:
     A process killed while saving leaves a checkpoint without its state file, which is written last, or with half of
     one.
     """
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
-        if _state(checkpoint).get("global_step") == _step_of(checkpoint):
+    for checkpoint in sorted(folder.glob(CHECKPOINTS), key=step_of, reverse=True):
+        if _state(checkpoint).get("global_step") == step_of(checkpoint):
             return checkpoint
     return None
 

@@ -6,29 +6,25 @@ the adapter appears at the output in one rename and the working folder goes.
 """
 
 import logging
-import os
-import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import Dataset
 from rich.progress import Progress
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
 from graftwork.adapters import Adapter, TaskIdentity
-from graftwork.adapters.folder import RECIPE, make_folder, refuse_existing, write_adapter
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.encoding import pair_separator
-from graftwork.errors import DivergedError, OutputError, RecipeError
+from graftwork.errors import DivergedError, OutputError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import METRICS, Task, TaskData, load
@@ -37,6 +33,7 @@ from graftwork.training.compiling import compiled
 from graftwork.training.diverging import with_checkpoint
 from graftwork.training.examples import examples, labels_of, lengths_of
 from graftwork.training.opening import announce, joined, of_backbone, of_pooling, of_task
+from graftwork.training.outputs import LOG, Output
 from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
 from graftwork.training.recipe import Recipe
@@ -47,9 +44,6 @@ from graftwork.training.settings import TrainingSettings
 from graftwork.training.strand import Strand
 from graftwork.training.together import OneAdapter
 from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoint
-from graftwork.yamlfile import read_yaml
-
-LOG = "log.jsonl"
 
 logger = logging.getLogger(__name__)
 
@@ -120,63 +114,36 @@ def tune_recipe(
         if resume:
             raise OutputError("a run without an output cannot be resumed", change="--output")
         with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
-            return _run(recipe, backbone, Path(folder), resume=False, progress=progress)[0]
-    place = Output.at(output)
-    refuse_existing(place.target, overwrite=overwrite)
-    refuse_interrupted(place.working, place.target, resume=resume, overwrite=overwrite)
+            place = Output(Path(folder) / "adapter")
+            with place.held():
+                return _run(recipe, backbone, place, resume=False, progress=progress)[0]
+    place = Output(output)
     try:
-        adapter, log = _run(recipe, backbone, place.working, resume=resume, progress=progress)
+        with place.held(resume=resume, overwrite=overwrite):
+            adapter, log = _run(recipe, backbone, place, resume=resume, progress=progress)
+            if not place.finished:
+                place.write(adapter, log, overwrite=overwrite)
+            return adapter
     except DivergedError as error:
-        place.clear()
         raise with_checkpoint(error, place.working) from error
-    except BaseException:
-        place.clear()
-        raise
-    place.write(adapter, log, overwrite=overwrite)
-    return adapter
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where a run's adapter goes.
-
-    Attributes:
-        target: the adapter's folder.
-        working: the folder beside it in which the run works.
-    """
-
-    target: Path
-    working: Path
-
-    @classmethod
-    def at(cls, folder: str | Path) -> "Output":
-        """Out of links and independent of the current folder: the working folder stands beside the real output."""
-        target = Path(folder).resolve()
-        return cls(target, target.parent / f".{target.name}.tuning")
-
-    def write(self, adapter: Adapter, log: str, *, overwrite: bool) -> None:
-        """Put the finished adapter there in one rename; the working folder goes."""
-        write_adapter(adapter, self.target, overwrite=overwrite, beside={LOG: log})
-        shutil.rmtree(self.working)
-
-    def clear(self) -> None:
-        """After a failure: a run that failed before its first checkpoint has nothing to be resumed."""
-        if last_checkpoint(self.working) is None:
-            shutil.rmtree(self.working, ignore_errors=True)
+    except KeyboardInterrupt as stop:
+        raise place.interruption() from stop
 
 
 def _run(
-    recipe: Recipe, backbone: Backbone | None, working: Path, *, resume: bool, progress: bool
+    recipe: Recipe, backbone: Backbone | None, place: Output, *, resume: bool, progress: bool
 ) -> tuple[Adapter, str]:
-    """The finished adapter and its log."""
+    """The finished adapter and its log, which is not told anew of one that was finished before."""
     method, task = recipe.find_method(), recipe.find_task()
     backbone = backbone or Backbone.load(recipe.backbone, dtype=recipe.dtype)
+    if place.finished:
+        return place.finished_adapter(recipe.resolved(backbone, task, method)), ""
     data = load(task)
     recipe = recipe.resolved(backbone, task, method)
     model = adapted_for(backbone, recipe.train)
     try:
         with bars(shown=progress) as shown:
-            run = Run(model, task.name, recipe, data, working, resume=resume, shown=shown)
+            run = Run(model, task.name, recipe, data, place, resume=resume, shown=shown)
             if progress:
                 announce(joined(of_backbone(backbone), run.opening()))
             run.baseline = run.measure_baseline()
@@ -203,7 +170,7 @@ class Run:
         name: the adapter's on the model.
         recipe: resolved.
         data: the task's.
-        working: the folder in which the run works.
+        place: held, in whose working folder the run works.
         resume: go on from the last checkpoint there.
         shown: where its progress is shown.
         strand: what it runs in, where it is one of several.
@@ -221,7 +188,7 @@ class Run:
         name: str,
         recipe: Recipe,
         data: TaskData,
-        working: Path,
+        place: Output,
         *,
         resume: bool,
         shown: Progress,
@@ -234,10 +201,10 @@ class Run:
         identity = _identity(data.task, recipe, model.backbone)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
         model.add(name, new, trainable=True)
-        _begin(working, recipe, resume=resume)
-        self.checkpoint = last_checkpoint(working) if resume else None
+        place.begin(recipe, resume=resume)
+        self.checkpoint = last_checkpoint(place.working) if resume else None
         self.judge = _judge(model, name, data.task, data.validation, settings)
-        self.trainer = _trainer(model, name, data, settings, working, self.judge, strand)
+        self.trainer = _trainer(model, name, data, settings, place.working, self.judge, strand)
         self.trainer.add_callback(ProgressBar(name, data.task.main_metric, shown))
         _tell_of_late_thawing(self.trainer, settings)
 
@@ -381,53 +348,3 @@ def _tell_of_late_thawing(trainer: AdapterTrainer, settings: TrainingSettings) -
             settings.num_train_epochs,
             epochs,
         )
-
-
-def _begin(working: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Make the working folder, or check that a resumed run is the one that was begun there.
-
-    Raises:
-        RecipeError: the recipe is another one; says where they differ.
-    """
-    file, content = working / RECIPE, recipe.model_dump(mode="json")
-    if resume and file.is_file():
-        begun = read_yaml(file)
-        differing = sorted(differences(begun, content))
-        if differing:
-            raise RecipeError(
-                f"the run to resume was begun with another recipe: {'; '.join(differing)}",
-                expected=f"the settings in {file}",
-                change="the named settings, or --overwrite without --resume to begin anew",
-            )
-        return
-    make_folder(working)
-    temporary = working / f".{RECIPE}"
-    temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    os.replace(temporary, file)
-
-
-def refuse_interrupted(working: Path, target: Path, *, resume: bool, overwrite: bool) -> None:
-    if resume and not working.is_dir():
-        raise OutputError(
-            f"there is no interrupted run to {str(target)!r}",
-            expected=f"the folder {working}",
-            change="leave out --resume to begin a run, or --output",
-        )
-    if not resume and working.exists():
-        if not overwrite:
-            raise OutputError(
-                f"an interrupted run to {str(target)!r} is in {str(working)!r}",
-                change="--resume to go on with it, or --overwrite to begin anew",
-            )
-        shutil.rmtree(working)
-
-
-def differences(begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for key in {*begun, *now}:
-        was, is_ = begun.get(key), now.get(key)
-        if isinstance(was, dict) and isinstance(is_, dict):
-            found += differences(was, is_, f"{prefix}{key}.")
-        elif was != is_:
-            found.append(f"{prefix}{key} was {was!r}, is {is_!r}")
-    return found

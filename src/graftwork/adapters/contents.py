@@ -1,0 +1,63 @@
+"""What an adapter holds, as checksums and a digest.
+
+A checksum is CRC-32: it finds every flipped bit and cut file, a changed file in all but one of 4·10⁹ cases, and takes
+0.4 ms of a megabyte, which is read more often than anything else. It is no proof against who wants to deceive. A digest
+is BLAKE2b, for telling apart what is meant to be different.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from math import isfinite
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+
+def checksum_of_json(content: Mapping[str, Any]) -> str:
+    """Of plain values, whatever the order of their keys is; 8 hexadecimal digits."""
+    return f"{crc32(_as_bytes(content)):08x}"
+
+
+def checksum_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and numbers, whatever their order is; 8 hexadecimal digits."""
+    found = 0
+    for piece in _pieces(tensors):
+        found = crc32(piece, found)
+    return f"{found:08x}"
+
+
+def digest_of(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Of plain values and tensors; 32 hexadecimal digits."""
+    digest = blake2b(_as_bytes(content), digest_size=16)
+    for piece in _pieces(tensors):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or infinity."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.numel() and not all(map(isfinite, map(float, _ends(tensor))))
+    ]
+
+
+def _ends(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest number, which are NaN when any is."""
+    # Types of eight bits have no comparison of their own.
+    found = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())
+    return found.min, found.max
+
+
+def _as_bytes(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+    for name, tensor in sorted(tensors.items()):
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
+        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
