@@ -112,7 +112,9 @@ def test_lora_is_the_merged_weight(kind, targets):
 def test_full_fine_tuning_is_other_weights(kind):
     backbone = make_backbone(kind)
     batch = batch_for(backbone, 7, 4)
-    adapter = make_adapter(backbone, FullFineTuning(), trained=True)
+    # Where there is a pooler, a head that reads it trains it as well.
+    pooling = None if getattr(backbone.base, "pooler", None) is None else "pooler"
+    adapter = make_adapter(backbone, FullFineTuning(), trained=True, pooling=pooling)
     model = AdaptedModel(backbone, {"a": adapter})
     with torch.no_grad():
         found = model(**batch, output_hidden_states=True).hidden_states
@@ -128,7 +130,7 @@ def test_full_fine_tuning_is_other_weights(kind):
 def test_head_only_is_a_linear_map_of_the_pooled_output():
     backbone = make_backbone("bert")
     batch = batch_for(backbone, 7, 4)
-    adapter = make_adapter(backbone, HeadOnly(), trained=True)
+    adapter = make_adapter(backbone, HeadOnly(), trained=True, pooling="pooler")
     assert set(adapter.tensors) == {"head.classifier.weight", "head.classifier.bias"}
     with torch.no_grad():
         pooled = backbone.model(**batch).pooler_output

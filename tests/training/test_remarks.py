@@ -120,7 +120,7 @@ def rows(tmp_path_factory):
 def test_a_run_that_learns_nothing_says_so(backbone, rows, caplog, tmp_path):
     own = Task(name="reviews", text="text", data=str(rows[1_200]))
     with caplog.at_level(logging.WARNING, "graftwork.training.remarks"):
-        tune(backbone, task=own, method=LORA, output=tmp_path / "a", **STILL)
+        tune(backbone, task=own, method=LORA, pooling="pooler", output=tmp_path / "a", **STILL)
     assert "reviews: in validation every row is called" in caplog.text
     assert "has 1" not in caplog.text
     caplog.clear()
@@ -129,7 +129,7 @@ def test_a_run_that_learns_nothing_says_so(backbone, rows, caplog, tmp_path):
     assert "every row is called" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "graftwork.training.remarks"):
-        tune_many(backbone, {"one": {"task": own, "method": LORA}}, **STILL)
+        tune_many(backbone, {"one": {"task": own, "method": LORA, "pooling": "pooler"}}, **STILL)
     assert "one: in validation every row is called" in caplog.text
 
 
