@@ -214,9 +214,7 @@ def changed(adapter) -> dict[str, bool]:
 )
 def test_one_layer_more_is_trained_each_epoch(backbone, classes, steps, thawed):
     settings = {**FAST, "eval_strategy": "steps", "eval_steps": steps, "max_steps": steps}
-    adapter = tune(
-        backbone, task=classes, method=FullFineTuning(gradual_unfreezing=True), pooling="pooler", **settings
-    )
+    adapter = tune(backbone, task=classes, method=FullFineTuning(gradual_unfreezing=True), pooling="pooler", **settings)
     assert {place for place, moved in changed(adapter).items() if moved} == thawed
     assert set(changed(adapter)) == {"embeddings", "layers.0", "layers.1", "pooler", "head"}
 
