@@ -1,5 +1,6 @@
 """Tiny random models of every model type, and what tests make with them."""
 
+import json
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -206,6 +207,14 @@ def save_model(folder: Path, model: PreTrainedModel) -> Path:
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def outdate(adapter: Path) -> None:
+    """Make of an adapter's folder what an older graftwork would have written: without checksums."""
+    file = adapter / "adapter.json"
+    content = json.loads(file.read_text())
+    del content["checksums"]
+    file.write_text(json.dumps({**content, "schema_version": 1}))
 
 
 def make_batch(*lengths: int, seed: int = 0, pad: int = 0) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import SAMPLES, make_adapter, make_backbone
+from tiny import SAMPLES, make_adapter, make_backbone, outdate
 
 from graftwork.adapters import Adapter, folder
 from graftwork.adapters.contents import checksum_of_tensors, not_finite
@@ -30,14 +30,6 @@ def adapter(backbone):
 def saved(adapter, tmp_path):
     adapter.save(tmp_path / "a")
     return tmp_path / "a"
-
-
-def outdate(path):
-    """Make of a folder what an older graftwork would have written."""
-    file = path / "adapter.json"
-    content = json.loads(file.read_text())
-    del content["checksums"]
-    file.write_text(json.dumps({**content, "schema_version": 1}))
 
 
 # What was changed

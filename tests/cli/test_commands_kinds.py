@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import outdate
 from training.kinds import KINDS, SETTINGS, backbones, kinds_data, write_jsonl
 from training.workbench import flags
 
@@ -80,6 +81,7 @@ def test_predict_says_numbers_of_an_empty_text_or_nothing(graftwork, backbones, 
     tensors = load_file(file)
     tensors["head.classifier.bias"][0] = torch.nan
     save_file(tensors, file, metadata={"format": "pt"})
+    outdate(tmp_path / "a")
     run = graftwork("predict", tmp_path / "a", "good", "--json")
     assert (run.status, run.out) == (2, "")
     assert "NaN" in run.err

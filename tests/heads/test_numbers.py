@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
-from tiny import batch_for, make_backbone
+from tiny import batch_for, make_backbone, outdate
 
 from graftwork import AdaptedModel
 from graftwork.adapters import Adapter, TaskIdentity
@@ -106,6 +106,7 @@ def test_it_is_saved_with_the_adapter_and_old_ones_say_what_they_said(case, tmp_
     content = json.loads((tmp_path / "a" / CONFIG).read_text())
     del content["head"]["scale"]
     (tmp_path / "a" / CONFIG).write_text(json.dumps(content))
+    outdate(tmp_path / "a")
     old = Adapter.load(tmp_path / "a")
     assert old.head == HEADS[case]
     batch = batch_for(backbone, 5, 4)
