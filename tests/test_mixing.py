@@ -339,7 +339,7 @@ def test_adapters_come_and_go_while_passes_run():
         for thread in threads:
             thread.join()
     assert not wrong
-    assert model.memory().put_away
+    assert model.memory().unloaded
 
 
 # Memory
@@ -362,7 +362,7 @@ def test_past_its_budget_what_was_not_used_for_longest_is_put_away_and_comes_bac
     for name in ("a2", "a3"):
         model.add(name, adapters[name])
     assert set(model.memory().adapters) == {"a0", "a3"}
-    assert model.memory().put_away == ("a1", "a2")
+    assert model.memory().unloaded == ("a1", "a2")
     with torch.no_grad():
         for name in ("a1", "a2", "a3", "a1", "a0"):
             assert torch.equal(model(**batch, adapters=name).logits, expected[name])

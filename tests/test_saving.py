@@ -176,7 +176,7 @@ def test_the_model_gives_back_what_is_cast(backbone):
     for name in "abab":
         model(**batch, adapters=name)
         assert model.memory().total <= size
-    assert model.memory().put_away == ("a",)
+    assert model.memory().unloaded == ("a",)
 
 
 # Others' tools

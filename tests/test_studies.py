@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from studies import every_method, fast_step, pooling, rates, table_to_text
+from studies import epochs, every_method, fast_step, pooling, rates, table_to_text
 from studies.grid import Grid, markdown
 
 
@@ -92,7 +92,7 @@ def test_the_interval_is_students():
 
 @pytest.mark.parametrize(
     "grid",
-    [every_method.GRID, fast_step.GRID, pooling.GRID, rates.GRID, table_to_text.GRID],
+    [epochs.GRID, every_method.GRID, fast_step.GRID, pooling.GRID, rates.GRID, table_to_text.GRID],
     ids=lambda grid: grid.page.stem,
 )
 def test_a_published_page_is_that_of_its_records(grid):

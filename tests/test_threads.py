@@ -129,7 +129,7 @@ def test_an_adapter_is_what_its_folder_held_when_it_was_added(backbone, tmp_path
     model.add("a", tmp_path / "a")
     new.save(tmp_path / "a", overwrite=True)
     model.add("other", new)  # there is room for one
-    assert model.memory().put_away == ("a",)
+    assert model.memory().unloaded == ("a",)
     with torch.no_grad():
         assert torch.equal(model(**batch, adapters="a").logits, expected)
         model.add("third", new)

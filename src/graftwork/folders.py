@@ -154,14 +154,22 @@ class HeldFolder:
         """Let go of it, and say what was said before of who holds it."""
         if self._before is None:
             self.release()
-        else:
+            return
+        try:
             write_whole(self.folder / OWNER, self._before)
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", self.folder / OWNER, first_line(error))
+        finally:
             self._lock.release()
 
     def release(self) -> None:
         """Let go of it. What is in it stays."""
-        (self.folder / OWNER).unlink(missing_ok=True)
-        self._lock.release()
+        try:
+            (self.folder / OWNER).unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s cannot be removed: %s", self.folder / OWNER, first_line(error))
+        finally:
+            self._lock.release()
 
     def clear(self, last: Sequence[str] = ()) -> None:
         """Remove all that is in it.

@@ -75,12 +75,12 @@ class AdaptedModel(nn.Module):
         budget: int | None = None,
     ) -> None:
         super().__init__()
-        backbone.take(self)
+        self.graft = Graft(backbone, dropout=backbone_dropout)
+        backbone.take(self.graft)
         self.backbone = backbone
         self.model = backbone.model
         self.allow_backbone_mismatch = allow_backbone_mismatch
         self.backbone_dropout = backbone_dropout
-        self.graft = Graft(backbone, dropout=backbone_dropout)
         self.residents = Bank(budget)
         self.trained = nn.ModuleList()
         self._runner = Runner(backbone, self.graft, self.residents)
@@ -114,9 +114,13 @@ class AdaptedModel(nn.Module):
         with self.residents.coming(name):
             self._put(name, adapter, trainable=trainable, pinned=pinned, replaced=None)
 
-    def replace(self, name: str, adapter: Adapter | str | Path, *, pinned: bool = False) -> None:
+    def replace(self, name: str, adapter: Adapter | str | Path, *, pinned: bool | None = None) -> None:
         """Put an adapter in the place of one. Calls that run at the moment go on with the old one, and those that begin
         afterwards have the new one.
+
+        Args:
+            adapter: an adapter, or its folder, which is read once.
+            pinned: it is never unloaded to keep within the budget of bytes; None: as it was for the old one.
 
         Raises:
             AdapterError: there is none of that name; it is merged; the new one is damaged or does not suit the
@@ -125,11 +129,16 @@ class AdaptedModel(nn.Module):
         self._put(name, adapter, trainable=False, pinned=pinned, replaced=self.residents.named(name))
 
     def _put(
-        self, name: str, adapter: Adapter | str | Path, *, trainable: bool, pinned: bool, replaced: Resident | None
+        self,
+        name: str,
+        adapter: Adapter | str | Path,
+        *,
+        trainable: bool,
+        pinned: bool | None,
+        replaced: Resident | None,
     ) -> None:
-        self.backbone.take(self)
-        if self.merged == name:
-            raise AdapterError(f"adapter {name!r} is merged into the backbone's weights", expected="unmerge() first")
+        self.backbone.take(self.graft)
+        self.residents.require_unmerged(name)
         given = isinstance(adapter, Adapter)
         adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
         adapter.check(self.backbone, allow_mismatch=self.allow_backbone_mismatch)
@@ -138,8 +147,11 @@ class AdaptedModel(nn.Module):
             resident = Trained(adapter, self.backbone).train(self.training)
         else:
             resident = Version(adapter, self.backbone, owned=not given, folder=self.residents.folder)
-        attach = lambda: self.graft.attach(resident.sites)  # noqa: E731
-        self.residents.put(name, resident, attach=attach, pinned=pinned, replaced=replaced)
+        with self.residents.room(resident, name, leaving=replaced), self.graft.lock:
+            # Another thread may have detached the model meanwhile.
+            self.backbone.require_taken(self.graft)
+            self.graft.attach(resident.sites)
+            self.residents.put(name, resident, pinned=pinned, replaced=replaced)
         self._note_changes()
 
     def remove(self, name: str) -> None:
@@ -195,8 +207,7 @@ class AdaptedModel(nn.Module):
                 cannot be put into weights. Nothing has changed then.
         """
         version = self.residents.named(name)
-        if self.merged is not None:
-            raise AdapterError(f"adapter {self.merged!r} is merged already", expected="unmerge() first")
+        self.residents.require_none_merged()
         if not isinstance(version, Version):
             raise AdapterError(
                 f"adapter {name!r} is being trained: in the weights, no gradient would reach it",
@@ -208,7 +219,7 @@ class AdaptedModel(nn.Module):
         except SiteError as error:
             raise AdapterError(
                 f"adapter {name!r} of method {version.adapter.method.name!r} cannot be merged: {error.problem}",
-                expected="it beside the weights, as it is now",
+                expected="run it without merge()",
             ) from error
         with self.graft.lock:
             self.residents.merge(Merged(name, version, modules))
@@ -230,7 +241,6 @@ class AdaptedModel(nn.Module):
             self.residents.clear()
             self._note_changes()
             _let_go(self.graft, self._recomputing)
-            self.backbone.release(self)
         return self.backbone
 
     def _note_changes(self) -> None:
@@ -274,14 +284,14 @@ class AdaptedModel(nn.Module):
             decoder_input_ids, decoder_attention_mask: (B, T'), for an encoder-decoder. Left out, they follow from the
                 labels in generation, and else are one start token a row.
             labels: (B,) class ids, choices, or numbers for regression; (B, T) tags or token ids, -100 where there is
-                none. With them the output has a loss.
-            targets: (B, C, T), each choice's own tokens, -100 elsewhere, where choices are judged by likelihood.
+                none. With them the output has a loss. With a name a row, such a tensor, of which each adapter is given
+                its rows; or tensors by the name of the adapter.
+            targets: (B, C, T), each choice's own tokens, -100 elsewhere, where choices are judged by likelihood; or by
+                the name of the adapter, as labels.
             kept: (B, n) or (B, T, n), of multiple choice (B, C, n) or (B, C, T, n): what `keep` gave of these rows; the
                 pass begins with it.
             adapters: name of the adapter; or, for each row, a name, or None for the backbone alone. May be left out
                 when there is only one adapter.
-            labels, targets: with a name a row, tensors as they are for one adapter, of which each adapter is given its
-                rows; or such tensors by the name of the adapter.
             num_items_in_batch: what the loss is a mean over where gradients are accumulated: the number of labels in
                 all batches of the step, as `transformers.Trainer` gives it, or the head's `step_counts` of them; with a
                 name a row, those by the name of the adapter. Left out, the loss is the mean over this batch.
@@ -292,7 +302,8 @@ class AdaptedModel(nn.Module):
             each adapter that was given labels, over its rows; `loss`, their sum; and last_hidden_state.
 
         Raises:
-            AdapterError: no adapter of that name; another one is merged; arguments that the backbone does not take.
+            AdapterError: no adapter of that name; arguments that the backbone does not take; labels, targets or counts
+                by the name of an adapter that no row has.
         """
         given = {
             "input_ids": input_ids,
@@ -314,6 +325,9 @@ class AdaptedModel(nn.Module):
             inputs[KEPT] = kept
         names, lease = self._lease(adapters, len(main))
         one = adapters is None or isinstance(adapters, str)
+        by_name = {"labels": labels, "targets": targets} | ({} if one else {"num_items_in_batch": num_items_in_batch})
+        for argument, given_by_name in by_name.items():
+            _refuse_unknown_names(argument, given_by_name, names)
         items = of_one(num_items_in_batch, names[0]) if one else of_several(num_items_in_batch, labels)
         call = Call.of(
             lease,
@@ -349,9 +363,9 @@ class AdaptedModel(nn.Module):
         Raises:
             AdapterError: no adapter of one of the names.
         """
-        self.backbone.require_taken(self)
+        self.backbone.require_taken(self.graft)
         names = [adapters] if isinstance(adapters, str) else adapters
-        return Inference(self._runner, self.residents.lease(names))
+        return Inference(self._runner, self.residents.lease(names), self)
 
     def encoder(self, adapter: str) -> Encoder:
         """How the inputs of an adapter's task are read.
@@ -394,7 +408,7 @@ class AdaptedModel(nn.Module):
         if isinstance(inputs, str):
             raise DataError("one string was given", expected="a list of texts")
         names, lease = self._lease(adapters, len(inputs))
-        return Inference(self._runner, lease).predict(
+        return Inference(self._runner, lease, self).predict(
             inputs, names, batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams
         )
 
@@ -493,7 +507,7 @@ class AdaptedModel(nn.Module):
 
     def _lease(self, adapters: str | Sequence[str | None] | None, rows: int) -> tuple[list[str | None], Lease]:
         """One name a row, None for the backbone alone; and what the names stand for at this moment."""
-        self.backbone.require_taken(self)
+        self.backbone.require_taken(self.graft)
         names: list[str | None]
         if adapters is None:
             there = list(self.residents)
@@ -549,6 +563,7 @@ class AdaptedModel(nn.Module):
 
         Raises:
             AdapterError: reentrant checkpointing, which cannot carry what acts into the recomputation.
+            BackboneError: the backbone cannot recompute its layers.
         """
         self._recomputing.enable(activation_checkpointing_kwargs, **options)
 
@@ -571,10 +586,12 @@ class AdaptedModel(nn.Module):
         with self.graft.lock:
             merged = self.merged
             self.unmerge()
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-            self.residents.unload()
-            if merged is not None:
-                self.merge(merged)
+            try:
+                super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            finally:
+                self.residents.unload()
+                if merged is not None:
+                    self.merge(merged)
         return self
 
     def state_dict(  # type: ignore[override] # of torch's overloads, the one that there is
@@ -623,8 +640,24 @@ class AdaptedModel(nn.Module):
         return make(*parts)  # type: ignore[no-any-return]
 
 
+def _refuse_unknown_names(argument: str, given: object, names: Sequence[str | None]) -> None:
+    """Refuse a mapping by the names of adapters where no row has one of them.
+
+    Raises:
+        AdapterError: names them.
+    """
+    unknown = [] if not isinstance(given, Mapping) else sorted({str(name) for name in given} - {*map(str, names)})
+    if unknown:
+        here = sorted({name for name in names if name is not None})
+        raise AdapterError(
+            f"{argument} are given for {', '.join(unknown)}, and no row has such an adapter",
+            expected=f"a mapping by {', '.join(here)}" if here else "rows with adapters",
+        )
+
+
 def _let_go(graft: Graft, recomputing: Recomputing) -> None:
-    """Give a backbone its own modules back."""
+    """Give a backbone its own modules back, and let another model take it."""
     graft.detach()
     if recomputing.on:
         recomputing.disable()
+    graft.backbone.release(graft)

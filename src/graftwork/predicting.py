@@ -26,11 +26,13 @@ class Inference:
     Args:
         runner: runs the passes.
         lease: what the adapters' names stand for.
+        model: whose runner it is; the backbone is the model's for as long as this is held.
     """
 
-    def __init__(self, runner: Runner, lease: Lease) -> None:
+    def __init__(self, runner: Runner, lease: Lease, model: object) -> None:
         self._runner = runner
         self._lease = lease
+        self._model = model
 
     def encoder(self, adapter: str) -> Encoder:
         """How the inputs of an adapter's task are read."""
@@ -100,7 +102,8 @@ class Inference:
     def decide(self, logits: Tensor, mask: Tensor | None, adapter: str) -> Tensor:
         """What an adapter's head chooses, given what it said. See `Head.decide`."""
         resident = self._lease[adapter]
-        return resident.adapter.head.decide(logits, mask, resident.head())
+        with self._runner.bank.use([resident]):
+            return resident.adapter.head.decide(logits, mask, resident.head())
 
     def tags(self, inputs: Sequence[Input], adapter: str, *, batch_size: int) -> list[list[str]]:
         """See `AdaptedModel.tags`."""

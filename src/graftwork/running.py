@@ -1,9 +1,10 @@
 """A pass of the backbone with adapters on it, and what their heads say of it."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,9 @@ from graftwork.backbones.families.proof import tiny_input
 from graftwork.bank import Bank, Lease, Resident
 from graftwork.errors import AdapterError, BackboneError
 from graftwork.grafting import Graft
+from graftwork.grafting.graft import Modules
 from graftwork.heads import Items, States
+from graftwork.ops.op import Ops
 from graftwork.passes import Section, Share, Wanted, in_order, last_of, padded
 from graftwork.starts import KEPT, HeadStart, LayerStart, Start
 
@@ -171,12 +174,18 @@ class Runner:
         )
 
     @contextmanager
-    def acting(self, share: Share, lease: Lease, *, training: bool = False) -> Iterator[None]:
-        """Inside, the adapters of a share act, beside the weights or in them, and no other pass runs."""
-        modules = lease.modules(share.residents[0]) if len(share.residents) == 1 else None
-        with self.bank.use(share.present), self.graft.lock:
-            ops = {} if modules is not None else share.ops(self.backbone, training=training)
-            with self.graft.run(ops, modules=modules, training=training):
+    def acting(
+        self, make_ops: Callable[[], Ops], *, modules: Modules | None = None, training: bool = False
+    ) -> Iterator[None]:
+        """Inside, ops act beside the backbone's weights, or these modules run in the place of its own, and no other
+        pass runs. The bank's room for them is taken before: who holds the graft's lock never waits for room.
+
+        Raises:
+            BackboneError: the model has let go of the backbone.
+        """
+        with self.graft.lock:
+            self.backbone.require_taken(self.graft)
+            with self.graft.run({} if modules is not None else make_ops(), modules=modules, training=training):
                 yield
 
     # -- passes that begin with what was kept --------------------------------------------------------------------------
@@ -210,7 +219,8 @@ class Runner:
         rows = len(next(iter(inputs.values())))
         [share] = self.shares(lease, [name] * rows)
         if isinstance(self.start, HeadStart):
-            return self.start.keep(self._states(share, self._with_decoder(inputs, share, []), Call(lease))[1])
+            with self.bank.use(share.present):
+                return self.start.keep(self._states(share, self._with_decoder(inputs, share, []), Call(lease))[1])
         assert isinstance(self.start, LayerStart)
         with self.graft.lock, self.start.end():
             self._bare(inputs)
@@ -235,6 +245,10 @@ class Runner:
     def _run(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[AdaptedOutput]]:
         """One pass over a share's rows: the backbone's output, and what each of its adapters says of its rows. An
         adapter whose method asks for more passes in training runs them by itself."""
+        with self.bank.use(share.present):
+            return self._run_loaded(share, inputs, call)
+
+    def _run_loaded(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[AdaptedOutput]]:
         output, results = self._pass(share, inputs, call)
         for i, resident in enumerate(share.residents):
             if resident is None or results[i].loss is None or not (call.training and resident.trainable):
@@ -342,7 +356,9 @@ class Runner:
             asked["use_cache"] = False
         if share.section == "encoder":
             asked.pop("use_cache", None)
-        with self.acting(share, call.lease, training=call.training):
+        modules = call.lease.modules(share.residents[0]) if len(share.residents) == 1 else None
+        make_ops = partial(share.ops, self.backbone, training=call.training)
+        with self.acting(make_ops, modules=modules, training=call.training):
             output = getattr(self.graft, share.section)(**inputs, **asked)
         if share.section == "root":
             return output, States(scores=output.logits, mask=mask)

@@ -52,8 +52,13 @@ def generate(
         return _search(runner, lease, shares[0], args, options)
     if isinstance(options.get("past_key_values"), Cache):
         raise AdapterError(
-            "these adapters cannot share a search, and one cache was given for all rows",
-            expected="a search for each of them, with a cache of its own",
+            "these adapters cannot share one generate(), and one cache was given for all rows",
+            expected="generate() for each of them, with a cache of its own",
+        )
+    if options.get("return_dict_in_generate"):
+        raise AdapterError(
+            "these adapters cannot share one generate(), whose results beside the tokens cannot be joined",
+            expected="generate() for each of them, or no return_dict_in_generate",
         )
     per_row = {*OF_ROWS, *runner.forward_arguments} - OF_ALL
     made, places = [], []
@@ -67,8 +72,8 @@ def generate(
         found = _search(runner, lease, share, own, rest, in_order=False)
         if not isinstance(found, Tensor):
             raise AdapterError(
-                "these adapters cannot share a search, so that only tokens can be generated for all of them",
-                expected="no return_dict_in_generate, or adapters of methods that are no fine-tuning",
+                "these adapters cannot share one generate(), whose results beside the tokens cannot be joined",
+                expected="generate() for each of them, or no return_dict_in_generate",
             )
         several = len(found) // len(share.rows)
         made.append(found)
@@ -92,12 +97,11 @@ def _search(
     Args:
         in_order: the rows stand as in the batch, and not sorted by slot.
     """
-    graft = runner.graft
     modules = lease.modules(share.residents[0]) if len(share.residents) == 1 else None
     with runner.bank.use(share.present):
-        with graft.lock, torch.no_grad():
+        with runner.graft.lock, torch.no_grad():
             ops = {} if modules is not None else share.ops(runner.backbone, in_order=in_order)
-        model: Any = stepwise(runner.backbone.model, lambda: graft.run(ops, modules=modules))
+        model: Any = stepwise(runner.backbone.model, lambda: runner.acting(lambda: ops, modules=modules))
         return model.generate(*args, **as_of_text(options, ops))
 
 

@@ -3,7 +3,7 @@
 import gc
 import inspect
 from collections.abc import Sequence
-from threading import Lock
+from threading import RLock
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -106,14 +106,15 @@ class Backbone:
             if tokenizer.pad_token is None:
                 # Padding is masked and has no labels, so that any token will do.
                 known = (getattr(tokenizer, f"{name}_token") for name in ("eos", "unk", "bos", "sep", "cls"))
-                tokenizer.pad_token = next((token for token in known if token is not None), None)
+                first = tokenizer.convert_ids_to_tokens(0)
+                tokenizer.pad_token = next((token for token in known if token is not None), first)
         declared = declared or declared_by_config(model.config)
         followed = None if declared is None else declared.pooling
         self.pooling: Pooling = pooling or followed or self._default_pooling()
         self.pooling_source: PoolingSource = "given" if pooling else "declared" if followed else "default"
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
-        self._taking = Lock()
+        self._taking = RLock()
         self._taker: ReferenceType[object] | None = None
 
     @classmethod
@@ -266,7 +267,7 @@ class Backbone:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.family = family_of(self.model)
-        self._taking, self._taker = Lock(), None
+        self._taking, self._taker = RLock(), None
 
     @property
     def config(self) -> PretrainedConfig:

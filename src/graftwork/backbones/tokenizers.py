@@ -5,13 +5,12 @@ translation model whether it reads sources or targets. Two threads that ask at o
 whatever asks a backbone's tokenizer does it here.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from threading import Lock, RLock
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
@@ -22,10 +21,9 @@ _locks: "WeakKeyDictionary[PreTrainedTokenizerBase, Any]" = WeakKeyDictionary()
 
 _looking = Lock()
 
-KEPT = 16
-"""How many tokenizers with tokens of adapters are kept of one. Others are made again, which takes as long as a copy."""
-
-_extended: "WeakKeyDictionary[PreTrainedTokenizerBase, OrderedDict[Any, PreTrainedTokenizerBase]]" = WeakKeyDictionary()
+_extended: "WeakKeyDictionary[PreTrainedTokenizerBase, WeakValueDictionary[Any, PreTrainedTokenizerBase]]"
+_extended = WeakKeyDictionary()
+"""Of each tokenizer, those with tokens of adapters that somebody holds: adapters with the same tokens share one."""
 
 
 @contextmanager
@@ -92,13 +90,11 @@ def with_tokens(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...], fir
         RecipeError: a token is empty, is there twice, is one already, or cannot be told from another.
     """
     with asking(tokenizer):
-        made = _extended.setdefault(tokenizer, OrderedDict())
-        if (tokens, first) not in made:
-            made[tokens, first] = _extend(tokenizer, tokens, first)
-        made.move_to_end((tokens, first))
-        while len(made) > KEPT:
-            made.popitem(last=False)
-        return made[tokens, first]
+        made = _extended.setdefault(tokenizer, WeakValueDictionary())
+        longer = made.get((tokens, first))
+        if longer is None:
+            made[tokens, first] = longer = _extend(tokenizer, tokens, first)
+        return longer
 
 
 def _extend(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...], first: int) -> PreTrainedTokenizerBase:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from threading import Condition, get_ident
+from threading import Condition, Lock, get_ident
 from weakref import finalize
 
 from graftwork.bank.resident import Resident
@@ -22,12 +22,12 @@ class Memory:
 
     Attributes:
         adapters: of each that is loaded, by name, its head included.
-        put_away: the names of those that are loaded again when they are next used.
+        unloaded: the names of those that are loaded again when they are next used.
         budget: None when there is none.
     """
 
     adapters: Mapping[str, int]
-    put_away: tuple[str, ...]
+    unloaded: tuple[str, ...]
     budget: int | None
 
     @property
@@ -98,6 +98,7 @@ class Bank(Mapping[str, Resident]):
         # Those that want room, in the order in which they came.
         self._waiting: list[object] = []
         self._folder: Path | None = None
+        self._making = Lock()
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -165,46 +166,75 @@ class Bank(Mapping[str, Resident]):
             with self._changed:
                 self._coming.discard(name)
 
-    def put(
-        self,
-        name: str,
-        resident: Resident,
-        *,
-        attach: Callable[[], None],
-        pinned: bool = False,
-        replaced: Resident | None = None,
-    ) -> None:
-        """Let a name stand for an adapter.
+    @contextmanager
+    def room(self, resident: Resident, name: str, *, leaving: Resident | None = None) -> Iterator[None]:
+        """Inside, an adapter is loaded that is about to be put under a name.
 
         Args:
-            attach: makes ready the sites where it acts, once there is room for it and before it stands under the name.
-            replaced: what the name has to stand for until now; None: nothing.
+            leaving: what the name stands for until then; None: nothing.
 
         Raises:
-            AdapterError: there is no room for it beside those that stay; or the name stands for something else by now.
-                Nothing has changed then.
+            AdapterError: there is no room for it beside those that stay.
         """
-        self._reserve([resident], what=f"adapter {name!r}", leaving=replaced)
+        self._reserve([resident], what=f"adapter {name!r}", leaving=leaving)
         try:
-            attach()
-            with self._changed:
-                self._check(name, replaced)
-                self._residents[name] = resident
-                self._standing.add(resident)
-                self._pinned.discard(name)
-                if pinned or resident.trainable:
-                    self._pinned.add(name)
-                if replaced is not None:
-                    self._standing.discard(replaced)
-                    self._tidy(replaced)
+            if isinstance(resident, Version):
+                resident.load()
+            yield
         finally:
             self._give_back([resident])
 
+    def put(
+        self, name: str, resident: Resident, *, pinned: bool | None = False, replaced: Resident | None = None
+    ) -> None:
+        """Let a name stand for an adapter for which there is room.
+
+        Args:
+            pinned: whether it is never unloaded; None: as it was for what is replaced.
+            replaced: what the name has to stand for until now; None: nothing.
+
+        Raises:
+            AdapterError: the name stands for something else by now. Nothing has changed then.
+        """
+        with self._changed:
+            self._check(name, replaced)
+            if pinned is None:
+                pinned = name in self._pinned and not self._residents[name].trainable
+            self._residents[name] = resident
+            self._standing.add(resident)
+            self._pinned.discard(name)
+            if pinned or resident.trainable:
+                self._pinned.add(name)
+            if replaced is not None:
+                self._standing.discard(replaced)
+                self._tidy(replaced)
+
+    def require_unmerged(self, name: str) -> None:
+        """Refuse to change what is merged.
+
+        Raises:
+            AdapterError: the adapter of that name is.
+        """
+        merged = self._merged
+        if merged is not None and merged.name == name:
+            raise AdapterError(f"adapter {name!r} is merged into the backbone's weights", expected="unmerge() first")
+
+    def require_none_merged(self) -> None:
+        """Refuse to merge another one.
+
+        Raises:
+            AdapterError: one is merged.
+        """
+        merged = self._merged
+        if merged is not None:
+            raise AdapterError(f"adapter {merged.name!r} is merged already", expected="unmerge() first")
+
     def _check(self, name: str, expected: Resident | None) -> None:
         if self._residents.get(name) is not expected:
-            raise AdapterError(f"adapter {name!r} was changed by another thread meanwhile", expected="to try it again")
-        if self._merged is not None and self._merged.name == name:
-            raise AdapterError(f"adapter {name!r} is merged into the backbone's weights", expected="unmerge() first")
+            raise AdapterError(
+                f"adapter {name!r} was changed by another thread meanwhile", expected="one thread at a time, or a retry"
+            )
+        self.require_unmerged(name)
 
     def drop(self, name: str) -> Resident:
         """Let a name stand for nothing.
@@ -223,9 +253,10 @@ class Bank(Mapping[str, Resident]):
         return resident
 
     def clear(self) -> None:
-        """Forget all names."""
-        for name in self:
-            self.drop(name)
+        """Forget all names, in one step."""
+        with self._changed:
+            for name in list(self._residents):
+                self.drop(name)
 
     def merge(self, merged: Merged | None) -> None:
         """Note what is in the backbone's weights from now on.
@@ -235,8 +266,7 @@ class Bank(Mapping[str, Resident]):
         """
         with self._changed:
             if merged is not None:
-                if self._merged is not None:
-                    raise AdapterError(f"adapter {self._merged.name!r} is merged already", expected="unmerge() first")
+                self.require_none_merged()
                 self._check(merged.name, merged.version)
             self._merged = merged
 
@@ -253,7 +283,7 @@ class Bank(Mapping[str, Resident]):
         """Where adapters are kept on disk; None where there is no budget. It goes with the bank."""
         if self.budget is None:
             return None
-        with self._changed:
+        with self._making:
             if self._folder is None:
                 self._folder = Path(mkdtemp(prefix="graftwork-"))
                 finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -295,6 +325,8 @@ class Bank(Mapping[str, Resident]):
         Args:
             leaving: what goes when these have come.
         """
+        if not residents:
+            return
         with self._changed, self._in_line() as first:
             while True:
                 self._refuse_too_many(residents, what, leaving)
@@ -346,7 +378,8 @@ class Bank(Mapping[str, Resident]):
         if self.budget is None:
             return True
         sizes = self._loaded | {resident: resident.nbytes for resident in residents}
-        total = sum(size for resident, size in sizes.items() if resident is not leaving)
+        gone = None if leaving is None or self._uses[leaving] > 0 else leaving
+        total = sum(size for resident, size in sizes.items() if resident is not gone)
         staying = {self._residents[name] for name in self._pinned} | {*residents, leaving}
         for resident, size in list(self._loaded.items()):
             if total <= self.budget:
@@ -374,3 +407,6 @@ class Bank(Mapping[str, Resident]):
             self._loaded[resident] = resident.nbytes
         else:
             self._loaded.pop(resident, None)
+            if isinstance(resident, Version) and resident not in self._standing:
+                # A call that leased it may run again: it is loaded, and counted, for that pass.
+                resident.unload()

@@ -61,14 +61,18 @@ class Version(Resident):
         self.adapter = replace(adapter, tensors={})
         self.backbone = backbone
         kept = owned or folder is not None
-        tensors = {n: t if kept else t.detach().clone() for n, t in adapter.tensors.items()}
+        given = {n: t if kept else t.detach().clone() for n, t in adapter.tensors.items()}
+        self._stored = Stored(given, folder)
+        # Of a file, other tensors than the given ones.
+        tensors = self._stored.tensors()
         ops = self._exact(tensors)
         self._look_at(ops)
         self.layout = None
         self._loading = Lock()
-        self._loaded: _Loaded | None = self._put_on_device(tensors, ops)
-        self._stored = Stored(tensors, folder)
-        self._nbytes = self._loaded.nbytes
+        loaded = self._put_on_device(tensors, ops)
+        self._nbytes = loaded.nbytes
+        # Within a budget, it is loaded when there is room for it.
+        self._loaded: _Loaded | None = loaded if folder is None else None
 
     @property
     def nbytes(self) -> int:

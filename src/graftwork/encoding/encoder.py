@@ -5,6 +5,7 @@ Notation: B rows, C choices of a row, T tokens.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ class Encoder(ABC):
         """At how many tokens a text is cut: as the adapter was taught, or where positions end."""
         return self.task.max_length if self.positions is None else min(self.task.max_length, self.positions)
 
-    @property
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's, with the adapter's own tokens in addition.
 

@@ -64,7 +64,7 @@ class PromptEncoder(Encoder):
                 change="--train.max_length",
             )
         ids = [_without_end(row, self.tokenizer) for row in pieces(self.tokenizer, texts, special=True)]
-        _report_cut(sum(len(row) > room for row in ids), len(ids), "sources", self.max_length, "max_length")
+        _report_cut(sum(len(row) > room for row in ids), len(ids), "sources", room, "max_length")
         return [not_empty(_unmasked(row[:room] + separator), self.tokenizer) for row in ids]
 
     def targets(self, texts: Sequence[str]) -> list[list[int]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from graftwork.errors import AdapterError
+from graftwork.errors import AdapterError, BackboneError
 from graftwork.grafting.graft import Graft
 from graftwork.grafting.standin import very_modules
 
@@ -35,24 +35,33 @@ class Recomputing:
 
         Raises:
             AdapterError: reentrant checkpointing, which cannot carry what acts into the recomputation.
+            BackboneError: the backbone cannot recompute its layers.
         """
+        if not self.model.supports_gradient_checkpointing:
+            raise BackboneError(
+                f"backbone {self.graft.backbone.name!r}, of type {self.model.config.model_type}, cannot recompute "
+                "its layers",
+                change="--train.gradient_checkpointing",
+            )
         given = dict(checkpointing or {})
         if given.get("use_reentrant"):
             raise AdapterError("reentrant gradient checkpointing is not supported", expected="use_reentrant=False")
         given |= {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.graft.run_again())}
-        self._switch("enable")(given, **options)
-        self.on = True
-        self.graft.recomputed = layers = self._layers()
-        for layer in layers:
-            inner: Any = layer._gradient_checkpointing_func
-            layer._gradient_checkpointing_func = partial(self._run, inner)  # type: ignore[assignment]
+        with self.graft.lock:
+            self._switch("enable")(given, **options)
+            self.on = True
+            self.graft.recomputed = layers = self._layers()
+            for layer in layers:
+                inner: Any = layer._gradient_checkpointing_func
+                layer._gradient_checkpointing_func = partial(self._run, inner)  # type: ignore[assignment]
 
     def disable(self) -> None:
         """Keep activations again."""
-        self._switch("disable")()
-        self.model.disable_input_require_grads()  # type: ignore[no-untyped-call]
-        self.graft.recomputed = ()
-        self.on = False
+        with self.graft.lock:
+            self._switch("disable")()
+            self.model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+            self.graft.recomputed = ()
+            self.on = False
 
     def _switch(self, what: str) -> Any:
         # transformers named it anew

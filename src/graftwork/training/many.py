@@ -112,7 +112,7 @@ def tune_study(
         with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
             outputs = {name: Output(Path(folder) / name) for name in study.recipes}
             with _held(outputs, Path(folder), resume=False, overwrite=False):
-                return _tune(study, outputs, backbone, resume=False, progress=progress)
+                return _tune(study, outputs, backbone, resume=False, progress=progress, saved=False)
     if resume and overwrite:
         raise OutputError("--resume keeps what is there, and --overwrite does not", expected="one of the two")
     outputs = {name: Output(Path(output) / name) for name in study.recipes}
@@ -124,9 +124,19 @@ def tune_study(
 
 
 def _tune(
-    study: Study, outputs: Mapping[str, Output], backbone: Backbone | None, *, resume: bool, progress: bool
+    study: Study,
+    outputs: Mapping[str, Output],
+    backbone: Backbone | None,
+    *,
+    resume: bool,
+    progress: bool,
+    saved: bool = True,
 ) -> dict[str, Adapter]:
-    """The adapters by name, those that were finished before among them."""
+    """The adapters by name, those that were finished before among them.
+
+    Args:
+        saved: the outputs stay when all has ended.
+    """
     backbone = backbone or Backbone.load(study.backbone, dtype=study.dtype)
     recipes: dict[str, Recipe] = {}
     for name, recipe in study.recipes.items():
@@ -169,9 +179,9 @@ def _tune(
     finished = {name: found[name] for name in recipes if name in found}
     if failures:
         raise StudyError(
-            f"{len(failures)} of {len(recipes)} runs failed; the others are finished and saved\n  "
+            f"{len(failures)} of {len(recipes)} runs failed; the others are finished{' and saved' if saved else ''}\n  "
             + "\n  ".join(f"{name}: {_said(error)}" for name, error in failures.items()),
-            change="what is said of them, and then --resume",
+            change="what each error names; then run again with --resume" if saved else "what each error names",
             finished=finished,
         ) from next(iter(failures.values()))
     return finished
@@ -238,14 +248,19 @@ class _Member:
     def _finish(self) -> None:
         adapter, log = self.run.finish()
         self.output.write(adapter, log, overwrite=True)
-        self.model.remove(self.name)
+        self._leave()
         self.adapter = adapter
 
     def _fail(self, error: Exception) -> None:
         self.failure = with_checkpoint(error, self.output.working) if isinstance(error, DivergedError) else error
         if not isinstance(error, GraftworkError):
             logger.error("the run of adapter %r failed", self.name, exc_info=error)
-        self.model.remove(self.name)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Take it off the model, wherever it failed."""
+        if self.name in self.model.residents:
+            self.model.remove(self.name)
 
 
 def _train(model: AdaptedModel, members: Iterable[_Member]) -> Iterator[_Member]:

@@ -6,6 +6,7 @@ and renamed when it is whole: a killed run never leaves half of one under its na
 """
 
 import json
+import logging
 import os
 import tempfile
 import time
@@ -18,6 +19,10 @@ from zlib import crc32
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from graftwork.errors import first_line
+
+logger = logging.getLogger(__name__)
 
 SUFFIX, PARTIAL = ".safetensors", ".partial"
 
@@ -56,12 +61,16 @@ class StateFiles:
         file = self._file(key)
         try:
             found = _read(file)
-            os.utime(file)
         except FileNotFoundError:  # also when somebody has just removed it
             return None
-        except (DamagedError, OSError) as error:
+        except DamagedError:
             file.unlink(missing_ok=True)
-            raise DamagedError(str(error)) from None
+            raise
+        except OSError as error:
+            logger.warning("states that are kept in %s cannot be read, and are computed: %s", file, first_line(error))
+            return None
+        with suppress(OSError):  # the file may be another user's
+            os.utime(file)
         return found
 
     def write(

@@ -239,8 +239,7 @@ class Run:
         # What is scored and saved is what the method makes of what was trained; checkpoints hold the latter.
         model, settings = self.model, self.recipe.train
         finished = self.trainer.adapter.finished(model.backbone)
-        model.remove(self.name)
-        model.add(self.name, finished)
+        model.replace(self.name, finished)
         judges = {"validation": self.judge}
         if self.data.test is not None:
             judges["test"] = _judge(model, self.name, self.data.task, self.data.test, settings)
