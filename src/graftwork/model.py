@@ -137,7 +137,24 @@ class AdaptedModel(nn.Module):
         pinned: bool | None,
         replaced: Resident | None,
     ) -> None:
+        held = self.backbone.is_taken_by(self.graft)
         self.backbone.take(self.graft)
+        try:
+            self._put_on_taken(name, adapter, trainable=trainable, pinned=pinned, replaced=replaced)
+        except BaseException:
+            if not held:
+                self.detach()
+            raise
+
+    def _put_on_taken(
+        self,
+        name: str,
+        adapter: Adapter | str | Path,
+        *,
+        trainable: bool,
+        pinned: bool | None,
+        replaced: Resident | None,
+    ) -> None:
         self.residents.require_unmerged(name)
         given = isinstance(adapter, Adapter)
         adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
@@ -235,8 +252,12 @@ class AdaptedModel(nn.Module):
         """Take everything off. The backbone has its very modules back, and its outputs and state dict are bit for bit
         what they were; another model may take it. The pass that runs is waited for. If it is interrupted, call it
         again.
+
+        Raises:
+            SiteError: a pass of this very thread runs.
         """
         with self.graft.lock:
+            self.graft.require_outside()
             self.unmerge()
             self.residents.clear()
             self._note_changes()
@@ -618,9 +639,11 @@ class AdaptedModel(nn.Module):
         """A copy, and what is pickled, is made anew of a copy of the backbone and the adapters as they are now."""
         with self.graft.lock:
             lease = self.residents.lease(self.residents)
+            recomputed = self._recomputing.on
             try:
                 self.graft.rest()
-                backbone = deepcopy(self.backbone)
+                with self._recomputing.paused():
+                    backbone = deepcopy(self.backbone)
             finally:
                 self.graft.rest(None if lease.merged is None else lease.merged.modules)
         adapters = {
@@ -633,7 +656,7 @@ class AdaptedModel(nn.Module):
             "budget": self.residents.budget,
         }
         merged = None if lease.merged is None else lease.merged.name
-        return rebuilt, (type(self), backbone, adapters, options, merged, self.training)
+        return rebuilt, (type(self), backbone, adapters, options, merged, recomputed, self.training)
 
     def __deepcopy__(self, memo: Any) -> "AdaptedModel":
         make, parts = self.__reduce_ex__(4)
@@ -658,6 +681,5 @@ def _refuse_unknown_names(argument: str, given: object, names: Sequence[str | No
 def _let_go(graft: Graft, recomputing: Recomputing) -> None:
     """Give a backbone its own modules back, and let another model take it."""
     graft.detach()
-    if recomputing.on:
-        recomputing.disable()
+    recomputing.let_go()
     graft.backbone.release(graft)

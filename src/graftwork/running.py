@@ -195,10 +195,11 @@ class Runner:
         """Inside, passes that are given what is `kept` begin at a start; afterwards none do, also after an exception.
 
         Raises:
-            BackboneError: the layers above the start need more of those below than their states; or passes begin
-                somewhere already.
+            BackboneError: the layers above the start need more of those below than their states; passes begin somewhere
+                already; or the model has let go of the backbone.
         """
         with self.graft.lock:
+            self.backbone.require_taken(self.graft)
             if self.start is not None:
                 raise BackboneError(f"passes begin at {self.start.name} already", expected="one start at a time")
             self.start = start

@@ -67,6 +67,7 @@ def rebuilt(
     adapters: Mapping[str, tuple[Adapter, bool, bool]],
     options: Mapping[str, Any],
     merged: str | None,
+    recomputed: bool,
     training: bool,
 ) -> "AdaptedModel":
     """An adapted model out of what it was made of.
@@ -74,12 +75,15 @@ def rebuilt(
     Args:
         adapters: by name, each with whether it is trained and whether it is pinned.
         options: of the model.
+        recomputed: whether layers are recomputed in the backward pass.
     """
     model = make(backbone, **options)
     for name, (adapter, trainable, pinned) in adapters.items():
         model.add(name, adapter, trainable=trainable, pinned=pinned)
     if merged is not None:
         model.merge(merged)
+    if recomputed:
+        model.activation_checkpointing_enable()
     return model.train(training)
 
 

@@ -8,6 +8,7 @@ unpickled.
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -271,13 +272,12 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], AdapterFile]:
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
-    """A small file is read at once: mapped into memory, each of its pages would be fetched by itself."""
-    if file.stat().st_size > SMALL:
-        return load_file(file)
-    try:
-        return load(file.read_bytes())
-    except KeyError:  # a type of numbers that safetensors reads from files only
-        return load_file(file)
+    """A small file is read at once: mapped into memory, each of its pages would be fetched by itself. What was mapped
+    is copied: it would change with the file."""
+    if file.stat().st_size <= SMALL:
+        with suppress(KeyError):  # a type of numbers that safetensors reads from files only
+            return load(file.read_bytes())
+    return {name: tensor.clone() for name, tensor in load_file(file).items()}
 
 
 def _read_recipe(file: Path) -> dict[str, Any]:

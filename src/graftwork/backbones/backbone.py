@@ -1,11 +1,9 @@
 """A backbone: a pretrained Hugging Face model, frozen, with its tokenizer, its sites and its fingerprint."""
 
-import gc
 import inspect
-from collections.abc import Sequence
-from threading import RLock
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from typing import Any
-from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -33,6 +31,7 @@ from graftwork.backbones.checkpoints import (
 from graftwork.backbones.devices import DTYPES, best_dtype, device_of
 from graftwork.backbones.families import Family, base_path, family_of, hidden_size
 from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
+from graftwork.backbones.holding import hold, holder_of, is_held_by_another, let_go
 from graftwork.backbones.pooling import (
     Declared,
     Pooling,
@@ -85,6 +84,12 @@ class Backbone:
             raise BackboneError(
                 f"{type(model).__name__} has a task head, which a backbone has not", expected="its `base_model`"
             )
+        if is_held_by_another(model):
+            raise BackboneError(
+                f"the {type(model).__name__} is in use by an AdaptedModel",
+                expected="the Backbone that is around it, or another model",
+                change="call detach() on the AdaptedModel, or load the model again",
+            )
         # Refused before anything is changed: the model may be the caller's own.
         self.family: Family = family_of(model)
         self.sites: Sites = self.family.sites(model)
@@ -114,8 +119,9 @@ class Backbone:
         self.pooling_source: PoolingSource = "given" if pooling else "declared" if followed else "default"
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
-        self._taking = RLock()
-        self._taker: ReferenceType[object] | None = None
+        # Themselves, whatever stands in their places later.
+        self._all_modules = list(model.modules())
+        self._versions = self._versions_now()
 
     @classmethod
     def load(
@@ -207,48 +213,39 @@ class Backbone:
             model._modules["pooler"] = None
         return cls(model, name=name, declared=declared)
 
-    def take(self, model: object) -> None:
-        """Reserve the backbone for a model that puts something on it, or that runs it. A model that holds it already
-        keeps it; one that nobody holds any more has let go of it.
+    def take(self, graft: object) -> None:
+        """Reserve the backbone for who puts something on it, or runs it. Who has it already keeps it; who is held by
+        nobody any more has let go of it.
 
         Raises:
-            BackboneError: another model has it.
+            BackboneError: another one has it.
         """
-        with self._taking:
-            holder = self._holder()
-            if holder is not None and holder is not model:
-                # A model may be held by nothing but itself.
-                del holder
-                gc.collect()
-                holder = self._holder()
-            if holder is not None and holder is not model:
-                raise BackboneError(
-                    f"backbone {self.name!r} is in use by another AdaptedModel",
-                    expected="one AdaptedModel on a backbone at a time",
-                    change="call detach() on the other one, or load the backbone again",
-                )
-            self._taker = ref(model)
+        if not hold(self.model, graft):
+            raise BackboneError(
+                f"backbone {self.name!r} is in use by another AdaptedModel",
+                expected="one AdaptedModel on a backbone at a time",
+                change="call detach() on the other one, or load the backbone again",
+            )
 
-    def release(self, model: object) -> None:
-        """Let another model take the backbone. Does nothing when this one does not have it."""
-        with self._taking:
-            if self._holder() is model:
-                self._taker = None
+    def release(self, graft: object) -> None:
+        """Let another one take the backbone. Does nothing when this one does not have it."""
+        let_go(self.model, graft)
 
-    def require_taken(self, model: object) -> None:
-        """Refuse a model that does not have the backbone any more.
+    def is_taken_by(self, graft: object) -> bool:
+        """Whether this one has the backbone."""
+        return holder_of(self.model) is graft
+
+    def require_taken(self, graft: object) -> None:
+        """Refuse who does not have the backbone any more.
 
         Raises:
             BackboneError: it does not.
         """
-        if self._holder() is not model:
+        if not self.is_taken_by(graft):
             raise BackboneError(
                 f"the model has let go of backbone {self.name!r}",
                 expected="a model before detach(), or one to which an adapter is added again",
             )
-
-    def _holder(self) -> object | None:
-        return None if self._taker is None else self._taker()
 
     def __getstate__(self) -> dict[str, Any]:
         """All of it but who has it.
@@ -262,12 +259,14 @@ class Backbone:
                 f"an adapter is merged into the weights of backbone {self.name!r}, which cannot be copied now",
                 expected="unmerge() first, or a copy of the AdaptedModel",
             )
-        return {name: value for name, value in vars(self).items() if name not in ("_taking", "_taker", "family")}
+        if self._fingerprint is not None:
+            self._fingerprint = self.fingerprint
+        return {name: value for name, value in vars(self).items() if name != "family"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.family = family_of(self.model)
-        self._taking, self._taker = RLock(), None
+        self._versions = self._versions_now()
 
     @property
     def config(self) -> PretrainedConfig:
@@ -333,14 +332,35 @@ class Backbone:
 
     @property
     def fingerprint(self) -> str:
-        """Hash over the configuration and the weights as stored; computed once. Adapters carry it and are checked by
-        it.
+        """Hash over the configuration and the weights as stored; computed once, and again when they were written to.
+        Adapters carry it and are checked by it.
         """
         if self.device.type == "meta":
             raise BackboneError(f"the outline of backbone {self.name!r} has no weights", expected="Backbone.load")
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint_of(self.model)
+        versions = self._versions_now()
+        if self._fingerprint is None or versions != self._versions:
+            self._fingerprint, self._versions = fingerprint_of(self.model), versions
         return self._fingerprint
+
+    def digest_of_weights(self) -> str:
+        """Of the backbone's parameters and buffers as they are held at this moment, to the last bit; 32 hexadecimal
+        digits.
+        """
+        digest = blake2b(digest_size=16)
+        for tensor in self._own_tensors():
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            numbers: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(numbers)
+        return digest.hexdigest()
+
+    def _own_tensors(self) -> Iterator[Tensor]:
+        """Its parameters and buffers, also while another module runs in the place of one."""
+        for module in self._all_modules:
+            yield from (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+
+    def _versions_now(self) -> tuple[int, ...]:
+        """How often each tensor was written to."""
+        return tuple(0 if t.is_inference() else t._version for t in self._own_tensors())
 
     def frozen(self, site: Site) -> dict[str, Tensor]:
         """The frozen parameters at a site, by their name in its module. Those of a linear map are its own rows, (out,

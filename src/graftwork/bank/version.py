@@ -33,11 +33,17 @@ class _Loaded:
     ops: Ops
     packed: Packed | None
 
-    @property
-    def nbytes(self) -> int:
+    def size(self, precision: torch.dtype) -> tuple[int, int]:
+        """The bytes that are the same in any precision of the backbone, and how many numbers are in its precision.
+
+        Args:
+            precision: the backbone's.
+        """
         own = {id(tensor): tensor for acting in self.ops.values() for op in acting for tensor in op.numbers()}
         numbers = own.values() if self.packed is None else self.packed.tensors
-        return sum(tensor.nbytes for tensor in (*self.head.values(), *numbers))
+        fixed = [*self.head.values(), *(tensor for tensor in numbers if tensor.dtype != precision)]
+        rounded = sum(tensor.numel() for tensor in numbers if tensor.dtype == precision)
+        return sum(tensor.nbytes for tensor in fixed), rounded
 
 
 @final
@@ -70,13 +76,14 @@ class Version(Resident):
         self.layout = None
         self._loading = Lock()
         loaded = self._put_on_device(tensors, ops)
-        self._nbytes = loaded.nbytes
+        self._size = loaded.size(backbone.dtype)
         # Within a budget, it is loaded when there is room for it.
         self._loaded: _Loaded | None = loaded if folder is None else None
 
     @property
     def nbytes(self) -> int:
-        return self._nbytes
+        fixed, rounded = self._size
+        return fixed + rounded * self.backbone.dtype.itemsize
 
     @property
     def loaded(self) -> bool:
@@ -119,7 +126,6 @@ class Version(Resident):
                 if loaded is None:
                     tensors = self._stored.tensors()
                     self._loaded = loaded = self._put_on_device(tensors, self._exact(tensors))
-                    self._nbytes = loaded.nbytes
         return loaded
 
     # Tensors made in inference mode could not take part in a later pass with gradients.

@@ -67,6 +67,8 @@ class Graft:
         self._modules: dict[str, SiteModule] = {}
         self._sites: set[str] = set()
         self._training = False
+        # Passes that run: one, or one in another by the same thread.
+        self._depth = 0
 
     @property
     def base(self) -> nn.Module:
@@ -106,8 +108,13 @@ class Graft:
         return self.running.memory
 
     def detach(self) -> None:
-        """Put the backbone's own modules back. If it is interrupted, call it again."""
+        """Put the backbone's own modules back. If it is interrupted, call it again.
+
+        Raises:
+            SiteError: a pass of this very thread runs.
+        """
         with self.lock:
+            self.require_outside()
             self.rest()
             # Innermost first: a wrapped module may stand inside another wrapped one.
             for path in sorted(self._modules, key=lambda path: -len(path)):
@@ -115,9 +122,23 @@ class Graft:
                 del self._modules[path]
             self._sites.clear()
 
+    def require_outside(self) -> None:
+        """Refuse to take adapters off a pass that runs.
+
+        Raises:
+            SiteError: a pass of this very thread runs; those of others are waited for.
+        """
+        with self.lock:
+            if self._depth:
+                raise SiteError(
+                    "the adapters are taken off inside a pass of this very thread, which would go on without them",
+                    expected="detach() outside of forward passes and their hooks",
+                )
+
     def rest(self, modules: Modules | None = None) -> None:
         """Let these modules run outside of passes, and have their weights be the model's, in the place of the
-        backbone's own, which stay as they are. The pass that runs is waited for.
+        backbone's own, which stay as they are. Passes of other threads are waited for; one of this very thread goes on
+        as it began.
 
         Args:
             modules: by the path of a module that is wrapped; None: the backbone's own run.
@@ -126,7 +147,8 @@ class Graft:
             self._resting = Running(modules=modules or {})
             for path, module in self._modules.items():
                 module.hold(self._resting.modules.get(path, self.backbone.modules[path]))
-            self._hand_out(self._resting)
+            if not self._depth:
+                self._hand_out(self._resting)
 
     @contextmanager
     def run(self, ops: Ops, *, modules: Modules | None = None, training: bool = False) -> Iterator[None]:
@@ -151,20 +173,23 @@ class Graft:
     def _running(self, running: Running) -> Iterator[None]:
         with self.lock:
             before = self.running
+            self._depth += 1
             try:
                 self._hand_out(running)
                 yield
             finally:
-                self._hand_out(before)
+                self._depth -= 1
+                # What runs outside of passes may be others by now.
+                self._hand_out(before if self._depth else self._resting)
 
     def _hand_out(self, running: Running) -> None:
         """Give each site module what acts there. It is not asked for by the sites' names: layers of one structure then
         have one forward, which can be compiled once for all of them."""
-        lost = running.ops.keys() - self._sites
+        lost = [*(running.ops.keys() - self._sites), *(running.modules.keys() - self._modules.keys())]
         if lost:
             raise SiteError(
-                f"ops cannot act at {', '.join(sorted(lost)[:3])}: no site module stands there",
-                expected="the sites that were attached",
+                f"nothing can act at {', '.join(sorted(lost)[:3])}: no site module stands there",
+                expected="an AdaptedModel that has not been detached",
             )
         self.running = running
         self._set_mode(running.training)
@@ -181,10 +206,12 @@ class Graft:
 
     def _set_mode(self, training: bool) -> None:
         """Whether dropout acts: that of ops and, where it is kept, the backbone's own."""
-        if training == self._training:
+        own = training and self.dropout
+        if training == self._training and self.root.training == own:
             return
         self._training = training
-        if self.dropout:
-            self.root.train(training)
+        if self.root.training != own:
+            # Also when somebody else has set the mode of the backbone.
+            self.root.train(own)
         for module in (*self._modules.values(), *self.recomputed):
             module.__dict__["training"] = training

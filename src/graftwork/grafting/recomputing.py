@@ -1,15 +1,33 @@
 """Activation checkpointing of a backbone whose layers are recomputed with what acts on them."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from graftwork.errors import AdapterError, BackboneError
 from graftwork.grafting.graft import Graft
 from graftwork.grafting.standin import very_modules
+
+
+class _Recomputed:
+    """What a layer is checkpointed with. A copy of the layer is checkpointed as transformers does it."""
+
+    def __init__(self, recomputing: "Recomputing", checkpointing: Callable[..., Any]) -> None:
+        self.recomputing, self.checkpointing = recomputing, checkpointing
+
+    def __call__(self, forward: "partial[Any]", *args: Any) -> Any:
+        return self.recomputing.run(self.checkpointing, forward, *args)
+
+    def __reduce__(self) -> Any:
+        return _plain_checkpoint, ()
+
+
+def _plain_checkpoint() -> Callable[..., Any]:
+    return partial(checkpoint, use_reentrant=False)
 
 
 class Recomputing:
@@ -25,6 +43,11 @@ class Recomputing:
         self.graft = graft
         self.model = graft.backbone.model
         self.on = False
+        self._given: tuple[dict[str, Any] | None, dict[str, Any]] = None, {}
+        # As the backbone was found: what acts on its layers has to act in their recomputation too.
+        self._found_on = bool(self.model.is_gradient_checkpointing)
+        if self._found_on:
+            self.enable(None)
 
     def enable(self, checkpointing: dict[str, Any] | None, **options: Any) -> None:
         """Recompute layers from now on.
@@ -43,6 +66,7 @@ class Recomputing:
                 "its layers",
                 change="--train.gradient_checkpointing",
             )
+        self._given = checkpointing, options
         given = dict(checkpointing or {})
         if given.get("use_reentrant"):
             raise AdapterError("reentrant gradient checkpointing is not supported", expected="use_reentrant=False")
@@ -53,7 +77,7 @@ class Recomputing:
             self.graft.recomputed = layers = self._layers()
             for layer in layers:
                 inner: Any = layer._gradient_checkpointing_func
-                layer._gradient_checkpointing_func = partial(self._run, inner)  # type: ignore[assignment]
+                layer._gradient_checkpointing_func = _Recomputed(self, inner)  # type: ignore[assignment]
 
     def disable(self) -> None:
         """Keep activations again."""
@@ -63,6 +87,25 @@ class Recomputing:
             self.graft.recomputed = ()
             self.on = False
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, nothing is recomputed: what transformers puts into a model for that cannot be pickled."""
+        was, given = self.on, self._given
+        if was:
+            self.disable()
+        try:
+            yield
+        finally:
+            if was:
+                self.enable(given[0], **given[1])
+
+    def let_go(self) -> None:
+        """Leave the backbone as it was found."""
+        if self.on:
+            self.disable()
+        if self._found_on:
+            self._switch("enable")({"use_reentrant": False})
+
     def _switch(self, what: str) -> Any:
         # transformers named it anew
         name = f"activation_checkpointing_{what}"
@@ -71,7 +114,7 @@ class Recomputing:
     def _layers(self) -> list[GradientCheckpointingLayer]:
         return [module for module in very_modules(self.model) if isinstance(module, GradientCheckpointingLayer)]
 
-    def _run(self, checkpoint: Callable[..., Any], forward: partial[Any], *args: Any) -> Any:
+    def run(self, checkpointing: Callable[..., Any], forward: partial[Any], *args: Any) -> Any:
         """A layer run by a checkpointing function, with the backbone's own dropout as it was asked for."""
         layer = forward.args[0]
 
@@ -82,4 +125,4 @@ class Recomputing:
             finally:
                 layer.training = mode
 
-        return checkpoint(run, *args)
+        return checkpointing(run, *args)

@@ -9,6 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from graftwork.backbones import Site
+from graftwork.errors import SiteError
 from graftwork.grafting.standin import StandIn
 from graftwork.ops import Forward, Op, Place
 
@@ -23,7 +24,8 @@ class SiteModule(StandIn, Place):
     Attributes:
         sites: those at the module's path.
         acting: what acts there in the pass that runs.
-        module: what runs in the pass: the held module, or one with other weights.
+        module: what runs in the pass: the backbone's own module, or one with other weights.
+        own: the backbone's own module. What is held outside of passes may be one with other weights.
         training: whether the pass is one of training.
 
     Args:
@@ -33,10 +35,11 @@ class SiteModule(StandIn, Place):
     sites: tuple[Site, ...]
     acting: Acting
     module: nn.Module
+    own: nn.Module
 
     def __init__(self, inner: nn.Module, sites: Sequence[Site], memory: Callable[[], dict[str, Any]]) -> None:
         super().__init__(inner)
-        self.__dict__.update(sites=tuple(sites), acting=(), module=inner, _memory=memory, training=False)
+        self.__dict__.update(sites=tuple(sites), acting=(), module=inner, own=inner, _memory=memory, training=False)
 
     def run_with(self, module: nn.Module, acting: Acting) -> None:
         """Run this module with these ops around it, from now on."""
@@ -48,6 +51,20 @@ class SiteModule(StandIn, Place):
         """What ops of the pass left for later ones."""
         found: dict[str, Any] = self._memory()
         return found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SiteModule":
+        super()._apply(fn, recurse)
+        if self.own is not self.inner:
+            self.own._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self.own is not self.inner:
+            raise SiteError(
+                "weights cannot be loaded while an adapter is merged into the backbone's",
+                expected="unmerge() first",
+            )
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward: Any = self.module

@@ -30,7 +30,7 @@ from graftwork.training.settings import TrainingSettings
 from graftwork.training.statefiles import DamagedError, StateFiles, size_of
 from graftwork.training.trainer import AdapterTrainer
 
-LAYOUT = 2
+LAYOUT = 3
 """Part of a key: a new number when what is kept changes."""
 
 BATCH = 64
@@ -250,10 +250,9 @@ def key_of(backbone: Backbone, start: Start, dtype: torch.dtype, texts: str) -> 
         dtype: of the states, which need not be that of the weights: a vector of a text is always float32.
         texts: their digest.
     """
-    weights = {str(parameter.dtype) for module in backbone.modules.values() for parameter in module.parameters()}
     parts = [
         *(LAYOUT, library_versions(), arithmetic_of(backbone.device)),
-        *(backbone.fingerprint, str(backbone.dtype), sorted(weights), backbone.config._attn_implementation),
+        *(backbone.fingerprint, backbone.digest_of_weights(), backbone.config._attn_implementation),
         *(start.name, str(dtype), texts),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
