@@ -208,7 +208,7 @@ def _acquired(lock: FileLock, folder: Path) -> bool:
         lock.acquire(blocking=False)
     except Timeout:
         return False
-    except FileNotFoundError:  # who held the folder has just removed it
+    except (FileNotFoundError, FileExistsError):  # who held the folder has just removed it, or removes it now
         make_folder(folder)
         return False
     except OSError as error:

@@ -149,6 +149,10 @@ def test_what_one_precision_keeps_is_not_read_in_another(run, cache, backbone_fo
     assert len(kept_in(cache)) == 2
 
 
+def a_weight(backbone):
+    return next(backbone.model.parameters())
+
+
 DECIDING = {
     "the attention function": lambda backbone, patch: patch.setattr(
         backbone.config, "_attn_implementation_internal", "eager"
@@ -162,9 +166,10 @@ DECIDING = {
     "threads": lambda backbone, patch: patch.setattr(torch, "get_num_threads", lambda: 77),
     "limits": lambda backbone, patch: patch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41"),
     "products": lambda backbone, patch: patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium"),
-    "one weight's precision": lambda backbone, patch: patch.setitem(
-        backbone.modules, "one", torch.nn.Linear(1, 1, dtype=torch.float16)
+    "one weight's precision": lambda backbone, patch: patch.setattr(
+        a_weight(backbone), "data", a_weight(backbone).data.half()
     ),
+    "one number": lambda backbone, patch: patch.setattr(a_weight(backbone), "data", a_weight(backbone).data + 1),
 }
 
 
