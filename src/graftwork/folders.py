@@ -37,6 +37,10 @@ PATIENCE = 2.0
 CLOCK = 2.0
 """Seconds by which two readings of when a process began may differ: the system's clock is set now and then."""
 
+VANISHING = 50
+"""How often a folder is made again that is removed at the same time: one that is empty and not locked yet is taken for
+a killed process's."""
+
 TORCH_WRITER = ("inline_container", "PyTorchStreamWriter", "iostream")
 """What torch says of a file that it could not write to its end, which it does not raise as an OSError."""
 
@@ -268,13 +272,24 @@ def make_folder(folder: Path) -> list[Path]:
         OutputError: it cannot be made or written.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"folder {str(folder)!r} cannot be made: {error.strerror}", change="--output") from None
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"folder {str(folder)!r} cannot be written", change="--output")
-    return made
+    for last in (*[False] * VANISHING, True):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError) as error:
+            if last or folder.exists():
+                raise _not_made(folder, error) from None
+            continue  # another process has just removed it, or what it stands in
+        except OSError as error:
+            raise _not_made(folder, error) from None
+        if os.access(folder, os.W_OK):
+            return made
+        if last or folder.exists():
+            break
+    raise OutputError(f"folder {str(folder)!r} cannot be written", change="--output")
+
+
+def _not_made(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"folder {str(folder)!r} cannot be made: {error.strerror}", change="--output")
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
@@ -346,14 +361,16 @@ def _put(new: Path, folder: Path, aside: Path, *, overwrite: bool) -> None:
     if not folder.exists() or not overwrite:
         try:
             new.rename(folder)
+            return
         except OSError as error:
             if not folder.exists():
                 raise
-            raise OutputError(
-                f"output {str(folder)!r} exists by now: another process has written it",
-                change="--output, or --overwrite to replace it",
-            ) from error
-    elif not _exchange(new, folder):
+            if not overwrite:
+                raise OutputError(
+                    f"output {str(folder)!r} exists by now: another process has written it",
+                    change="--output, or --overwrite to replace it",
+                ) from error
+    if not _exchange(new, folder):
         folder.rename(aside)
         try:
             new.rename(folder)
