@@ -42,7 +42,7 @@ class AdaMix(BottleneckMethod):
 
     name: ClassVar[str] = "adamix"
     paper: ClassVar[str] = "Wang et al. 2022, arXiv:2205.12410"
-    learning_rate: ClassVar[float] = 1e-4
+    learning_rate: ClassVar[float] = 1e-3
     placement: ClassVar[Placement] = Pfeiffer.placement
     passes: ClassVar[int] = 2
 

@@ -32,4 +32,4 @@ class HeadOnly(HeadMethod):
 
     name: ClassVar[str] = "head-only"
     paper: ClassVar[str] = "the feature-based baseline of Peters et al. 2019, arXiv:1903.05987"
-    learning_rate: ClassVar[float] = 3e-3
+    learning_rate: ClassVar[float] = 1e-2

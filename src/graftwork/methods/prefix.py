@@ -75,7 +75,7 @@ class PrefixTuning(Method):
     def learning_rate(self) -> float:
         """Rows themselves take larger steps (5e-3 in P-tuning v2) than the network that makes them (5e-5 in the
         paper)."""
-        return 1e-4 if self.reparametrise else 5e-3
+        return 3e-4 if self.reparametrise else 5e-3
 
     def sites(self, sites: Sites) -> list[Site]:
         if not sites.of_kind("attention"):
