@@ -235,7 +235,7 @@ def test_p_tuning_v2_is_the_table_without_a_network():
     method = make_method("P-Tuning-v2", {"num_virtual_tokens": 64})
     assert method == PrefixTuning(num_virtual_tokens=64, reparametrise=False)
     assert make_method("p-tuning-v2").num_virtual_tokens == 40
-    assert method.learning_rate == 5e-3
+    assert method.learning_rate == 3e-2
     assert PrefixTuning().learning_rate < method.learning_rate
 
 
