@@ -15,6 +15,7 @@ from graftwork.errors import RecipeError
 from graftwork.prediction import spans_of
 from graftwork.tasks import METRICS, load_split
 from graftwork.training.evaluation import task_of
+from graftwork.training.scoring import Judge
 
 LORA = LoRA(rank=4)
 
@@ -272,6 +273,41 @@ def test_generation_settings_are_saved_and_can_be_replaced(make, caplog, tmp_pat
             model.texts(["one"], "a", max_new_tokens=40)
     finally:
         model.detach()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("name", ["generation_examples", "max_new_tokens", "num_beams", "batch_size"])
+def test_numbers_of_rows_tokens_and_beams_are_whole_and_at_least_1(make, name, value):
+    backbone, task = make("generation", metrics=["loss"])
+    adapter = Adapter.new(backbone, LORA, kind="generation", max_length=16)
+    expected = rf"^{name.replace('batch_', 'batch ')} is {value!r}\n.*a whole number, 1 or more\n  change: --{name[:3]}"
+    given, columns = {name: value}, {"text": "source", "label": "target"}
+    with pytest.raises(RecipeError, match=expected):
+        evaluate(adapter, backbone=backbone, data=task.data, columns=columns, **given)
+    if not isinstance(value, int):
+        return  # in tests, a type that is not as annotated is an error of its own
+    model = AdaptedModel(backbone, {"a": adapter})
+    try:
+        with pytest.raises(RecipeError, match=expected):
+            if name == "generation_examples":
+                Judge(model, "a", task, load_split(task, "validation", grouped=True), batch_size=2, **given)
+            else:
+                model.texts(["one good"], "a", **{"max_new_tokens": 2, **given})
+    finally:
+        model.detach()
+
+
+def test_generation_examples_may_be_more_than_there_are(make, caplog):
+    backbone, task = make("generation")
+    adapter = Adapter.new(backbone, LORA, kind="generation", max_length=16)
+    adapter = replace(adapter, task=adapter.task.model_copy(update={"max_target_length": 4}))
+    columns = {"text": "source", "label": "target"}
+    scored = [
+        evaluate(adapter, backbone=backbone, data=task.data, columns=columns, generation_examples=count)
+        for count in (None, 40, 1000)
+    ]
+    assert scored[0] == scored[1] == scored[2]
+    assert "texts are generated of the first" not in caplog.text
 
 
 def test_texts_are_generated_while_training_only_where_they_choose_the_checkpoint(make, monkeypatch):

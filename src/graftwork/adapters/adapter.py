@@ -14,6 +14,7 @@ from graftwork.adapters.contents import digest_of, not_finite
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
 from graftwork.backbones import Backbone, Pooling, Site, Sites
 from graftwork.backbones.pooling import describe_pooling
+from graftwork.checked import require_count
 from graftwork.errors import AdapterError, nearest
 from graftwork.heads import Head, head_for
 from graftwork.methods import Method, as_method
@@ -126,6 +127,7 @@ class Adapter:
             AdapterError: an unknown kind; or labels are missing, or given for a kind that has none.
             SiteError, BackboneError: the method or head asks for what the backbone does not have.
             MethodError: the method is unknown, or asks for what the task does not have.
+            RecipeError: `max_length` is no whole number of 1 or more.
         """
         if kind not in DESCRIPTIONS:
             raise AdapterError(f"unknown kind {kind!r}", expected=nearest(kind, DESCRIPTIONS), change="kind")
@@ -133,6 +135,7 @@ class Adapter:
             raise AdapterError(f"an adapter for {kind} needs labels", expected="two or more", change="labels")
         if labels is not None and kind in ("regression", "generation"):
             raise AdapterError(f"an adapter for {kind} has no labels", expected="none", change="labels")
+        require_count("max_length", max_length)
         method = as_method(method)
         pooled = backbone.pooling if pooling == "auto" else pooling
         head = head_for(kind, backbone, num_labels=len(labels or ()), pooling=pooled, **method.head_fields)
