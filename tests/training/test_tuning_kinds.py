@@ -287,12 +287,12 @@ def test_numbers_of_rows_tokens_and_beams_are_whole_and_at_least_1(make, name, v
     if not isinstance(value, int):
         return  # in tests, a type that is not as annotated is an error of its own
     model = AdaptedModel(backbone, {"a": adapter})
+    rows = load_split(task, "validation", grouped=True)
+    calls = {"generation_examples": lambda: Judge(model, "a", task, rows, batch_size=2, **given)}
+    call = calls.get(name, lambda: model.texts(["one good"], "a", **{"max_new_tokens": 2, **given}))
     try:
         with pytest.raises(RecipeError, match=expected):
-            if name == "generation_examples":
-                Judge(model, "a", task, load_split(task, "validation", grouped=True), batch_size=2, **given)
-            else:
-                model.texts(["one good"], "a", **{"max_new_tokens": 2, **given})
+            call()
     finally:
         model.detach()
 
