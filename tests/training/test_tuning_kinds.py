@@ -10,8 +10,8 @@ from closeness import PASS, close
 from training.kinds import SETTINGS, TAGS, choice_rows, generation_rows, tag_rows, write_jsonl
 from training.workbench import FAST, FILLERS
 
-from graftwork import AdaptedModel, Adapter, Backbone, LoRA, Task, evaluate, tune
-from graftwork.errors import RecipeError
+from graftwork import AdaptedModel, Adapter, Backbone, LoRA, Task, evaluate, tune, tune_many
+from graftwork.errors import MethodError, RecipeError
 from graftwork.prediction import spans_of
 from graftwork.tasks import METRICS, load_split
 from graftwork.training.evaluation import task_of
@@ -295,6 +295,34 @@ def test_numbers_of_rows_tokens_and_beams_are_whole_and_at_least_1(make, name, v
             call()
     finally:
         model.detach()
+
+
+@pytest.mark.parametrize("case", ["generation", "generation-t5", "likelihood", "likelihood-t5"])
+def test_a_method_that_trains_nothing_is_refused_before_anything_is_read(make, case, tmp_path):
+    """The head is the backbone's own."""
+    backbone, task = make(case)
+    unread = task.override(data=str(tmp_path / "nowhere.jsonl"))
+    expected = rf"method 'head-only' has nothing to train for a task of kind {task.kind}(.|\n)*change: --method"
+    with pytest.raises(MethodError, match=expected):
+        tune(backbone, task=unread, method="head-only", output=tmp_path / "a", **FAST)
+    study = {"one": {"task": unread, "method": LORA}, "two": {"task": unread, "method": "head-only"}}
+    with pytest.raises(MethodError, match="adapter 'two': " + expected):
+        tune_many(backbone, study, output=tmp_path / "many", **FAST)
+    assert not (tmp_path / "a").exists()
+    new = Adapter.new(backbone, "head-only", kind=task.kind)
+    model = AdaptedModel(backbone, {"a": new})
+    try:
+        with pytest.raises(MethodError, match=expected):
+            model.add("b", new, trainable=True)
+        assert "b" not in model.residents
+    finally:
+        model.detach()
+
+
+def test_a_method_that_trains_nothing_may_train_added_tokens(make):
+    backbone, task = make("generation")
+    adapter = tune(backbone, task=task, method="head-only", add_tokens=["dire"], **{**FAST, "max_steps": 1})
+    assert adapter.num_parameters == 32
 
 
 def test_generation_examples_may_be_more_than_there_are(make, caplog):

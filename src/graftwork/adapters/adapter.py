@@ -15,7 +15,7 @@ from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_
 from graftwork.backbones import Backbone, Pooling, Site, Sites
 from graftwork.backbones.pooling import describe_pooling
 from graftwork.checked import require_count
-from graftwork.errors import AdapterError, nearest
+from graftwork.errors import AdapterError, MethodError, nearest
 from graftwork.heads import Head, head_for
 from graftwork.methods import Method, as_method
 from graftwork.methods.parameters import Group, Parameter, initialise
@@ -323,6 +323,24 @@ def declare(
     for site in method.sites(usable_sites(backbone, head)) if sites is None else sites:
         declared |= method.declare(site)
     return declared | head.declare(backbone) | declare_added(backbone, added)
+
+
+def refuse_nothing_to_train(method: Method, kind: str, backbone: Backbone, count: int) -> None:
+    """Refuse to train an adapter that has nothing to train.
+
+    Args:
+        count: how many numbers of it are trained.
+
+    Raises:
+        MethodError: there are none.
+    """
+    if count < 1:
+        raise MethodError(
+            f"method {method.name!r} has nothing to train for a task of kind {kind}: the head is the language-model head "
+            f"of backbone {backbone.name!r} itself, which stays frozen",
+            expected="a method that acts on the backbone, such as lora",
+            change="--method",
+        )
 
 
 def counts(declared: Mapping[str, Parameter]) -> dict[Group, int]:
