@@ -336,8 +336,8 @@ def refuse_nothing_to_train(method: Method, kind: str, backbone: Backbone, count
     """
     if count < 1:
         raise MethodError(
-            f"method {method.name!r} has nothing to train for a task of kind {kind}: the head is the language-model head "
-            f"of backbone {backbone.name!r} itself, which stays frozen",
+            f"method {method.name!r} has nothing to train for a task of kind {kind}: the head is the language-model "
+            f"head of backbone {backbone.name!r} itself, which stays frozen",
             expected="a method that acts on the backbone, such as lora",
             change="--method",
         )
