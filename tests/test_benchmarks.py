@@ -9,6 +9,31 @@ import torch
 from benchmarks import __main__ as benchmarks
 from benchmarks.measuring import BOUNDS, check
 
+MIXED = (
+    *("lora", "houlsby", "pfeiffer", "compacter", "ia3", "bitfit", "layer-norm-tuning", "prefix-tuning"),
+    "prompt-tuning",
+)
+
+RATIOS: dict[str, set[str]] = {
+    "length": {"shuffled", "like lengths", "tokens"},
+    "load_adapter": {
+        *("number 1 / reading the file", "number 15 / reading the file", "peft's 10th / ours", "peft's 12th / ours")
+    },
+    "many_at_once": {"eight methods"},
+    "mixed_batch": {"peft / ours, lora 4", *(f"{method} {count}" for method in MIXED for count in (1, 4, 8))},
+    "prefix_cache": {f"{what}, {case}" for what in ("top 2 layers", "head only") for case in ("filling", "found")},
+    "startup": set(),
+    "train_step": {
+        *(f"peft, LoRA, {precision} / ours, LoRA" for precision in ("float32", "autocast")),
+        *(
+            f"full fine-tuning, {precision} / ours, {method}"
+            for precision in ("float32", "autocast")
+            for method in ("LoRA", "Houlsby")
+        ),
+    },
+}
+"""What each benchmark compares, on the tiny model."""
+
 
 def last_line(text: str) -> dict:
     return json.loads(text.rstrip("\n").rpartition("\n")[2])
@@ -22,7 +47,8 @@ def test_a_benchmark_runs_to_its_last_line(name, dtype, capsys):
     assert result.keys() == {"benchmark", "machine", "ratios", "bars"}
     assert result["benchmark"] == name
     assert {"cpu", "cores", "python", "torch"} <= result["machine"].keys()
-    assert all(isinstance(ratio, float) for ratio in result["ratios"].values())
+    assert result["ratios"].keys() == RATIOS[name]
+    assert all(isinstance(ratio, float) and ratio > 0 for ratio in result["ratios"].values())
     assert result["bars"]
     for bar in result["bars"].values():
         assert bar["value"] > 0

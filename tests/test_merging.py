@@ -4,14 +4,15 @@ import pytest
 import torch
 from closeness import HALF, PASS, T5, close
 from layouts import BASES, LAYOUTS, backbone_of, run, run_adapted, texts
-from tiny import SAMPLES, bits, make_adapter, make_backbone
+from matrix import inputs_of
+from tiny import CONFIGS, SAMPLES, bits, make_adapter, make_backbone
 from transformers.pytorch_utils import Conv1D
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.errors import AdapterError, BackboneError, SiteError
 from graftwork.grafting.merging import put_into_weights
 from graftwork.heads import head_for
-from graftwork.methods import IA3, METHODS, BitFit, DoRA, FullFineTuning, Houlsby, LayerNormTuning, LoRA, VeRA
+from graftwork.methods import IA3, METHODS, BitFit, DoRA, FullFineTuning, Houlsby, LayerNormTuning, LoRA, ULMFiT, VeRA
 from graftwork.model import AdaptedModel
 from graftwork.ops import Bias, Bottleneck, Scale
 
@@ -61,6 +62,27 @@ def test_merged_is_beside_and_unmerging_restores_the_bits(name, kind, dtype):
     assert bits(backbone.model) == frozen
     assert {n: p.data_ptr() for n, p in backbone.model.named_parameters()} == tensors
     assert all(torch.equal(one, other) for one, other in zip(run(backbone.model, batch), plain, strict=True))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(
+    "method",
+    [FullFineTuning(), FullFineTuning(random_subset=0.2), ULMFiT(), LayerNormTuning()],
+    ids=["full", "subset", "ulmfit", "norms"],
+)
+def test_weights_that_were_trained_merge_on_every_model_type(method, kind):
+    """Also those that a module reads from one within it, as DeBERTa's encoder does with its relative positions."""
+    backbone = make_backbone(kind, dtype=torch.float64)
+    frozen = bits(backbone.model)
+    model = AdaptedModel(backbone, {"a": make_adapter(backbone, method, trained=True)})
+    batch = inputs_of(backbone, model.adapter("a").head, 5, 4)
+    with torch.no_grad():
+        expected = model(**batch).logits
+        model.merge("a")
+        close(model(**batch).logits, expected, MERGED)
+    assert bits(backbone.model) != frozen
+    model.unmerge()
+    assert bits(backbone.model) == frozen
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,5 +1,6 @@
 """Rows of one batch with adapters of their own: they say what they say alone."""
 
+import copy
 import random
 import threading
 
@@ -264,6 +265,33 @@ def test_generated_tokens_are_those_of_each_adapter_alone(kind, options):
         one = {"input_ids": ids[row : row + 1], "attention_mask": mask[row : row + 1]}
         alone = model.generate(**one, adapters=name or [None], **GREEDY, **options)
         assert torch.equal(found[row, -5:], alone[0, -5:]), name
+
+
+@pytest.mark.parametrize("form", ["tensor", "list", "configuration"])
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_rows_that_share_no_search_begin_with_tokens_of_their_own(kind, form):
+    backbone = make_backbone(kind, dtype=torch.float64, head=True)
+    methods = ("lora-2", "full", "prefix-6")
+    head = LanguageHead(shifted=False)
+    model = AdaptedModel(
+        backbone, {n: make_adapter(backbone, SIZES[n], head=head, trained=True, seed=i) for i, n in enumerate(methods)}
+    )
+    ids = torch.randint(5, 100, (4, 6), generator=torch.Generator().manual_seed(0))
+    names, starts = ["full", "lora-2", None, "prefix-6"], [7, 8, 9, 10]
+    given = {"decoder_start_token_id": torch.tensor(starts) if form == "tensor" else starts}
+    if form == "configuration":
+        config = copy.deepcopy(backbone.model.generation_config)
+        config.decoder_start_token_id = starts
+        given = {"generation_config": config}
+    found = model.generate(ids, adapters=names, **GREEDY, **given)
+    assert found[:, 0].tolist() == starts
+    for row, name in enumerate(names):
+        alone = model.generate(
+            ids[row : row + 1], adapters=name or [None], decoder_start_token_id=starts[row], **GREEDY
+        )
+        assert torch.equal(found[row], alone[0]), name
+    if form == "configuration":
+        assert config.decoder_start_token_id == starts
 
 
 # Adding, replacing, removing

@@ -15,7 +15,7 @@ from graftwork import Adapter, evaluate
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, DataError
 from graftwork.heads import LanguageHead
-from graftwork.methods import FullFineTuning, HeadOnly, Houlsby, LayerNormTuning, LoRA, PromptTuning
+from graftwork.methods import FullFineTuning, HeadOnly, Houlsby, LayerNormTuning, LoRA, Parallel, PromptTuning
 from graftwork.model import AdaptedModel
 
 TEXTS = ["the good film", "a man", "bad"]
@@ -311,7 +311,13 @@ def test_positions_of_all_rows_may_be_given_once(backbone):
     torch.testing.assert_close(found.rows[1], alone[0], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [LoRA(rank=2), Houlsby(bottleneck=2), LayerNormTuning(), FullFineTuning()])
+BESIDE = [
+    Parallel(bottleneck=4),
+    Parallel(bottleneck=4, sublayers="attention,cross_attention,ffn", interaction="multiply", layer_norm="output"),
+]
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2), Houlsby(bottleneck=2), LayerNormTuning(), FullFineTuning(), *BESIDE])
 def test_ops_follow_the_precision_that_arrives_at_their_site(method):
     """transformers keeps the output of T5's feed-forwards in float32 when the rest is float16."""
     outputs = {}

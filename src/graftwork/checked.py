@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from graftwork.errors import GraftworkError
+from graftwork.errors import GraftworkError, RecipeError
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,20 @@ def _types(annotation: object) -> Iterator[object]:
 
 def _has_bool(value: object) -> bool:
     return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_has_bool, value)))
+
+
+def require_count(name: str, value: object) -> None:
+    """Refuse what is no whole number of 1 or more; true and false are none.
+
+    Args:
+        name: of the argument; its flag is called alike.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        flag = "--" + name.replace("_", "-").replace(" ", "-")
+        raise RecipeError(f"{name} is {value!r}", expected="a whole number, 1 or more", change=flag)
 
 
 def split_commas(value: object) -> object:

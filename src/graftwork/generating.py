@@ -4,6 +4,7 @@ from copy import deepcopy
 
 from transformers import GenerationConfig
 
+from graftwork.checked import require_count
 from graftwork.encoding import GenerationEncoder
 from graftwork.errors import RecipeError
 
@@ -18,13 +19,13 @@ def generation_config(encoder: GenerationEncoder, *, max_new_tokens: int, num_be
     """The backbone's own settings for generation, with ours in their place; nothing is sampled.
 
     Raises:
-        RecipeError: a number below 1, or more tokens than the backbone has positions for behind the adapter's prompt
-            and the longest source; or settings of the backbone's own that added tokens in a source cannot have.
+        RecipeError: no whole number of 1 or more, or more tokens than the backbone has positions for behind the
+            adapter's prompt and the longest source; or settings of the backbone's own that added tokens in a source
+            cannot have.
     """
     backbone, tokenizer = encoder.backbone, encoder.tokenizer
     for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
-        if value < 1:
-            raise RecipeError(f"{name} is {value}", expected="1 or more", change="--" + name.replace("_", "-"))
+        require_count(name, value)
     # Of an encoder-decoder prompt and source are the encoder's.
     prompt, before = (encoder.prompt_tokens, encoder.max_length) if encoder.causal else (0, 0)
     longest = None if backbone.max_length is None else backbone.max_length - prompt

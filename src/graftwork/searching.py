@@ -1,6 +1,7 @@
 """Generation with adapters: the backbone's own `generate`, once for all rows, or once for those that can share it."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ MAIN = ("inputs", "input_ids", "inputs_embeds", "encoder_outputs")
 OF_ROWS = (*MAIN, "negative_prompt_ids", "negative_prompt_attention_mask")
 """Arguments of `generate` that have something of each row, beside those of the model's forward."""
 
+
+START = "decoder_start_token_id"
+"""An argument of `generate` that is one token of all rows, or several, one of each row."""
 
 OF_ALL = {"past_key_values", "cache_position", "logits_to_keep"}
 """Arguments of a model's forward that have nothing of single rows."""
@@ -65,6 +69,7 @@ def generate(
     for share in shares:
         own = [_of_rows(value, share) for value in args[:1]] + list(args[1:])
         rest = {name: _of_rows(value, share) if name in per_row else value for name, value in options.items()}
+        rest |= _starts_of_rows(options, share)
         if callable(allowed := options.get("prefix_allowed_tokens_fn")):
             rest["prefix_allowed_tokens_fn"] = lambda row, ids, rows=share.rows, allowed=allowed: allowed(
                 rows[row], ids
@@ -114,6 +119,28 @@ def _of_rows(value: Any, share: Share) -> Any:
     if isinstance(value, tuple):
         return tuple(_of_rows(own, share) for own in value)
     return value
+
+
+def _starts_of_rows(options: Mapping[str, Any], share: Share) -> dict[str, Any]:
+    """Of a share's rows, the tokens with which the decoder begins, where there is one of each row; of its own or in a
+    configuration."""
+    changed: dict[str, Any] = {}
+    if (starts := _of_each(options.get(START), share)) is not None:
+        changed[START] = starts
+    config = options.get("generation_config")
+    if (starts := _of_each(getattr(config, START, None), share)) is not None:
+        changed["generation_config"] = config = copy(config)
+        setattr(config, START, starts)
+    return changed
+
+
+def _of_each(value: Any, share: Share) -> Any:
+    """What of several numbers is of a share's rows; None where there is one of all, or none."""
+    if isinstance(value, Tensor) and value.dim() and len(value) > 1:
+        return value[torch.tensor(share.rows, device=value.device)]
+    if isinstance(value, list | tuple) and len(value) > 1:
+        return [value[row] for row in share.rows]
+    return None
 
 
 def _padding(runner: Runner, options: Mapping[str, Any]) -> int:

@@ -84,6 +84,56 @@ def test_checksums_cannot_be_left_out(saved, checksums):
         Adapter.load(saved)
 
 
+@pytest.fixture
+def with_recipe(adapter, tmp_path):
+    recipe = {"task": {"name": "t", "split_seed": 0}, "train": {"learning_rate": 3e-4, "baseline": "off"}}
+    replace(adapter, recipe=recipe).save(tmp_path / "r")
+    return tmp_path / "r"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("split_seed: 0", "split_seed: 1"), ("0.0003", "0.0004"), ("'off'", "on"), ("baseline", "basline")]
+)
+def test_what_the_recipe_says_counts(with_recipe, old, new):
+    """It says on which rows an adapter is scored."""
+    file = with_recipe / "recipe.yaml"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(AdapterError, match=r"recipe\.yaml changed after graftwork had written it"):
+        Adapter.load(with_recipe)
+
+
+@pytest.mark.parametrize("text", [None, "{}"])
+def test_a_recipe_cannot_be_left_out(with_recipe, text):
+    file = with_recipe / "recipe.yaml"
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(AdapterError, match=r"has no recipe\.yaml, or an empty one, and was written with one"):
+        Adapter.load(with_recipe)
+
+
+def test_how_the_recipe_is_laid_out_does_not_count(with_recipe):
+    file, before = with_recipe / "recipe.yaml", Adapter.load(with_recipe).recipe
+    file.write_text("# mine\n" + json.dumps(before, sort_keys=True))
+    assert Adapter.load(with_recipe).recipe == before
+
+
+@pytest.mark.parametrize("text", ["a: !!set {b, c}", "a: !!binary YWJj", "a: &x [*x]", "1: a\nb: c", "? [a]\n: b"])
+def test_a_recipe_is_of_plain_values(with_recipe, text):
+    (with_recipe / "recipe.yaml").write_text(text)
+    with pytest.raises(AdapterError, match=r"recipe\.yaml"):
+        Adapter.load(with_recipe)
+
+
+def test_a_folder_without_a_checksum_of_its_recipe_opens(with_recipe, caplog):
+    file = with_recipe / "adapter.json"
+    content = json.loads(file.read_text())
+    assert content["checksums"].pop("recipe.yaml")
+    file.write_text(json.dumps(content))
+    assert Adapter.load(with_recipe).recipe["task"]["split_seed"] == 0
+    (with_recipe / "recipe.yaml").unlink()
+    assert Adapter.load(with_recipe).recipe == {}
+
+
 def test_an_older_folder_opens_with_a_warning_once(backbone, saved, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(folder, "_TOLD", [])
     whole = Adapter.load(saved)

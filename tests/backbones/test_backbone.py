@@ -13,7 +13,7 @@ from transformers import AddedToken, AutoModel, BertConfig, BertForSequenceClass
 from transformers.utils import logging
 
 from graftwork.backbones import Backbone, backbone, checkpoints
-from graftwork.backbones.fingerprint import fingerprint_of
+from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import BackboneError
 
@@ -257,7 +257,7 @@ def test_fingerprint_is_remembered_until_a_file_changes(folder, cache, monkeypat
     first = load(folder).fingerprint
     assert load(folder).fingerprint == first
     assert computed == [first]
-    assert [file.read_text(encoding="ascii") for file in cache.iterdir()] == [first]
+    assert [file.read_text(encoding="ascii").split(" ")[0] for file in cache.iterdir()] == [first]
 
     os.utime(folder / WEIGHTS, ns=(0, 0))
     assert load(folder).fingerprint == first
@@ -269,13 +269,45 @@ def test_fingerprint_is_remembered_until_a_file_changes(folder, cache, monkeypat
     assert computed == [first, first, changed]
 
 
-@pytest.mark.parametrize("content", [b"zzz", b"", b"0" * 63, b"0" * 63 + b"g", b"A" * 64, b"0" * 65, b"\xff" * 64])
-def test_what_is_no_fingerprint_is_not_believed(folder, cache, content):
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"zzz", b"", b" ", b"0" * 63, b"0" * 63 + b"g", b"A" * 64, b"0" * 65, b"\xff" * 64),
+        *(b"a" * 64, b"a" * 64 + b"\n", b"a" * 64 + b" " + b"b" * 64 + b"\n"),
+    ],
+)
+def test_what_was_not_written_is_not_believed(folder, cache, content):
     first = load(folder).fingerprint
     [file] = cache.iterdir()
+    written = file.read_bytes()
     file.write_bytes(content)
     assert load(folder).fingerprint == first
-    assert [file.read_text(encoding="ascii") for file in cache.iterdir()] == [first]
+    assert [file.read_bytes() for file in cache.iterdir()] == [written]
+
+
+def test_each_bit_of_a_remembered_fingerprint_counts(folder, cache):
+    first = load(folder).fingerprint
+    [file] = cache.iterdir()
+    written = file.read_bytes()
+    for place in range(len(written)):
+        file.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
+        assert cached_fingerprint(str(folder)) is None
+    for cut in range(len(written)):
+        file.write_bytes(written[:cut])
+        assert cached_fingerprint(str(folder)) is None
+    file.write_bytes(written)
+    assert cached_fingerprint(str(folder)) == first
+
+
+def test_another_backbones_fingerprint_is_not_believed(folder, cache):
+    first = load(folder).fingerprint
+    [file] = cache.iterdir()
+    of_first = file.read_bytes()
+    edit_weights(folder, lambda tensors: tensors["pooler.dense.bias"].add_(1))
+    changed = load(folder).fingerprint
+    [other] = {*cache.iterdir()} - {file}
+    other.write_bytes(of_first)
+    assert load(folder).fingerprint == changed != first
 
 
 def test_a_full_disk_is_no_error_and_leaves_nothing(folder, cache, monkeypatch):

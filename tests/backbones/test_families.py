@@ -242,9 +242,11 @@ def test_lines_of_a_table_that_share_a_module():
 def test_every_table_is_proven(kind):
     backbone = backbone_of(kind)
     assert disprove(backbone.model, backbone.family, backbone.sites) == ""
-    assert backbone.model.config._attn_implementation == ("eager" if kind in OWN_ATTENTION else "graftwork") or (
-        kind == "resnet"
-    )
+    if kind == "resnet":
+        assert not backbone.sites.of_kind("attention")
+        assert backbone.model.config._attn_implementation == MODELS[kind]().config._attn_implementation
+    else:
+        assert backbone.model.config._attn_implementation == ("eager" if kind in OWN_ATTENTION else "graftwork")
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules.values())
 
 

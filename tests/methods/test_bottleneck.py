@@ -145,6 +145,28 @@ def test_variants_by_hand(variant, kind):
     assert_close(kind, adapted_states(backbone, adapter, batch), expected)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("interaction", ["add", "multiply"])
+def test_parallel_to_an_attention_whose_queries_are_projected_twice(interaction, shared):
+    """DeBERTa's linear maps of queries and keys run over the relative positions, too: those are no rows of a batch."""
+    backbone = make_backbone("deberta-v2", dtype=torch.float64, share_att_key=shared)
+    method = Parallel(bottleneck=M, sublayers="attention,ffn", interaction=interaction)
+    adapter, batch = make_adapter(backbone, method, trained=True), inputs_for(backbone.model, 7, 4)
+    places = {"attention": ("attention.self", "attention.output.dropout"), "ffn": ("intermediate", "output.dropout")}
+    held = []
+    with Hooked(backbone.model) as hooked:
+        for i in range(LAYERS):
+            for sublayer, (start, end) in places.items():
+                f = bottleneck(adapter.tensors, f"layers.{i}.{sublayer}.result")
+                hooked._hook(f"encoder.layer.{i}.{start}", lambda module, args, output: held.append(args[0]))
+                hooked._hook(
+                    f"encoder.layer.{i}.{end}",
+                    lambda module, args, h, f=f: h + f(held.pop()) * (h if interaction == "multiply" else 1),
+                )
+        expected = states(backbone.model, batch)
+    assert_close("deberta-v2", adapted_states(backbone, adapter, batch), expected)
+
+
 def test_beside_and_multiplying():
     backbone, batch, adapter = make("llama", Parallel(bottleneck=M, interaction="multiply"))
     changes = [bottleneck(adapter.tensors, f"layers.{i}.ffn.result") for i in range(LAYERS)]

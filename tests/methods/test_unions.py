@@ -194,11 +194,12 @@ def test_saved_and_loaded_it_says_the_same(gated, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
-def test_gradient_checkpointing_gives_the_same_gradients(kind):
+def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(kind):
     backbone = make_backbone(kind)
     batch = inputs_for(backbone.model, 7, 4)
     pooling = "mean" if backbone.is_encoder_decoder else backbone.pooling
-    gradients = []
+    inside = [backbone.modules[site.path] for site in backbone.sites.values() if site.name.endswith("attention.key")]
+    gradients, passes = [], []
     for checkpointing in (False, True):
         model = AdaptedModel(backbone)
         adapter = make_adapter(backbone, Union(methods=MEMBERS), trained=True, pooling=pooling)
@@ -206,7 +207,12 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind):
         model.train()
         if checkpointing:
             model.gradient_checkpointing_enable()
+        count = []
+        hooks = [module.register_forward_hook(lambda *_, count=count: count.append(1)) for module in inside]
         model(**batch, labels=torch.tensor([0, 2])).loss.backward()
+        for hook in hooks:
+            hook.remove()
+        passes.append(len(count))
         gradients.append({n: p.grad for n, p in model.residents["a"].parameters_by_name.named_parameters()})
         model.detach()
     assert all(
@@ -215,6 +221,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind):
     for name, gradient in gradients[0].items():
         if gradient is not None:
             assert torch.equal(gradient, gradients[1][name]), name
+    assert passes == [len(inside), 2 * len(inside)]
 
 
 # -- gates -------------------------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ from closeness import PASS, close
 from training.kinds import SETTINGS, TAGS, choice_rows, generation_rows, tag_rows, write_jsonl
 from training.workbench import FAST, FILLERS
 
-from graftwork import AdaptedModel, Adapter, Backbone, LoRA, Task, evaluate, tune
-from graftwork.errors import RecipeError
+from graftwork import AdaptedModel, Adapter, Backbone, LoRA, Task, evaluate, tune, tune_many
+from graftwork.errors import MethodError, RecipeError
 from graftwork.prediction import spans_of
 from graftwork.tasks import METRICS, load_split
 from graftwork.training.evaluation import task_of
+from graftwork.training.scoring import Judge
 
 LORA = LoRA(rank=4)
 
@@ -272,6 +273,69 @@ def test_generation_settings_are_saved_and_can_be_replaced(make, caplog, tmp_pat
             model.texts(["one"], "a", max_new_tokens=40)
     finally:
         model.detach()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("name", ["generation_examples", "max_new_tokens", "num_beams", "batch_size"])
+def test_numbers_of_rows_tokens_and_beams_are_whole_and_at_least_1(make, name, value):
+    backbone, task = make("generation", metrics=["loss"])
+    adapter = Adapter.new(backbone, LORA, kind="generation", max_length=16)
+    expected = rf"^{name.replace('batch_', 'batch ')} is {value!r}\n.*a whole number, 1 or more\n  change: --{name[:3]}"
+    given, columns = {name: value}, {"text": "source", "label": "target"}
+    with pytest.raises(RecipeError, match=expected):
+        evaluate(adapter, backbone=backbone, data=task.data, columns=columns, **given)
+    if not isinstance(value, int):
+        return  # in tests, a type that is not as annotated is an error of its own
+    model = AdaptedModel(backbone, {"a": adapter})
+    rows = load_split(task, "validation", grouped=True)
+    calls = {"generation_examples": lambda: Judge(model, "a", task, rows, batch_size=2, **given)}
+    call = calls.get(name, lambda: model.texts(["one good"], "a", **{"max_new_tokens": 2, **given}))
+    try:
+        with pytest.raises(RecipeError, match=expected):
+            call()
+    finally:
+        model.detach()
+
+
+@pytest.mark.parametrize("case", ["generation", "generation-t5", "likelihood", "likelihood-t5"])
+def test_a_method_that_trains_nothing_is_refused_before_anything_is_read(make, case, tmp_path):
+    """The head is the backbone's own."""
+    backbone, task = make(case)
+    unread = task.override(data=str(tmp_path / "nowhere.jsonl"))
+    expected = rf"method 'head-only' has nothing to train for a task of kind {task.kind}(.|\n)*change: --method"
+    with pytest.raises(MethodError, match=expected):
+        tune(backbone, task=unread, method="head-only", output=tmp_path / "a", **FAST)
+    study = {"one": {"task": unread, "method": LORA}, "two": {"task": unread, "method": "head-only"}}
+    with pytest.raises(MethodError, match="adapter 'two': " + expected):
+        tune_many(backbone, study, output=tmp_path / "many", **FAST)
+    assert not (tmp_path / "a").exists()
+    new = Adapter.new(backbone, "head-only", kind=task.kind)
+    model = AdaptedModel(backbone, {"a": new})
+    try:
+        with pytest.raises(MethodError, match=expected):
+            model.add("b", new, trainable=True)
+        assert "b" not in model.residents
+    finally:
+        model.detach()
+
+
+def test_a_method_that_trains_nothing_may_train_added_tokens(make):
+    backbone, task = make("generation")
+    adapter = tune(backbone, task=task, method="head-only", add_tokens=["dire"], **{**FAST, "max_steps": 1})
+    assert adapter.num_parameters == 32
+
+
+def test_generation_examples_may_be_more_than_there_are(make, caplog):
+    backbone, task = make("generation")
+    adapter = Adapter.new(backbone, LORA, kind="generation", max_length=16)
+    adapter = replace(adapter, task=adapter.task.model_copy(update={"max_target_length": 4}))
+    columns = {"text": "source", "label": "target"}
+    scored = [
+        evaluate(adapter, backbone=backbone, data=task.data, columns=columns, generation_examples=count)
+        for count in (None, 40, 1000)
+    ]
+    assert scored[0] == scored[1] == scored[2]
+    assert "texts are generated of the first" not in caplog.text
 
 
 def test_texts_are_generated_while_training_only_where_they_choose_the_checkpoint(make, monkeypatch):

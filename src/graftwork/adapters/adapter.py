@@ -14,7 +14,8 @@ from graftwork.adapters.contents import digest_of, not_finite
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
 from graftwork.backbones import Backbone, Pooling, Site, Sites
 from graftwork.backbones.pooling import describe_pooling
-from graftwork.errors import AdapterError, nearest
+from graftwork.checked import require_count
+from graftwork.errors import AdapterError, MethodError, nearest
 from graftwork.heads import Head, head_for
 from graftwork.methods import Method, as_method
 from graftwork.methods.parameters import Group, Parameter, initialise
@@ -126,6 +127,7 @@ class Adapter:
             AdapterError: an unknown kind; or labels are missing, or given for a kind that has none.
             SiteError, BackboneError: the method or head asks for what the backbone does not have.
             MethodError: the method is unknown, or asks for what the task does not have.
+            RecipeError: `max_length` is no whole number of 1 or more.
         """
         if kind not in DESCRIPTIONS:
             raise AdapterError(f"unknown kind {kind!r}", expected=nearest(kind, DESCRIPTIONS), change="kind")
@@ -133,6 +135,7 @@ class Adapter:
             raise AdapterError(f"an adapter for {kind} needs labels", expected="two or more", change="labels")
         if labels is not None and kind in ("regression", "generation"):
             raise AdapterError(f"an adapter for {kind} has no labels", expected="none", change="labels")
+        require_count("max_length", max_length)
         method = as_method(method)
         pooled = backbone.pooling if pooling == "auto" else pooling
         head = head_for(kind, backbone, num_labels=len(labels or ()), pooling=pooled, **method.head_fields)
@@ -320,6 +323,24 @@ def declare(
     for site in method.sites(usable_sites(backbone, head)) if sites is None else sites:
         declared |= method.declare(site)
     return declared | head.declare(backbone) | declare_added(backbone, added)
+
+
+def refuse_nothing_to_train(method: Method, kind: str, backbone: Backbone, count: int) -> None:
+    """Refuse to train an adapter that has nothing to train.
+
+    Args:
+        count: how many numbers of it are trained.
+
+    Raises:
+        MethodError: there are none.
+    """
+    if count < 1:
+        raise MethodError(
+            f"method {method.name!r} has nothing to train for a task of kind {kind}: the head is the language-model "
+            f"head of backbone {backbone.name!r} itself, which stays frozen",
+            expected="a method that acts on the backbone, such as lora",
+            change="--method",
+        )
 
 
 def counts(declared: Mapping[str, Parameter]) -> dict[Group, int]:

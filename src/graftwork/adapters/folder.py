@@ -45,7 +45,8 @@ class AdapterFile(BaseModel):
     """The contents of `adapter.json`.
 
     Attributes:
-        checksums: of this file's other contents, and of the tensors, by the files' names; see `contents`.
+        checksums: of this file's other contents, of the tensors and, where there is one, of the recipe, by the files'
+            names; see `contents`. The first folders of version 2 have none of the recipe.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
@@ -67,7 +68,8 @@ class AdapterFile(BaseModel):
 
     @model_validator(mode="after")
     def _checksums_since_2(self) -> "AdapterFile":
-        if self.schema_version >= 2 and (self.checksums or {}).keys() != {CONFIG, TENSORS}:
+        known = (self.checksums or {}).keys() - {RECIPE}
+        if self.schema_version >= 2 and known != {CONFIG, TENSORS}:
             raise ValueError(f"checksums of {CONFIG} and {TENSORS} are missing")
         return self
 
@@ -119,12 +121,12 @@ def write_files(adapter: Adapter, folder: Path) -> None:
         checksums={CONFIG: "", TENSORS: ""},
     )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
-    config = config.model_copy(update={"checksums": _checksums(json.loads(config.model_dump_json()), tensors)})
+    recipe = _write_recipe(folder / RECIPE, adapter.recipe)
+    sums = _checksums(json.loads(config.model_dump_json()), tensors, recipe)
+    config = config.model_copy(update={"checksums": sums})
     (folder / TENSORS).write_bytes(save(tensors, metadata={"format": "pt"}))
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text(model_card(adapter), encoding="utf-8")
-    if adapter.recipe:
-        (folder / RECIPE).write_text(dump_yaml(adapter.recipe), encoding="utf-8")
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -158,7 +160,8 @@ def read_adapter(folder: Path) -> Adapter:
             f"{folder / TENSORS} does not belong to {CONFIG}: it {first_few(problems)}",
             expected="both files as graftwork wrote them",
         )
-    _check_contents(folder, content, config, tensors)
+    recipe = _read_recipe(folder / RECIPE)
+    _check_contents(folder, content, config, tensors, recipe)
     return Adapter(
         method=method,
         head=config.head,
@@ -171,7 +174,7 @@ def read_adapter(folder: Path) -> Adapter:
         baseline=config.baseline,
         rows=config.rows,
         seed=config.seed,
-        recipe=_read_recipe(folder / RECIPE),
+        recipe=recipe,
         versions=config.versions,
     )
 
@@ -196,27 +199,42 @@ def refuse_existing(folder: Path, *, overwrite: bool = False) -> None:
         )
 
 
-def _checksums(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Of what an adapter's two files hold, by their names."""
+def _checksums(
+    content: Mapping[str, Any], tensors: Mapping[str, Tensor], recipe: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Of what an adapter's files hold, by their names; of the recipe where there is one."""
     own = {key: value for key, value in content.items() if key != "checksums"}
-    return {CONFIG: checksum_of_json(own), TENSORS: checksum_of_tensors(tensors)}
+    found = {CONFIG: checksum_of_json(own), TENSORS: checksum_of_tensors(tensors)}
+    return {**found, RECIPE: checksum_of_json(recipe)} if recipe else found
 
 
 def _check_contents(
-    folder: Path, content: Mapping[str, Any], config: AdapterFile, tensors: Mapping[str, Tensor]
+    folder: Path,
+    content: Mapping[str, Any],
+    config: AdapterFile,
+    tensors: Mapping[str, Tensor],
+    recipe: Mapping[str, Any],
 ) -> None:
     """Refuse contents that are not those that were written."""
     if config.checksums is None:
         _tell_of_no_checksums(folder)
     else:
-        found = _checksums(content, tensors)
-        changed = [name for name in (CONFIG, TENSORS) if found[name] != config.checksums[name]]
+        again = "the folder: copy it again from where it is whole, or tune it again"
+        written = config.checksums
+        if RECIPE in written and not recipe:
+            raise AdapterError(
+                f"{folder} has no {RECIPE}, or an empty one, and was written with one",
+                expected=f"{CONFIG}, {TENSORS} and {RECIPE}",
+                change=again,
+            )
+        found = _checksums(content, tensors, recipe if RECIPE in written else None)
+        changed = [name for name in (CONFIG, TENSORS, RECIPE) if found.get(name) != written.get(name)]
         if changed:
             raise AdapterError(
                 f"{' and '.join(str(folder / name) for name in changed)} changed after graftwork had written it: the "
                 "checksum is another one",
                 expected="the adapter's files as they were written",
-                change="the folder: copy it again from where it is whole, or tune it again",
+                change=again,
             )
     _refuse_broken(str(folder / TENSORS), tensors)
 
@@ -280,10 +298,23 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(file).items()}
 
 
+def _write_recipe(file: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Write it, where there is one; gives what is read of the file."""
+    if recipe:
+        file.write_text(dump_yaml(recipe), encoding="utf-8")
+    return _read_recipe(file)
+
+
 def _read_recipe(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return read_yaml(file)
+        found = read_yaml(file)
+        checksum_of_json(found)
     except RecipeError as error:
         raise AdapterError(error.problem, expected="the recipe as graftwork wrote it") from error
+    except (TypeError, ValueError, RecursionError):  # YAML has types and cycles that JSON has not
+        raise AdapterError(
+            f"{file} holds what is no text, number, list or mapping", expected="the recipe as graftwork wrote it"
+        ) from None
+    return found

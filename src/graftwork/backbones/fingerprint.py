@@ -8,7 +8,6 @@ version, or on the precision the weights are later held in.
 import hashlib
 import json
 import os
-import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +15,6 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import PreTrainedModel
-
-FINGERPRINT = re.compile("[0-9a-f]{64}")
-"""What a fingerprint looks like."""
 
 SCHEME = 2
 """Part of the key under which fingerprints are remembered: a new number when what they cover changes."""
@@ -49,14 +45,15 @@ def fingerprint_of(model: PreTrainedModel) -> str:
 def cached_fingerprint(source: str, commit: str | None = None) -> str | None:
     """The fingerprint remembered for a folder whose files have not changed since, or for a commit of a hub repository.
 
-    None when there is none, or when the file holds something else.
+    None when there is none, or when the file does not hold what was written.
     """
     file = _cache_file(source, commit)
     try:
-        found = "" if file is None else file.read_text(encoding="ascii")
+        text = "" if file is None else file.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
         return None
-    return found if FINGERPRINT.fullmatch(found) else None
+    fingerprint = text.partition(" ")[0]
+    return fingerprint if file is not None and text == _sealed(fingerprint, file.name) else None
 
 
 def remember_fingerprint(source: str, fingerprint: str, commit: str | None = None) -> None:
@@ -69,10 +66,15 @@ def remember_fingerprint(source: str, fingerprint: str, commit: str | None = Non
         number, name = tempfile.mkstemp(dir=file.parent)
         try:
             with os.fdopen(number, "w", encoding="ascii") as temporary:
-                temporary.write(fingerprint)
+                temporary.write(_sealed(fingerprint, file.name))
             os.replace(name, file)
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+def _sealed(fingerprint: str, key: str) -> str:
+    """What a file holds: a fingerprint, and a checksum of it and of what it is the fingerprint of."""
+    return f"{fingerprint} {hashlib.sha256(f'{key} {fingerprint}'.encode()).hexdigest()}\n"
 
 
 def _cache_file(source: str, commit: str | None) -> Path | None:

@@ -10,7 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import misfits
+from graftwork.adapters.adapter import misfits, refuse_nothing_to_train
 from graftwork.backbones import Backbone
 from graftwork.bank.draws import Draws
 from graftwork.bank.resident import Resident
@@ -36,6 +36,7 @@ class Trained(nn.Module, Resident):
 
     def __init__(self, adapter: Adapter, backbone: Backbone) -> None:
         super().__init__()
+        refuse_nothing_to_train(adapter.method, adapter.kind, backbone, adapter.num_parameters)
         self.adapter = replace(adapter, tensors={})
         self.backbone = backbone
         self.draws: Draws | None = None

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from graftwork.adapters import TaskIdentity
 from graftwork.backbones import Backbone
+from graftwork.checked import require_count
 from graftwork.encoding.tokens import Row
-from graftwork.errors import RecipeError
 
 Text = str | tuple[str, str]
 """One text, or a pair of texts for a task over pairs."""
@@ -87,10 +87,9 @@ class Encoder(ABC):
         The longest come first, so that what does not fit into memory fails at once.
 
         Raises:
-            RecipeError: a batch size below 1.
+            RecipeError: a batch size that is no whole number of 1 or more.
         """
-        if batch_size < 1:
-            raise RecipeError(f"the batch size is {batch_size}", expected="1 or more", change="--batch-size")
+        require_count("batch size", batch_size)
         lengths = self.lengths(rows)
         by_length = sorted(range(len(rows)), key=lambda i: -lengths[i])
         for start in range(0, len(rows), batch_size):

@@ -30,8 +30,10 @@ def put_into_weights(ops: Ops, backbone: Backbone) -> dict[str, dict[str, Tensor
     ops = ordered(ops)
     paths = dict.fromkeys(site.path for site in backbone.sites.values() if site.name in ops)
     for path in paths:
-        own = dict(backbone.modules[path].named_parameters(recurse=False))
         here = [site for site in backbone.sites.values() if site.path == path and site.name in ops]
+        own = dict(backbone.modules[path].named_parameters(recurse=False))
+        # A site that reads a parameter of a module within has it under a dotted name.
+        own |= {name: backbone.modules[path].get_parameter(name) for site in here for name in site.parameters}
         if "forward" in vars(backbone.modules[path]):
             raise SiteError(f"at site {here[0].name!r} another library has replaced the module's forward")
         values = {name: tensor.detach().double() for name, tensor in own.items()}

@@ -76,7 +76,8 @@ class Bottleneck(Op):
     def around(self, forward: Forward, place: Place) -> Forward:
         def at_result(*args: Any, **kwargs: Any) -> Tensor:
             h: Tensor = forward(*args, **kwargs)
-            return self._changed(h, h if self.source is None else place.memory[self.source])
+            # Where x was remembered, the backbone may compute in another precision than here.
+            return self._changed(h, h if self.source is None else place.memory[self.source].to(h.dtype))
 
         def at_norm(s: Tensor) -> Tensor:
             y: Tensor = forward(self._changed(s, forward(s)))

@@ -6,6 +6,7 @@ from typing import Any
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
+from graftwork.checked import require_count
 from graftwork.errors import DataError, RecipeError
 from graftwork.model import AdaptedModel
 from graftwork.tasks import BUILTIN, SplitName, Task, load_split
@@ -49,7 +50,8 @@ def evaluate(
         DataError: the split is not there, has no labels, or has labels that the adapter does not know; or the adapter
             is an old one, whose data are not here, and does not say whether they were a path or an id on the hub.
         AdapterError: the adapter was made for another backbone.
-        RecipeError: settings of generation for an adapter that does not generate.
+        RecipeError: settings of generation for an adapter that does not generate; or a number of rows, tokens or beams
+            that is no whole one of 1 or more.
     """
     task = task_of(adapter, data=data, columns=columns)
     if data is None:
@@ -65,6 +67,9 @@ def evaluate(
             f"the adapter's task is {task.kind}, which has no {', '.join(given)}",
             change=", ".join("--" + name.replace("_", "-") for name in given),
         )
+    require_count("batch size", batch_size)
+    for name in given:
+        require_count(name, options[name])
     if split is None and data is not None and Path(data).is_file():
         which, rows = (
             "given",

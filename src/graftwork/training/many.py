@@ -42,7 +42,7 @@ from graftwork.training.strand import Strand
 from graftwork.training.study import Study, plain
 from graftwork.training.together import Step, take
 from graftwork.training.trainer import last_checkpoint
-from graftwork.training.tuning import Run, adapted_for
+from graftwork.training.tuning import Run, adapted_for, refuse_idle
 
 OF_THE_BACKBONE = ("backbone_dropout", "gradient_checkpointing")
 """Training settings that all rows of a pass have in common."""
@@ -142,6 +142,7 @@ def _tune(
     for name, recipe in study.recipes.items():
         with _named(name):
             recipes[name] = recipe.resolved(backbone, recipe.find_task(), recipe.find_method())
+            refuse_idle(recipe, backbone)
     _refuse_different_backbones(recipes)
     _refuse_caches(recipes)
     _refuse_compiling(recipes)

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from graftwork.checked import require_count
 from graftwork.errors import DivergedError
 from graftwork.model import AdaptedModel
 from graftwork.predicting import Inference
@@ -34,6 +35,9 @@ class Judge:
             over all rows either way.
         max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
 
+    Raises:
+        RecipeError: `generation_examples` is no whole number of 1 or more.
+
     Attributes:
         outcome: predictions and labels, as `compute` takes them, of the last time; None where none were made.
     """
@@ -50,6 +54,8 @@ class Judge:
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
     ) -> None:
+        if generation_examples is not None:
+            require_count("generation_examples", generation_examples)
         self.model, self.name, self.task, self.rows = model, name, task, rows
         self.batch_size = batch_size
         self.generation_examples = generation_examples
@@ -116,7 +122,7 @@ class Judge:
     def _generated(self) -> tuple[list[str], list[list[str]]] | None:
         if set(self.task.metrics) == {"loss"}:
             return None
-        count = min(self.generation_examples or len(self.rows), len(self.rows))
+        count = len(self.rows) if self.generation_examples is None else min(self.generation_examples, len(self.rows))
         if count < len(self.rows):
             logger.warning(
                 "texts are generated of the first %d of %d sources, and scored (generation_examples)",

@@ -20,6 +20,7 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
 from graftwork.adapters import Adapter, TaskIdentity
+from graftwork.adapters.adapter import NAMED, counts, declare, refuse_nothing_to_train
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
 from graftwork.backbones.quiet import quiet_transformers
@@ -138,6 +139,7 @@ def _run(
     backbone = backbone or Backbone.load(recipe.backbone, dtype=recipe.dtype)
     if place.finished:
         return place.finished_adapter(recipe.resolved(backbone, task, method)), ""
+    refuse_idle(recipe, backbone)
     data = load(task)
     recipe = recipe.resolved(backbone, task, method)
     model = adapted_for(backbone, recipe.train)
@@ -152,6 +154,19 @@ def _run(
         return run.finish()
     finally:
         model.detach()
+
+
+def refuse_idle(recipe: Recipe, backbone: Backbone) -> None:
+    """Refuse a method that leaves nothing to train for a task, before its data are read.
+
+    Raises:
+        MethodError: it does.
+    """
+    method, task = recipe.find_method(), recipe.find_task()
+    if task.kind in NAMED:
+        return  # there is a classifier, however many labels the data have
+    declared = declare(backbone, method, recipe.head(task, method, backbone), added=len(recipe.add_tokens or ()))
+    refuse_nothing_to_train(method, task.kind, backbone, sum(counts(declared).values()))
 
 
 def adapted_for(backbone: Backbone, settings: TrainingSettings) -> AdaptedModel:

@@ -47,7 +47,7 @@ DEBERTA = Family(
                     "linear", "attention.self.pos_query_proj", required=False, rowwise=False
                 ),
                 "attention.output": Entry("linear", "attention.output.dense"),
-                "attention.result": Entry("result", "attention.output.dropout"),
+                "attention.result": Entry("result", "attention.output.dropout", source="attention.value"),
                 "attention.norm": Entry("norm", "attention.output.LayerNorm", follows_residual=True),
                 "ffn.up": Entry("linear", "intermediate.dense"),
                 "ffn.down": Entry("linear", "output.dense"),

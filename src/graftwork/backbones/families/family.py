@@ -39,6 +39,7 @@ class Entry:
         reads: names of the parameters that the module reads from modules within it without calling them; where there
             are some, they alone are the site's.
         rowwise: whether what enters has a row for each row of the batch.
+        source: of a result, the linear map that is given the sub-layer's input alone; None: the usual one.
     """
 
     kind: SiteKind
@@ -48,6 +49,7 @@ class Entry:
     follows_residual: bool = False
     reads: tuple[str, ...] = ()
     rowwise: bool = True
+    source: str | None = None
 
     def paths(self, start: str = "") -> list[str]:
         """The paths where it may be."""
@@ -254,7 +256,7 @@ class SiteReader:
             site = replace(site, heads=key_value_heads, head_dim=dim, in_features=heads * dim, out_features=heads * dim)
         elif entry.kind == "result":
             suffix = next(end for end in SOURCES if name.endswith(end))
-            site = replace(site, source=name.removesuffix(suffix) + SOURCES[suffix])
+            site = replace(site, source=name.removesuffix(suffix) + (entry.source or SOURCES[suffix]))
         for parameter, tensor in own_here.items():
             owner = self._owners.setdefault(id(tensor), name)
             if owner != name and parameter == "weight":
