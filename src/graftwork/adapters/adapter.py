@@ -12,26 +12,14 @@ from torch import Tensor
 from graftwork.adapters.added import declare_added, first_rows, with_added
 from graftwork.adapters.contents import digest_of, not_finite
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
+from graftwork.adapters.new import DESCRIPTIONS, check_new, identity_of
 from graftwork.backbones import Backbone, Pooling, Site, Sites
 from graftwork.backbones.pooling import describe_pooling
-from graftwork.errors import AdapterError, nearest
+from graftwork.errors import AdapterError
 from graftwork.heads import Head, head_for
 from graftwork.methods import Method, as_method
 from graftwork.methods.parameters import Group, Parameter, initialise
 from graftwork.ops.op import Ops
-
-DESCRIPTIONS = {
-    "classification": ("texts", None),
-    "regression": ("texts", "a number"),
-    "token-classification": ("words", None),
-    "multiple-choice": ("questions with choices", "a choice"),
-    "generation": ("texts", "a text"),
-    "image-classification": ("images", None),
-}
-"""Kind of task -> what it takes, and what it says; None: one of its labels."""
-
-NAMED = ("classification", "token-classification", "image-classification")
-"""Kinds of task whose answers are labels, each with a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +92,7 @@ class Adapter:
         name: str = "task",
         pooling: Pooling | Literal["auto"] = "auto",
         max_length: int = 128,
+        separator: str | None = None,
         seed: int = 0,
     ) -> "Adapter":
         """A new adapter for a training loop of one's own, with the head that its kind of task needs.
@@ -115,30 +104,36 @@ class Adapter:
             method: a method, or its name.
             kind: of the task: classification, regression, token-classification, multiple-choice, generation or
                 image-classification.
-            labels: the classes or tags, in the order of their ids; of a multiple choice, what the choices are called.
-            pairs: whether inputs are pairs of texts.
+            labels: the classes or tags, in the order of their ids: classification, token-classification and
+                image-classification need them. Of a multiple choice, what the choices are called; may be left out.
+                Regression and generation have none.
+            pairs: whether inputs are pairs of texts; of classification and regression.
             name: of the task.
             pooling: how the head's input is made; `auto` is the backbone's own way.
             max_length: tokens a text or pair is cut to.
+            separator: what stands between source and target in a causal model; of generation and multiple choice. A
+                line break when left out.
             seed: of what is random in its parameters.
 
         Raises:
-            AdapterError: an unknown kind; or labels are missing, or given for a kind that has none.
+            AdapterError: an unknown kind, or one that the backbone's inputs are not of; labels are missing, doubled or
+                no texts, or given for a kind that has none, as pairs or a separator are; or another argument is wrong.
             SiteError, BackboneError: the method or head asks for what the backbone does not have.
             MethodError: the method is unknown, or asks for what the task does not have.
         """
-        if kind not in DESCRIPTIONS:
-            raise AdapterError(f"unknown kind {kind!r}", expected=nearest(kind, DESCRIPTIONS), change="kind")
-        if kind in NAMED and len(labels or ()) < 2:
-            raise AdapterError(f"an adapter for {kind} needs labels", expected="two or more", change="labels")
-        if labels is not None and kind in ("regression", "generation"):
-            raise AdapterError(f"an adapter for {kind} has no labels", expected="none", change="labels")
+        labels = labels if labels is None or isinstance(labels, str) else tuple(labels)
+        own: dict[str, Any] = {
+            "kind": kind,
+            "pairs": pairs,
+            "name": name,
+            "separator": separator,
+            "max_length": max_length,
+        }
+        check_new(backbone, labels=labels, pooling=pooling, **own)
         method = as_method(method)
         pooled = backbone.pooling if pooling == "auto" else pooling
         head = head_for(kind, backbone, num_labels=len(labels or ()), pooling=pooled, **method.head_fields)
-        task = TaskIdentity(
-            name=name, kind=kind, pairs=pairs, labels=None if labels is None else tuple(labels), max_length=max_length
-        )
+        task = identity_of(backbone, labels=labels, **own)
         return cls.create(backbone, method, head, task, seed=seed)
 
     @classmethod
