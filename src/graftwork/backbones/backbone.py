@@ -3,6 +3,7 @@
 import gc
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from threading import RLock
 from typing import Any
 from weakref import ReferenceType, ref
@@ -45,6 +46,7 @@ from graftwork.backbones.quiet import quiet_transformers
 from graftwork.backbones.sites import Site, Sites
 from graftwork.backbones.tokenizers import beyond, with_tokens
 from graftwork.errors import BackboneError, first_line
+from graftwork.folders import settled
 
 WORD = "embeddings.word"
 """What the names of the sites of embedding tables end in."""
@@ -88,7 +90,12 @@ class Backbone:
         # Refused before anything is changed: the model may be the caller's own.
         self.family: Family = family_of(model)
         self.sites: Sites = self.family.sites(model)
-        self.name = name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+        origin = str(getattr(model.config, "_name_or_path", ""))
+        # transformers takes it for a folder wherever there is one of that name.
+        folder = settled(Path(origin)) if origin and Path(origin).is_dir() else ""
+        self.name = (settled_name(name) if name else "") or folder or origin or type(model).__name__
+        if declared is None and pooling is None:
+            declared = (declared_pooling(folder, {}) if folder else None) or declared_by_config(model.config)
         if tokenizer is not None:
             self._refuse_tokens_without_rows(tokenizer)
         self.model = model.requires_grad_(False)
@@ -108,10 +115,12 @@ class Backbone:
                 known = (getattr(tokenizer, f"{name}_token") for name in ("eos", "unk", "bos", "sep", "cls"))
                 first = tokenizer.convert_ids_to_tokens(0)
                 tokenizer.pad_token = next((token for token in known if token is not None), first)
-        declared = declared or declared_by_config(model.config)
         followed = None if declared is None else declared.pooling
         self.pooling: Pooling = pooling or followed or self._default_pooling()
         self.pooling_source: PoolingSource = "given" if pooling else "declared" if followed else "default"
+        outlined = model.device.type == "meta"  # nothing is pooled
+        if declared is not None and followed is None and pooling is None and not outlined:
+            warn_of_unknown(declared, self.name, self.pooling)
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
         self._taking = RLock()
@@ -170,12 +179,7 @@ class Backbone:
         if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
             tokenizer = None  # transformers makes one up, without words, where the files are missing
         model.to(device=place)  # type: ignore[call-arg]
-        name = settled_name(name)
-        loaded = cls(model, tokenizer, image_processor=processor, name=name, declared=declared, fingerprint=fingerprint)
-        declared = declared or declared_by_config(config)
-        if declared is not None and declared.pooling is None:
-            warn_of_unknown(declared, name, loaded.pooling)
-        return loaded
+        return cls(model, tokenizer, image_processor=processor, name=name, declared=declared, fingerprint=fingerprint)
 
     @classmethod
     def outline(cls, name: str, *, trust_remote_code: bool = False) -> "Backbone":
