@@ -400,7 +400,7 @@ class AdaptedModel(nn.Module):
             One prediction an input, in their order.
 
         Raises:
-            AdapterError: no adapter of that name; or not one name for each input.
+            AdapterError: no adapter of that name; not one name for each input; or a score is NaN or infinite.
             DataError: one string in the place of a list; or an input is not what its adapter's task takes.
             BackboneError: the backbone has no tokenizer or image processor.
             RecipeError: a batch size below 1; or settings of generation for an adapter that does not generate.
@@ -421,7 +421,8 @@ class AdaptedModel(nn.Module):
         Inputs of like length share a pass.
 
         Raises:
-            AdapterError: no adapter of that name; or its task has no one row of logits for an input.
+            AdapterError: no adapter of that name; its task has no one row of logits for an input; or one of them is NaN
+                or infinite.
             DataError, BackboneError, RecipeError: as `predict`.
         """
         return self.inference(adapter).logits(inputs, adapter, batch_size=batch_size)
@@ -432,7 +433,7 @@ class AdaptedModel(nn.Module):
         A word that the model is not given, because the text is cut before it, is tagged O.
 
         Raises:
-            AdapterError: no adapter of that name; or it tags no words.
+            AdapterError: no adapter of that name; it tags no words; or a score is NaN or infinite.
             DataError, BackboneError, RecipeError: as `predict`.
         """
         return self.inference(adapter).tags(inputs, adapter, batch_size=batch_size)
@@ -454,7 +455,7 @@ class AdaptedModel(nn.Module):
             max_new_tokens, num_beams: in the place of what the adapter was tuned with.
 
         Raises:
-            AdapterError: no adapter of that name; or it does not generate.
+            AdapterError: no adapter of that name; it does not generate; or a score is NaN or infinite.
             DataError, BackboneError, RecipeError: as `predict`.
         """
         return self.inference(adapter).texts(
