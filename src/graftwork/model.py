@@ -13,7 +13,7 @@ import torch.nn as nn
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
@@ -25,10 +25,11 @@ from graftwork.grafting.merging import merged_modules
 from graftwork.heads import LanguageHead
 from graftwork.heads.language import require_language_model
 from graftwork.heads.losses import StepItems, of_one, of_several
+from graftwork.passes import for_each_row
 from graftwork.predicting import DEFAULT_BATCH_SIZE, Inference
 from graftwork.prediction import Prediction
 from graftwork.running import AdaptedOutput, Call, Runner
-from graftwork.saving import labelled, load_state, rebuilt, state_of, trained_of
+from graftwork.saving import labelled, load_state, rebuilt, save_only_one, state_in_training, trained_of
 from graftwork.searching import generate, rows_of
 from graftwork.starts import KEPT, Start
 
@@ -278,7 +279,8 @@ class AdaptedModel(nn.Module):
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B, T); for multiple choice (B, C, T), where a
-                choice whose attention mask is all 0 is none, and has the logit -inf.
+                choice whose attention mask is all 0 is none, and has the logit -inf. All but the first may be of one
+                row, which is then that of all rows; so may what is for the decoder.
             inputs_embeds: (B, T, d), in the place of input_ids.
             pixel_values: (B, channels, height, width), for a backbone of images.
             decoder_input_ids, decoder_attention_mask: (B, T'), for an encoder-decoder. Left out, they follow from the
@@ -318,9 +320,7 @@ class AdaptedModel(nn.Module):
         inputs = {name: value for name, value in given.items() if value is not None}
         self._refuse(inputs)
         main = next((inputs[name] for name in MAIN_INPUTS if name in inputs), next(iter(inputs.values())))
-        if position_ids is not None and len(position_ids) == 1:
-            # Of all rows the same: rows of a pass may be run apart.
-            inputs["position_ids"] = position_ids.expand(len(main), *position_ids.shape[1:])
+        inputs = for_each_row(inputs, len(main))
         if kept is not None:
             inputs[KEPT] = kept
         names, lease = self._lease(adapters, len(main))
@@ -538,6 +538,19 @@ class AdaptedModel(nn.Module):
         return self.backbone.device
 
     @property
+    def generation_config(self) -> GenerationConfig | None:
+        """The backbone's, with which `generate` begins; None where it does not generate."""
+        return getattr(self.backbone.model, "generation_config", None)
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig | None) -> None:
+        self.backbone.model.generation_config = config  # type: ignore[assignment] # as transformers has it
+
+    def can_generate(self) -> bool:
+        """Whether the backbone has a language-model head, with which it generates text."""
+        return self.backbone.generates
+
+    @property
     def loss_type(self) -> str | None:
         """Tells `transformers.Trainer` to leave the first token of each row out when it counts labels: where all that
         is trained is generation by a causal model, which says nothing of that token.
@@ -600,9 +613,12 @@ class AdaptedModel(nn.Module):
     ) -> dict[str, Any]:
         """The tensors of the adapters that are trained, as `NAME.TENSOR`: the backbone is not among them, so that a
         checkpoint of transformers' Trainer is the adapters. `backbone.model.state_dict()` is the backbone's.
+
+        Raises:
+            AdapterError: adapters are here, and none of them is trained.
         """
         found = {} if destination is None else destination
-        for name, tensor in state_of(trained_of(self.residents.lease(self.residents).residents)).items():
+        for name, tensor in state_in_training(self.residents.lease(self.residents).residents).items():
             found[prefix + name] = tensor if keep_vars else tensor.detach()
         return found
 
@@ -610,10 +626,20 @@ class AdaptedModel(nn.Module):
         """Overwrite the tensors of the adapters that are trained with what `state_dict` gave.
 
         Raises:
-            AdapterError: names are missing or unknown and `strict` is on; or a shape is another one.
+            AdapterError: names are missing or unknown, or adapters are here of which none is trained, and `strict` is
+                on; or a shape is another one.
         """
-        trained = trained_of(self.residents.lease(self.residents).residents)
-        return _IncompatibleKeys(*load_state(trained, state_dict, strict=strict))
+        residents = self.residents.lease(self.residents).residents
+        return _IncompatibleKeys(*load_state(residents, state_dict, strict=strict))
+
+    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False) -> None:
+        """Write the folder of the one adapter that is here, as `Adapter.save` does. The backbone is not in it.
+
+        Raises:
+            AdapterError: there is none, or there are several.
+            OutputError: the folder exists already.
+        """
+        save_only_one({name: self.adapter(name) for name in self.residents}, Path(save_directory), overwrite=overwrite)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A copy, and what is pickled, is made anew of a copy of the backbone and the adapters as they are now."""
