@@ -261,8 +261,9 @@ class Adapter:
             problems.append(f"acts at other sites ({differing or 'in another order'})")
         problems += [f"holds NaN or infinity in {name}" for name in not_finite(self.tensors)]
         fixed = {name for name, p in declared.items() if not p.trained}
-        if fixed != set(self.fixed):
-            problems.append(f"trains or fixes what it should not: {', '.join(sorted(fixed ^ set(self.fixed))[:3])}")
+        given = {*self.fixed}
+        problems += [f"marks {name} as trained, which the method keeps fixed" for name in sorted(fixed - given)]
+        problems += [f"marks {name} as fixed, which the method trains" for name in sorted(given - fixed)]
         outputs = self.head.num_labels
         named = self.task.labels is not None and self.kind != "multiple-choice"
         if named and len(self.task.labels or ()) != outputs:
