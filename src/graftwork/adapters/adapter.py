@@ -243,6 +243,7 @@ class Adapter:
 
         Raises:
             AdapterError: what differs.
+            BackboneError: weights are offloaded that the method puts its own in the place of.
         """
         self.backbone.check(backbone, allow_mismatch=allow_mismatch)
         sites = self.method.sites(usable_sites(backbone, self.head))
@@ -273,6 +274,9 @@ class Adapter:
                 f"the adapter is not as its method {self.method.name!r} declares: it {first_few(problems)}",
                 expected=f"{len(expected)} tensors at {len(sites)} sites",
             )
+        for site in sites:
+            if self.method.replaces(site):
+                backbone.require_here(site)
 
     def __repr__(self) -> str:
         return f"Adapter({self.method!r}, task={self.task.name!r}, {self.num_parameters:,} parameters)"

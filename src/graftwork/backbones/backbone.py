@@ -2,7 +2,8 @@
 
 import gc
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -34,6 +35,7 @@ from graftwork.backbones.checkpoints import (
 from graftwork.backbones.devices import DTYPES, best_dtype, device_of
 from graftwork.backbones.families import Family, base_path, family_of, hidden_size
 from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
+from graftwork.backbones.offloading import Brought, offloaded
 from graftwork.backbones.pooling import (
     Declared,
     Pooling,
@@ -346,16 +348,27 @@ class Backbone:
             self._fingerprint = fingerprint_of(self.model)
         return self._fingerprint
 
-    def frozen(self, site: Site) -> dict[str, Tensor]:
+    def frozen(self, site: Site) -> Mapping[str, Tensor]:
         """The frozen parameters at a site, by their name in its module. Those of a linear map are its own rows, (out,
-        in) and (out), however the module holds them.
+        in) and (out), however the module holds them. Of a module whose weights are offloaded they are copies, which are
+        read when they are asked for.
         """
-        module: Any = self.modules[site.path]
-        if site.kind != "linear":
-            return {name: module.get_parameter(name) for name in site.parameters}
-        weight = module.weight.T if site.transposed else module.weight
-        own = {"weight": weight, **({"bias": module.bias} if site.biased else {})}
-        return own if site.columns is None else {name: tensor[slice(*site.columns)] for name, tensor in own.items()}
+        module = self.modules[site.path]
+        return Brought(module, partial(_own, module, site)) if offloaded(module) else _own(module, site)
+
+    def require_here(self, site: Site) -> None:
+        """Refuse a site whose weights are offloaded: others cannot stand in their place there.
+
+        Raises:
+            BackboneError: they are; names the module.
+        """
+        if offloaded(self.modules[site.path]):
+            raise BackboneError(
+                f"the weights of module {site.path!r} of backbone {self.name!r} are offloaded, and the method puts others "
+                "in their place",
+                expected="weights that stay on the device; or a method that replaces none (lora; houlsby with norms none)",
+                change=f"accelerate's device_map, so that {site.path!r} is not offloaded; or the method",
+            )
 
     def require_image_processor(self) -> BaseImageProcessor:
         """The image processor, or an error that says there is none."""
@@ -423,3 +436,12 @@ class Backbone:
 def generates(model: PreTrainedModel) -> bool:
     """Whether a model has a language-model head and generates text with it."""
     return model.can_generate() and model.get_output_embeddings() is not None  # type: ignore[no-untyped-call]
+
+
+def _own(module: Any, site: Site) -> dict[str, Tensor]:
+    """The parameters at a site, of a module that holds them."""
+    if site.kind != "linear":
+        return {name: module.get_parameter(name) for name in site.parameters}
+    weight = module.weight.T if site.transposed else module.weight
+    own = {"weight": weight, **({"bias": module.bias} if site.biased else {})}
+    return own if site.columns is None else {name: tensor[slice(*site.columns)] for name, tensor in own.items()}

@@ -1,4 +1,4 @@
-"""What scores do not say by themselves: that an adapter predicts no better than chance, and that a split is too small."""
+"""What scores do not say by themselves: that predictions are no better than chance, and that a split is too small."""
 
 import logging
 from collections import Counter
