@@ -364,9 +364,9 @@ class Backbone:
         """
         if offloaded(self.modules[site.path]):
             raise BackboneError(
-                f"the weights of module {site.path!r} of backbone {self.name!r} are offloaded, and the method puts others "
-                "in their place",
-                expected="weights that stay on the device; or a method that replaces none (lora; houlsby with norms none)",
+                f"the weights of module {site.path!r} of backbone {self.name!r} are offloaded, and the method puts "
+                "others in their place",
+                expected="weights that stay on the device, or a method that replaces none (lora; houlsby, norms none)",
                 change=f"accelerate's device_map, so that {site.path!r} is not offloaded; or the method",
             )
 
