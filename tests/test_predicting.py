@@ -10,7 +10,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from tiny import make_adapter, make_backbone
 from training.kinds import backbones
 
-from graftwork import AdaptedModel, Backbone
+from graftwork import AdaptedModel, Adapter, Backbone
 from graftwork.adapters import TaskIdentity
 from graftwork.encoding.images import open_image
 from graftwork.errors import AdapterError, DataError
@@ -157,3 +157,38 @@ def test_a_file_that_is_no_image_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("text")
     with pytest.raises(DataError, match=r"a\.png' cannot be read"):
         open_image(str(tmp_path / "a.png"), "RGB", place=0)
+
+
+# What is no finite number
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls", "inputs"),
+    [
+        ("classification", ("predict", "logits"), ["the film", "a man"]),
+        ("regression", ("predict", "logits"), ["the film", "a man"]),
+        ("token-classification", ("predict", "tags"), ["the film", "a man"]),
+        ("multiple-choice", ("predict", "logits"), [("the film", ["good", "bad"]), ("a man", ["is", "was", "rests"])]),
+        ("generation", ("predict", "texts"), ["the film", "a man"]),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_by_every_call(kind, calls, inputs):
+    generates = kind == "generation"
+    backbone = make_backbone("gpt2" if generates else "bert", head=generates, tokenizer=True)
+    labels = ["bad", "good"] if "classification" in kind else None
+    options = {"separator": "is", "max_length": 8} if generates else {}
+    adapter = Adapter.new(backbone, LoRA(rank=2), kind=kind, labels=labels, **options)
+    limits = {"max_new_tokens": 3} if generates else {}
+    model = AdaptedModel(backbone, {"a": adapter})
+    for call in calls:
+        getattr(model, call)(inputs, "a", **limits)
+    for name, tensor in adapter.tensors.items():
+        if generates or name.startswith("head."):
+            tensor.fill_(3e38)
+    model.replace("a", adapter)
+    for call in calls:
+        with pytest.raises(AdapterError, match="no finite number"):
+            getattr(model, call)(inputs, "a", **limits)
+        if generates:
+            with pytest.raises(AdapterError, match="no finite number"):
+                getattr(model, call)(inputs, "a", **limits, num_beams=2)

@@ -8,12 +8,20 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import batch_for, bits, make_adapter, make_backbone, make_batch, make_model
-from transformers import AutoModel, Trainer, TrainingArguments, pipeline
+from tiny import batch_for, bits, make_adapter, make_backbone, make_batch, make_model, make_tokenizer
+from transformers import (
+    AutoModel,
+    GenerationConfig,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 from graftwork import Adapter, evaluate
 from graftwork.backbones import Backbone
-from graftwork.errors import AdapterError, DataError
+from graftwork.errors import AdapterError, DataError, OutputError
 from graftwork.heads import LanguageHead
 from graftwork.methods import FullFineTuning, HeadOnly, Houlsby, LayerNormTuning, LoRA, Parallel, PromptTuning
 from graftwork.model import AdaptedModel
@@ -242,6 +250,97 @@ def test_a_state_dict_of_other_adapters_is_refused(backbone):
         model.load_state_dict({**state, "a.head.classifier.bias": torch.ones(2)})
 
 
+def test_a_state_dict_without_trained_adapters_is_refused(backbone):
+    model = AdaptedModel(backbone)
+    assert model.state_dict() == {}
+    assert model.load_state_dict({}) == ([], [])
+    model.add("a", make_adapter(backbone, LoRA(rank=2)))
+    for call in (model.state_dict, lambda: model.load_state_dict({}), torch.nn.ModuleList([model]).state_dict):
+        with pytest.raises(AdapterError, match=r"(?s)none of the adapters a is .*adapter\('a'\)\.save\(FOLDER\)"):
+            call()
+    model.add("b", make_adapter(backbone, LoRA(rank=2)), trainable=True)
+    assert {name.partition(".")[0] for name in model.state_dict()} == {"b"}
+    model.load_state_dict(model.state_dict())
+
+
+def test_save_pretrained_writes_the_only_adapter(backbone, tmp_path):
+    adapter = make_adapter(backbone, LoRA(rank=2), trained=True)
+    model = AdaptedModel(backbone)
+    with pytest.raises(AdapterError, match=r"(?s)no adapter is on the model.*backbone\.model\.save_pretrained"):
+        model.save_pretrained(tmp_path / "a")
+    model.add("a", adapter, trainable=True)
+    model.save_pretrained(tmp_path / "a")
+    assert Adapter.load(tmp_path / "a").digest == adapter.digest
+    with pytest.raises(OutputError, match="exists"):
+        model.save_pretrained(str(tmp_path / "a"))
+    model.save_pretrained(str(tmp_path / "a"), overwrite=True)
+    model.add("b", adapter)
+    with pytest.raises(AdapterError, match=r"(?s)2 adapters are on the model \(a, b\).*adapter\(NAME\)\.save"):
+        model.save_pretrained(tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_accelerate_trains_and_saves_an_adapter(tmp_path):
+    from accelerate import Accelerator
+
+    model = trainable("bert")
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    loss = prepared(**make_batch(5, 5), labels=torch.tensor([0, 1])).loss
+    accelerator.backward(loss)
+    optimizer.step()
+    accelerator.save_state(str(tmp_path / "state"))
+    expected = model.adapter("my.task")
+    with torch.no_grad():
+        for parameter in model.in_training("my.task").parameters():
+            parameter.add_(1)
+    accelerator.load_state(str(tmp_path / "state"))
+    assert model.adapter("my.task").digest == expected.digest
+
+
+def test_seq2seq_trainer_generates_when_it_evaluates(tmp_path):
+    model = trainable("t5")
+    rows = rows_of(model.backbone)
+    own = model.backbone.model.generation_config
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=2,
+        max_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        predict_with_generate=True,
+        generation_max_length=6,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = Seq2SeqTrainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows[:4])
+    trainer.train()
+    made = torch.as_tensor(trainer.predict(rows[:4]).predictions)
+    ids = torch.stack([row["input_ids"] for row in rows[:4]])
+    expected = model.generate(ids, max_length=6)
+    assert torch.equal(made[:, : expected.shape[1]], expected)
+    assert model.generation_config is model.backbone.model.generation_config is own
+    arguments.eval_strategy = "no"
+    arguments.generation_config = GenerationConfig(max_length=7, decoder_start_token_id=0)
+    Seq2SeqTrainer(model=model, args=arguments, train_dataset=rows)
+    assert model.generation_config.max_length == 7
+
+
+def test_a_pipeline_generates(backbone):
+    base = Backbone(make_model("gpt2", head=True), make_tokenizer(), name="tiny-gpt2")
+    head = LanguageHead(shifted=True)
+    model = AdaptedModel(base, {"a": make_adapter(base, LoRA(rank=2), trained=True, head=head)})
+    assert model.can_generate()
+    say = pipeline("text-generation", model=model, tokenizer=base.tokenizer)
+    [found] = say("the film", max_new_tokens=3, do_sample=False, return_tensors=True)
+    ids = base.tokenizer("the film", return_tensors="pt")["input_ids"]
+    assert found["generated_token_ids"] == model.generate(ids, max_new_tokens=3, do_sample=False)[0].tolist()
+    assert not AdaptedModel(backbone).can_generate()
+    assert AdaptedModel(make_backbone("roberta")).generation_config is None
+
+
 def test_a_pipeline_names_the_adapters_classes(backbone):
     model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2), trained=True)})
     expected = model.predict(TEXTS)
@@ -297,18 +396,45 @@ def test_a_hook_that_comes_after_the_adapter_acts_too(backbone):
         assert torch.equal(model(**batch).logits, before)
 
 
-def test_positions_of_all_rows_may_be_given_once(backbone):
+@pytest.mark.parametrize("names", ["a", ["a", "c", "b"]])
+@pytest.mark.parametrize(
+    ("kind", "argument"),
+    [
+        *[(kind, name) for kind in ("bert", "gpt2") for name in ("position_ids", "token_type_ids")],
+        *[(kind, "attention_mask") for kind in ("bert", "gpt2", "t5")],
+        ("t5", "decoder_input_ids"),
+    ],
+)
+def test_what_is_the_same_of_all_rows_may_be_given_once(kind, argument, names):
+    backbone = make_backbone(kind)
     adapters = {n: make_adapter(backbone, LoRA(rank=2), trained=True, seed=i) for i, n in enumerate("ab")}
     adapters["c"] = make_adapter(backbone, FullFineTuning(), trained=True)
     model = AdaptedModel(backbone, adapters)
-    batch, positions = batch_for(backbone, 5, 5, 5), torch.arange(5)[None] + 2
+    given = {
+        "position_ids": torch.arange(5)[None] + 2,
+        "token_type_ids": torch.tensor([[0, 0, 1, 1, 1]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 0]]),
+        "decoder_input_ids": torch.tensor([[0, 7]]),
+    }[argument]
+    batch = make_batch(5, 5, 5)
     with torch.no_grad():
-        found = model(**batch, position_ids=positions, adapters=["a", "c", "b"])
-        assert torch.equal(
-            model(**batch, position_ids=positions.expand(3, -1), adapters=["a", "c", "b"]).logits, found.logits
-        )
-        alone = model(**{k: v[1:2] for k, v in batch.items()}, position_ids=positions, adapters="c").logits
-    torch.testing.assert_close(found.rows[1], alone[0], rtol=0, atol=1e-6)
+        found = model(**{**batch, argument: given}, adapters=names).logits
+        assert torch.equal(model(**{**batch, argument: given.expand(3, -1)}, adapters=names).logits, found)
+        rest = {name: tensor[1:2] for name, tensor in batch.items()}
+        alone = model(**{**rest, argument: given}, adapters=names if names == "a" else "c").logits
+    torch.testing.assert_close(found[1], alone[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("names", ["a", ["a", "b", "b"], ["a", "c", "b"]])
+def test_a_mask_of_all_rows_may_be_given_once_to_generate(names):
+    backbone, head = make_backbone("gpt2", head=True), LanguageHead(shifted=True)
+    adapters = {n: make_adapter(backbone, LoRA(rank=2), trained=True, head=head, seed=i) for i, n in enumerate("ab")}
+    adapters["c"] = make_adapter(backbone, FullFineTuning(), trained=True, head=head)
+    model = AdaptedModel(backbone, adapters)
+    ids, mask = make_batch(5, 5, 5)["input_ids"], torch.tensor([[0, 1, 1, 1, 1]])
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "adapters": names}
+    found = model.generate(ids, attention_mask=mask, **options)
+    assert torch.equal(model.generate(ids, attention_mask=mask.expand(3, -1), **options), found)
 
 
 BESIDE = [

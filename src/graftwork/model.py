@@ -13,7 +13,7 @@ import torch.nn as nn
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
@@ -25,10 +25,11 @@ from graftwork.grafting.merging import merged_modules
 from graftwork.heads import LanguageHead
 from graftwork.heads.language import require_language_model
 from graftwork.heads.losses import StepItems, of_one, of_several
+from graftwork.passes import for_each_row
 from graftwork.predicting import DEFAULT_BATCH_SIZE, Inference
 from graftwork.prediction import Prediction
 from graftwork.running import AdaptedOutput, Call, Runner
-from graftwork.saving import labelled, load_state, rebuilt, state_of, trained_of
+from graftwork.saving import labelled, load_state, rebuilt, save_only_one, state_in_training, trained_of
 from graftwork.searching import generate, rows_of
 from graftwork.starts import KEPT, Start
 
@@ -299,7 +300,8 @@ class AdaptedModel(nn.Module):
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B, T); for multiple choice (B, C, T), where a
-                choice whose attention mask is all 0 is none, and has the logit -inf.
+                choice whose attention mask is all 0 is none, and has the logit -inf. All but the first may be of one
+                row, which is then that of all rows; so may what is for the decoder.
             inputs_embeds: (B, T, d), in the place of input_ids.
             pixel_values: (B, channels, height, width), for a backbone of images.
             decoder_input_ids, decoder_attention_mask: (B, T'), for an encoder-decoder. Left out, they follow from the
@@ -339,9 +341,7 @@ class AdaptedModel(nn.Module):
         inputs = {name: value for name, value in given.items() if value is not None}
         self._refuse(inputs)
         main = next((inputs[name] for name in MAIN_INPUTS if name in inputs), next(iter(inputs.values())))
-        if position_ids is not None and len(position_ids) == 1:
-            # Of all rows the same: rows of a pass may be run apart.
-            inputs["position_ids"] = position_ids.expand(len(main), *position_ids.shape[1:])
+        inputs = for_each_row(inputs, len(main))
         if kept is not None:
             inputs[KEPT] = kept
         names, lease = self._lease(adapters, len(main))
@@ -421,7 +421,7 @@ class AdaptedModel(nn.Module):
             One prediction an input, in their order.
 
         Raises:
-            AdapterError: no adapter of that name; or not one name for each input.
+            AdapterError: no adapter of that name; not one name for each input; or a score is NaN or infinite.
             DataError: one string in the place of a list; or an input is not what its adapter's task takes.
             BackboneError: the backbone has no tokenizer or image processor.
             RecipeError: a batch size below 1; or settings of generation for an adapter that does not generate.
@@ -442,7 +442,8 @@ class AdaptedModel(nn.Module):
         Inputs of like length share a pass.
 
         Raises:
-            AdapterError: no adapter of that name; or its task has no one row of logits for an input.
+            AdapterError: no adapter of that name; its task has no one row of logits for an input; or one of them is NaN
+                or infinite.
             DataError, BackboneError, RecipeError: as `predict`.
         """
         return self.inference(adapter).logits(inputs, adapter, batch_size=batch_size)
@@ -453,7 +454,7 @@ class AdaptedModel(nn.Module):
         A word that the model is not given, because the text is cut before it, is tagged O.
 
         Raises:
-            AdapterError: no adapter of that name; or it tags no words.
+            AdapterError: no adapter of that name; it tags no words; or a score is NaN or infinite.
             DataError, BackboneError, RecipeError: as `predict`.
         """
         return self.inference(adapter).tags(inputs, adapter, batch_size=batch_size)
@@ -475,7 +476,7 @@ class AdaptedModel(nn.Module):
             max_new_tokens, num_beams: in the place of what the adapter was tuned with.
 
         Raises:
-            AdapterError: no adapter of that name; or it does not generate.
+            AdapterError: no adapter of that name; it does not generate; or a score is NaN or infinite.
             DataError, BackboneError, RecipeError: as `predict`.
         """
         return self.inference(adapter).texts(
@@ -558,6 +559,19 @@ class AdaptedModel(nn.Module):
         return self.backbone.device
 
     @property
+    def generation_config(self) -> GenerationConfig | None:
+        """The backbone's, with which `generate` begins; None where it does not generate."""
+        return getattr(self.backbone.model, "generation_config", None)
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig | None) -> None:
+        self.backbone.model.generation_config = config  # type: ignore[assignment] # as transformers has it
+
+    def can_generate(self) -> bool:
+        """Whether the backbone has a language-model head, with which it generates text."""
+        return self.backbone.generates
+
+    @property
     def loss_type(self) -> str | None:
         """Tells `transformers.Trainer` to leave the first token of each row out when it counts labels: where all that
         is trained is generation by a causal model, which says nothing of that token.
@@ -620,9 +634,12 @@ class AdaptedModel(nn.Module):
     ) -> dict[str, Any]:
         """The tensors of the adapters that are trained, as `NAME.TENSOR`: the backbone is not among them, so that a
         checkpoint of transformers' Trainer is the adapters. `backbone.model.state_dict()` is the backbone's.
+
+        Raises:
+            AdapterError: adapters are here, and none of them is trained.
         """
         found = {} if destination is None else destination
-        for name, tensor in state_of(trained_of(self.residents.lease(self.residents).residents)).items():
+        for name, tensor in state_in_training(self.residents.lease(self.residents).residents).items():
             found[prefix + name] = tensor if keep_vars else tensor.detach()
         return found
 
@@ -630,10 +647,20 @@ class AdaptedModel(nn.Module):
         """Overwrite the tensors of the adapters that are trained with what `state_dict` gave.
 
         Raises:
-            AdapterError: names are missing or unknown and `strict` is on; or a shape is another one.
+            AdapterError: names are missing or unknown, or adapters are here of which none is trained, and `strict` is
+                on; or a shape is another one.
         """
-        trained = trained_of(self.residents.lease(self.residents).residents)
-        return _IncompatibleKeys(*load_state(trained, state_dict, strict=strict))
+        residents = self.residents.lease(self.residents).residents
+        return _IncompatibleKeys(*load_state(residents, state_dict, strict=strict))
+
+    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False) -> None:
+        """Write the folder of the one adapter that is here, as `Adapter.save` does. The backbone is not in it.
+
+        Raises:
+            AdapterError: there is none, or there are several.
+            OutputError: the folder exists already.
+        """
+        save_only_one({name: self.adapter(name) for name in self.residents}, Path(save_directory), overwrite=overwrite)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A copy, and what is pickled, is made anew of a copy of the backbone and the adapters as they are now."""

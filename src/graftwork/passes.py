@@ -165,3 +165,11 @@ def _joined(states: Sequence[Tensor], rows: Sequence[int]) -> Tensor | None:
     if len({own.shape[1:] for own in states}) > 1 or sum(map(len, states)) != len(rows):
         return None
     return torch.cat(list(states))[torch.tensor(rows, device=states[0].device).argsort()]
+
+
+def for_each_row(inputs: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """Inputs in which what is given once, for all rows, stands for each: rows of a pass may be run apart."""
+    return {
+        name: value.expand(rows, *value.shape[1:]) if value.dim() > 1 and len(value) == 1 else value
+        for name, value in inputs.items()
+    }

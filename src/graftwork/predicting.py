@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.bank import Lease
@@ -13,11 +14,28 @@ from graftwork.encoding import Encoder, GenerationEncoder, Input, TextEncoder, q
 from graftwork.errors import AdapterError, RecipeError
 from graftwork.generating import generation_config
 from graftwork.heads import Items
-from graftwork.prediction import Prediction, first_pieces, read_choices, read_logits, read_tags, tags_of, widen
+from graftwork.prediction import (
+    Prediction,
+    check_finite,
+    first_pieces,
+    read_choices,
+    read_logits,
+    read_tags,
+    tags_of,
+    widen,
+)
 from graftwork.running import AdaptedOutput, Call, Runner
 from graftwork.searching import generate
 
 DEFAULT_BATCH_SIZE = 32
+
+
+class _Finite(LogitsProcessor):
+    """Refuses scores of tokens of which none is the likeliest; those that may not come are -inf."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        check_finite(scores.max(dim=-1).values)
+        return scores
 
 
 class Inference:
@@ -97,6 +115,9 @@ class Inference:
         for places, batch in encoder.batches(rows, batch_size):
             logits = self.output(batch, adapter).require("logits")
             found.update(zip(places, logits.cpu(), strict=True))
+        for given, own in zip(inputs, (found[place] for place in range(len(found))), strict=True):
+            # Of a question with fewer choices than another, the others are -inf.
+            check_finite(own[: len(question_of(given, 0)[1])] if kind == "multiple-choice" else own)
         return widen(found) if found else torch.empty(0, resident.adapter.head.num_labels or 1)
 
     def decide(self, logits: Tensor, mask: Tensor | None, adapter: str) -> Tensor:
@@ -141,7 +162,7 @@ class Inference:
         found: dict[int, str] = {}
         with quiet_transformers(), torch.inference_mode():
             for places, batch in encoder.batches(rows, batch_size):
-                options = {**batch, "generation_config": config}
+                options = {**batch, "generation_config": config, "logits_processor": LogitsProcessorList([_Finite()])}
                 made = generate(self._runner, self._lease, [adapter] * len(places), (), options)
                 found.update(zip(places, encoder.read(made, batch), strict=True))
         return [found[i] for i in range(len(rows))]

@@ -70,7 +70,7 @@ def read_logits(adapter: Adapter, logits: Float[Tensor, "N C"]) -> list[Predicti
     Raises:
         AdapterError: they are not finite.
     """
-    _check_finite(logits)
+    check_finite(logits)
     if adapter.kind == "regression":
         return [Prediction(label=row[0]) for row in logits.tolist()]
     labels = adapter.task.labels or tuple(str(i) for i in range(logits.shape[-1]))
@@ -78,13 +78,7 @@ def read_logits(adapter: Adapter, logits: Float[Tensor, "N C"]) -> list[Predicti
 
 
 def read_choices(adapter: Adapter, logits: Float[Tensor, "N C"], choices: Sequence[Sequence[str]]) -> list[Prediction]:
-    """What the logits of N questions' choices mean; they are -inf where a question has fewer than C.
-
-    Raises:
-        AdapterError: others are not finite.
-    """
-    for own, texts in zip(logits, choices, strict=True):
-        _check_finite(own[: len(texts)])
+    """What the logits of N questions' choices mean; they are -inf where a question has fewer than C."""
     names = adapter.task.labels or tuple(str(i) for i in range(logits.shape[-1]))
     found = []
     for row, texts in zip(logits.softmax(dim=-1).tolist(), choices, strict=True):
@@ -104,7 +98,7 @@ def first_pieces(rows: Sequence[Row], like: Float[Tensor, "B T C"]) -> Bool[Tens
     for i, row in enumerate(rows):
         mask[i, [place for place in row["places"] if place != ABSENT]] = True
     mask = mask.to(like.device)
-    _check_finite(like[mask])
+    check_finite(like[mask])
     return mask
 
 
@@ -134,14 +128,12 @@ def spans_of(words: Sequence[str], tags: Sequence[str]) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def widen(found: Mapping[int, Tensor]) -> Float[Tensor, "N C"]:
-    """The rows' logits as one tensor, in the order of their places; -inf where a row has fewer than another."""
-    rows = [found[place] for place in range(len(found))]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
+def check_finite(scores: Tensor) -> None:
+    """Refuse scores of which nothing could be said, and that no JSON can hold.
 
-
-def _check_finite(scores: Tensor) -> None:
-    """Refuse scores of which nothing could be said, and that no JSON can hold."""
+    Raises:
+        AdapterError: one is NaN or infinite.
+    """
     wrong = scores[~scores.isfinite()]
     if wrong.numel():
         raise AdapterError(
@@ -150,6 +142,12 @@ def _check_finite(scores: Tensor) -> None:
             expected="finite scores",
             change="the adapter, or --dtype float32",
         )
+
+
+def widen(found: Mapping[int, Tensor]) -> Float[Tensor, "N C"]:
+    """The rows' logits as one tensor, in the order of their places; -inf where a row has fewer than another."""
+    rows = [found[place] for place in range(len(found))]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
 
 
 def _best(labels: Sequence[str], row: list[float]) -> Prediction:

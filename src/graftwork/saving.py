@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -36,8 +37,44 @@ def state_of(trained: Mapping[str, Trained]) -> dict[str, Tensor]:
     return {f"{name}.{key}": t for name, resident in trained.items() for key, t in resident.tensors().items()}
 
 
+def state_in_training(residents: Mapping[str, Resident]) -> dict[str, Tensor]:
+    """The tensors of those that are trained, each under the adapter's name and its own.
+
+    Raises:
+        AdapterError: there are some, and none of them is trained.
+    """
+    trained = trained_of(residents)
+    if residents and not trained:
+        raise AdapterError(
+            f"none of the adapters {', '.join(residents)} is trained, and a model's state dict has only those that are",
+            expected="an adapter that was added with trainable=True",
+            change=f"model.adapter({next(iter(residents))!r}).save(FOLDER) saves an adapter, and "
+            "backbone.model.state_dict() is the backbone's state dict",
+        )
+    return state_of(trained)
+
+
+def save_only_one(adapters: Mapping[str, Adapter], folder: Path, *, overwrite: bool) -> None:
+    """Write the folder of an adapter, if it is the only one.
+
+    Raises:
+        AdapterError: there is none, or there are several.
+    """
+    if len(adapters) != 1:
+        raise AdapterError(
+            f"{len(adapters)} adapters are on the model ({', '.join(adapters)}), and a folder holds one"
+            if adapters
+            else "no adapter is on the model, and the folder is that of one",
+            expected="a model with one adapter",
+            change="model.adapter(NAME).save(FOLDER) saves each; the backbone is saved by "
+            "backbone.model.save_pretrained(FOLDER)",
+        )
+    [adapter] = adapters.values()
+    adapter.save(folder, overwrite=overwrite)
+
+
 def load_state(
-    trained: Mapping[str, Trained], state: Mapping[str, Tensor], *, strict: bool
+    residents: Mapping[str, Resident], state: Mapping[str, Tensor], *, strict: bool
 ) -> tuple[list[str], list[str]]:
     """Overwrite the tensors of adapters that are trained.
 
@@ -45,9 +82,11 @@ def load_state(
         The names that are missing in the state, and those in it that no adapter has.
 
     Raises:
-        AdapterError: names are missing or unknown and `strict` is on; or a shape is another one.
+        AdapterError: names are missing or unknown, or none of the adapters is trained, and `strict` is on; or a shape
+            is another one.
     """
-    own = state_of(trained)
+    trained = trained_of(residents)
+    own = state_in_training(residents) if strict else state_of(trained)
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if strict and (missing or unknown):
         what = [*(f"lacks {name}" for name in missing), *(f"has unknown {name}" for name in unknown)]

@@ -14,7 +14,7 @@ from graftwork.bank import Lease
 from graftwork.errors import AdapterError
 from graftwork.grafting.stepwise import stepwise
 from graftwork.ops.prompt import as_of_text
-from graftwork.passes import Share
+from graftwork.passes import Share, for_each_row
 from graftwork.running import Runner
 
 MAIN = ("inputs", "input_ids", "inputs_embeds", "encoder_outputs")
@@ -50,6 +50,9 @@ def generate(
     Raises:
         AdapterError: adapters that cannot share a search are asked for what cannot be joined.
     """
+    per_row = {*OF_ROWS, *runner.forward_arguments} - OF_ALL
+    known = {name: options[name] for name in per_row & options.keys() if isinstance(options[name], Tensor)}
+    options = {**options, **for_each_row(known, len(names))}
     # What is read of the model is the same for all, whatever their heads read.
     shares = runner.shares(lease, names, "root")
     if len(shares) == 1:
@@ -64,7 +67,6 @@ def generate(
             "these adapters cannot share one generate(), whose results beside the tokens cannot be joined",
             expected="generate() for each of them, or no return_dict_in_generate",
         )
-    per_row = {*OF_ROWS, *runner.forward_arguments} - OF_ALL
     made, places = [], []
     for share in shares:
         own = [_of_rows(value, share) for value in args[:1]] + list(args[1:])

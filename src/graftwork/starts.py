@@ -26,6 +26,11 @@ from graftwork.heads.pooled import pool
 KEPT = "kept"
 """The name under which a batch has what is kept of its rows."""
 
+_MORE = (
+    "its layers need more of those below than their hidden states, and would give other outputs; run whole passes, "
+    "which tuning does with --train.prefix_cache off"
+)
+
 
 class Start(ABC):
     """Where a pass begins.
@@ -203,8 +208,8 @@ class LayerStart(Start):
             with self.begin(read):
                 begun = run()
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            return f"its layers hand on more than states ({type(error).__name__}: {error})"
-        return "" if torch.equal(whole, begun) else "its layers hand on more than states"
+            return f"{_MORE} ({type(error).__name__}: {error})"
+        return "" if torch.equal(whole, begun) else _MORE
 
     def _given(self, place: int, states: Tensor) -> Any:
         """States in the form in which the layer gives them."""

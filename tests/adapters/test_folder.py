@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from tiny import SAMPLES, make_adapter, make_backbone
 
 from graftwork.adapters import Adapter, BackboneIdentity, folder, read_adapter, write_adapter
 from graftwork.errors import AdapterError, OutputError
-from graftwork.methods import LoRA
+from graftwork.methods import LoRA, VeRA
 from graftwork.model import AdaptedModel
 
 FILES = {"adapter.json", "adapter.safetensors", "README.md"}
@@ -326,3 +327,12 @@ def test_sites_and_labels_that_do_not_belong_are_refused(backbone, saved):
     named = replace(adapter, task=adapter.task.model_copy(update={"labels": ("x", "y", "z", "w")}))
     with pytest.raises(AdapterError, match="has 4 labels for 3 outputs"):
         named.check(backbone)
+
+
+def test_what_is_trained_is_as_the_method_says(backbone):
+    lora, vera = make_adapter(backbone, LoRA(rank=2)), make_adapter(backbone, VeRA(rank=2))
+    name, frozen = next(name for name in lora.tensors if not name.startswith("head.")), min(vera.fixed)
+    with pytest.raises(AdapterError, match=f"marks {re.escape(name)} as fixed, which the method trains"):
+        replace(lora, fixed=(name,)).check(backbone)
+    with pytest.raises(AdapterError, match=f"marks {re.escape(frozen)} as trained, which the method keeps fixed"):
+        replace(vera, fixed=()).check(backbone)

@@ -2,14 +2,16 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
-from tiny import make_backbone, make_model, save_model
-from transformers import AutoConfig
+from tiny import make_adapter, make_backbone, make_model, save_model
+from transformers import AutoConfig, AutoModel
 
 from graftwork.backbones import Backbone
 from graftwork.backbones.pooling import MODES, OLD_KEYS, SOURCES
 from graftwork.errors import BackboneError
+from graftwork.methods import HeadOnly
 
 OLD = dict.fromkeys(OLD_KEYS, False)
 
@@ -87,6 +89,43 @@ def test_a_pooling_that_we_lack_is_told_and_the_default_is_taken(folder, config,
     assert "mean, is taken instead (--pooling)" in record.getMessage()
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_model_of_the_callers_own_is_pooled_as_its_folder_declares(folder, relative, monkeypatch, caplog):
+    monkeypatch.chdir(folder.parent)
+    path = folder.name if relative else str(folder)
+    assert Backbone(AutoModel.from_pretrained(path)).pooling_source == "default"
+    declare(folder, {"pooling_mode": "cls"})
+    backbone = Backbone(AutoModel.from_pretrained(path))
+    assert (backbone.pooling, backbone.pooling_source) == ("first", "declared")
+    assert not caplog.records
+    declare(folder, {"pooling_mode": "max"})
+    backbone = Backbone(AutoModel.from_pretrained(path))
+    assert (backbone.pooling, backbone.pooling_source) == ("mean", "default")
+    assert f"backbone '{folder}' declares pooling by max (1_Pooling/config.json)" in caplog.text
+    (folder / "1_Pooling" / "config.json").write_text("{", encoding="utf-8")
+    model = AutoModel.from_pretrained(path)
+    with pytest.raises(BackboneError, match=r"1_Pooling/config\.json"):
+        Backbone(model)
+    assert model.training is False
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_backbone_is_named_by_its_folders_whole_path(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    whole = Path.cwd() / folder.name
+    for backbone in (
+        Backbone(AutoModel.from_pretrained(folder.name)),
+        Backbone(AutoModel.from_pretrained(f"./{folder.name}")),
+        Backbone(make_model("bert"), name=folder.name),
+    ):
+        assert backbone.name == str(whole)
+    adapter = make_adapter(Backbone(AutoModel.from_pretrained(folder.name)), HeadOnly())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    adapter.check(Backbone.load(adapter.backbone.name, dtype="float32", device="cpu"))
+    assert Backbone(make_model("bert")).name == "BertModel"
+
+
 def test_a_list_of_modules_says_where_the_declaration_stands(folder):
     kind = "sentence_transformers.models."
     modules = [
@@ -158,6 +197,8 @@ def test_a_configurations_own_declaration_is_followed(tmp_path, mode, pooling):
 
 
 def test_what_is_given_goes_first(folder):
-    backbone = Backbone(make_model("bert"), pooling="pooler")
-    assert (backbone.pooling, backbone.pooling_source) == ("pooler", "given")
+    declare(folder, {"pooling_mode": "cls"})
+    for model in (make_model("bert"), AutoModel.from_pretrained(folder)):
+        backbone = Backbone(model, pooling="pooler")
+        assert (backbone.pooling, backbone.pooling_source) == ("pooler", "given")
     assert set(SOURCES) == {"declared", "default", "given"}

@@ -12,27 +12,14 @@ from torch import Tensor
 from graftwork.adapters.added import declare_added, first_rows, with_added
 from graftwork.adapters.contents import digest_of, not_finite
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
+from graftwork.adapters.new import DESCRIPTIONS, check_new, identity_of
 from graftwork.backbones import Backbone, Pooling, Site, Sites
 from graftwork.backbones.pooling import describe_pooling
-from graftwork.checked import require_count
-from graftwork.errors import AdapterError, MethodError, nearest
+from graftwork.errors import AdapterError, MethodError
 from graftwork.heads import Head, head_for
 from graftwork.methods import Method, as_method
 from graftwork.methods.parameters import Group, Parameter, initialise
 from graftwork.ops.op import Ops
-
-DESCRIPTIONS = {
-    "classification": ("texts", None),
-    "regression": ("texts", "a number"),
-    "token-classification": ("words", None),
-    "multiple-choice": ("questions with choices", "a choice"),
-    "generation": ("texts", "a text"),
-    "image-classification": ("images", None),
-}
-"""Kind of task -> what it takes, and what it says; None: one of its labels."""
-
-NAMED = ("classification", "token-classification", "image-classification")
-"""Kinds of task whose answers are labels, each with a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +92,7 @@ class Adapter:
         name: str = "task",
         pooling: Pooling | Literal["auto"] = "auto",
         max_length: int = 128,
+        separator: str | None = None,
         seed: int = 0,
     ) -> "Adapter":
         """A new adapter for a training loop of one's own, with the head that its kind of task needs.
@@ -116,32 +104,36 @@ class Adapter:
             method: a method, or its name.
             kind: of the task: classification, regression, token-classification, multiple-choice, generation or
                 image-classification.
-            labels: the classes or tags, in the order of their ids; of a multiple choice, what the choices are called.
-            pairs: whether inputs are pairs of texts.
+            labels: the classes or tags, in the order of their ids: classification, token-classification and
+                image-classification need them. Of a multiple choice, what the choices are called; may be left out.
+                Regression and generation have none.
+            pairs: whether inputs are pairs of texts; of classification and regression.
             name: of the task.
             pooling: how the head's input is made; `auto` is the backbone's own way.
             max_length: tokens a text or pair is cut to.
+            separator: what stands between source and target in a causal model; of generation and multiple choice. A
+                line break when left out.
             seed: of what is random in its parameters.
 
         Raises:
-            AdapterError: an unknown kind; or labels are missing, or given for a kind that has none.
+            AdapterError: an unknown kind, or one that the backbone's inputs are not of; labels are missing, doubled or
+                no texts, or given for a kind that has none, as pairs or a separator are; or another argument is wrong.
             SiteError, BackboneError: the method or head asks for what the backbone does not have.
             MethodError: the method is unknown, or asks for what the task does not have.
-            RecipeError: `max_length` is no whole number of 1 or more.
         """
-        if kind not in DESCRIPTIONS:
-            raise AdapterError(f"unknown kind {kind!r}", expected=nearest(kind, DESCRIPTIONS), change="kind")
-        if kind in NAMED and len(labels or ()) < 2:
-            raise AdapterError(f"an adapter for {kind} needs labels", expected="two or more", change="labels")
-        if labels is not None and kind in ("regression", "generation"):
-            raise AdapterError(f"an adapter for {kind} has no labels", expected="none", change="labels")
-        require_count("max_length", max_length)
+        labels = labels if labels is None or isinstance(labels, str) else tuple(labels)
+        own: dict[str, Any] = {
+            "kind": kind,
+            "pairs": pairs,
+            "name": name,
+            "separator": separator,
+            "max_length": max_length,
+        }
+        check_new(backbone, labels=labels, pooling=pooling, **own)
         method = as_method(method)
         pooled = backbone.pooling if pooling == "auto" else pooling
         head = head_for(kind, backbone, num_labels=len(labels or ()), pooling=pooled, **method.head_fields)
-        task = TaskIdentity(
-            name=name, kind=kind, pairs=pairs, labels=None if labels is None else tuple(labels), max_length=max_length
-        )
+        task = identity_of(backbone, labels=labels, **own)
         return cls.create(backbone, method, head, task, seed=seed)
 
     @classmethod
@@ -251,6 +243,7 @@ class Adapter:
 
         Raises:
             AdapterError: what differs.
+            BackboneError: weights are offloaded that the method puts its own in the place of.
         """
         self.backbone.check(backbone, allow_mismatch=allow_mismatch)
         sites = self.method.sites(usable_sites(backbone, self.head))
@@ -269,8 +262,9 @@ class Adapter:
             problems.append(f"acts at other sites ({differing or 'in another order'})")
         problems += [f"holds NaN or infinity in {name}" for name in not_finite(self.tensors)]
         fixed = {name for name, p in declared.items() if not p.trained}
-        if fixed != set(self.fixed):
-            problems.append(f"trains or fixes what it should not: {', '.join(sorted(fixed ^ set(self.fixed))[:3])}")
+        given = {*self.fixed}
+        problems += [f"marks {name} as trained, which the method keeps fixed" for name in sorted(fixed - given)]
+        problems += [f"marks {name} as fixed, which the method trains" for name in sorted(given - fixed)]
         outputs = self.head.num_labels
         named = self.task.labels is not None and self.kind != "multiple-choice"
         if named and len(self.task.labels or ()) != outputs:
@@ -280,6 +274,9 @@ class Adapter:
                 f"the adapter is not as its method {self.method.name!r} declares: it {first_few(problems)}",
                 expected=f"{len(expected)} tensors at {len(sites)} sites",
             )
+        for site in sites:
+            if self.method.replaces(site):
+                backbone.require_here(site)
 
     def __repr__(self) -> str:
         return f"Adapter({self.method!r}, task={self.task.name!r}, {self.num_parameters:,} parameters)"

@@ -1,8 +1,10 @@
 """A backbone: a pretrained Hugging Face model, frozen, with its tokenizer, its sites and its fingerprint."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ from graftwork.backbones.devices import DTYPES, best_dtype, device_of
 from graftwork.backbones.families import Family, base_path, family_of, hidden_size
 from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
 from graftwork.backbones.holding import hold, holder_of, is_held_by_another, let_go
+from graftwork.backbones.offloading import Brought, offloaded
 from graftwork.backbones.pooling import (
     Declared,
     Pooling,
@@ -44,6 +47,7 @@ from graftwork.backbones.quiet import quiet_transformers
 from graftwork.backbones.sites import Site, Sites
 from graftwork.backbones.tokenizers import beyond, with_tokens
 from graftwork.errors import BackboneError, first_line
+from graftwork.folders import settled
 
 WORD = "embeddings.word"
 """What the names of the sites of embedding tables end in."""
@@ -93,7 +97,12 @@ class Backbone:
         # Refused before anything is changed: the model may be the caller's own.
         self.family: Family = family_of(model)
         self.sites: Sites = self.family.sites(model)
-        self.name = name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+        origin = str(getattr(model.config, "_name_or_path", ""))
+        # transformers takes it for a folder wherever there is one of that name.
+        folder = settled(Path(origin)) if origin and Path(origin).is_dir() else ""
+        self.name = (settled_name(name) if name else "") or folder or origin or type(model).__name__
+        if declared is None and pooling is None:
+            declared = (declared_pooling(folder, {}) if folder else None) or declared_by_config(model.config)
         if tokenizer is not None:
             self._refuse_tokens_without_rows(tokenizer)
         self.model = model.requires_grad_(False)
@@ -113,10 +122,12 @@ class Backbone:
                 known = (getattr(tokenizer, f"{name}_token") for name in ("eos", "unk", "bos", "sep", "cls"))
                 first = tokenizer.convert_ids_to_tokens(0)
                 tokenizer.pad_token = next((token for token in known if token is not None), first)
-        declared = declared or declared_by_config(model.config)
         followed = None if declared is None else declared.pooling
         self.pooling: Pooling = pooling or followed or self._default_pooling()
         self.pooling_source: PoolingSource = "given" if pooling else "declared" if followed else "default"
+        outlined = model.device.type == "meta"  # nothing is pooled
+        if declared is not None and followed is None and pooling is None and not outlined:
+            warn_of_unknown(declared, self.name, self.pooling)
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
         self._fingerprint = fingerprint
         # Themselves, whatever stands in their places later.
@@ -176,12 +187,7 @@ class Backbone:
         if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
             tokenizer = None  # transformers makes one up, without words, where the files are missing
         model.to(device=place)  # type: ignore[call-arg]
-        name = settled_name(name)
-        loaded = cls(model, tokenizer, image_processor=processor, name=name, declared=declared, fingerprint=fingerprint)
-        declared = declared or declared_by_config(config)
-        if declared is not None and declared.pooling is None:
-            warn_of_unknown(declared, name, loaded.pooling)
-        return loaded
+        return cls(model, tokenizer, image_processor=processor, name=name, declared=declared, fingerprint=fingerprint)
 
     @classmethod
     def outline(cls, name: str, *, trust_remote_code: bool = False) -> "Backbone":
@@ -344,13 +350,14 @@ class Backbone:
 
     def digest_of_weights(self) -> str:
         """Of the backbone's parameters and buffers as they are held at this moment, to the last bit; 32 hexadecimal
-        digits.
+        digits. Those that are offloaded are not read.
         """
         digest = blake2b(digest_size=16)
         for tensor in self._own_tensors():
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            numbers: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            digest.update(numbers)
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)} {tensor.is_meta}".encode())
+            if not tensor.is_meta:
+                numbers: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                digest.update(numbers)
         return digest.hexdigest()
 
     def _own_tensors(self) -> Iterator[Tensor]:
@@ -362,16 +369,27 @@ class Backbone:
         """How often each tensor was written to."""
         return tuple(0 if t.is_inference() else t._version for t in self._own_tensors())
 
-    def frozen(self, site: Site) -> dict[str, Tensor]:
+    def frozen(self, site: Site) -> Mapping[str, Tensor]:
         """The frozen parameters at a site, by their name in its module. Those of a linear map are its own rows, (out,
-        in) and (out), however the module holds them.
+        in) and (out), however the module holds them. Of a module whose weights are offloaded they are copies, which are
+        read when they are asked for.
         """
-        module: Any = self.modules[site.path]
-        if site.kind != "linear":
-            return {name: module.get_parameter(name) for name in site.parameters}
-        weight = module.weight.T if site.transposed else module.weight
-        own = {"weight": weight, **({"bias": module.bias} if site.biased else {})}
-        return own if site.columns is None else {name: tensor[slice(*site.columns)] for name, tensor in own.items()}
+        module = self.modules[site.path]
+        return Brought(module, partial(_own, module, site)) if offloaded(module) else _own(module, site)
+
+    def require_here(self, site: Site) -> None:
+        """Refuse a site whose weights are offloaded: others cannot stand in their place there.
+
+        Raises:
+            BackboneError: they are; names the module.
+        """
+        if offloaded(self.modules[site.path]):
+            raise BackboneError(
+                f"the weights of module {site.path!r} of backbone {self.name!r} are offloaded, and the method puts "
+                "others in their place",
+                expected="weights that stay on the device, or a method that replaces none (lora; houlsby, norms none)",
+                change=f"accelerate's device_map, so that {site.path!r} is not offloaded; or the method",
+            )
 
     def require_image_processor(self) -> BaseImageProcessor:
         """The image processor, or an error that says there is none."""
@@ -439,3 +457,12 @@ class Backbone:
 def generates(model: PreTrainedModel) -> bool:
     """Whether a model has a language-model head and generates text with it."""
     return model.can_generate() and model.get_output_embeddings() is not None  # type: ignore[no-untyped-call]
+
+
+def _own(module: Any, site: Site) -> dict[str, Tensor]:
+    """The parameters at a site, of a module that holds them."""
+    if site.kind != "linear":
+        return {name: module.get_parameter(name) for name in site.parameters}
+    weight = module.weight.T if site.transposed else module.weight
+    own = {"weight": weight, **({"bias": module.bias} if site.biased else {})}
+    return own if site.columns is None else {name: tensor[slice(*site.columns)] for name, tensor in own.items()}

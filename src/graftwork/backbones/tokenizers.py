@@ -63,6 +63,15 @@ def parts_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
     return not any(whole[i : i + 2 * len(bare)] == bare * 2 for i in range(len(whole)))
 
 
+def pair_separator(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What has to stand between the texts of a pair: nothing where the tokenizer parts them itself; else the token that
+    separates or ends texts, which no text has in it unless it spells it, or a line break where there is none.
+    """
+    if parts_pairs(tokenizer):
+        return None
+    return str(tokenizer.sep_token or tokenizer.eos_token or "\n")
+
+
 def beyond(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str, int]:
     """The tokens that a table of so many rows has no row for, and that can come up: those of the vocabulary, the
     tokenizer's own (the one that pads among them), and those that a text can spell.

@@ -43,9 +43,10 @@ class Stored:
             content = self._file.read_bytes()
         except OSError as error:
             raise AdapterError(
-                f"the tensors of an adapter were put away in {str(self._file)!r}, which cannot be read: "
-                f"{error.strerror}",
-                expected="that file until the model lets go of the adapter",
+                f"an adapter's tensors were written to {str(self._file)!r}, which cannot be read: {error.strerror}",
+                expected="that the file stays there for as long as the adapter is on the model",
+                change="remove() the adapter and add it again; and leave the folder alone, or take a model without a "
+                "budget, which needs none",
             ) from error
         try:
             if _digest(content) != self._digest:
@@ -53,10 +54,10 @@ class Stored:
             return load(content)
         except SafetensorError as error:
             raise AdapterError(
-                f"the tensors of an adapter were put away in {str(self._file)!r}, which is not as it was written: "
-                f"{error}",
-                expected="that file as it was written",
-                change="nothing in that folder; remove() the adapter and add it again",
+                f"an adapter's tensors were written to {str(self._file)!r}, which is not as it was written: {error}",
+                expected="that nothing but this model changes the file",
+                change="remove() the adapter and add it again; and leave the folder alone, or take a model without a "
+                "budget, which needs none",
             ) from error
 
     def _spill(self, folder: Path) -> None:

@@ -5,13 +5,14 @@ Training, scoring and prediction all encode here, so that an adapter is asked in
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
+from graftwork.backbones.tokenizers import pair_separator
 from graftwork.encoding.choices import ChoiceEncoder, question_of
 from graftwork.encoding.encoder import Encoder, Input, Picture, Question, Rows, Text, Words
 from graftwork.encoding.images import ImageEncoder
 from graftwork.encoding.prompts import GenerationEncoder, LikelihoodEncoder
 from graftwork.encoding.tags import ABSENT, TagEncoder, words_of
 from graftwork.encoding.texts import TextEncoder
-from graftwork.encoding.tokens import Row, pair_separator
+from graftwork.encoding.tokens import Row
 
 __all__ = [
     "ABSENT",

@@ -55,7 +55,7 @@ class PromptEncoder(Encoder):
                 f"the tokenizer of backbone {self.backbone.name!r} makes no token of the separator "
                 f"{self.task.separator!r}",
                 expected="a text between source and target that the model sees",
-                change="--task.separator",
+                change="--task.separator, or separator= of Adapter.new",
             )
         room = self.max_length - len(separator)
         if room < 1:

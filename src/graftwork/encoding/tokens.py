@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from graftwork.backbones.tokenizers import asking, ends, parts_pairs, pieces
+from graftwork.backbones.tokenizers import asking, ends, pieces
 from graftwork.errors import RecipeError
 
 Row = dict[str, Any]
@@ -46,15 +46,6 @@ def tokenized(
             encoded = tokenizer(list(first), others, truncation=True, max_length=max_length)
         rows = [{name: values[i] for name, values in encoded.items()} for i in range(len(first))]
     return [not_empty(row, tokenizer) for row in rows]
-
-
-def pair_separator(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What has to stand between the texts of a pair: nothing where the tokenizer parts them itself; else the token that
-    separates or ends texts, which no text has in it unless it spells it, or a line break where there is none.
-    """
-    if parts_pairs(tokenizer):
-        return None
-    return str(tokenizer.sep_token or tokenizer.eos_token or "\n")
 
 
 def not_empty(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:

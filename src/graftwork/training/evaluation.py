@@ -97,6 +97,8 @@ def evaluate(
 def _task_of_identity(adapter: Adapter, data: str, columns: Mapping[str, Any]) -> Task:
     """The task of an adapter that was trained in a loop of somebody's own, on data in a table."""
     usual = {"image": "image"} if adapter.kind == "image-classification" else {"text": "text"}
+    if adapter.kind == "multiple-choice":
+        usual["choices"] = "choices"
     if adapter.task.pairs:
         usual["text_pair"] = "text_pair"
     fields = {"name": adapter.task.name, "kind": adapter.kind, "labels": adapter.task.labels, "data": data}

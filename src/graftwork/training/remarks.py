@@ -1,4 +1,4 @@
-"""What scores do not say by themselves: that nothing is told apart, and that a split is too small to judge by."""
+"""What scores do not say by themselves: that predictions are no better than chance, and that a split is too small."""
 
 import logging
 from collections import Counter
@@ -66,10 +66,14 @@ def _named(task: Task, said: Sequence[str], there: Sequence[str], thing: str) ->
     )
     if len(set(said)) == 1:
         share = Counter(there)[said[0]] / len(there)
-        return f"every {thing} is called {said[0]!r}, as {share:.0%} of them are, and nothing is told apart", change
+        return (
+            f"the adapter predicts {said[0]!r} for every {thing}, and {share:.0%} of the {thing}s have that label",
+            change,
+        )
     ids = {name: i for i, name in enumerate(sorted({*said, *there}))}
     if _matthews([ids[name] for name in said], [ids[name] for name in there]) <= 0:
-        return f"{thing}s are told apart no better than by chance (Matthews correlation 0 or less)", change
+        problem = f"the adapter's predictions agree with the labels of {thing}s no better than chance"
+        return f"{problem} (Matthews correlation 0 or less)", change
     return "", ""
 
 

@@ -20,11 +20,11 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
 from graftwork.adapters import Adapter, TaskIdentity
-from graftwork.adapters.adapter import NAMED, counts, declare, refuse_nothing_to_train
+from graftwork.adapters.adapter import counts, declare, refuse_nothing_to_train
+from graftwork.adapters.new import identity_of
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
 from graftwork.backbones.quiet import quiet_transformers
-from graftwork.encoding import pair_separator
 from graftwork.errors import DivergedError, OutputError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
@@ -278,19 +278,18 @@ class Run:
 def _identity(task: Task, recipe: Recipe, backbone: Backbone) -> TaskIdentity:
     """What the adapter has to know of its task, by a resolved recipe."""
     settings = recipe.train
-    paired = task.text_pair is not None or task.kind == "multiple-choice"
-    given: dict[str, Any] = {name: getattr(settings, name) for name in ("max_length", "max_target_length")}
-    given["separator"] = task.separator
-    return TaskIdentity(
-        name=task.name,
+    return identity_of(
+        backbone,
         kind=task.kind,
         pairs=task.text_pair is not None,
+        separator=task.separator,
+        max_length=settings.max_length,
+        max_target_length=settings.max_target_length,
+        name=task.name,
         labels=task.labels,
-        pair_separator=pair_separator(backbone.require_tokenizer()) if paired else None,
         added_tokens=recipe.add_tokens or (),
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
-        **{name: value for name, value in given.items() if value is not None},
     )
 
 

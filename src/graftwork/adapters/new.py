@@ -1,0 +1,121 @@
+"""A new adapter's task and pooling, checked: what `Adapter.new` is given, and what a tuning run settles."""
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from graftwork.adapters.identity import TaskIdentity
+from graftwork.backbones import Backbone, Pooling
+from graftwork.backbones.tokenizers import pair_separator
+from graftwork.errors import AdapterError, nearest
+
+DESCRIPTIONS = {
+    "classification": ("texts", None),
+    "regression": ("texts", "a number"),
+    "token-classification": ("words", None),
+    "multiple-choice": ("questions with choices", "a choice"),
+    "generation": ("texts", "a text"),
+    "image-classification": ("images", None),
+}
+"""Kind of task -> what it takes, and what it says; None: one of its labels."""
+
+NAMED = ("classification", "token-classification", "image-classification")
+"""Kinds of task whose answers are labels, each with a name."""
+
+PAIRED = ("classification", "regression")
+"""Kinds of task whose inputs may be pairs of texts."""
+
+SEPARATED = ("generation", "multiple-choice")
+"""Kinds of task that have a separator between source and target, where a causal language model does them."""
+
+
+def identity_of(
+    backbone: Backbone,
+    *,
+    kind: str,
+    pairs: bool,
+    separator: str | None,
+    max_length: int | None,
+    max_target_length: int | None = None,
+    **others: Any,
+) -> TaskIdentity:
+    """What an adapter has to know of its task. Pairs, and questions with their choices, are parted by the backbone's
+    tokenizer, or by a separator where it puts nothing between two texts.
+
+    Args:
+        separator, max_length, max_target_length: None: as `TaskIdentity` has them.
+        others: more of its fields.
+    """
+    paired = (pairs or kind == "multiple-choice") and backbone.tokenizer is not None
+    given: dict[str, Any] = {"separator": separator, "max_length": max_length, "max_target_length": max_target_length}
+    return TaskIdentity(
+        kind=kind,
+        pairs=pairs,
+        pair_separator=pair_separator(backbone.require_tokenizer()) if paired else None,
+        **{name: value for name, value in given.items() if value is not None},
+        **others,
+    )
+
+
+def check_new(
+    backbone: Backbone,
+    *,
+    kind: str,
+    labels: Sequence[str] | None,
+    pairs: bool,
+    name: str,
+    pooling: str,
+    separator: str | None,
+    max_length: int,
+) -> None:
+    """Refuse what a new adapter cannot be made of. See `Adapter.new`.
+
+    Raises:
+        AdapterError: what is wrong, and the argument to change.
+    """
+    if kind not in DESCRIPTIONS:
+        raise AdapterError(f"unknown kind {kind!r}", expected=nearest(kind, DESCRIPTIONS), change="kind")
+    images = backbone.model.main_input_name == "pixel_values"
+    if images != (kind == "image-classification"):
+        takes = ("text", "images")[images]
+        raise AdapterError(
+            f"an adapter for {kind} cannot be made for backbone {backbone.name!r}, whose inputs are {takes}",
+            expected="kind image-classification" if images else "a kind of task over texts",
+            change="kind, or the backbone",
+        )
+    _check_labels(kind, labels)
+    if pairs and kind not in PAIRED:
+        raise AdapterError(f"an adapter for {kind} has no pairs of texts", expected=" or ".join(PAIRED), change="pairs")
+    if separator is not None and (kind not in SEPARATED or not isinstance(separator, str)):
+        raise AdapterError(
+            f"separator is {separator!r}, and the kind {kind}",
+            expected=f"a text, of an adapter for {' or '.join(SEPARATED)}",
+            change="separator",
+        )
+    poolings = ("auto", *get_args(Pooling))
+    if pooling not in poolings:
+        raise AdapterError(f"unknown pooling {pooling!r}", expected=f"one of {', '.join(poolings)}", change="pooling")
+    if not isinstance(name, str) or not name:
+        raise AdapterError(f"the task's name is {name!r}", expected="a text that is not empty", change="name")
+    if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1:
+        raise AdapterError(f"max_length is {max_length!r}", expected="a whole number, 1 or more", change="max_length")
+
+
+def _check_labels(kind: str, labels: Sequence[str] | None) -> None:
+    if labels is None:
+        if kind in NAMED:
+            raise AdapterError(f"an adapter for {kind} needs labels", expected="two or more", change="labels")
+        return
+    if kind in ("regression", "generation"):
+        raise AdapterError(f"an adapter for {kind} has no labels", expected="none", change="labels")
+    expected = "two or more different names, as ['bad', 'good']"
+    if isinstance(labels, str):
+        raise AdapterError(f"labels are one text, {labels!r}", expected=expected, change="labels")
+    wrong = [label for label in labels if not isinstance(label, str)]
+    if wrong:
+        what = f"labels have {wrong[0]!r}, which is no text"
+        raise AdapterError(what, expected=f"{expected}; of numbers, their texts ('0', '1')", change="labels")
+    twice = [label for i, label in enumerate(labels) if label in labels[:i]]
+    if twice:
+        raise AdapterError(f"labels have {twice[0]!r} more than once", expected=expected, change="labels")
+    if len(labels) < 2:
+        raise AdapterError(f"an adapter for {kind} was given {len(labels)} labels", expected=expected, change="labels")
