@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.adapter import counts, declare, refuse_nothing_to_train
-from graftwork.adapters.new import identity_of
+from graftwork.adapters.new import NAMED, identity_of
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
 from graftwork.backbones.quiet import quiet_transformers
