@@ -30,7 +30,7 @@ class LayerNormTuning(Method):
 
     name: ClassVar[str] = "layer-norm-tuning"
     paper: ClassVar[str] = "Houlsby et al. 2019, arXiv:1902.00751"
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Norm,)
 
     targets: Targets = Field(default=("*",), min_length=1)
