@@ -1,9 +1,8 @@
 """How long a person waits before graftwork does anything: the help text, and the import.
 
 Run as `python -m benchmarks.startup [--quick | --tiny]`; no model is loaded, so that `--device` and `--dtype`, which
-every benchmark takes, make no difference. Each time is
-the median over whole processes after one warm-up; the import's is that of `python -c "import graftwork"` less that of
-`python -c pass`. The last line is one JSON object; the exit status is 1 when a bar is missed.
+every benchmark takes, make no difference. Each time is the median over whole processes after one warm-up; an import is
+timed by the process that imports. The last line is one JSON object; the exit status is 1 when a bar is missed.
 """
 
 import subprocess
