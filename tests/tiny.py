@@ -213,7 +213,7 @@ def outdate(adapter: Path) -> None:
     """Make of an adapter's folder what an older graftwork would have written: without checksums."""
     file = adapter / "adapter.json"
     content = json.loads(file.read_text())
-    del content["checksums"]
+    content.pop("checksums", None)
     file.write_text(json.dumps({**content, "schema_version": 1}))
 
 

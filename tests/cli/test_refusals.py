@@ -1,9 +1,12 @@
 """Whatever is wrong gets one clear error, exit status 2, and nothing half-written."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from training.workbench import contents, make_backbone, make_rows, names_in, write_csv
+
+from graftwork.adapters import Adapter
 
 ROWS = make_rows("classes", 30)
 NUMBERS = make_rows("numbers", 30)
@@ -288,8 +291,7 @@ def test_no_flag_allows_a_backbone_of_another_shape(graftwork, adapters, tmp_pat
 
 
 def test_adapter_that_names_no_data_cannot_be_evaluated(graftwork, adapters, tmp_path):
-    shutil.copytree(adapters / "classes", tmp_path / "copy")
-    (tmp_path / "copy" / "recipe.yaml").unlink()
+    replace(Adapter.load(adapters / "classes"), recipe={}).save(tmp_path / "copy")
     refused(graftwork("evaluate", tmp_path / "copy"), "does not say on which data")
 
 

@@ -4,6 +4,7 @@ import shutil
 
 import datasets
 import pytest
+from tiny import outdate
 from training.workbench import FAST, make_rows, write_csv
 
 from graftwork import Adapter, Backbone, LoRA, Task, evaluate, tune, tune_many
@@ -99,6 +100,7 @@ def outdated(folder, data):
     recipe = dict(Adapter.load(folder).recipe)
     recipe["task"] = {**recipe["task"], "data": data}
     (folder / "recipe.yaml").write_text(dump_yaml(recipe))
+    outdate(folder)
     return Adapter.load(folder)
 
 
