@@ -5,12 +5,16 @@ The environment and the import hook must be in place before anything imports tra
 
 import gc
 import os
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: threads would only wait for each other
+
+# A shell has what it runs in the background ignore interrupts, and what that starts as well: tests send some.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
 from jaxtyping import install_import_hook

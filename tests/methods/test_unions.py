@@ -448,7 +448,7 @@ def test_each_member_has_its_own_rate():
     assert union.learning_rate == LoRA().learning_rate == 5e-4
     rates = {n: p.rate for n, p in declare(backbone, union, make_head()).items()}
     assert rates["lora.layers.0.ffn.up.A"] == 1.0
-    assert rates["prefix-tuning.layers.0.attention.kv.keys"] == pytest.approx(10.0)
+    assert rates["prefix-tuning.layers.0.attention.kv.keys"] == pytest.approx(PREFIX.learning_rate / 5e-4) == 60.0
     assert rates["head.classifier.weight"] == 1.0
     assert union.frozen_backbone
     assert not Union(methods=[FullFineTuning()]).frozen_backbone

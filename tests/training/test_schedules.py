@@ -168,7 +168,8 @@ def test_rates_of_the_head_that_are_not_given(backbone):
     def rate(method, **given):
         return TrainingSettings(**given).resolved(method, backbone).head_learning_rate
 
-    assert rate(LoRA()) == rate(LoRA(), learning_rate=1e-5) == HeadOnly().learning_rate == 3e-3
+    assert rate(LoRA()) == rate(LoRA(), learning_rate=1e-5) == 3e-3
+    assert rate(HeadOnly()) == HeadOnly().learning_rate == 1e-2
     assert rate(LoRA(), learning_rate=1.0) == 1.0
     assert rate(LoRA(), head_learning_rate=0.5) == rate(FullFineTuning(), head_learning_rate=0.5) == 0.5
     assert rate(FullFineTuning()) == FullFineTuning().learning_rate

@@ -45,7 +45,7 @@ class Recomputing:
         self.on = False
         self._given: tuple[dict[str, Any] | None, dict[str, Any]] = None, {}
         # As the backbone was found: what acts on its layers has to act in their recomputation too.
-        self._found_on = bool(self.model.is_gradient_checkpointing)
+        self._found_on = self._is_on()
         if self._found_on:
             self.enable(None)
 
@@ -105,6 +105,11 @@ class Recomputing:
             self.disable()
         if self._found_on:
             self._switch("enable")({"use_reentrant": False})
+
+    def _is_on(self) -> bool:
+        # transformers named it anew, too
+        new = hasattr(type(self.model), "is_activation_checkpointing")
+        return bool(self.model.is_activation_checkpointing if new else self.model.is_gradient_checkpointing)
 
     def _switch(self, what: str) -> Any:
         # transformers named it anew

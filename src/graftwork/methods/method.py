@@ -67,7 +67,7 @@ class Method(Checked):
 
     @property
     def head_learning_rate(self) -> float:
-        """Of the head, which starts from nothing, at least: that of head-only tuning, where the method's is smaller."""
+        """Of the head, which starts from nothing, at least, where the method's own is smaller."""
         return 3e-3
 
     @property
