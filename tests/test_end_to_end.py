@@ -20,6 +20,7 @@ def test_tune_evaluate_and_predict(tmp_path, capsys):
 
     source = tmp_path / "reviews"
     short = ["--train.max_steps", "5", "--train.max_length", "16", "--task.validation_fraction", "0.02"]
+    short += ["--train.baseline", "off"]
     tuned = graftwork(
         *("tune", "--task", "movie-reviews", *short, "--task.test_fraction", "0.02", "--dtype", "float32"),
         *("--output", source, "--quiet", "--json"),
