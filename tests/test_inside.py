@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import batch_for, make_adapter, make_backbone
 
+from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, BackboneError, SiteError
 from graftwork.grafting.site import SiteModule
@@ -180,6 +181,24 @@ def test_a_refused_adapter_leaves_the_backbone_to_others(tmp_path):
         model.add("a", make_adapter(backbone, LORA))
     other.detach()
     model.add("a", make_adapter(backbone, LORA))
+
+
+def test_a_refused_adapter_takes_none_off_that_came_meanwhile(monkeypatch):
+    """Of two threads that add to a model that was detached, the one that fails leaves what the other has added."""
+    model = adapted()
+    good = make_adapter(model.backbone, LORA)
+    model.detach()
+    load = Adapter.load
+
+    def slow(folder):
+        model.add("b", good)  # as another thread would, after the first one has taken the backbone
+        return load(folder)
+
+    monkeypatch.setattr("graftwork.adapters.Adapter.load", slow)
+    with pytest.raises(AdapterError):
+        model.add("a", "gone")
+    assert list(model.residents) == ["b"]
+    assert len(model.predict(["good film"])) == 1
 
 
 def test_one_model_is_no_two_backbones():

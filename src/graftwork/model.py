@@ -138,39 +138,36 @@ class AdaptedModel(nn.Module):
         pinned: bool | None,
         replaced: Resident | None,
     ) -> None:
+        with self._taking():
+            self.residents.require_unmerged(name)
+            given = isinstance(adapter, Adapter)
+            adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
+            adapter.check(self.backbone, allow_mismatch=self.allow_backbone_mismatch)
+            resident: Resident
+            if trainable:
+                resident = Trained(adapter, self.backbone).train(self.training)
+            else:
+                resident = Version(adapter, self.backbone, owned=not given, folder=self.residents.folder)
+            with self.residents.room(resident, name, leaving=replaced), self.graft.lock:
+                # Another thread may have detached the model meanwhile.
+                self.backbone.require_taken(self.graft)
+                self.graft.attach(resident.sites)
+                self.residents.put(name, resident, pinned=pinned, replaced=replaced)
+            self._note_changes()
+
+    @contextmanager
+    def _taking(self) -> Iterator[None]:
+        """Inside, the backbone is this model's. After a failure it is not, where it was not so before and no other
+        thread has put an adapter on it meanwhile."""
         held = self.backbone.is_taken_by(self.graft)
         self.backbone.take(self.graft)
         try:
-            self._put_on_taken(name, adapter, trainable=trainable, pinned=pinned, replaced=replaced)
+            yield
         except BaseException:
-            if not held:
-                self.detach()
+            with self.graft.lock:
+                if not held and not self.residents:
+                    self.detach()
             raise
-
-    def _put_on_taken(
-        self,
-        name: str,
-        adapter: Adapter | str | Path,
-        *,
-        trainable: bool,
-        pinned: bool | None,
-        replaced: Resident | None,
-    ) -> None:
-        self.residents.require_unmerged(name)
-        given = isinstance(adapter, Adapter)
-        adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
-        adapter.check(self.backbone, allow_mismatch=self.allow_backbone_mismatch)
-        resident: Resident
-        if trainable:
-            resident = Trained(adapter, self.backbone).train(self.training)
-        else:
-            resident = Version(adapter, self.backbone, owned=not given, folder=self.residents.folder)
-        with self.residents.room(resident, name, leaving=replaced), self.graft.lock:
-            # Another thread may have detached the model meanwhile.
-            self.backbone.require_taken(self.graft)
-            self.graft.attach(resident.sites)
-            self.residents.put(name, resident, pinned=pinned, replaced=replaced)
-        self._note_changes()
 
     def remove(self, name: str) -> None:
         """Take an adapter off. Calls that run at the moment go on with it.

@@ -259,7 +259,7 @@ class Runner:
             labels, _ = call.wanted.of(name, rows)
             assert labels is not None  # there is a loss
             start, end = share.span(i)
-            mine = {name: tensor[start:end] for name, tensor in inputs.items()}
+            mine = {argument: tensor[start:end] for argument, tensor in inputs.items()}
             for _ in range(method.passes - 1):
                 _, [again] = self._pass(share.alone(i), mine, replace(call, asked={}))
                 both = results[i].require("logits"), again.require("logits")

@@ -7,30 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import SAMPLES, make_adapter, make_backbone, outdate
+from tiny import SAMPLES, make_adapter, outdate
 
 from graftwork.adapters import Adapter, folder
 from graftwork.adapters.contents import checksum_of_tensors, not_finite
 from graftwork.errors import AdapterError
-from graftwork.methods import LoRA
 from graftwork.model import AdaptedModel
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return make_backbone("bert")
-
-
-@pytest.fixture
-def adapter(backbone):
-    return make_adapter(backbone, LoRA(rank=2, targets="query"), trained=True)
-
-
-@pytest.fixture
-def saved(adapter, tmp_path):
-    adapter.save(tmp_path / "a")
-    return tmp_path / "a"
-
 
 # What was changed
 

@@ -19,22 +19,6 @@ from graftwork.model import AdaptedModel
 FILES = {"adapter.json", "adapter.safetensors", "README.md"}
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    return make_backbone("bert")
-
-
-@pytest.fixture
-def adapter(backbone):
-    return make_adapter(backbone, LoRA(rank=2, targets="query"), trained=True)
-
-
-@pytest.fixture
-def saved(adapter, tmp_path):
-    adapter.save(tmp_path / "a")
-    return tmp_path / "a"
-
-
 def names(path) -> set[str]:
     return {file.name for file in path.iterdir()}
 

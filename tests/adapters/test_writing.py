@@ -8,28 +8,10 @@ from errno import ENOSPC
 from pathlib import Path
 
 import pytest
-from tiny import make_adapter, make_backbone
 
 from graftwork import folders
 from graftwork.adapters import Adapter, folder
 from graftwork.errors import OutputError
-from graftwork.methods import LoRA
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return make_backbone("bert")
-
-
-@pytest.fixture
-def adapter(backbone):
-    return make_adapter(backbone, LoRA(rank=2, targets="query"), trained=True)
-
-
-@pytest.fixture
-def saved(adapter, tmp_path):
-    adapter.save(tmp_path / "a")
-    return tmp_path / "a"
 
 
 def names(path) -> set[str]:
