@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -236,6 +237,18 @@ def test_a_folder_that_stood_aside_is_put_back(tmp_path):
     sweep(tmp_path / "a")
     assert names(tmp_path) == ["a"]
     assert (tmp_path / "a" / "x").read_text() == "old"
+
+
+def test_a_folder_that_goes_while_it_is_swept_is_not_made_again(tmp_path, monkeypatch):
+    leave_half(tmp_path / "a", ".a.abcdefgh")
+
+    def acquire(lock, **options):
+        shutil.rmtree(Path(lock.lock_file).parent)
+        raise FileNotFoundError
+
+    monkeypatch.setattr("graftwork.folders.FileLock.acquire", acquire)
+    sweep(tmp_path / "a")
+    assert names(tmp_path) == []
 
 
 def test_many_write_one_folder_at_once(tmp_path):

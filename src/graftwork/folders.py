@@ -130,6 +130,7 @@ class HeldFolder:
                     change="--output, or wait until it has ended",
                 )
             time.sleep(0.02)
+            make_folder(folder)  # who held it may have removed it
         owner = Owner.of(folder)
         if owner is not None and owner.elsewhere:
             lock.release()
@@ -213,7 +214,6 @@ def _acquired(lock: FileLock, folder: Path) -> bool:
     except Timeout:
         return False
     except (FileNotFoundError, FileExistsError):  # who held the folder has just removed it, or removes it now
-        make_folder(folder)
         return False
     except OSError as error:
         raise OutputError(
