@@ -9,7 +9,7 @@ from torch import Tensor
 from graftwork.backbones import Backbone, Site
 from graftwork.errors import SiteError
 from graftwork.ops.op import Op, Ops, ordered
-from graftwork.ops.substitution import with_parameters
+from graftwork.ops.substitution import no_hooks, with_parameters
 
 Parameters = Mapping[str, Tensor]
 """A module's own parameters by name, as it holds them."""
@@ -55,7 +55,8 @@ def put_into_weights(ops: Ops, backbone: Backbone) -> dict[str, dict[str, Tensor
 
 def merged_modules(ops: Ops, backbone: Backbone) -> dict[str, nn.Module]:
     """Copies of the backbone's modules, by path, that compute what modules and ops compute together. They have all but
-    the changed parameters in common with the backbone's own, which stay as they are.
+    the changed parameters in common with the backbone's own, which stay as they are, and no hooks: these are called
+    where the copies run.
 
     Raises:
         SiteError: an op cannot be put into weights where it acts; names the site.
@@ -66,10 +67,11 @@ def merged_modules(ops: Ops, backbone: Backbone) -> dict[str, nn.Module]:
         # One tensor at several places becomes one parameter.
         return made.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=False))
 
-    return {
-        path: with_parameters(backbone.modules[path], {name: as_parameter(t) for name, t in changed.items()})
-        for path, changed in put_into_weights(ops, backbone).items()
-    }
+    merged = {}
+    for path, changed in put_into_weights(ops, backbone).items():
+        merged[path] = with_parameters(backbone.modules[path], {name: as_parameter(t) for name, t in changed.items()})
+        merged[path].__dict__.update(no_hooks())
+    return merged
 
 
 def _put(op: Op, site: Site, values: Parameters) -> dict[str, Tensor]:

@@ -1,10 +1,12 @@
 """A module in the place of one of the backbone's, which nobody outside a forward pass can tell from it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch.nn as nn
 from torch import Tensor
+
+from graftwork.ops.substitution import hooks_of, no_hooks
 
 SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 """What a stand-in has in common with the module that it holds: the very dictionaries, so that names, parameters and
@@ -22,7 +24,8 @@ class StandIn(nn.Module):
     """Stands in the place of a module, and holds it.
 
     The module's parameters, buffers and children are its own as well, under the same names. What else is read or set is
-    the module's. A copy of it, and what is pickled of it, is the module alone.
+    the module's. Its forward hooks and backward hooks move to whatever stands in its place, and back: they see what the
+    model computes there. A copy of it, and what is pickled of it, is the module alone, with those hooks.
 
     Attributes:
         inner: the module.
@@ -76,11 +79,16 @@ class StandIn(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.inner._load_from_state_dict(*args, **kwargs)
 
+    def __copy__(self) -> nn.Module:
+        return self.inner
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _itself, (self.inner,)
+        return _hooked, (self.inner, hooks_of(self))
 
 
-def _itself(module: nn.Module) -> nn.Module:
+def _hooked(module: nn.Module, hooks: Mapping[str, Any]) -> nn.Module:
+    """A copy of a module that was held, with a copy of the hooks."""
+    module.__dict__.update(hooks)
     return module
 
 
@@ -97,7 +105,8 @@ def very_modules(root: nn.Module) -> Iterator[nn.Module]:
 
 
 def put(root: nn.Module, path: str, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Put a module in the place of another one, wherever that stands among the stand-ins at a path.
+    """Put a module in the place of another one, wherever that stands among the stand-ins at a path. Hooks stay at the
+    place.
 
     Returns:
         The root, which is the new module where the old one was the root.
@@ -110,8 +119,9 @@ def put(root: nn.Module, path: str, old: nn.Module, new: nn.Module) -> nn.Module
             here = here.inner
         assert isinstance(here, StandIn), f"{path}: the module is not there"
         here.__dict__["inner"] = new
-        return root
-    if place is None:
-        return new
-    place._modules[leaf] = new
-    return root
+    elif place is not None:
+        place._modules[leaf] = new
+    new.__dict__.update(hooks_of(old))
+    if isinstance(new, StandIn) and new.inner is old:
+        old.__dict__.update(no_hooks())
+    return new if here is old and place is None else root

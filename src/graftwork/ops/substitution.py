@@ -1,6 +1,7 @@
 """A module run with other tensors in the place of its parameters, which itself stays as it is."""
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from copy import copy
 from functools import partial
 from types import MethodType
@@ -12,6 +13,29 @@ from torch import Tensor
 from torch.func import functional_call
 
 from graftwork.errors import SiteError
+
+HOOKS: Mapping[str, Callable[[], Any]] = {
+    "_forward_pre_hooks": OrderedDict,
+    "_forward_pre_hooks_with_kwargs": OrderedDict,
+    "_forward_hooks": OrderedDict,
+    "_forward_hooks_with_kwargs": OrderedDict,
+    "_forward_hooks_always_called": OrderedDict,
+    "_backward_pre_hooks": OrderedDict,
+    "_backward_hooks": OrderedDict,
+    "_is_full_backward_hook": lambda: None,
+}
+"""Where torch keeps the hooks of a module's passes, and what stands there without any. A hook is removed by way of the
+dictionary in which it was put: when hooks move, the very dictionaries do."""
+
+
+def hooks_of(module: nn.Module) -> dict[str, Any]:
+    """What holds the hooks of a module's passes."""
+    return {name: module.__dict__[name] for name in HOOKS}
+
+
+def no_hooks() -> dict[str, Any]:
+    """What holds no hooks."""
+    return {name: empty() for name, empty in HOOKS.items()}
 
 
 def run_with(module: nn.Module, parameters: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -60,8 +84,10 @@ def _twin(module: nn.Module) -> nn.Module:
     """
     twin = copy(module)
     if type(twin) is not type(module):
-        # What stands in a module's place is copied as that module, and gives the very one.
-        return _twin(twin)
+        # What stands in a module's place gives the very module, and has its hooks.
+        twin = _twin(twin)
+        twin.__dict__.update(hooks_of(module))
+        return twin
     for name, value in vars(module).items():
         if isinstance(value, MethodType) and value.__self__ is module:
             twin.__dict__[name] = MethodType(value.__func__, twin)
