@@ -122,7 +122,7 @@ def bank():
     return AdaptedModel(backbone, adapters)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(names=st.lists(st.sampled_from([*SIZES, None]), min_size=1, max_size=8).filter(any))
 def test_random_batches(bank, names):
     check_rows(bank, names)

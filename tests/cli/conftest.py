@@ -47,7 +47,7 @@ def adapters(backbone_folder, data, tmp_path_factory):
     }
     for kind, named in columns.items():
         arguments = ["--backbone", str(backbone_folder), "--dtype", "float32", "--method", "lora", "--quiet"]
-        settings = ["--method.rank", "4", *flags(FAST), "--output", str(folder / kind)]
+        settings = ["--method.rank", "4", *flags(FAST | {"baseline": "auto"}), "--output", str(folder / kind)]
         with pytest.raises(SystemExit) as end:
             main(["tune", "--data", str(data[kind]), *named, *arguments, *settings])
         assert end.value.code == 0

@@ -137,6 +137,21 @@ def test_tune_in_words(graftwork, backbone_folder, data, tmp_path):
     assert "classes ━" in run.err, "the progress bar goes to standard error"
 
 
+def test_scores_of_a_few_rows_are_shown_with_their_number(graftwork, backbone_folder, tmp_path, caplog):
+    """In the command's output, in the card, and by inspect."""
+    rows = write_csv(tmp_path / "rows.csv", make_rows("classes", 20))
+    shared = ["--backbone", backbone_folder, "--data", rows, "--text", "text", "--quiet", "--dtype", "float32"]
+    run = graftwork("tune", *shared, "--output", tmp_path / "a", *flags(FAST))
+    assert run.status == 0
+    assert "(2 rows)" in run.out
+    assert "validation has 2 rows" in caplog.text
+    adapter = Adapter.load(tmp_path / "a")
+    assert adapter.rows == {"validation": 2}
+    shown = f"| validation | accuracy | {adapter.metrics['validation']['accuracy']:.4f} (2 rows) |"
+    assert shown in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
+    assert "(2 rows)" in graftwork("inspect", tmp_path / "a").out
+
+
 def test_tune_by_flags_by_a_recipe_and_by_its_own_recipe_is_the_same(graftwork, adapters, data, tmp_path):
     ran = graftwork("tune", adapters / "pairs" / "recipe.yaml", "--output", tmp_path / "again", "--quiet")
     assert ran.status == 0

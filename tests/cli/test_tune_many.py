@@ -17,7 +17,7 @@ def study(backbone_folder, data, tmp_path):
     values = {
         "backbone": str(backbone_folder),
         "dtype": "float32",
-        "train": {**FAST, "max_steps": 3},
+        "train": {**FAST, "max_steps": 3, "baseline": "auto"},
         "adapters": {
             "words": {"task": {"name": "words", "text": "text", "data": str(data["classes"])}, "seeds": [0, 1]},
             "numbers": {"task": numbers, "data": str(data["numbers"]), "method": "lora", "train": {"max_steps": 2}},

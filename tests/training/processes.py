@@ -63,7 +63,7 @@ def pairs(recipe: str) -> Any:
         wait(fork(*command(recipe, f"whole-{seed}", "--train.seed", seed)))
         whole[digest(f"whole-{seed}")] = seed
     found = []
-    for number in range(6):
+    for number in range(3):
         both = [fork(*command(recipe, f"a-{number}", "--train.seed", "1"))]
         time.sleep(random.choice((0.0, random.uniform(0.0, 0.2))))
         both.append(fork(*command(recipe, f"a-{number}", "--train.seed", "2")))
@@ -102,10 +102,10 @@ def kills(recipe: str) -> Any:
     usual = time.monotonic() - start
     whole, old = digest("whole"), digest("old")
     found: dict[str, int] = {"killed": 0, "strange": 0, "resumed": 0}
-    for number in range(3):
-        Path("old").rename("a") if number == 2 else None
-        before = old if number == 2 else None
-        for _ in range(5):
+    for number in range(2):
+        Path("old").rename("a") if number == 1 else None
+        before = old if number == 1 else None
+        for _ in range(6):
             resume = ["--resume"] if Path(".a.tuning/recipe.yaml").exists() else []
             process = fork(*command(recipe, "a", "--train.seed", "1", "--overwrite", *resume))
             time.sleep(random.uniform(0.0, 1.2 * usual))

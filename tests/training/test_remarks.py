@@ -1,8 +1,6 @@
 """A run that tells nothing apart, and a split of a few rows, are told of; what is well is not."""
 
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -143,22 +141,3 @@ def test_a_run_that_learns_says_nothing(backbone, rows, caplog):
         adapter = tune(backbone, task=own, method=LORA, **{**FAST, "num_train_epochs": 1})
     assert adapter.rows == {"validation": 120}
     assert [record.message for record in caplog.records if record.name.startswith("graftwork")] == []
-
-
-def test_scores_of_a_few_rows_are_shown_with_their_number(backbone_folder, rows, tmp_path):
-    """In the command's output, in the card, and by inspect."""
-    command = [sys.executable, "-m", "graftwork", "tune", "--backbone", str(backbone_folder), "--data", str(rows[20])]
-    settings = [part for name, value in FAST.items() for part in (f"--train.{name}", str(value))]
-    flags = ["--text", "text", "--quiet", "--dtype", "float32", "--output", str(tmp_path / "a"), *settings]
-    ran = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
-    assert "(2 rows)" in ran.stdout
-    assert "validation has 2 rows" in ran.stderr
-    adapter = Adapter.load(tmp_path / "a")
-    assert adapter.rows == {"validation": 2}
-    assert f"| validation | accuracy | {adapter.metrics['validation']['accuracy']:.4f} (2 rows) |" in (
-        tmp_path / "a" / "README.md"
-    ).read_text(encoding="utf-8")
-    shown = subprocess.run(
-        [sys.executable, "-m", "graftwork", "inspect", str(tmp_path / "a")], capture_output=True, text=True, check=True
-    )
-    assert "(2 rows)" in shown.stdout

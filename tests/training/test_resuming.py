@@ -188,7 +188,7 @@ def outcome(backbone_folder, data, tmp_path_factory, backbone):
         "dtype": "float32",
         "task": {"name": "classes", "text": "text", "data": str(data["classes"])},
         "method": {"name": "lora", "rank": 4},
-        "train": {**FAST, "num_train_epochs": 8, "eval_strategy": "steps", "eval_steps": 9},
+        "train": {**FAST, "num_train_epochs": 5, "eval_strategy": "steps", "eval_steps": 9},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     tune_recipe(Recipe.parse(recipe), output=folder / "whole", backbone=backbone)

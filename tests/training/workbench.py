@@ -22,8 +22,14 @@ from graftwork.training.progress import Log
 FILLERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 WORDS = ["good", "bad", "mild", *FILLERS]
 
-FAST = {"learning_rate": 0.01, "head_learning_rate": 0.03, "num_train_epochs": 2, "per_device_train_batch_size": 8}
-"""Settings under which the tiny backbone learns the small data."""
+FAST = {
+    "learning_rate": 0.01,
+    "head_learning_rate": 0.03,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 8,
+    "baseline": "off",
+}
+"""Settings under which the tiny backbone learns the small data, compared with nothing."""
 
 NUMBERS = {"good": 3.0, "mild": 0.0, "bad": -3.0}
 
