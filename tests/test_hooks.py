@@ -10,7 +10,7 @@ from tiny import WIDTH, batch_for, make_adapter, make_backbone
 
 from graftwork.methods import FullFineTuning, LayerNormTuning, LoRA
 from graftwork.model import AdaptedModel
-from graftwork.starts import LayerStart
+from graftwork.passes.starts import LayerStart
 
 QUERY = "encoder.layer.0.attention.self.query"
 METHODS = {"lora": LoRA(rank=2), "full": FullFineTuning(), "norms": LayerNormTuning(), "merged": LoRA(rank=2)}

@@ -15,7 +15,7 @@ from graftwork.errors import AdapterError, BackboneError, SiteError
 from graftwork.grafting.site import SiteModule
 from graftwork.methods import FullFineTuning, HeadOnly, Houlsby, LoRA
 from graftwork.model import AdaptedModel
-from graftwork.starts import LayerStart
+from graftwork.passes.starts import LayerStart
 
 LORA = LoRA(rank=2)
 

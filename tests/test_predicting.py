@@ -15,8 +15,8 @@ from graftwork.adapters import TaskIdentity
 from graftwork.encoding.images import open_image
 from graftwork.errors import AdapterError, DataError
 from graftwork.heads import LikelihoodHead
+from graftwork.inference.prediction import Prediction, spans_of
 from graftwork.methods import LoRA
-from graftwork.prediction import Prediction, spans_of
 
 __all__ = ["backbones"]
 

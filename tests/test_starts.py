@@ -11,7 +11,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from graftwork import AdaptedModel, FeatureExtraction, HeadOnly, LoRA
 from graftwork.errors import BackboneError
 from graftwork.heads import LanguageHead
-from graftwork.starts import HeadStart, LayerStart
+from graftwork.passes.starts import HeadStart, LayerStart
 
 UPPER = LoRA(rank=3, targets="layers.1.*")
 TEXTS = [kind for kind in CONFIGS if kind not in ("vit", "deit", "dinov2", "resnet")]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graftwork.errors import RecipeError
-from graftwork.yamlfile import dump_yaml, read_value, read_yaml
+from graftwork.settings.yamlfile import dump_yaml, read_value, read_yaml
 
 CORE = {
     "010": 10,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         SiteError,
         StudyError,
     )
+    from graftwork.inference.prediction import Prediction
     from graftwork.methods import (
         IA3,
         AdaMix,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
         make_method,
     )
     from graftwork.model import AdaptedModel
-    from graftwork.prediction import Prediction
     from graftwork.tasks import Task
     from graftwork.training import TrainingSettings, evaluate, tune, tune_many
 

@@ -25,13 +25,13 @@ from graftwork.grafting.merging import merged_modules
 from graftwork.heads import LanguageHead
 from graftwork.heads.language import require_language_model
 from graftwork.heads.losses import StepItems, of_one, of_several
-from graftwork.passes import for_each_row
-from graftwork.predicting import DEFAULT_BATCH_SIZE, Inference
-from graftwork.prediction import Prediction
-from graftwork.running import AdaptedOutput, Call, Runner
+from graftwork.inference.predicting import DEFAULT_BATCH_SIZE, Inference
+from graftwork.inference.prediction import Prediction
+from graftwork.inference.searching import generate, rows_of
+from graftwork.passes.running import AdaptedOutput, Call, Runner
+from graftwork.passes.sharing import for_each_row
+from graftwork.passes.starts import KEPT, Start
 from graftwork.saving import labelled, load_state, rebuilt, save_only_one, state_in_training, trained_of
-from graftwork.searching import generate, rows_of
-from graftwork.starts import KEPT, Start
 
 MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
 OTHER_INPUTS = ("attention_mask", "token_type_ids", "position_ids", "decoder_input_ids", "decoder_attention_mask")

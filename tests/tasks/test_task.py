@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from graftwork.errors import RecipeError
+from graftwork.settings.yamlfile import read_yaml
 from graftwork.tasks import BUILTIN, METRICS, Task, find_task
 from graftwork.tasks.builtin import GLUE_FOLDERS
-from graftwork.yamlfile import read_yaml
 
 
 def write(path, text):

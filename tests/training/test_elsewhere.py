@@ -9,9 +9,9 @@ from training.workbench import FAST, make_rows, write_csv
 
 from graftwork import Adapter, Backbone, LoRA, Task, evaluate, tune, tune_many
 from graftwork.errors import DataError
+from graftwork.settings.yamlfile import dump_yaml
 from graftwork.tasks import BUILTIN
 from graftwork.tasks.task import HUB
-from graftwork.yamlfile import dump_yaml
 
 SHORT = {**FAST, "max_steps": 2}
 

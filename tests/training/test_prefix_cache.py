@@ -27,7 +27,7 @@ from graftwork import (
 )
 from graftwork.errors import BackboneError, RecipeError
 from graftwork.heads import PooledHead
-from graftwork.starts import HeadStart
+from graftwork.passes.starts import HeadStart
 from graftwork.training.prefix_cache import key_of
 from graftwork.training.statefiles import STALE, StateFiles
 

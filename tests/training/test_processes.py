@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from training.workbench import FAST
 
-from graftwork.yamlfile import dump_yaml
+from graftwork.settings.yamlfile import dump_yaml
 
 
 @pytest.fixture

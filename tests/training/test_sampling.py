@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 from torch.utils.data import DataLoader
 
-from graftwork.seeds import seed_of
 from graftwork.training.sampling import POOL, LengthGrouped, Shuffled, TokenBudget
+from graftwork.training.seeds import seed_of
 
 LENGTHS = random.Random(0).choices(range(3, 61), k=1_003)
 

@@ -12,7 +12,7 @@ from training.workbench import FAST, FILLERS
 
 from graftwork import AdaptedModel, Adapter, Backbone, LoRA, Task, evaluate, tune, tune_many
 from graftwork.errors import MethodError, RecipeError
-from graftwork.prediction import spans_of
+from graftwork.inference.prediction import spans_of
 from graftwork.tasks import METRICS, load_split
 from graftwork.training.evaluation import task_of
 from graftwork.training.scoring import Judge

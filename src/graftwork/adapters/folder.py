@@ -25,7 +25,7 @@ from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeEr
 from graftwork.folders import replacing_folder
 from graftwork.heads import AnyHead
 from graftwork.methods import make_method
-from graftwork.yamlfile import dump_yaml, read_yaml
+from graftwork.settings.yamlfile import dump_yaml, read_yaml
 
 SCHEMA_VERSION: Literal[2] = 2
 """2 has checksums; 1, which is read too, has none."""

@@ -10,7 +10,7 @@ from graftwork.cli.settings import Switch
 from graftwork.errors import DataError
 
 if TYPE_CHECKING:
-    from graftwork.prediction import Prediction
+    from graftwork.inference.prediction import Prediction
 
 
 def predict(

@@ -61,8 +61,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     Raises:
         RecipeError: no key, or one that is given twice.
     """
-    from graftwork.checked import Bare
-    from graftwork.yamlfile import read_value
+    from graftwork.settings.checked import Bare
+    from graftwork.settings.yamlfile import read_value
 
     result: dict[str, Any] = {}
     for setting in settings:

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from graftwork.adapters import TaskIdentity
 from graftwork.backbones import Backbone
-from graftwork.checked import require_count
 from graftwork.encoding.tokens import Row
+from graftwork.settings.checked import require_count
 
 Text = str | tuple[str, str]
 """One text, or a pair of texts for a task over pairs."""

@@ -9,11 +9,11 @@ from pydantic import BeforeValidator, PlainSerializer
 from torch import Tensor
 
 from graftwork.backbones import Site
-from graftwork.checked import split_commas
 from graftwork.errors import MethodError
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, normal, zeros
 from graftwork.ops import Gated, KeyValue, Op
+from graftwork.settings.checked import split_commas
 
 GATE_STD = 0.02
 """Gates start N(0, 0.02²) with bias 0: each near one half."""

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 from torch import Generator, Tensor
 
 from graftwork.backbones import Backbone, Site, Sites
-from graftwork.checked import Checked
 from graftwork.errors import MethodError, describe
 from graftwork.methods.parameters import Parameter
 from graftwork.ops import Op
+from graftwork.settings.checked import Checked
 
 
 class Method(Checked):

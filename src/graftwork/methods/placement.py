@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BeforeValidator, Field
 
 from graftwork.backbones import Site, Sites
-from graftwork.checked import split_commas
+from graftwork.settings.checked import split_commas
 
 Placement = Literal["result", "norm", "parallel"]
 """Behind a sub-layer's output; at the norm of its sum with the residual, and behind the output where no norm follows;

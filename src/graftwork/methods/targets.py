@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from graftwork.checked import split_commas
+from graftwork.settings.checked import split_commas
 
 Targets = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 """Patterns as `Sites.match` takes them."""

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graftwork.data.images import is_image
+from graftwork.data.numbers import read_numbers
+from graftwork.data.table import Table
 from graftwork.errors import DataError, nearest
-from graftwork.tasks.images import is_image
 from graftwork.tasks.metrics import Kind, check_metrics
-from graftwork.tasks.numbers import read_numbers
-from graftwork.tasks.table import Table
 from graftwork.tasks.task import SplitName, Task
 
 if TYPE_CHECKING:

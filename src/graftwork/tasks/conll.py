@@ -7,8 +7,8 @@ Recognition". Fields are parted by tabs or, in a line without a tab, by spaces; 
 import re
 from pathlib import Path
 
+from graftwork.data.table import Table, read_text
 from graftwork.errors import DataError
-from graftwork.tasks.table import Table, read_text
 from graftwork.tasks.task import Task
 
 DOCUMENT_START = "-DOCSTART-"

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
+from graftwork.data.table import Table
 from graftwork.errors import DataError
 from graftwork.tasks.columns import build, check, find_labels, has_classes
 from graftwork.tasks.reading import open_splits
 from graftwork.tasks.splitting import hold_out
-from graftwork.tasks.table import Table
 from graftwork.tasks.task import SplitName, Task
 
 if TYPE_CHECKING:

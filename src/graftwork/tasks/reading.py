@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from graftwork.data.images import image_splits, read_digits
+from graftwork.data.table import SPLIT_NAMES, Splits, Table, read_text
 from graftwork.errors import DataError, RecipeError, first_line, nearest
 from graftwork.tasks.builtin import E2E_FILES, GLUE_FOLDERS, GlueFolder
 from graftwork.tasks.conll import read_conll
-from graftwork.tasks.images import image_splits, read_digits
-from graftwork.tasks.table import SPLIT_NAMES, Splits, Table, read_text
 from graftwork.tasks.task import HUB, SplitName, Task
 
 if TYPE_CHECKING:

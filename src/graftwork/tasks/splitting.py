@@ -11,9 +11,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from graftwork.data.table import Table
 from graftwork.errors import DataError
 from graftwork.tasks.columns import label_texts
-from graftwork.tasks.table import Table
 from graftwork.tasks.task import SplitName, Task
 
 logger = logging.getLogger(__name__)

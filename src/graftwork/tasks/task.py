@@ -17,9 +17,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from graftwork.checked import Checked, split_commas
 from graftwork.errors import RecipeError, nearest
 from graftwork.folders import settled
+from graftwork.settings.checked import Checked, split_commas
 from graftwork.tasks.metrics import DEFAULT_METRICS, Kind, check_metrics
 
 SplitName = Literal["train", "validation", "test"]
@@ -236,7 +236,7 @@ class Task(Checked):
         Raises:
             RecipeError: the file is missing or is not YAML, or `parse` refuses what it says.
         """
-        from graftwork.yamlfile import read_yaml
+        from graftwork.settings.yamlfile import read_yaml
 
         path = Path(path)
         values = read_yaml(path)

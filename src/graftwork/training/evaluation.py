@@ -6,9 +6,9 @@ from typing import Any
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
-from graftwork.checked import require_count
 from graftwork.errors import DataError, RecipeError
 from graftwork.model import AdaptedModel
+from graftwork.settings.checked import require_count
 from graftwork.tasks import BUILTIN, SplitName, Task, load_split
 from graftwork.tasks.task import HUB
 from graftwork.training.opening import announce, joined, of_backbone, of_task

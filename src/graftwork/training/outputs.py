@@ -23,9 +23,9 @@ from graftwork.adapters import Adapter
 from graftwork.adapters.folder import CONFIG, RECIPE, fill_folder, refuse_existing
 from graftwork.errors import InterruptedRunError, OutputError, RecipeError
 from graftwork.folders import HeldFolder, replacing_folder, sweep, write_whole, writing
+from graftwork.settings.yamlfile import dump_yaml, read_yaml
 from graftwork.training.recipe import Recipe
 from graftwork.training.trainer import CHECKPOINTS, last_checkpoint, step_of
-from graftwork.yamlfile import dump_yaml, read_yaml
 
 LOG = "log.jsonl"
 

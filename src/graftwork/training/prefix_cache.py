@@ -24,7 +24,7 @@ from graftwork.backbones.fingerprint import cache_folder
 from graftwork.encoding import ChoiceEncoder, Encoder, ImageEncoder, Row, Rows
 from graftwork.errors import BackboneError, RecipeError
 from graftwork.model import AdaptedModel
-from graftwork.starts import KEPT, HeadStart, LayerStart, Start
+from graftwork.passes.starts import KEPT, HeadStart, LayerStart, Start
 from graftwork.training.scoring import Judge
 from graftwork.training.settings import TrainingSettings
 from graftwork.training.statefiles import DamagedError, StateFiles, size_of

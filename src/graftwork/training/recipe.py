@@ -10,9 +10,9 @@ from graftwork.backbones import Backbone, PoolingSource
 from graftwork.errors import RecipeError, describe, key_of
 from graftwork.heads import Head, head_for
 from graftwork.methods import Method, as_method
+from graftwork.settings.yamlfile import read_yaml
 from graftwork.tasks import Task, find_task
 from graftwork.training.settings import TrainingSettings
-from graftwork.yamlfile import read_yaml
 
 
 class Recipe(BaseModel):

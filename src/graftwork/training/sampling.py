@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from graftwork.seeds import seed_of
+from graftwork.training.seeds import seed_of
 
 POOL = 50
 """How many batches' rows are sorted together at most: few enough that who shares a batch is still drawn anew each

@@ -10,12 +10,12 @@ from typing import Any
 import datasets
 import numpy as np
 
-from graftwork.checked import require_count
 from graftwork.errors import DivergedError
+from graftwork.inference.predicting import Inference
+from graftwork.inference.prediction import first_pieces, tags_of, widen
 from graftwork.model import AdaptedModel
-from graftwork.predicting import Inference
-from graftwork.prediction import first_pieces, tags_of, widen
-from graftwork.running import AdaptedOutput
+from graftwork.passes.running import AdaptedOutput
+from graftwork.settings.checked import require_count
 from graftwork.tasks import Task, compute
 from graftwork.training.examples import each_target, inputs_of, labels_of, references_of
 

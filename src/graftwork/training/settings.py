@@ -19,9 +19,9 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
-from graftwork.checked import Checked
 from graftwork.errors import RecipeError, describe
 from graftwork.methods import Method
+from graftwork.settings.checked import Checked
 from graftwork.training.lengths import lengths
 from graftwork.training.schedules import SCHEDULES, Schedule
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from graftwork.errors import RecipeError, nearest
 from graftwork.methods import Method
+from graftwork.settings.yamlfile import read_yaml
 from graftwork.tasks import Task
 from graftwork.training.recipe import Recipe, override
-from graftwork.yamlfile import read_yaml
 
 KEYS = ("backbone", "dtype", "train", "adapters")
 OWN_KEYS = ("task", "data", "method", "pooling", "add_tokens", "train", "seeds")

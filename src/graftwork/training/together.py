@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from graftwork.heads import Counts
 from graftwork.model import AdaptedModel
-from graftwork.seeds import seed_of
+from graftwork.training.seeds import seed_of
 
 SHORT = 32
 """Texts of at most so many tokens share a pass whatever their lengths. Else none is padded to more than twice its

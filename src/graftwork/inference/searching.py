@@ -14,8 +14,8 @@ from graftwork.bank import Lease
 from graftwork.errors import AdapterError
 from graftwork.grafting.stepwise import stepwise
 from graftwork.ops.prompt import as_of_text
-from graftwork.passes import Share, for_each_row
-from graftwork.running import Runner
+from graftwork.passes.running import Runner
+from graftwork.passes.sharing import Share, for_each_row
 
 MAIN = ("inputs", "input_ids", "inputs_embeds", "encoder_outputs")
 """Arguments of `generate` that tell how many rows there are."""

@@ -9,8 +9,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from graftwork.data.table import SPLIT_NAMES, Splits, Table
 from graftwork.errors import DataError
-from graftwork.tasks.table import SPLIT_NAMES, Splits, Table
 from graftwork.tasks.task import Task
 
 IMAGE_FILES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -4,8 +4,8 @@ import math
 import re
 from typing import Any
 
+from graftwork.data.table import Table
 from graftwork.errors import DataError
-from graftwork.tasks.table import Table
 
 LARGEST = 3.4e38
 """Of the numbers that float32 has."""

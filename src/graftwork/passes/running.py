@@ -19,8 +19,8 @@ from graftwork.grafting import Graft
 from graftwork.grafting.graft import Modules
 from graftwork.heads import Items, States
 from graftwork.ops.op import Ops
-from graftwork.passes import Section, Share, Wanted, in_order, last_of, padded
-from graftwork.starts import KEPT, HeadStart, LayerStart, Start
+from graftwork.passes.sharing import Section, Share, Wanted, in_order, last_of, padded
+from graftwork.passes.starts import KEPT, HeadStart, LayerStart, Start
 
 
 @dataclass

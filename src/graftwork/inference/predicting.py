@@ -12,9 +12,9 @@ from graftwork.backbones.quiet import quiet_transformers
 from graftwork.bank import Lease
 from graftwork.encoding import Encoder, GenerationEncoder, Input, TextEncoder, question_of, words_of
 from graftwork.errors import AdapterError, RecipeError
-from graftwork.generating import generation_config
 from graftwork.heads import Items
-from graftwork.prediction import (
+from graftwork.inference.generating import generation_config
+from graftwork.inference.prediction import (
     Prediction,
     check_finite,
     first_pieces,
@@ -24,8 +24,8 @@ from graftwork.prediction import (
     tags_of,
     widen,
 )
-from graftwork.running import AdaptedOutput, Call, Runner
-from graftwork.searching import generate
+from graftwork.inference.searching import generate
+from graftwork.passes.running import AdaptedOutput, Call, Runner
 
 DEFAULT_BATCH_SIZE = 32
 

@@ -4,9 +4,9 @@ from copy import deepcopy
 
 from transformers import GenerationConfig
 
-from graftwork.checked import require_count
 from graftwork.encoding import GenerationEncoder
 from graftwork.errors import RecipeError
+from graftwork.settings.checked import require_count
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 """Settings that a checkpoint may bring, and that mean nothing where the likeliest text is looked for."""

@@ -1,0 +1,1 @@
+"""Values as files have them: tables, numbers and images."""

@@ -1,0 +1,1 @@
+"""What users ask of a model: predictions and generated texts."""

@@ -1,0 +1,1 @@
+"""Settings and files of settings, read strictly: every problem is told in words, all of them at once."""
