@@ -1,9 +1,9 @@
 """An adapted model as Hugging Face's tools take it: its configuration, its state dict, and copies of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -12,9 +12,6 @@ from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.bank import Resident, Trained
 from graftwork.errors import AdapterError
-
-if TYPE_CHECKING:
-    from graftwork.model import AdaptedModel
 
 
 def labelled(config: PretrainedConfig, adapters: Sequence[Adapter]) -> PretrainedConfig:
@@ -101,14 +98,14 @@ def load_state(
 
 
 def rebuilt(
-    make: type["AdaptedModel"],
+    make: Callable[..., Any],
     backbone: Backbone,
     adapters: Mapping[str, tuple[Adapter, bool, bool]],
     options: Mapping[str, Any],
     merged: str | None,
     recomputed: bool,
     training: bool,
-) -> "AdaptedModel":
+) -> Any:
     """An adapted model out of what it was made of.
 
     Args:

@@ -12,7 +12,7 @@ from tiny import LAYERS, WIDTH, inputs_for, make_adapter, make_backbone
 from transformers import BertConfig, T5Config
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import lower
+from graftwork.adapters.declared import lower
 from graftwork.errors import AdapterError, MethodError, SiteError
 from graftwork.methods import Houlsby, LoRA, Parallel, Pfeiffer, make_method
 from graftwork.ops import Bottleneck, Remember, Route

@@ -6,7 +6,7 @@ from tiny import GENERATORS, MODELS, inputs_for, make_adapter, make_backbone
 from transformers import BertConfig
 
 from graftwork.adapters import Adapter, TaskIdentity
-from graftwork.adapters.adapter import declare
+from graftwork.adapters.declared import declare
 from graftwork.backbones import Backbone
 from graftwork.errors import MethodError
 from graftwork.heads import TokenHead, head_for

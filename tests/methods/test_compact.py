@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BertConfig, T5Config
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import declare, lower
+from graftwork.adapters.declared import declare, lower
 from graftwork.backbones import Backbone
 from graftwork.errors import MethodError
 from graftwork.heads import LanguageHead, TokenHead

@@ -8,7 +8,7 @@ from tiny import batch_for, make_adapter, make_backbone
 from transformers import BertConfig, RobertaConfig
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import counts, declare
+from graftwork.adapters.declared import counts, declare
 from graftwork.errors import MethodError, SiteError
 from graftwork.methods import NAMED, DoRA, LoRA, VeRA, make_method
 from graftwork.model import AdaptedModel

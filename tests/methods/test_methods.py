@@ -26,7 +26,7 @@ from tiny import LAYERS, SAMPLES, bits, make_adapter, make_backbone
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import counts, declare
+from graftwork.adapters.declared import counts, declare
 from graftwork.errors import GraftworkError
 from graftwork.methods import METHODS, HeadOnly
 from graftwork.methods.parameters import ParameterTree

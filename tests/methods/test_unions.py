@@ -9,7 +9,7 @@ from closeness import PASS, close
 from tiny import WIDTH, batch_for, inputs_for, make_adapter, make_backbone, make_head
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import declare, lower, usable_sites
+from graftwork.adapters.declared import declare, lower, usable_sites
 from graftwork.errors import MethodError, SiteError
 from graftwork.methods import (
     IA3,

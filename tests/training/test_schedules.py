@@ -15,7 +15,7 @@ from transformers import Adafactor
 
 from graftwork import Adapter, LoRA, Task, evaluate, tune
 from graftwork.adapters import TaskIdentity
-from graftwork.adapters.adapter import declare
+from graftwork.adapters.declared import declare
 from graftwork.errors import RecipeError
 from graftwork.heads import PooledHead
 from graftwork.methods import METHODS, FullFineTuning, HeadOnly, ULMFiT

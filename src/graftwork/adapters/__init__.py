@@ -1,7 +1,9 @@
 """Adapters: what was trained, and its folder on disk."""
 
 from graftwork.adapters.adapter import Adapter
-from graftwork.adapters.folder import read_adapter, write_adapter
+from graftwork.adapters.folder import write_adapter
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity
 
 __all__ = ["Adapter", "BackboneIdentity", "TaskIdentity", "read_adapter", "write_adapter"]
+
+read_adapter = Adapter.load

@@ -1,59 +1,28 @@
 """An adapter: one trained result of any method, with its head, its labels and the identity of its backbone."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from graftwork.adapters.added import declare_added, first_rows, with_added
-from graftwork.adapters.contents import digest_of, not_finite
-from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
-from graftwork.adapters.new import DESCRIPTIONS, check_new, identity_of
-from graftwork.backbones import Backbone, Pooling, Site, Sites
-from graftwork.backbones.pooling import describe_pooling
-from graftwork.errors import AdapterError, MethodError
+from graftwork.adapters.added import first_rows
+from graftwork.adapters.contents import first_few, misfits, not_finite
+from graftwork.adapters.declared import declare, usable_sites
+from graftwork.adapters.folder import read_record, write_adapter
+from graftwork.adapters.identity import BackboneIdentity, TaskIdentity
+from graftwork.adapters.new import check_new, identity_of
+from graftwork.adapters.record import Record
+from graftwork.backbones import Backbone, Pooling, Site
+from graftwork.errors import AdapterError
 from graftwork.heads import Head, head_for
 from graftwork.methods import Method, as_method
-from graftwork.methods.parameters import Group, Parameter, initialise
-from graftwork.ops.op import Ops
+from graftwork.methods.parameters import Parameter, initialise
 
 
-@dataclass(frozen=True, kw_only=True)
-class Adapter:
-    """One trained result.
-
-    Attributes:
-        method, head: how the tensors are to be read.
-        task: labels and how its texts are read.
-        backbone: which backbone it was made for.
-        sites: names of the sites where it acts, in site order.
-        tensors: training parameters and the head's, float32 on the CPU, under canonical names.
-        fixed: the names of those tensors that are kept but never trained.
-        metrics: scores by split, then by metric.
-        baseline: the same of a linear model on the frozen backbone's states; empty where there is none.
-        rows: how many rows of each split they were measured on; of generation, sources. Empty where it is not known.
-        seed: of initialisation and training.
-        recipe: everything that the run was started with, as resolved; empty for an adapter made by hand.
-        versions: of the libraries that made it.
-    """
-
-    method: Method
-    head: Head
-    task: TaskIdentity
-    backbone: BackboneIdentity
-    sites: tuple[str, ...]
-    tensors: Mapping[str, Tensor]
-    fixed: tuple[str, ...] = ()
-    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    baseline: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    rows: Mapping[str, int] = field(default_factory=dict)
-    seed: int = 0
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=library_versions)
+class Adapter(Record):
+    """One trained result: its attributes are those of what is kept of it, see `Record`."""
 
     @classmethod
     def create(cls, backbone: Backbone, method: Method, head: Head, task: TaskIdentity, *, seed: int = 0) -> "Adapter":
@@ -138,15 +107,15 @@ class Adapter:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Adapter":
-        """Read an adapter's folder. See `graftwork.adapters.read_adapter`."""
-        from graftwork.adapters.folder import read_adapter
+        """Read a folder that `save` or a run has written.
 
-        return read_adapter(Path(folder))
+        Raises:
+            AdapterError: it is missing, damaged, or not an adapter of graftwork; says which file and what is wrong.
+        """
+        return cls(**read_record(Path(folder)))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write an adapter's folder. See `graftwork.adapters.write_adapter`."""
-        from graftwork.adapters.folder import write_adapter
-
         write_adapter(self, Path(folder), overwrite=overwrite)
 
     def finished(self, backbone: Backbone) -> "Adapter":
@@ -190,42 +159,6 @@ class Adapter:
             baseline={},
             rows={},
         )
-
-    @cached_property
-    def digest(self) -> str:
-        """32 hexadecimal digits that are the same for two adapters with the same answers: a hash over the tensors, and
-        over what decides how they are read and what is said. Scores, seed, recipe, versions and the backbone's name
-        do not count. Computed once."""
-        content = {
-            "method": {"name": self.method.name, **self.method.model_dump(mode="json", exclude_defaults=True)},
-            "head": {"kind": self.head.kind, **self.head.model_dump(mode="json", exclude_defaults=True)},
-            "task": self.task.model_dump(mode="json", exclude_defaults=True),
-            "backbone": self.backbone.fingerprint,
-            "sites": list(self.sites),
-            "fixed": sorted(self.fixed),
-        }
-        return digest_of(content, self.tensors)
-
-    @property
-    def kind(self) -> str:
-        """The kind of its task."""
-        return self.task.kind or self.head.task_kind
-
-    def describe(self) -> tuple[str, str]:
-        """What it takes and what it says, in words."""
-        taken, said = DESCRIPTIONS[self.kind]
-        return "pairs of texts" if self.task.pairs else taken, said or ", ".join(self.task.labels or ("classes",))
-
-    @property
-    def pooling(self) -> str:
-        """How its head makes one vector of an input, and who chose it where that is known; empty where it does not."""
-        pooling = self.head.pooled_by
-        return "" if pooling is None else describe_pooling(pooling, self.recipe.get("pooling_source"))
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of trained parameters, head included."""
-        return sum(tensor.numel() for name, tensor in self.tensors.items() if name not in self.fixed)
 
     def declared(
         self, backbone: Backbone, method: Method | None = None, sites: Sequence[Site] | None = None
@@ -277,90 +210,3 @@ class Adapter:
         for site in sites:
             if self.method.replaces(site):
                 backbone.require_here(site)
-
-    def __repr__(self) -> str:
-        return f"Adapter({self.method!r}, task={self.task.name!r}, {self.num_parameters:,} parameters)"
-
-
-def misfits(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> list[str]:
-    """How tensors differ from what they should be, by name and shape, as phrases."""
-    wrong = [name for name in sorted(expected.keys() & found.keys()) if tuple(found[name]) != tuple(expected[name])]
-    return [
-        *(f"lacks {name}" for name in sorted(expected.keys() - found.keys())),
-        *(f"has unknown {name}" for name in sorted(found.keys() - expected.keys())),
-        *(f"{name} is {tuple(found[name])} instead of {tuple(expected[name])}" for name in wrong),
-    ]
-
-
-def first_few(problems: Sequence[str]) -> str:
-    """At most five of them, and how many more there are."""
-    return "; ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
-
-
-def usable_sites(backbone: Backbone, head: Head) -> Sites:
-    """The backbone's sites less those whose output the head does not read.
-
-    Raises:
-        BackboneError: the head pools by a layer that the backbone lacks.
-    """
-    head.check(backbone)
-    return backbone.sites.without(head.unused_sites(backbone))
-
-
-def declare(
-    backbone: Backbone, method: Method, head: Head, *, sites: Sequence[Site] | None = None, added: int = 0
-) -> dict[str, Parameter]:
-    """Everything that would be trained, by canonical name. Needs no weights.
-
-    Args:
-        sites: where the method acts, when that is known already.
-        added: how many tokens are added to the backbone's.
-    """
-    declared: dict[str, Parameter] = {}
-    for site in method.sites(usable_sites(backbone, head)) if sites is None else sites:
-        declared |= method.declare(site)
-    return declared | head.declare(backbone) | declare_added(backbone, added)
-
-
-def refuse_nothing_to_train(method: Method, kind: str, backbone: Backbone, count: int) -> None:
-    """Refuse to train an adapter that has nothing to train.
-
-    Args:
-        count: how many numbers of it are trained.
-
-    Raises:
-        MethodError: there are none.
-    """
-    if count < 1:
-        raise MethodError(
-            f"method {method.name!r} has nothing to train for a task of kind {kind}: the head is the language-model "
-            f"head of backbone {backbone.name!r} itself, which stays frozen",
-            expected="a method that acts on the backbone, such as lora",
-            change="--method",
-        )
-
-
-def counts(declared: Mapping[str, Parameter]) -> dict[Group, int]:
-    """Number of trained parameters by group."""
-    groups: tuple[Group, ...] = ("adapter", "norms", "head")
-    return {group: sum(p.count for p in declared.values() if p.group == group and p.trained) for group in groups}
-
-
-def lower(
-    backbone: Backbone,
-    method: Method,
-    head: Head,
-    parameters: Mapping[str, Tensor],
-    *,
-    training: bool = False,
-    sites: Sequence[Site] | None = None,
-) -> Ops:
-    """The ops of an adapter, by site. Sites at which nothing acts in this pass are left out.
-
-    Args:
-        sites: where the method acts, when that is known already.
-    """
-    sites = method.sites(usable_sites(backbone, head)) if sites is None else sites
-    prepared = method.prepare(parameters, sites, training=training)
-    ops = {site.name: method.lower(site, prepared, backbone.frozen(site)) for site in sites}
-    return with_added({name: acting for name, acting in ops.items() if acting}, backbone, parameters)

@@ -1,6 +1,6 @@
 """The model card that is saved with every adapter."""
 
-from graftwork.adapters.adapter import Adapter
+from graftwork.adapters.record import Record
 
 EXAMPLES = {
     "token-classification": '["Some", "words"]',
@@ -20,7 +20,7 @@ def readable_score(value: float, rows: int | None) -> str:
     return f"{value:.4f}" + (f" ({rows} row{'' if rows == 1 else 's'})" if few else "")
 
 
-def model_card(adapter: Adapter) -> str:
+def model_card(adapter: Record) -> str:
     """A README for the adapter's folder, with the front matter that model hubs read. The same adapter gives the same
     text.
     """
@@ -71,6 +71,6 @@ print(model.predict([{given}]))
 """
 
 
-def _baseline(adapter: Adapter, split: str, metric: str) -> str:
+def _baseline(adapter: Record, split: str, metric: str) -> str:
     value = adapter.baseline.get(split, {}).get(metric)
     return "" if value is None else f"{value:.4f}"

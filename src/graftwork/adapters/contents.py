@@ -6,7 +6,7 @@ is BLAKE2b, for telling apart what is meant to be different.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from math import isfinite
 from typing import Any
@@ -44,6 +44,21 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
         for name, tensor in tensors.items()
         if tensor.is_floating_point() and tensor.numel() and not all(map(isfinite, map(float, _ends(tensor))))
     ]
+
+
+def misfits(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> list[str]:
+    """How tensors differ from what they should be, by name and shape, as phrases."""
+    wrong = [name for name in sorted(expected.keys() & found.keys()) if tuple(found[name]) != tuple(expected[name])]
+    return [
+        *(f"lacks {name}" for name in sorted(expected.keys() - found.keys())),
+        *(f"has unknown {name}" for name in sorted(found.keys() - expected.keys())),
+        *(f"{name} is {tuple(found[name])} instead of {tuple(expected[name])}" for name in wrong),
+    ]
+
+
+def first_few(problems: Sequence[str]) -> str:
+    """At most five of them, and how many more there are."""
+    return "; ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
 
 
 def _ends(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-from graftwork.adapters.adapter import Adapter, first_few, misfits
 from graftwork.adapters.card import model_card
-from graftwork.adapters.contents import checksum_of_json, checksum_of_tensors, not_finite
+from graftwork.adapters.contents import checksum_of_json, checksum_of_tensors, first_few, misfits, not_finite
 from graftwork.adapters.identity import BackboneIdentity, TaskIdentity
+from graftwork.adapters.record import Record
 from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeError
 from graftwork.folders import replacing_folder
 from graftwork.heads import AnyHead
@@ -75,7 +75,7 @@ class AdapterFile(BaseModel):
 
 
 def write_adapter(
-    adapter: Adapter, folder: Path, *, overwrite: bool = False, beside: Mapping[str, str] | None = None
+    adapter: Record, folder: Path, *, overwrite: bool = False, beside: Mapping[str, str] | None = None
 ) -> None:
     """Write the folder, whole or not at all.
 
@@ -91,14 +91,14 @@ def write_adapter(
         fill_folder(adapter, temporary, beside=beside)
 
 
-def fill_folder(adapter: Adapter, folder: Path, *, beside: Mapping[str, str] | None = None) -> None:
+def fill_folder(adapter: Record, folder: Path, *, beside: Mapping[str, str] | None = None) -> None:
     """Write a finished adapter into a folder that exists. See `write_adapter`."""
     write_files(adapter, folder)
     for name, text in (beside or {}).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def write_files(adapter: Adapter, folder: Path) -> None:
+def write_files(adapter: Record, folder: Path) -> None:
     """An adapter's files, into a folder that exists. The same adapter gives the same bytes.
 
     Raises:
@@ -129,8 +129,8 @@ def write_files(adapter: Adapter, folder: Path) -> None:
     (folder / CARD).write_text(model_card(adapter), encoding="utf-8")
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """Read a folder that `write_adapter` wrote.
+def read_record(folder: Path) -> dict[str, Any]:
+    """The fields of the `Record` in a folder that `write_adapter` wrote.
 
     Raises:
         AdapterError: it is missing, damaged, or not an adapter of graftwork; says which file and what is wrong.
@@ -162,21 +162,21 @@ def read_adapter(folder: Path) -> Adapter:
         )
     recipe = _read_recipe(folder / RECIPE)
     _check_contents(folder, content, config, tensors, recipe)
-    return Adapter(
-        method=method,
-        head=config.head,
-        task=config.task,
-        backbone=config.backbone,
-        sites=tuple(config.sites),
-        tensors=tensors,
-        fixed=tuple(config.fixed),
-        metrics=config.metrics,
-        baseline=config.baseline,
-        rows=config.rows,
-        seed=config.seed,
-        recipe=recipe,
-        versions=config.versions,
-    )
+    return {
+        "method": method,
+        "head": config.head,
+        "task": config.task,
+        "backbone": config.backbone,
+        "sites": tuple(config.sites),
+        "tensors": tensors,
+        "fixed": tuple(config.fixed),
+        "metrics": config.metrics,
+        "baseline": config.baseline,
+        "rows": config.rows,
+        "seed": config.seed,
+        "recipe": recipe,
+        "versions": config.versions,
+    }
 
 
 def refuse_existing(folder: Path, *, overwrite: bool = False) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import lower, usable_sites
+from graftwork.adapters.declared import lower, usable_sites
 from graftwork.backbones import Backbone
 from graftwork.encoding import Encoder, encoder_for
 from graftwork.ops.op import Ops, check

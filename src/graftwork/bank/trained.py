@@ -10,7 +10,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.adapter import misfits, refuse_nothing_to_train
+from graftwork.adapters.contents import misfits
+from graftwork.adapters.declared import refuse_nothing_to_train
 from graftwork.backbones import Backbone
 from graftwork.bank.draws import Draws
 from graftwork.bank.resident import Resident

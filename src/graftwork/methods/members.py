@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graftwork.backbones import Site
 from graftwork.errors import MethodError
+from graftwork.methods.lookup import as_method
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, normal, zeros
 from graftwork.ops import Gated, KeyValue, Op
@@ -22,17 +23,11 @@ GATED = frozenset({"linear", "result", "norm", "attention"})
 """The kinds of site where an effect can have a gate."""
 
 
-def _as_method(value: object) -> Method:
-    from graftwork.methods import as_method
-
-    return as_method(value)
-
-
 def _as_mapping(method: Method) -> dict[str, Any]:
     return {"name": method.name, **method.model_dump(mode="json")}
 
 
-Member = Annotated[Method, BeforeValidator(_as_method), PlainSerializer(_as_mapping)]
+Member = Annotated[Method, BeforeValidator(as_method), PlainSerializer(_as_mapping)]
 Members = Annotated[tuple[Member, ...], BeforeValidator(split_commas)]
 """Methods as settings have them: methods, names, mappings of `name` and settings; or names separated by commas."""
 

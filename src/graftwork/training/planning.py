@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from graftwork.adapters.adapter import Adapter, counts, declare
+from graftwork.adapters.adapter import Adapter
+from graftwork.adapters.declared import counts, declare
 from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import GraftworkError
 from graftwork.heads import head_for

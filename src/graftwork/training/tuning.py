@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
 from graftwork.adapters import Adapter, TaskIdentity
-from graftwork.adapters.adapter import counts, declare, refuse_nothing_to_train
+from graftwork.adapters.declared import counts, declare, refuse_nothing_to_train
 from graftwork.adapters.new import NAMED, identity_of
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
