@@ -1,0 +1,234 @@
+"""Which adapters are on a backbone, and the one that is merged into its weights."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from weakref import finalize
+
+import torch
+import torch.nn as nn
+
+from graftwork.adapters import Adapter
+from graftwork.backbones import Backbone
+from graftwork.bank import Bank, Memory, Merged, Resident, Trained, Version
+from graftwork.errors import AdapterError, SiteError
+from graftwork.grafting import Graft, Recomputing
+from graftwork.grafting.merging import merged_modules
+from graftwork.model.saving import labelled, trained_of
+from graftwork.passes.running import Runner
+
+
+class BackboneWithAdapters(nn.Module):
+    """A backbone, and adapters on it by name. See `AdaptedModel`."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapters: Mapping[str, Adapter | str | Path] | None = None,
+        *,
+        allow_backbone_mismatch: bool = False,
+        backbone_dropout: bool = False,
+        budget: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.graft = Graft(backbone, dropout=backbone_dropout)
+        backbone.take(self.graft)
+        self.backbone = backbone
+        self.model = backbone.model
+        self.allow_backbone_mismatch = allow_backbone_mismatch
+        self.backbone_dropout = backbone_dropout
+        self.residents = Bank(budget)
+        self.trained = nn.ModuleList()
+        self._runner = Runner(backbone, self.graft, self.residents)
+        self._recomputing = Recomputing(self.graft)
+        self._noting = Lock()
+        self._note_changes()
+        # The model goes when nobody holds it any more, and gives the backbone its modules back.
+        finalize(self, _let_go, self.graft, self._recomputing).atexit = False
+        try:
+            for name, adapter in (adapters or {}).items():
+                self.add(name, adapter)
+        except BaseException:
+            self.detach()
+            raise
+        self.eval()
+
+    def add(self, name: str, adapter: Adapter | str | Path, *, trainable: bool = False, pinned: bool = False) -> None:
+        """Put an adapter on the backbone. Calls that run at the moment do not see it.
+
+        Args:
+            adapter: an adapter, or its folder, which is read once.
+            trainable: its parameters become parameters of this module, and gradients reach them.
+            pinned: it is never unloaded to keep within the budget of bytes.
+
+        Raises:
+            AdapterError: the name is taken; the adapter is damaged or does not suit the backbone; or there is no room
+                for it. Nothing has changed then.
+        """
+        with self.residents.coming(name):
+            self._put(name, adapter, trainable=trainable, pinned=pinned, replaced=None)
+
+    def replace(self, name: str, adapter: Adapter | str | Path, *, pinned: bool | None = None) -> None:
+        """Put an adapter in the place of one. Calls that run at the moment go on with the old one, and those that begin
+        afterwards have the new one.
+
+        Args:
+            adapter: an adapter, or its folder, which is read once.
+            pinned: it is never unloaded to keep within the budget of bytes; None: as it was for the old one.
+
+        Raises:
+            AdapterError: there is none of that name; it is merged; the new one is damaged or does not suit the
+                backbone; or there is no room for it. The old one is in its place then.
+        """
+        self._put(name, adapter, trainable=False, pinned=pinned, replaced=self.residents.named(name))
+
+    def _put(
+        self,
+        name: str,
+        adapter: Adapter | str | Path,
+        *,
+        trainable: bool,
+        pinned: bool | None,
+        replaced: Resident | None,
+    ) -> None:
+        with self._taking():
+            self.residents.require_unmerged(name)
+            given = isinstance(adapter, Adapter)
+            adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
+            adapter.check(self.backbone, allow_mismatch=self.allow_backbone_mismatch)
+            resident: Resident
+            if trainable:
+                resident = Trained(adapter, self.backbone).train(self.training)
+            else:
+                resident = Version(adapter, self.backbone, owned=not given, folder=self.residents.folder)
+            with self.residents.room(resident, name, leaving=replaced), self.graft.lock:
+                # Another thread may have detached the model meanwhile.
+                self.backbone.require_taken(self.graft)
+                self.graft.attach(resident.sites)
+                self.residents.put(name, resident, pinned=pinned, replaced=replaced)
+            self._note_changes()
+
+    @contextmanager
+    def _taking(self) -> Iterator[None]:
+        """Inside, the backbone is this model's. After a failure it is not, where it was not so before and no other
+        thread has put an adapter on it meanwhile."""
+        held = self.backbone.is_taken_by(self.graft)
+        self.backbone.take(self.graft)
+        try:
+            yield
+        except BaseException:
+            with self.graft.lock:
+                if not held and not self.residents:
+                    self.detach()
+            raise
+
+    def remove(self, name: str) -> None:
+        """Take an adapter off. Calls that run at the moment go on with it.
+
+        Raises:
+            AdapterError: there is none of that name.
+        """
+        if self.merged == name:
+            self.unmerge()
+        self.residents.drop(name)
+        self._note_changes()
+
+    def memory(self) -> Memory:
+        """What adapters take on the device, and which are unloaded."""
+        return self.residents.memory()
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of that name with its parameters as they are now.
+
+        Raises:
+            AdapterError: there is none of that name.
+        """
+        return self.residents.named(name).snapshot()
+
+    def in_training(self, name: str) -> Trained:
+        """The adapter of that name as the module whose parameters are trained.
+
+        Raises:
+            AdapterError: there is none of that name; or it is not being trained.
+        """
+        resident = self.residents.named(name)
+        if not isinstance(resident, Trained):
+            raise AdapterError(
+                f"adapter {name!r} is not being trained", expected="an adapter that was added with trainable=True"
+            )
+        return resident
+
+    @property
+    def merged(self) -> str | None:
+        """The name of the adapter that is in the backbone's weights; None when there is none."""
+        merged = self.residents.merged
+        return None if merged is None else merged.name
+
+    def merge(self, name: str) -> None:
+        """Put an adapter into the backbone's weights, so that it costs nothing in a pass. Its head acts as before.
+
+        The new weights are computed in float64 and rounded once to the backbone's precision. The backbone's own are
+        kept, untouched: other adapters go on beside those.
+
+        Raises:
+            AdapterError: there is none of that name; one is merged already; it is being trained; or one of its ops
+                cannot be put into weights. Nothing has changed then.
+        """
+        version = self.residents.named(name)
+        self.residents.require_none_merged()
+        if not isinstance(version, Version):
+            raise AdapterError(
+                f"adapter {name!r} is being trained: in the weights, no gradient would reach it",
+                expected="an adapter that was added without trainable=True",
+            )
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                modules = merged_modules(version.exact_ops(), self.backbone)
+        except SiteError as error:
+            raise AdapterError(
+                f"adapter {name!r} of method {version.adapter.method.name!r} cannot be merged: {error.problem}",
+                expected="run it without merge()",
+            ) from error
+        with self.graft.lock:
+            self.residents.merge(Merged(name, version, modules))
+            self.graft.rest(modules)
+
+    def unmerge(self) -> None:
+        """Give the backbone its own weights back, the very tensors. Does nothing when no adapter is merged."""
+        with self.graft.lock:
+            self.residents.merge(None)
+            self.graft.rest()
+
+    def detach(self) -> Backbone:
+        """Take everything off. The backbone has its very modules back, and its outputs and state dict are bit for bit
+        what they were; another model may take it. The pass that runs is waited for. If it is interrupted, call it
+        again.
+
+        Raises:
+            SiteError: a pass of this very thread runs.
+        """
+        with self.graft.lock:
+            self.graft.require_outside()
+            self.unmerge()
+            self.residents.clear()
+            self._note_changes()
+            _let_go(self.graft, self._recomputing)
+        return self.backbone
+
+    def _note_changes(self) -> None:
+        """Have the parameters of what is trained be parameters of this module, and the configuration be that of what
+        is here."""
+        with self._noting:
+            residents = self.residents.lease(self.residents).residents
+            trained = list(trained_of(residents).values())
+            if list(self.trained) != trained:
+                self.trained = nn.ModuleList(trained)
+            self._config = labelled(self.backbone.config, [resident.adapter for resident in residents.values()])
+
+
+def _let_go(graft: Graft, recomputing: Recomputing) -> None:
+    """Give a backbone its own modules back, and let another model take it."""
+    graft.detach()
+    recomputing.let_go()
+    graft.backbone.release(graft)
