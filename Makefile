@@ -58,6 +58,7 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/house.py --check
 
 bench: $(INSTALLED) ## run every benchmark and write benchmarks/RESULTS.md (QUICK=1 for fewer repetitions)
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

@@ -25,7 +25,7 @@ from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, BackboneError, DataError, RecipeError
 from graftwork.methods import METHODS, FullFineTuning, HeadOnly, Houlsby, LoRA
 from graftwork.model import AdaptedModel
-from graftwork.passes.running import AdaptedOutput
+from graftwork.passes.call import AdaptedOutput
 
 TEXTS = ["the good film", "a man", "the woman was not very good", "bad", "the book is dull"]
 

@@ -1,8 +1,10 @@
 """The project's own files agree with one another."""
 
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from itertools import chain
@@ -98,3 +100,32 @@ def test_no_tracked_file_names_a_path_of_one_machine():
             if match := pattern.search(line):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {match[0]}")
     assert not found
+
+
+def test_the_house_is_as_it_is_drawn():
+    checked = subprocess.run([sys.executable, ROOT / "scripts" / "house.py", "--check"], capture_output=True, text=True)
+    assert checked.stdout == ""
+    assert checked.returncode == 0
+
+
+def test_what_the_house_is_checked_for(tmp_path):
+    """Arrows upward, circles, long modules and silent ones are found."""
+    house = runpy.run_path(str(ROOT / "scripts" / "house.py"))
+    files = {
+        "errors": '"""A."""\nimport graftwork.cli.a',
+        "cli": '"""B."""',
+        "cli.a": '"""C."""\n' + "x = 1\n" * 400,
+        "attic": "",
+    }
+    known = {name: tmp_path / f"{name}.py" for name in files}
+    for name, text in files.items():
+        known[name].write_text(text)
+    graph = {"errors": house["imported"](known["errors"], known), "cli": {"cli.a"}, "cli.a": {"cli"}, "attic": set()}
+    found = house["problems"](known, graph)
+    assert found[:4] == [
+        "attic is no room of the house: attic",
+        "errors imports cli.a, which is in a room above it",
+        "cli.a has 401 lines, more than 400",
+        "attic does not say what it answers",
+    ]
+    assert found[4].startswith("modules import each other in a circle: cli")

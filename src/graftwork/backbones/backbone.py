@@ -1,6 +1,5 @@
 """A backbone: a pretrained Hugging Face model, frozen, with its tokenizer, its sites and its fingerprint."""
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -10,9 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoTokenizer,
     BaseImageProcessor,
     PretrainedConfig,
     PreTrainedModel,
@@ -21,19 +17,12 @@ from transformers import (
 
 from graftwork.backbones.attention import ATTENTION
 from graftwork.backbones.checkpoints import (
-    EMBEDDED,
-    UNREADABLE,
-    as_folder,
-    auto_class,
-    lacks_pooler,
-    load_model,
     settled_name,
-    source_of,
 )
-from graftwork.backbones.devices import DTYPES, best_dtype, device_of
 from graftwork.backbones.families import Family, base_path, family_of, hidden_size
-from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
+from graftwork.backbones.fingerprint import fingerprint_of
 from graftwork.backbones.holding import hold, holder_of, is_held_by_another, let_go
+from graftwork.backbones.loading import load_parts, outline_parts
 from graftwork.backbones.offloading import Brought, offloaded
 from graftwork.backbones.pooling import (
     Declared,
@@ -43,14 +32,10 @@ from graftwork.backbones.pooling import (
     declared_pooling,
     warn_of_unknown,
 )
-from graftwork.backbones.quiet import quiet_transformers
-from graftwork.backbones.sites import Site, Sites
-from graftwork.backbones.tokenizers import beyond, with_tokens
-from graftwork.errors import BackboneError, first_line
+from graftwork.backbones.sites import WORD, Site, Sites
+from graftwork.backbones.tokenizers import fit_tokenizer, refuse_tokens_without_rows, with_tokens
+from graftwork.errors import BackboneError
 from graftwork.folders import settled
-
-WORD = "embeddings.word"
-"""What the names of the sites of embedding tables end in."""
 
 
 class Backbone:
@@ -104,7 +89,7 @@ class Backbone:
         if declared is None and pooling is None:
             declared = (declared_pooling(folder, {}) if folder else None) or declared_by_config(model.config)
         if tokenizer is not None:
-            self._refuse_tokens_without_rows(tokenizer)
+            refuse_tokens_without_rows(tokenizer, self.sites, self.name)
         self.model = model.requires_grad_(False)
         self.model.train(False)
         if self.sites.of_kind("attention") and model.config._attn_implementation != ATTENTION:
@@ -112,16 +97,7 @@ class Backbone:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         if tokenizer is not None:
-            # DistilBERT's tokenizer, for one, makes inputs that its model does not take.
-            accepted = inspect.signature(self.base.forward).parameters
-            tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in accepted]
-            # Positions are counted from the left, also where a tokenizer was made for generating only.
-            tokenizer.padding_side = "right"
-            if tokenizer.pad_token is None:
-                # Padding is masked and has no labels, so that any token will do.
-                known = (getattr(tokenizer, f"{name}_token") for name in ("eos", "unk", "bos", "sep", "cls"))
-                first = tokenizer.convert_ids_to_tokens(0)
-                tokenizer.pad_token = next((token for token in known if token is not None), first)
+            fit_tokenizer(tokenizer, self.base)
         followed = None if declared is None else declared.pooling
         self.pooling: Pooling = pooling or followed or self._default_pooling()
         self.pooling_source: PoolingSource = "given" if pooling else "declared" if followed else "default"
@@ -157,37 +133,8 @@ class Backbone:
         Raises:
             BackboneError: it cannot be found or read, lacks weights, or has no known layout.
         """
-        if dtype != "auto" and dtype not in DTYPES:
-            raise BackboneError(f"unknown dtype {dtype!r}", expected="auto, " + ", ".join(DTYPES), change="--dtype")
-        source = source_of(name)
-        place = device_of(device)
-        target = best_dtype(place) if dtype == "auto" else DTYPES[dtype]
-        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        with quiet_transformers():
-            try:
-                source = as_folder(source)
-                config = AutoConfig.from_pretrained(source, **options)
-                commit = getattr(config, "_commit_hash", None)
-                fingerprint = cached_fingerprint(source, commit)
-                if fingerprint is None:
-                    # It is over the weights as stored.
-                    fingerprint = fingerprint_of(load_model(name, source, config, "auto", options))
-                    remember_fingerprint(source, fingerprint, commit)
-                model = load_model(name, source, config, target, options)
-                images = model.main_input_name == "pixel_values"
-                tokenizer: Any = None if images else AutoTokenizer.from_pretrained(source, **options)
-                processor: Any = AutoImageProcessor.from_pretrained(source, **options) if images else None  # type: ignore[no-untyped-call]
-                declared = declared_pooling(source, options)
-            except UNREADABLE as error:
-                raise BackboneError(
-                    f"backbone {name!r} cannot be loaded: {first_line(error)}",
-                    expected=f"{', '.join(EMBEDDED)}, a folder with config.json and weights, or a hub id",
-                    change="--backbone",
-                ) from error
-        if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
-            tokenizer = None  # transformers makes one up, without words, where the files are missing
-        model.to(device=place)  # type: ignore[call-arg]
-        return cls(model, tokenizer, image_processor=processor, name=name, declared=declared, fingerprint=fingerprint)
+        given = load_parts(name, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code)
+        return cls(**given)
 
     @classmethod
     def outline(cls, name: str, *, trust_remote_code: bool = False) -> "Backbone":
@@ -199,25 +146,7 @@ class Backbone:
         Raises:
             BackboneError: as `load`.
         """
-        source = source_of(name)
-        with quiet_transformers():
-            try:
-                options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-                source = as_folder(source)
-                config = AutoConfig.from_pretrained(source, **options)
-                with torch.device("meta"):
-                    model = auto_class(config).from_config(config, **options)
-                declared = declared_pooling(source, options)
-                without_pooler = lacks_pooler(source)
-            except UNREADABLE as error:
-                raise BackboneError(
-                    f"backbone {name!r} cannot be read: {first_line(error)}",
-                    expected=f"{', '.join(EMBEDDED)}, a folder with config.json, or a hub id",
-                    change="--backbone",
-                ) from error
-        if without_pooler:
-            model._modules["pooler"] = None
-        return cls(model, name=name, declared=declared)
+        return cls(**outline_parts(name, trust_remote_code=trust_remote_code))
 
     def take(self, graft: object) -> None:
         """Reserve the backbone for who puts something on it, or runs it. Who has it already keeps it; who is held by
@@ -419,28 +348,6 @@ class Backbone:
         if not added or self.word_site is None:
             return self.tokenizer
         return with_tokens(self.tokenizer, tuple(added), self.word_site.in_features)
-
-    def _refuse_tokens_without_rows(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer that gives tokens for which the embedding table has no row: in a pass they are an index
-        out of range. A table with more rows than there are tokens is padded, and fine.
-
-        Raises:
-            BackboneError: the two sizes, and the tokens.
-        """
-        tables = [site.in_features for site in self.sites.of_kind("embedding") if site.name.endswith(WORD)]
-        if not tables:
-            return
-        rows = min(tables)
-        outside = beyond(tokenizer, rows)
-        if outside:
-            named = ", ".join(f"{token!r} ({i})" for token, i in list(outside.items())[:3])
-            raise BackboneError(
-                f"the tokenizer of backbone {self.name!r} has {len(tokenizer)} tokens and its embedding table {rows} "
-                f"rows: there is none for {named}{' and others' if len(outside) > 3 else ''}",
-                expected="the tokenizer that the model was trained with, or a model whose table was made larger for it",
-                change="the tokenizer; or model.resize_token_embeddings(len(tokenizer)); or --add-tokens, for tokens "
-                "of an adapter's own",
-            )
 
     def _default_pooling(self) -> Pooling:
         """Of texts, the mean, unless tokens see only what stands before them; of a decoder that is given one token,

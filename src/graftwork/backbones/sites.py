@@ -11,6 +11,9 @@ from typing import Literal
 
 from graftwork.errors import SiteError, nearest
 
+WORD = "embeddings.word"
+"""What the names of the sites of embedding tables end in."""
+
 SiteKind = Literal["stack", "embedding", "linear", "fused", "norm", "result", "attention", "convolution", "module"]
 """What a site is: a whole stack of layers, where rows can enter before the input embeddings; an embedding table; a
 linear map; the module behind several linear maps, when one product computes them all; a normalisation; a sub-layer's

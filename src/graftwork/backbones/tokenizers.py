@@ -5,6 +5,7 @@ translation model whether it reads sources or targets. Two threads that ask at o
 whatever asks a backbone's tokenizer does it here.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -12,9 +13,10 @@ from threading import Lock, RLock
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from transformers import AddedToken, PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
-from graftwork.errors import RecipeError
+from graftwork.backbones.sites import WORD, Sites
+from graftwork.errors import BackboneError, RecipeError
 
 _locks: "WeakKeyDictionary[PreTrainedTokenizerBase, Any]" = WeakKeyDictionary()
 """A lock for each tokenizer, and not for each backbone: two backbones may have the same one."""
@@ -149,3 +151,40 @@ def _normalised(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """A text as the tokenizer reads it: in small letters, for one."""
     normaliser = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     return text if normaliser is None else str(normaliser.normalize_str(text))
+
+
+def refuse_tokens_without_rows(tokenizer: PreTrainedTokenizerBase, sites: Sites, name: str) -> None:
+    """Refuse a tokenizer that gives tokens for which the embedding table has no row: in a pass they are an index
+    out of range. A table with more rows than there are tokens is padded, and fine.
+
+    Raises:
+        BackboneError: the two sizes, and the tokens.
+    """
+    tables = [site.in_features for site in sites.of_kind("embedding") if site.name.endswith(WORD)]
+    if not tables:
+        return
+    rows = min(tables)
+    outside = beyond(tokenizer, rows)
+    if outside:
+        named = ", ".join(f"{token!r} ({i})" for token, i in list(outside.items())[:3])
+        raise BackboneError(
+            f"the tokenizer of backbone {name!r} has {len(tokenizer)} tokens and its embedding table {rows} "
+            f"rows: there is none for {named}{' and others' if len(outside) > 3 else ''}",
+            expected="the tokenizer that the model was trained with, or a model whose table was made larger for it",
+            change="the tokenizer; or model.resize_token_embeddings(len(tokenizer)); or --add-tokens, for tokens "
+            "of an adapter's own",
+        )
+
+
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Have a tokenizer make the inputs that a model takes, and pad them."""
+    # DistilBERT's tokenizer, for one, makes inputs that its model does not take.
+    accepted = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in accepted]
+    # Positions are counted from the left, also where a tokenizer was made for generating only.
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        # Padding is masked and has no labels, so that any token will do.
+        known = (getattr(tokenizer, f"{name}_token") for name in ("eos", "unk", "bos", "sep", "cls"))
+        first = tokenizer.convert_ids_to_tokens(0)
+        tokenizer.pad_token = next((token for token in known if token is not None), first)

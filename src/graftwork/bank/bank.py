@@ -4,71 +4,15 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Condition, Lock, get_ident
 from weakref import finalize
 
+from graftwork.bank.lease import Lease, Memory, Merged
 from graftwork.bank.resident import Resident
 from graftwork.bank.version import Version
 from graftwork.errors import AdapterError, nearest
-from graftwork.grafting.graft import Modules
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What adapters take on the device, in bytes.
-
-    Attributes:
-        adapters: of each that is loaded, by name, its head included.
-        unloaded: the names of those that are loaded again when they are next used.
-        budget: None when there is none.
-    """
-
-    adapters: Mapping[str, int]
-    unloaded: tuple[str, ...]
-    budget: int | None
-
-    @property
-    def total(self) -> int:
-        return sum(self.adapters.values())
-
-
-@dataclass(frozen=True)
-class Merged:
-    """An adapter in the backbone's weights.
-
-    Attributes:
-        name: under which it was merged.
-        version: what the name stood for then.
-        modules: the backbone's modules with it in their weights, by path.
-    """
-
-    name: str
-    version: Resident
-    modules: Modules
-
-
-@dataclass(frozen=True)
-class Lease:
-    """What names stand for when a call begins. It holds until the call ends, whatever they stand for by then.
-
-    Attributes:
-        residents: by name.
-        merged: what is in the backbone's weights.
-    """
-
-    residents: Mapping[str, Resident]
-    merged: Merged | None
-
-    def __getitem__(self, name: str) -> Resident:
-        return self.residents[name]
-
-    def modules(self, resident: Resident | None) -> Modules | None:
-        """What runs in the place of the backbone's own modules, when this adapter alone acts and is merged."""
-        merged = self.merged
-        return merged.modules if merged is not None and resident is merged.version else None
 
 
 class Bank(Mapping[str, Resident]):

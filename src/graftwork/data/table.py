@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from graftwork.errors import DataError
-from graftwork.tasks.task import SplitName
+
+SplitName = Literal["train", "validation", "test"]
 
 # What data sets in the wild call the three splits.
 SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {

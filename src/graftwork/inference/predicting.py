@@ -25,7 +25,8 @@ from graftwork.inference.prediction import (
     widen,
 )
 from graftwork.inference.searching import generate
-from graftwork.passes.running import AdaptedOutput, Call, Runner
+from graftwork.passes.call import AdaptedOutput, Call
+from graftwork.passes.running import Runner
 
 DEFAULT_BATCH_SIZE = 32
 

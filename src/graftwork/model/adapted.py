@@ -17,7 +17,7 @@ from graftwork.inference.predicting import DEFAULT_BATCH_SIZE, Inference
 from graftwork.inference.prediction import Prediction
 from graftwork.inference.searching import generate, rows_of
 from graftwork.model.huggingface import HuggingFaceModel
-from graftwork.passes.running import AdaptedOutput, Call
+from graftwork.passes.call import AdaptedOutput, Call
 from graftwork.passes.sharing import for_each_row
 from graftwork.passes.starts import KEPT, Start
 

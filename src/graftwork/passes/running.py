@@ -3,13 +3,12 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils.generic import ModelOutput
 
 from graftwork.backbones import Backbone
 from graftwork.backbones.families.proof import tiny_input
@@ -17,66 +16,11 @@ from graftwork.bank import Bank, Lease, Resident
 from graftwork.errors import AdapterError, BackboneError
 from graftwork.grafting import Graft
 from graftwork.grafting.graft import Modules
-from graftwork.heads import Items, States
+from graftwork.heads import States
 from graftwork.ops.op import Ops
-from graftwork.passes.sharing import Section, Share, Wanted, in_order, last_of, padded
+from graftwork.passes.call import AdaptedOutput, Call
+from graftwork.passes.sharing import Section, Share, in_order, last_of, padded
 from graftwork.passes.starts import KEPT, HeadStart, LayerStart, Start
-
-
-@dataclass
-class AdaptedOutput(ModelOutput):
-    """What a pass gives.
-
-    Shapes: loss (), logits (B, C), (B, T, C) for tags, (B, T, V) in generation. Where rows have adapters of their own,
-    logits only if they are of one shape, last_hidden_state (B, T, d), rows (B times what one row has, None for the
-    backbone alone) and losses (a scalar an adapter).
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    last_hidden_state: Tensor | None = None
-    rows: tuple[Tensor | None, ...] | None = None
-    losses: dict[str, Tensor] | None = None
-
-    def require(self, name: Literal["loss", "logits"]) -> Tensor:
-        """A tensor that is known to be there."""
-        tensor = getattr(self, name)
-        assert isinstance(tensor, Tensor)
-        return tensor
-
-
-@dataclass(frozen=True)
-class Call:
-    """What is asked of passes.
-
-    Attributes:
-        lease: what the adapters' names stand for.
-        wanted: labels and targets.
-        asked: what of the backbone's states is wanted.
-        training: whether dropout acts.
-    """
-
-    lease: Lease
-    wanted: Wanted = field(default_factory=Wanted)
-    asked: Mapping[str, bool] = field(default_factory=dict)
-    training: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        lease: Lease,
-        *,
-        labels: Tensor | Mapping[str, Tensor] | None = None,
-        targets: Tensor | Mapping[str, Tensor] | None = None,
-        items: Mapping[str | None, Items] | None = None,
-        training: bool = False,
-        **asked: bool | None,
-    ) -> "Call":
-        """A call, less what of the backbone's states is not asked for."""
-        known = {name: value for name, value in asked.items() if value is not None}
-        return cls(lease, Wanted(labels, targets, items or {}), known, training)
 
 
 class Runner:

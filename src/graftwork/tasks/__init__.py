@@ -3,10 +3,11 @@
 Importing this package imports neither datasets nor torch: they are loaded by the functions that need them.
 """
 
+from graftwork.data.table import SplitName
 from graftwork.tasks.builtin import BUILTIN, find_task
 from graftwork.tasks.data import TaskData, load, load_split
 from graftwork.tasks.metrics import METRICS, Metric, compute
-from graftwork.tasks.task import SplitName, Task
+from graftwork.tasks.task import Task
 
 __all__ = [
     "BUILTIN",

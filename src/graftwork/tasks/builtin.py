@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graftwork.data.table import SplitName
 from graftwork.errors import RecipeError, nearest
-from graftwork.tasks.task import SplitName, Task
+from graftwork.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.data.images import is_image
 from graftwork.data.numbers import read_numbers
-from graftwork.data.table import Table
+from graftwork.data.table import SplitName, Table
 from graftwork.errors import DataError, nearest
 from graftwork.tasks.metrics import Kind, check_metrics
-from graftwork.tasks.task import SplitName, Task
+from graftwork.tasks.task import Task
 
 if TYPE_CHECKING:
     import datasets

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from graftwork.data.table import Table
+from graftwork.data.table import SplitName, Table
 from graftwork.errors import DataError
 from graftwork.tasks.columns import build, check, find_labels, has_classes
 from graftwork.tasks.reading import open_splits
 from graftwork.tasks.splitting import hold_out
-from graftwork.tasks.task import SplitName, Task
+from graftwork.tasks.task import Task
 
 if TYPE_CHECKING:
     import datasets

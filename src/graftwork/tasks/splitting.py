@@ -11,10 +11,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from graftwork.data.table import Table
+from graftwork.data.table import SplitName, Table
 from graftwork.errors import DataError
 from graftwork.tasks.columns import label_texts
-from graftwork.tasks.task import SplitName, Task
+from graftwork.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 

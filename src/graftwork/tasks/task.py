@@ -17,12 +17,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from graftwork.data.table import SplitName
 from graftwork.errors import RecipeError, nearest
 from graftwork.folders import settled
 from graftwork.settings.checked import Checked, split_commas
 from graftwork.tasks.metrics import DEFAULT_METRICS, Kind, check_metrics
-
-SplitName = Literal["train", "validation", "test"]
 
 HUB = "hf://datasets/"
 """What stands before the id of data on the hub, where they cannot be meant to be a file or folder."""

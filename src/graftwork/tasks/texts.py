@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from graftwork.data.files import READERS, read_file
 from graftwork.data.table import decode
 from graftwork.errors import DataError, nearest
-from graftwork.tasks.reading import READERS, read_file
 
 Texts = list[str | tuple[str, str]]
 

@@ -14,7 +14,7 @@ from graftwork.errors import DivergedError
 from graftwork.inference.predicting import Inference
 from graftwork.inference.prediction import first_pieces, tags_of, widen
 from graftwork.model import AdaptedModel
-from graftwork.passes.running import AdaptedOutput
+from graftwork.passes.call import AdaptedOutput
 from graftwork.settings.checked import require_count
 from graftwork.tasks import Task, compute
 from graftwork.training.examples import each_target, inputs_of, labels_of, references_of

@@ -1,0 +1,92 @@
+"""What a backbone is made of, read from a checkpoint: with its weights, or in outline."""
+
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+)
+
+from graftwork.backbones.checkpoints import (
+    EMBEDDED,
+    UNREADABLE,
+    as_folder,
+    auto_class,
+    lacks_pooler,
+    load_model,
+    source_of,
+)
+from graftwork.backbones.devices import DTYPES, best_dtype, device_of
+from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of, remember_fingerprint
+from graftwork.backbones.pooling import (
+    declared_pooling,
+)
+from graftwork.backbones.quiet import quiet_transformers
+from graftwork.errors import BackboneError, first_line
+
+
+def load_parts(name: str, *, dtype: str, device: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """What `Backbone` takes, of a checkpoint with its weights. See `Backbone.load`."""
+    if dtype != "auto" and dtype not in DTYPES:
+        raise BackboneError(f"unknown dtype {dtype!r}", expected="auto, " + ", ".join(DTYPES), change="--dtype")
+    source = source_of(name)
+    place = device_of(device)
+    target = best_dtype(place) if dtype == "auto" else DTYPES[dtype]
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with quiet_transformers():
+        try:
+            source = as_folder(source)
+            config = AutoConfig.from_pretrained(source, **options)
+            commit = getattr(config, "_commit_hash", None)
+            fingerprint = cached_fingerprint(source, commit)
+            if fingerprint is None:
+                # It is over the weights as stored.
+                fingerprint = fingerprint_of(load_model(name, source, config, "auto", options))
+                remember_fingerprint(source, fingerprint, commit)
+            model = load_model(name, source, config, target, options)
+            images = model.main_input_name == "pixel_values"
+            tokenizer: Any = None if images else AutoTokenizer.from_pretrained(source, **options)
+            processor: Any = AutoImageProcessor.from_pretrained(source, **options) if images else None  # type: ignore[no-untyped-call]
+            declared = declared_pooling(source, options)
+        except UNREADABLE as error:
+            raise BackboneError(
+                f"backbone {name!r} cannot be loaded: {first_line(error)}",
+                expected=f"{', '.join(EMBEDDED)}, a folder with config.json and weights, or a hub id",
+                change="--backbone",
+            ) from error
+    if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        tokenizer = None  # transformers makes one up, without words, where the files are missing
+    model.to(device=place)  # type: ignore[call-arg]
+    return {
+        "model": model,
+        "tokenizer": tokenizer,
+        "image_processor": processor,
+        "name": name,
+        "declared": declared,
+        "fingerprint": fingerprint,
+    }
+
+
+def outline_parts(name: str, *, trust_remote_code: bool) -> dict[str, Any]:
+    """What `Backbone` takes, of a checkpoint's shape alone. See `Backbone.outline`."""
+    source = source_of(name)
+    with quiet_transformers():
+        try:
+            options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+            source = as_folder(source)
+            config = AutoConfig.from_pretrained(source, **options)
+            with torch.device("meta"):
+                model = auto_class(config).from_config(config, **options)
+            declared = declared_pooling(source, options)
+            without_pooler = lacks_pooler(source)
+        except UNREADABLE as error:
+            raise BackboneError(
+                f"backbone {name!r} cannot be read: {first_line(error)}",
+                expected=f"{', '.join(EMBEDDED)}, a folder with config.json, or a hub id",
+                change="--backbone",
+            ) from error
+    if without_pooler:
+        model._modules["pooler"] = None
+    return {"model": model, "name": name, "declared": declared}
