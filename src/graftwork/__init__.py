@@ -82,7 +82,7 @@ _HOMES = {
     "PTuning": "methods",
     "Parallel": "methods",
     "Pfeiffer": "methods",
-    "Prediction": "prediction",
+    "Prediction": "inference.prediction",
     "PrefixTuning": "methods",
     "PromptTuning": "methods",
     "RecipeError": "errors",
