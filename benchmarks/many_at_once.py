@@ -19,7 +19,7 @@ from benchmarks.measuring import at_least, in_turns, options_of, ratio, report, 
 from benchmarks.models import load
 from graftwork import AdaptedModel, Adapter, Backbone
 from graftwork.adapters import TaskIdentity
-from graftwork.heads import head_for
+from graftwork.kinds.heads import head_for
 from graftwork.methods import METHODS
 from graftwork.training.together import Step, take
 

@@ -7,7 +7,7 @@ import torch
 
 from graftwork import Adapter, Backbone, LoRA
 from graftwork.adapters import TaskIdentity
-from graftwork.heads import head_for
+from graftwork.kinds.heads import head_for
 from graftwork.methods import Method
 
 RANK = 8

@@ -30,9 +30,9 @@ def probed(name: str, backbone: str, poolings: Sequence[str], *, data: Path, sha
     from graftwork.encoding import TextEncoder
     from graftwork.heads import States
     from graftwork.heads.pooled import pool
+    from graftwork.kinds import KINDS
     from graftwork.tasks import load
     from graftwork.training.baseline import BATCH, probe
-    from graftwork.training.examples import inputs_of, labels_of
 
     torch.set_num_threads(1)
     begun = time.process_time()
@@ -44,7 +44,7 @@ def probed(name: str, backbone: str, poolings: Sequence[str], *, data: Path, sha
     encoder = TextEncoder(loaded, TaskIdentity(name=name, kind=task.kind, pairs=task.text_pair is not None))
     vectors: dict[str, dict[str, Any]] = {pooling: {} for pooling in poolings}
     for split, own in splits.items():
-        encoded = encoder.encode(inputs_of(task.kind, own))
+        encoded = encoder.encode(KINDS[task.kind].inputs_of(own))
         for pooling in poolings:
             vectors[pooling][split] = torch.empty(len(encoded), loaded.hidden_size)
         for places, batch in encoder.batches(encoded, BATCH):
@@ -54,7 +54,7 @@ def probed(name: str, backbone: str, poolings: Sequence[str], *, data: Path, sha
             states = States(last=last, pooled=pooled, mask=batch["attention_mask"])
             for pooling in poolings:
                 vectors[pooling][split][places] = pool(states, pooling)
-    labels = {split: labels_of(task.kind, own) for split, own in splits.items()}
+    labels = {split: KINDS[task.kind].labels_of(own) for split, own in splits.items()}
     scores = {}
     for pooling, own in vectors.items():
         found = probe(task, {split: tensor.numpy() for split, tensor in own.items()}, labels)

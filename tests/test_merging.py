@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.errors import AdapterError, BackboneError, SiteError
 from graftwork.grafting.merging import put_into_weights
-from graftwork.heads import head_for
+from graftwork.kinds.heads import head_for
 from graftwork.methods import IA3, METHODS, BitFit, DoRA, FullFineTuning, Houlsby, LayerNormTuning, LoRA, ULMFiT, VeRA
 from graftwork.model import AdaptedModel
 from graftwork.ops import Bias, Bottleneck, Scale

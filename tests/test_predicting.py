@@ -15,7 +15,8 @@ from graftwork.adapters import TaskIdentity
 from graftwork.encoding.images import open_image
 from graftwork.errors import AdapterError, DataError
 from graftwork.heads import LikelihoodHead
-from graftwork.inference.prediction import Prediction, spans_of
+from graftwork.kinds.prediction import Prediction
+from graftwork.kinds.token_classification import spans_of
 from graftwork.methods import LoRA
 
 __all__ = ["backbones"]

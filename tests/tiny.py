@@ -19,7 +19,8 @@ from transformers import (
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.backbones import Backbone, Pooling
-from graftwork.heads import FeatureHead, Head, PooledHead, head_for
+from graftwork.heads import FeatureHead, Head, PooledHead
+from graftwork.kinds.heads import head_for
 from graftwork.methods import (
     IA3,
     METHODS,

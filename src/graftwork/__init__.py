@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         SiteError,
         StudyError,
     )
-    from graftwork.inference.prediction import Prediction
+    from graftwork.kinds.prediction import Prediction
     from graftwork.methods import (
         IA3,
         AdaMix,
@@ -82,7 +82,7 @@ _HOMES = {
     "PTuning": "methods",
     "Parallel": "methods",
     "Pfeiffer": "methods",
-    "Prediction": "inference.prediction",
+    "Prediction": "kinds.prediction",
     "PrefixTuning": "methods",
     "PromptTuning": "methods",
     "RecipeError": "errors",

@@ -160,7 +160,7 @@ DAMAGES = {
     "not text": (lambda p: (p / "adapter.json").write_bytes(b"\xff\xfe"), "cannot be read"),
     "unknown key": (lambda p: edit(p, sedd=1), "sedd: Extra inputs"),
     "unknown key inside": (lambda p: edit(p, task={"name": "t", "lables": []}), r"task\.lables: Extra inputs"),
-    "missing key": (lambda p: edit(p, head=None), "head: Input should be"),
+    "missing key": (lambda p: edit(p, head=None), "head: there is no head of kind None"),
     "unknown method": (lambda p: edit(p, method={"name": "lorra"}), "method that this version .* 'lorra'"),
     "no method": (lambda p: edit(p, method={}), "method that this version does not have"),
     "unknown setting": (lambda p: edit(p, method={"name": "lora", "rnak": 2}), "unknown key 'rnak'"),

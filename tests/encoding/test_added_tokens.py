@@ -14,7 +14,7 @@ from graftwork.adapters.added import ADDED
 from graftwork.backbones.tokenizers import pieces, with_tokens
 from graftwork.encoding import GenerationEncoder, LikelihoodEncoder
 from graftwork.errors import AdapterError, BackboneError, DataError, RecipeError
-from graftwork.heads import head_for
+from graftwork.kinds.heads import head_for
 from graftwork.methods import FullFineTuning, HeadOnly, PromptTuning
 
 ROWS = 100

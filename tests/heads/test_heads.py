@@ -11,18 +11,9 @@ from tiny import MODELS, batch_for, inputs_for, make_backbone
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.errors import BackboneError, DataError, MethodError
-from graftwork.heads import (
-    AnyHead,
-    ChoiceHead,
-    FeatureHead,
-    LanguageHead,
-    LikelihoodHead,
-    PooledHead,
-    States,
-    TokenHead,
-    head_for,
-)
+from graftwork.heads import ChoiceHead, FeatureHead, LanguageHead, LikelihoodHead, PooledHead, States, TokenHead
 from graftwork.heads.crf import log_likelihood, viterbi
+from graftwork.kinds.heads import AnyHead, head_for
 from graftwork.methods import FeatureExtraction, HeadOnly, Houlsby, Union
 from graftwork.model import AdaptedModel
 

@@ -12,8 +12,9 @@ from tiny import batch_for, make_backbone, outdate
 from graftwork import AdaptedModel
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.folder import CONFIG
-from graftwork.heads import AnyHead, FeatureHead, PooledHead, States, head_for
+from graftwork.heads import FeatureHead, PooledHead, States
 from graftwork.heads.numbers import Scale
+from graftwork.kinds.heads import AnyHead, head_for
 from graftwork.methods import FeatureExtraction, HeadOnly
 
 PRICES = [50_000.0, 150_000.0, 100_000.0, 60_000.0]

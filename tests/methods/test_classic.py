@@ -9,7 +9,8 @@ from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.declared import declare
 from graftwork.backbones import Backbone
 from graftwork.errors import MethodError
-from graftwork.heads import TokenHead, head_for
+from graftwork.heads import TokenHead
+from graftwork.kinds.heads import head_for
 from graftwork.methods import FeatureExtraction, FullFineTuning, ULMFiT, make_method
 from graftwork.methods.full import drawn_entries
 from graftwork.model import AdaptedModel

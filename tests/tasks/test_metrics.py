@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from graftwork.errors import RecipeError
+from graftwork.kinds import KINDS
 from graftwork.tasks import METRICS, compute, find_task
-from graftwork.tasks.metrics import DEFAULT_METRICS
 
 
 def logits(classes, num_classes):
@@ -60,7 +60,7 @@ def test_r2():
 
 
 def test_a_correlation_chooses_no_checkpoint_by_default():
-    assert DEFAULT_METRICS["regression"][0] == "r2"
+    assert KINDS["regression"].default_metrics[0] == "r2"
     assert find_task("stsb").metrics == ("r2", "spearman", "pearson")
 
 
@@ -138,7 +138,7 @@ SAID = [["B-PER", "I-PER", "O", "O"], ["B-ORG", "B-ORG"]]
 
 def test_tagging_metrics():
     # Spans: 3 there, 3 said, 2 right (a span's bounds and type must both be right). Tags: 4 of 6.
-    values = compute(DEFAULT_METRICS["token-classification"], "token-classification", SAID, GOLD)
+    values = compute(KINDS["token-classification"].default_metrics, "token-classification", SAID, GOLD)
     assert values == pytest.approx(
         {"seqeval_f1": 2 / 3, "seqeval_precision": 2 / 3, "seqeval_recall": 2 / 3, "token_accuracy": 4 / 6}
     )
@@ -154,7 +154,7 @@ def test_a_span_may_begin_with_inside():
 
 @pytest.mark.parametrize(("said", "there"), [("O", "O"), ("B-X", "O"), ("O", "B-X")])
 def test_no_span_warns_of_nothing(said, there):
-    values = compute(DEFAULT_METRICS["token-classification"], "token-classification", [[said]], [[there]])
+    values = compute(KINDS["token-classification"].default_metrics, "token-classification", [[said]], [[there]])
     assert values["seqeval_f1"] == values["seqeval_precision"] == values["seqeval_recall"] == 0.0
     assert values["token_accuracy"] == float(said == there)
 
@@ -184,7 +184,7 @@ def test_multiple_choice_with_fewer_choices_in_some_rows():
 
 def test_images_are_judged_as_texts_are():
     predictions, labels = logits([0, 1, 0], 3), np.array([0, 1, 2])
-    names = DEFAULT_METRICS["image-classification"]
+    names = KINDS["image-classification"].default_metrics
     assert compute(names, "image-classification", predictions, labels) == compute(
         names, "classification", predictions, labels
     )
@@ -250,6 +250,6 @@ def test_generation_errors():
         with pytest.raises(ValueError, match="fit generation"):
             compute(("bleu",), "generation", said, known)
     with pytest.raises(
-        RecipeError, match="'accuracy' is for classification and image-classification and multiple-choice"
+        RecipeError, match="'accuracy' is for classification and multiple-choice and image-classification"
     ):
         compute(("accuracy",), "generation", ["a"], [["a"]])

@@ -12,8 +12,10 @@ from sklearn.metrics import r2_score
 from graftwork import Adapter, HeadOnly, LoRA, Task, tune
 from graftwork.adapters import TaskIdentity
 from graftwork.encoding import TextEncoder
+from graftwork.kinds.classification import C
+from graftwork.kinds.regression import ALPHA
 from graftwork.tasks import load
-from graftwork.training.baseline import ALPHA, C, baseline, below, embeddings, probe
+from graftwork.training.baseline import baseline, below, embeddings, probe
 
 COLUMNS = {
     "classes": {"text": "text", "test_fraction": 0.2},

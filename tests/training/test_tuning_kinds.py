@@ -12,7 +12,8 @@ from training.workbench import FAST, FILLERS
 
 from graftwork import AdaptedModel, Adapter, Backbone, LoRA, Task, evaluate, tune, tune_many
 from graftwork.errors import MethodError, RecipeError
-from graftwork.inference.prediction import spans_of
+from graftwork.kinds import KINDS
+from graftwork.kinds.token_classification import spans_of
 from graftwork.tasks import METRICS, load_split
 from graftwork.training.evaluation import task_of
 from graftwork.training.scoring import Judge
@@ -83,9 +84,7 @@ def settings_of(task, **changes):
 
 
 def inputs(task, rows):
-    from graftwork.training.examples import inputs_of
-
-    return inputs_of(task.kind, rows)
+    return KINDS[task.kind].inputs_of(rows)
 
 
 @pytest.mark.parametrize("case", ["tags", "likelihood", "generation"])

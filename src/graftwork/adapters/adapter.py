@@ -11,12 +11,15 @@ from graftwork.adapters.added import first_rows
 from graftwork.adapters.contents import first_few, misfits, not_finite
 from graftwork.adapters.declared import declare, usable_sites
 from graftwork.adapters.folder import read_record, write_adapter
-from graftwork.adapters.identity import BackboneIdentity, TaskIdentity
+from graftwork.adapters.identity import BackboneIdentity
 from graftwork.adapters.new import check_new, identity_of
 from graftwork.adapters.record import Record
 from graftwork.backbones import Backbone, Pooling, Site
+from graftwork.encoding.identity import TaskIdentity
 from graftwork.errors import AdapterError
-from graftwork.heads import Head, head_for
+from graftwork.heads import Head
+from graftwork.kinds import KINDS
+from graftwork.kinds.heads import head_for
 from graftwork.methods import Method, as_method
 from graftwork.methods.parameters import Parameter, initialise
 
@@ -199,7 +202,7 @@ class Adapter(Record):
         problems += [f"marks {name} as trained, which the method keeps fixed" for name in sorted(fixed - given)]
         problems += [f"marks {name} as fixed, which the method trains" for name in sorted(given - fixed)]
         outputs = self.head.num_labels
-        named = self.task.labels is not None and self.kind != "multiple-choice"
+        named = self.task.labels is not None and KINDS[self.kind].named
         if named and len(self.task.labels or ()) != outputs:
             problems.append(f"has {len(self.task.labels or ())} labels for {outputs} outputs")
         if problems:

@@ -1,14 +1,7 @@
 """The model card that is saved with every adapter."""
 
 from graftwork.adapters.record import Record
-
-EXAMPLES = {
-    "token-classification": '["Some", "words"]',
-    "multiple-choice": '("a question", ["one choice", "another"])',
-    "image-classification": '"image.png"',
-}
-"""Kind of task -> one input of it, as Python has it, where that is not a text."""
-
+from graftwork.kinds import KINDS
 
 FEW = 100
 """Of so many rows on, a score is shown without their number."""
@@ -25,7 +18,7 @@ def model_card(adapter: Record) -> str:
     text.
     """
     settings = adapter.method.told
-    given = '("first text", "second text")' if adapter.task.pairs else EXAMPLES.get(adapter.kind, '"some text"')
+    given = '("first text", "second text")' if adapter.task.pairs else KINDS[adapter.kind].example
     scores = "\n".join(
         f"| {split} | {metric} | {readable_score(value, adapter.rows.get(split))} |"
         + (f" {_baseline(adapter, split, metric)} |" if adapter.baseline else "")

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from graftwork.adapters.card import model_card
 from graftwork.adapters.contents import checksum_of_json, checksum_of_tensors, first_few, misfits, not_finite
-from graftwork.adapters.identity import BackboneIdentity, TaskIdentity
+from graftwork.adapters.identity import BackboneIdentity
 from graftwork.adapters.record import Record
+from graftwork.encoding.identity import TaskIdentity
 from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeError
 from graftwork.folders import replacing_folder
-from graftwork.heads import AnyHead
+from graftwork.kinds.heads import AnyHead
 from graftwork.methods import make_method
 from graftwork.settings.yamlfile import dump_yaml, read_yaml
 
@@ -110,7 +111,7 @@ def write_files(adapter: Record, folder: Path) -> None:
         sites=list(adapter.sites),
         tensors={name: list(tensor.shape) for name, tensor in sorted(adapter.tensors.items())},
         fixed=sorted(adapter.fixed),
-        head=adapter.head,  # type: ignore[arg-type] # every head is one of them
+        head=adapter.head,
         task=adapter.task,
         backbone=adapter.backbone,
         metrics={split: dict(scores) for split, scores in adapter.metrics.items()},

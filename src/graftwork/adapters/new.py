@@ -3,29 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from graftwork.adapters.identity import TaskIdentity
 from graftwork.backbones import Backbone, Pooling
 from graftwork.backbones.tokenizers import pair_separator
+from graftwork.encoding.identity import TaskIdentity
 from graftwork.errors import AdapterError, nearest
-
-DESCRIPTIONS = {
-    "classification": ("texts", None),
-    "regression": ("texts", "a number"),
-    "token-classification": ("words", None),
-    "multiple-choice": ("questions with choices", "a choice"),
-    "generation": ("texts", "a text"),
-    "image-classification": ("images", None),
-}
-"""Kind of task -> what it takes, and what it says; None: one of its labels."""
-
-NAMED = ("classification", "token-classification", "image-classification")
-"""Kinds of task whose answers are labels, each with a name."""
-
-PAIRED = ("classification", "regression")
-"""Kinds of task whose inputs may be pairs of texts."""
-
-SEPARATED = ("generation", "multiple-choice")
-"""Kinds of task that have a separator between source and target, where a causal language model does them."""
+from graftwork.kinds import KINDS
 
 
 def identity_of(
@@ -45,7 +27,7 @@ def identity_of(
         separator, max_length, max_target_length: None: as `TaskIdentity` has them.
         others: more of its fields.
     """
-    paired = (pairs or kind == "multiple-choice") and backbone.tokenizer is not None
+    paired = (pairs or "choices" in KINDS[kind].inputs) and backbone.tokenizer is not None
     given: dict[str, Any] = {"separator": separator, "max_length": max_length, "max_target_length": max_target_length}
     return TaskIdentity(
         kind=kind,
@@ -72,10 +54,11 @@ def check_new(
     Raises:
         AdapterError: what is wrong, and the argument to change.
     """
-    if kind not in DESCRIPTIONS:
-        raise AdapterError(f"unknown kind {kind!r}", expected=nearest(kind, DESCRIPTIONS), change="kind")
+    if kind not in KINDS:
+        raise AdapterError(f"unknown kind {kind!r}", expected=nearest(kind, KINDS), change="kind")
+    own = KINDS[kind]
     images = backbone.model.main_input_name == "pixel_values"
-    if images != (kind == "image-classification"):
+    if images != ("image" in own.inputs):
         takes = ("text", "images")[images]
         raise AdapterError(
             f"an adapter for {kind} cannot be made for backbone {backbone.name!r}, whose inputs are {takes}",
@@ -83,12 +66,14 @@ def check_new(
             change="kind, or the backbone",
         )
     _check_labels(kind, labels)
-    if pairs and kind not in PAIRED:
-        raise AdapterError(f"an adapter for {kind} has no pairs of texts", expected=" or ".join(PAIRED), change="pairs")
-    if separator is not None and (kind not in SEPARATED or not isinstance(separator, str)):
+    if pairs and "text_pair" not in own.inputs:
+        paired = [name for name, other in KINDS.items() if "text_pair" in other.inputs]
+        raise AdapterError(f"an adapter for {kind} has no pairs of texts", expected=" or ".join(paired), change="pairs")
+    if separator is not None and ("separator" not in own.options or not isinstance(separator, str)):
+        separated = [name for name, other in KINDS.items() if "separator" in other.options]
         raise AdapterError(
             f"separator is {separator!r}, and the kind {kind}",
-            expected=f"a text, of an adapter for {' or '.join(SEPARATED)}",
+            expected=f"a text, of an adapter for {' or '.join(separated)}",
             change="separator",
         )
     poolings = ("auto", *get_args(Pooling))
@@ -102,10 +87,10 @@ def check_new(
 
 def _check_labels(kind: str, labels: Sequence[str] | None) -> None:
     if labels is None:
-        if kind in NAMED:
+        if KINDS[kind].named:
             raise AdapterError(f"an adapter for {kind} needs labels", expected="two or more", change="labels")
         return
-    if kind in ("regression", "generation"):
+    if "labels" not in KINDS[kind].options:
         raise AdapterError(f"an adapter for {kind} has no labels", expected="none", change="labels")
     expected = "two or more different names, as ['bad', 'good']"
     if isinstance(labels, str):

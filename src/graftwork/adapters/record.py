@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from graftwork.adapters.contents import digest_of
-from graftwork.adapters.identity import BackboneIdentity, TaskIdentity, library_versions
-from graftwork.adapters.new import DESCRIPTIONS
+from graftwork.adapters.identity import BackboneIdentity, library_versions
 from graftwork.backbones.pooling import describe_pooling
+from graftwork.encoding.identity import TaskIdentity
 from graftwork.heads import Head
+from graftwork.kinds import KINDS
 from graftwork.methods import Method
 
 
@@ -70,8 +71,10 @@ class Record:
 
     def describe(self) -> tuple[str, str]:
         """What it takes and what it says, in words."""
-        taken, said = DESCRIPTIONS[self.kind]
-        return "pairs of texts" if self.task.pairs else taken, said or ", ".join(self.task.labels or ("classes",))
+        kind = KINDS[self.kind]
+        return "pairs of texts" if self.task.pairs else kind.takes, kind.says or ", ".join(
+            self.task.labels or ("classes",)
+        )
 
     @property
     def pooling(self) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 from graftwork.adapters import Adapter
 from graftwork.adapters.declared import lower, usable_sites
 from graftwork.backbones import Backbone
-from graftwork.encoding import Encoder, encoder_for
+from graftwork.encoding import Encoder
+from graftwork.kinds import KINDS
 from graftwork.ops.op import Ops, check
 from graftwork.ops.slabs import Layout, Packed, routed
 
@@ -47,7 +48,9 @@ class Resident(ABC):
     @cached_property
     def encoder(self) -> Encoder:
         """How the inputs of its task are read."""
-        return encoder_for(self.backbone, self.adapter)
+        return KINDS[self.adapter.kind].encoder(
+            self.backbone, self.adapter.task, self.adapter.head, prompt_tokens=self.adapter.method.num_prompt_tokens
+        )
 
     @property
     @abstractmethod

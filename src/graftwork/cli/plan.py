@@ -4,15 +4,16 @@ from typing import Annotated, Literal
 
 from cyclopts.types import PositiveInt
 
-from graftwork.cli.settings import Kind, Settings, Switch, parse_settings
+from graftwork.cli.settings import Settings, Switch, parse_settings
 from graftwork.errors import RecipeError
+from graftwork.kinds import KindName
 
 
 def plan(
     *,
     backbone: str = "minilm",
     method: str = "houlsby",
-    kind: Kind | None = None,
+    kind: KindName | None = None,
     labels: PositiveInt = 2,
     pooling: Literal["auto", "pooler", "first", "last", "mean"] = "auto",
     json: Annotated[bool, Switch] = False,

@@ -8,9 +8,10 @@ from cyclopts.types import PositiveInt
 
 from graftwork.cli.settings import Switch
 from graftwork.errors import DataError
+from graftwork.kinds import KINDS
 
 if TYPE_CHECKING:
-    from graftwork.inference.prediction import Prediction
+    from graftwork.kinds.prediction import Prediction
 
 
 def predict(
@@ -92,9 +93,10 @@ def predict(
 
 def _named(given: Any, kind: str) -> dict[str, Any]:
     """An input for JSON."""
-    if kind == "multiple-choice":
+    inputs = KINDS[kind].inputs
+    if "choices" in inputs:
         return {"text": given[0], "choices": list(given[1])}
-    return {"image" if kind == "image-classification" else "text": given}
+    return {"image" if "image" in inputs else "text": given}
 
 
 def _line(given: Any, found: "Prediction") -> str:
@@ -109,10 +111,6 @@ def _line(given: Any, found: "Prediction") -> str:
     return "\t".join([value, given] if isinstance(given, str) else [value, *given])
 
 
-_FLAGS = {"multiple-choice": ["--text", "--choices"], "image-classification": ["--image"]}
-"""Kind of task -> the flags that name columns of its inputs, where that is not --text alone."""
-
-
 def _inputs(given: tuple[str, ...], file: Path | None, columns: dict[str, str], adapter: Any) -> list[Any]:
     """The inputs, from wherever they are.
 
@@ -121,17 +119,16 @@ def _inputs(given: tuple[str, ...], file: Path | None, columns: dict[str, str], 
     """
     from graftwork.tasks.texts import read_choices, read_lines, read_stream, read_table
 
-    pairs, kind = adapter.task.pairs, adapter.kind
-    usual = ["--text", "--text-pair"] if pairs else _FLAGS.get(kind, ["--text"])
+    pairs, kind = adapter.task.pairs, KINDS[adapter.kind]
+    usual = ["--text", "--text-pair"] if pairs else [f"--{field}" for field in kind.needed]
     if given and file is not None:
         raise DataError("texts are given both as arguments and as a file", expected="one of the two", change="--file")
     if columns and (file is None or usual[0] not in columns):
         raise DataError(f"{' and '.join(columns)} name columns of a table", expected=f"--file TABLE {usual[0]} COLUMN")
     if columns and list(columns) != usual:
-        over = {"multiple-choice": "questions with choices", "image-classification": "images"}.get(kind, "single texts")
-        problem = f"the task is over {'pairs' if pairs else over}"
+        problem = f"the task is over {'pairs' if pairs else kind.shown}"
         raise DataError(problem, expected=" and ".join(usual) + ("" if len(usual) > 1 else " only"))
-    if kind == "multiple-choice":
+    if "choices" in kind.inputs:
         if columns and file is not None:
             return list(
                 read_choices(file, columns["--text"], [name.strip() for name in columns["--choices"].split(",")])

@@ -7,7 +7,7 @@ becomes one `--set KEY=VALUE` (which can also be written out), and the recipe ch
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -22,11 +22,6 @@ Settings = Annotated[
         "--task.KEY VALUE are short for it.",
     ),
 ]
-
-Kind = Literal[
-    "classification", "regression", "token-classification", "multiple-choice", "generation", "image-classification"
-]
-"""The kinds of task, as `graftwork.tasks` has them."""
 
 Switch = Parameter(negative=())
 """A flag that is on when it is given."""

@@ -4,8 +4,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from graftwork.cli.settings import Kind, Settings, Switch, parse_settings
+from graftwork.cli.settings import Settings, Switch, parse_settings
 from graftwork.errors import RecipeError
+from graftwork.kinds import KINDS, KindName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,7 @@ def tune(
     image: str | None = None,
     choices: str | None = None,
     label: str | None = None,
-    kind: Kind | None = None,
+    kind: KindName | None = None,
     backbone: str | None = None,
     dtype: str | None = None,
     method: str | None = None,
@@ -120,7 +121,8 @@ def tune(
     if recipe is None:
         overrides = {"method": "houlsby", **overrides}
         has_task = bool({"task", "task.base"} & overrides.keys())
-        images = overrides.get("task.kind") == "image-classification"
+        kind = str(overrides.get("task.kind", "classification"))
+        images = kind in KINDS and "image" in KINDS[kind].needed
         if not has_task and not {"task.data", *(() if images else ("task.text",))} <= overrides.keys():
             raise RecipeError(
                 "nothing says what to tune on",
@@ -166,7 +168,6 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
     from graftwork.adapters.card import readable_score
     from graftwork.backbones import Backbone
     from graftwork.cli.table import print_table, readable_bytes
-    from graftwork.training.baseline import NAMES
     from graftwork.training.planning import trained_for
 
     size = sum(file.stat().st_size for file in output.iterdir())
@@ -199,7 +200,7 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
         row |= {f"{split} {name}": readable_score(value, rows) for name, value in scores.items() if name != "loss"}
     print_table([{**row, "time": f"{seconds:.0f} s"}])
     if adapter.baseline:
-        print(f"{NAMES[adapter.kind]} on the frozen embeddings: {_scores(adapter.baseline)}")
+        print(f"{KINDS[adapter.kind].baseline} on the frozen embeddings: {_scores(adapter.baseline)}")
     print(f"saved in {output}")
 
 

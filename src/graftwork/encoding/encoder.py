@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from graftwork.adapters import TaskIdentity
 from graftwork.backbones import Backbone
+from graftwork.encoding.identity import TaskIdentity
 from graftwork.encoding.tokens import Row
 from graftwork.settings.checked import require_count
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import sqrt
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,9 @@ class States:
         return replace(self, **cut, layers=layers)
 
 
+HEADS: dict[str, type["Head"]] = {}
+"""Heads by their kind in files."""
+
 Reading = Literal["text", "tokens", "layers", "vocabulary"]
 """What a head reads: one vector a text; one a token; all layers; or the language-model head's scores."""
 
@@ -79,10 +82,20 @@ class Head(BaseModel, ABC):
     kind: str
     reads: ClassVar[Reading]
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        HEADS.update((str(name), cls) for name in get_args(cls.model_fields["kind"].annotation))
+
     @property
     def task_kind(self) -> str:
         """The kind of task that it is for."""
         return self.kind
+
+    @property
+    def over_choices(self) -> bool:
+        """Whether rows running are the choices of one question."""
+        return self.task_kind == "multiple-choice"
 
     @property
     def num_labels(self) -> int | None:

@@ -10,21 +10,14 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.bank import Lease
-from graftwork.encoding import Encoder, GenerationEncoder, Input, TextEncoder, question_of, words_of
+from graftwork.encoding import Encoder, GenerationEncoder, Input, TextEncoder
 from graftwork.errors import AdapterError, RecipeError
 from graftwork.heads import Items
 from graftwork.inference.generating import generation_config
-from graftwork.inference.prediction import (
-    Prediction,
-    check_finite,
-    first_pieces,
-    read_choices,
-    read_logits,
-    read_tags,
-    tags_of,
-    widen,
-)
 from graftwork.inference.searching import generate
+from graftwork.kinds import KINDS
+from graftwork.kinds.prediction import Prediction, check_finite, widen
+from graftwork.kinds.token_classification import first_pieces, tags_of
 from graftwork.passes.call import AdaptedOutput, Call
 from graftwork.passes.running import Runner
 
@@ -108,17 +101,16 @@ class Inference:
     def logits(self, inputs: Sequence[Input], adapter: str, *, batch_size: int) -> Float[Tensor, "N C"]:
         """See `AdaptedModel.logits`."""
         resident, encoder = self._lease[adapter], self.encoder(adapter)
-        kind = resident.adapter.kind
-        if kind in ("token-classification", "generation"):
-            raise AdapterError(f"a {kind} task has no one row of logits for an input", expected="predict()")
+        kind = KINDS[resident.adapter.kind]
+        if kind.generates or kind.by_token:
+            raise AdapterError(f"a {kind.name} task has no one row of logits for an input", expected="predict()")
         rows = encoder.encode(inputs)
         found: dict[int, Tensor] = {}
         for places, batch in encoder.batches(rows, batch_size):
             logits = self.output(batch, adapter).require("logits")
             found.update(zip(places, logits.cpu(), strict=True))
         for given, own in zip(inputs, (found[place] for place in range(len(found))), strict=True):
-            # Of a question with fewer choices than another, the others are -inf.
-            check_finite(own[: len(question_of(given, 0)[1])] if kind == "multiple-choice" else own)
+            check_finite(own[: kind.outputs_for(given)])
         return widen(found) if found else torch.empty(0, resident.adapter.head.num_labels or 1)
 
     def decide(self, logits: Tensor, mask: Tensor | None, adapter: str) -> Tensor:
@@ -183,7 +175,8 @@ class Inference:
             output = self.output(batch, [names[i] for i in places])
             for i, logits in zip(places, output.rows or (), strict=True):
                 assert logits is not None
-                [found[i]] = read_logits(self._lease[names[i]].adapter, logits[None].cpu())
+                adapter = self._lease[names[i]].adapter
+                [found[i]] = KINDS[adapter.kind].read(adapter.task, logits[None].cpu(), [inputs[i]])
         return [found[i] for i in range(len(names))]
 
     def _say(
@@ -192,25 +185,17 @@ class Inference:
         """The predictions of one adapter."""
         adapter = self._lease[name].adapter
         given = [option for option, value in options.items() if value is not None]
-        if given and adapter.kind != "generation":
+        kind = KINDS[adapter.kind]
+        if given and not kind.generates:
             raise RecipeError(
                 f"adapter {name!r} does not generate, so that it has no {' and '.join(given)}",
                 change=", ".join("--" + option.replace("_", "-") for option in given),
             )
-        if adapter.kind == "generation":
-            texts = self.texts(inputs, name, batch_size=batch_size, **options)
-            return [Prediction(generated=text) for text in texts]
-        if adapter.kind == "token-classification":
-            tags = self.tags(inputs, name, batch_size=batch_size)
-            words = [words_of(given, i) for i, given in enumerate(inputs)]
-            return [read_tags(adapter, *both) for both in zip(words, tags, strict=True)]
-        logits = self.logits(inputs, name, batch_size=batch_size)
-        if adapter.kind == "multiple-choice":
-            return read_choices(adapter, logits, [question_of(given, i)[1] for i, given in enumerate(inputs)])
-        return read_logits(adapter, logits)
+        own = options if kind.generates else {}
+        return kind.answers(self, name, adapter.task, inputs, batch_size=batch_size, **own)
 
     def _labels(self, name: str) -> tuple[str, ...]:
         adapter = self._lease[name].adapter
-        if adapter.kind != "token-classification":
+        if not KINDS[adapter.kind].by_token:
             raise AdapterError(f"adapter {name!r} tags no words", expected="one tuned on a token-classification task")
         return adapter.task.labels or tuple(str(i) for i in range(adapter.head.num_labels or 0))

@@ -14,8 +14,8 @@ from graftwork.errors import AdapterError, DataError, nearest
 from graftwork.heads.language import require_language_model
 from graftwork.heads.losses import StepItems, of_one, of_several
 from graftwork.inference.predicting import DEFAULT_BATCH_SIZE, Inference
-from graftwork.inference.prediction import Prediction
 from graftwork.inference.searching import generate, rows_of
+from graftwork.kinds.prediction import Prediction
 from graftwork.model.huggingface import HuggingFaceModel
 from graftwork.passes.call import AdaptedOutput, Call
 from graftwork.passes.sharing import for_each_row

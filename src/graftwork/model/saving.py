@@ -12,6 +12,7 @@ from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.bank import Resident, Trained
 from graftwork.errors import AdapterError
+from graftwork.kinds import KINDS
 
 
 def labelled(config: PretrainedConfig, adapters: Sequence[Adapter]) -> PretrainedConfig:
@@ -25,7 +26,7 @@ def labelled(config: PretrainedConfig, adapters: Sequence[Adapter]) -> Pretraine
         found.id2label, found.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
     elif kind == "regression":
         found.id2label, found.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
-        found.problem_type = "regression"
+    found.problem_type = KINDS[kind].problem_type or found.problem_type
     return found
 
 

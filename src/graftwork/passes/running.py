@@ -234,12 +234,12 @@ class Runner:
                 continue
             head, own, start, end = resident.adapter.head, states, *share.span(slot)
             places: slice | None = None
-            if len(share.residents) > 1 or (choices > 1 and head.task_kind != "multiple-choice"):
+            if len(share.residents) > 1 or (choices > 1 and not head.over_choices):
                 # Of a row with one text, the first of the choices is that text.
-                step = 1 if head.task_kind == "multiple-choice" else choices
+                step = 1 if head.over_choices else choices
                 places = slice(start * choices, end * choices, step)
                 own = own.of(places)
-            mine = choices if head.task_kind == "multiple-choice" else 1
+            mine = choices if head.over_choices else 1
             flat = None if targets is None else self._as_long(targets.flatten(0, -2), states)
             own = replace(own, targets=flat, choices=mine)
             if labels is not None and labels.dim() > 1:

@@ -4,9 +4,10 @@ Importing this package imports neither datasets nor torch: they are loaded by th
 """
 
 from graftwork.data.table import SplitName
+from graftwork.kinds.metrics import Metric
+from graftwork.kinds.scoring import METRICS, compute
 from graftwork.tasks.builtin import BUILTIN, find_task
 from graftwork.tasks.data import TaskData, load, load_split
-from graftwork.tasks.metrics import METRICS, Metric, compute
 from graftwork.tasks.task import Task
 
 __all__ = [

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, get_args
 
 from graftwork.data.table import SplitName, Table
 from graftwork.errors import DataError
-from graftwork.tasks.columns import build, check, find_labels, has_classes
+from graftwork.kinds import KINDS
+from graftwork.tasks.columns import build, check, find_labels
 from graftwork.tasks.reading import open_splits
 from graftwork.tasks.splitting import hold_out
 from graftwork.tasks.task import Task
@@ -70,7 +71,7 @@ def load(task: Task, *, test: bool = True) -> TaskData:
     for split in ("train", "validation"):
         if split not in tables:
             raise _no_split(task, split, tables)
-    if has_classes(task.kind):
+    if KINDS[task.kind].named:
         task = task.model_copy(update={"labels": find_labels(task, tables["train"])})
     built = {split: build(task, table, grouped=split != "train") for split, table in tables.items()}
     return TaskData(task, built["train"], built["validation"], built.get("test"))
@@ -91,7 +92,7 @@ def load_split(task: Task, split: SplitName, *, grouped: bool | None = None) -> 
     """
     if split not in get_args(SplitName):
         raise DataError(f"there is no split {split!r}", expected=", ".join(get_args(SplitName)), change="--split")
-    if has_classes(task.kind) and task.labels is None:
+    if KINDS[task.kind].named and task.labels is None:
         data = load(task, test=split == "test")
         dataset = {"train": data.train, "validation": data.validation, "test": data.test}[split]
         if dataset is None:

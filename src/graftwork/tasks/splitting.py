@@ -7,13 +7,11 @@ training left out.
 import logging
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from hashlib import blake2b
-from pathlib import Path
-from typing import Any
 
 from graftwork.data.table import SplitName, Table
 from graftwork.errors import DataError
-from graftwork.tasks.columns import label_texts
+from graftwork.kinds import KINDS
+from graftwork.tasks.columns import label_names
 from graftwork.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -39,11 +37,11 @@ def hold_out(task: Task, train: Table, fractions: Mapping[SplitName, float]) -> 
         return {"train": train}
     import numpy as np
 
-    units, texts = _units(task, train), label_texts(task, train)
+    kind = KINDS[task.kind]
+    units, texts = _units(task, train), label_names(task, train)
     # A row of validation is a source, with all that may be said of it.
-    sizes = [1 if task.kind == "generation" else len(rows) for rows in units]
+    sizes = [1 if kind.unit == "source" else len(rows) for rows in units]
     named = [Counter(name for row in rows for name in texts[row]) for rows in units]
-    tagging = task.kind == "token-classification"
     # RandomState's streams are frozen, those of numpy's newer generators are not: the split must outlast an upgrade.
     random = np.random.RandomState(task.split_seed)
     remaining = np.arange(len(units))
@@ -55,7 +53,7 @@ def hold_out(task: Task, train: Table, fractions: Mapping[SplitName, float]) -> 
         for unit in order.tolist():
             names = named[unit].keys() or {""}
             if names <= seen:
-                groups.setdefault("" if tagging else _commonest(named[unit]), []).append(unit)
+                groups.setdefault(_commonest(named[unit]) if kind.alike else "", []).append(unit)
             seen |= names
         wanted = max(1, round(fraction * sum(sizes)))
         taken = _taken([sorted(group, key=sizes.__getitem__) for _, group in sorted(groups.items())], sizes, wanted)
@@ -63,7 +61,7 @@ def hold_out(task: Task, train: Table, fractions: Mapping[SplitName, float]) -> 
             raise _too_few(task, train, split, wanted, len(units))
         rows = sorted(row for unit in taken for row in units[unit])
         tables[split] = train.select(rows)
-        what, held = "sources" if task.kind == "generation" else "rows", sum(sizes[unit] for unit in taken)
+        what, held = f"{kind.unit}s", sum(sizes[unit] for unit in taken)
         logger.info("%s: held out %d of %d %s for %s", train.origin, held, sum(sizes), what, split)
         remaining = np.setdiff1d(remaining, taken)
     return {"train": train.select(sorted(row for unit in remaining.tolist() for row in units[unit])), **tables}
@@ -90,8 +88,9 @@ def _taken(groups: Sequence[Sequence[int]], sizes: Sequence[int], wanted: int) -
 
 def _too_few(task: Task, train: Table, split: SplitName, wanted: int, units: int) -> DataError:
     different = f" with {units} different input{'s' if units > 1 else ''}" if units < len(train) else ""
-    what = f"{units} sources" if task.kind == "generation" else f"{len(train)} rows{different}"
-    more = "sources" if task.kind == "generation" else f"{'different ' if different else ''}rows"
+    sources = KINDS[task.kind].unit == "source"
+    what = f"{units} sources" if sources else f"{len(train)} rows{different}"
+    more = "sources" if sources else f"{'different ' if different else ''}rows"
     return DataError(
         f"{train.origin} has {what}, too few to hold {wanted} out for {split}",
         expected=f"more {more}, and in training at least one of each class",
@@ -104,39 +103,7 @@ def _units(task: Task, train: Table) -> list[list[int]]:
     or question with its choices.
     """
     units: dict[Hashable, list[int]] = {}
-    for row, given in enumerate(_inputs(task, train)):
+    columns = [train.columns[column] for columns in task.inputs.values() for column in columns]
+    for row, given in enumerate(KINDS[task.kind].input_keys(columns)):
         units.setdefault(given, []).append(row)
     return list(units.values())
-
-
-def _inputs(task: Task, train: Table) -> list[Hashable]:
-    columns = [train.columns[column] for columns in task.inputs.values() for column in columns]
-    if task.kind == "image-classification":
-        return _contents(columns[0])
-    return [tuple(map(_hashable, values)) for values in zip(*columns, strict=True)]
-
-
-def _hashable(value: Any) -> Hashable:
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value
-
-
-def _contents(images: Sequence[Any]) -> list[Hashable]:
-    """What images are known by: their bytes, wherever they lie. Only those are read of whose size there are several."""
-    sizes = [_size(image) for image in images]
-    several = {size for size, count in Counter(sizes).items() if count > 1}
-    return [(size, _digest(image)) if size in several else size for size, image in zip(sizes, images, strict=True)]
-
-
-def _size(image: Any) -> Hashable:
-    if not isinstance(image, dict):
-        return (image.mode, *image.size)
-    return Path(image["path"]).stat().st_size if image["bytes"] is None else len(image["bytes"])
-
-
-def _digest(image: Any) -> bytes:
-    """Of a file's bytes; of an image that is open already, of its pixels."""
-    if not isinstance(image, dict):
-        content = image.tobytes()
-    else:
-        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-    return blake2b(content, digest_size=16).digest()

@@ -4,7 +4,7 @@ A `Task` is a declaration; nothing is read until `graftwork.tasks.load`. The tas
 `graftwork.tasks.builtin`, and anyone's own task is the same fields in a YAML file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,8 +20,10 @@ from pydantic_core import PydanticCustomError
 from graftwork.data.table import SplitName
 from graftwork.errors import RecipeError, nearest
 from graftwork.folders import settled
+from graftwork.kinds import KINDS, KindName
+from graftwork.kinds.kind import Kind
+from graftwork.kinds.scoring import check_metrics
 from graftwork.settings.checked import Checked, split_commas
-from graftwork.tasks.metrics import DEFAULT_METRICS, Kind, check_metrics
 
 HUB = "hf://datasets/"
 """What stands before the id of data on the hub, where they cannot be meant to be a file or folder."""
@@ -31,34 +33,23 @@ Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 """A list of names, or one text with commas between them."""
 
 
-# Kind -> the fields that say where its inputs are, and the other fields that not every kind has.
-_INPUTS: dict[Kind, tuple[str, ...]] = {
-    "classification": ("text", "text_pair"),
-    "regression": ("text", "text_pair"),
-    "token-classification": ("text",),
-    "multiple-choice": ("text", "choices"),
-    "generation": ("text",),
-    "image-classification": ("image",),
-}
-_OTHERS: dict[Kind, tuple[str, ...]] = {
-    "classification": ("labels", "label_ids"),
-    "regression": (),
-    "token-classification": ("labels", "label_ids", "header"),
-    "multiple-choice": ("labels", "separator"),
-    "generation": ("separator",),
-    "image-classification": ("labels", "label_ids"),
-}
-_OF_SOME_KINDS = ("text", "text_pair", "image", "choices", "labels", "label_ids", "header", "separator")
-
 # Layout -> the kinds of task whose data can lie so.
-_LAYOUTS: dict[str, tuple[Kind, ...]] = {
-    "table": tuple(_INPUTS),
+_LAYOUTS: dict[str, tuple[str, ...]] = {
+    "table": tuple(KINDS),
     "glue": ("classification", "regression"),
     "movie-reviews": ("classification",),
     "conll": ("token-classification",),
     "e2e": ("generation",),
     "digits": ("image-classification",),
 }
+
+
+_OF_SOME_KINDS = ("text", "text_pair", "image", "choices", "labels", "label_ids", "header", "separator")
+
+
+def _of(known: Mapping[str, Any]) -> Kind | None:
+    """The kind, if what is given for it is one."""
+    return KINDS.get(known.get("kind", ""))
 
 
 class Task(Checked):
@@ -105,13 +96,13 @@ class Task(Checked):
     """
 
     name: str = Field(min_length=1)
-    kind: Kind = "classification"
+    kind: KindName = "classification"
     data: str | None = None
     subset: str | None = None
     text: str | None = Field(default=None, validate_default=True)
     text_pair: str | None = None
     image: str | None = Field(
-        default_factory=lambda known: "image" if known.get("kind") == "image-classification" else None,
+        default_factory=lambda known: "image" if (own := _of(known)) and "image" in own.needed else None,
     )
     choices: Names | None = Field(default=None, validate_default=True)
     label: str = "label"
@@ -119,9 +110,9 @@ class Task(Checked):
     label_ids: bool = False
     header: Names | None = None
     separator: str | None = Field(
-        default_factory=lambda known: "\n" if "separator" in _OTHERS.get(known.get("kind"), ()) else None,
+        default_factory=lambda known: "\n" if (own := _of(known)) and "separator" in own.options else None,
     )
-    metrics: Names = Field(default_factory=lambda known: DEFAULT_METRICS.get(known.get("kind"), ()))
+    metrics: Names = Field(default_factory=lambda known: own.default_metrics if (own := _of(known)) else ())
     splits: dict[SplitName, str] = Field(default_factory=dict)
     validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -133,18 +124,20 @@ class Task(Checked):
     @classmethod
     def _needed(cls, value: Any, info: Any) -> Any:
         # Beside what else is wrong with single fields, which the check of all of them together would not come to.
-        if value is None and info.field_name in _INPUTS.get(info.data.get("kind", ""), ()):
+        own = _of(info.data)
+        if value is None and own is not None and info.field_name in own.needed:
             raise PydanticCustomError("missing", "Field required")
         return value
 
     @model_validator(mode="after")
     def _consistent(self) -> "Task":
-        problems = []
+        problems, own = [], KINDS[self.kind]
+        article = "an" if self.kind[0] in "aeiou" else "a"
         for name in _OF_SOME_KINDS:
-            if getattr(self, name) not in (None, False) and name not in _INPUTS[self.kind] + _OTHERS[self.kind]:
-                problems.append(f"{name}: {'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind} task has none")
-        if self.kind == "image-classification" and self.image is None:
-            problems.append("image: an image-classification task needs one")
+            if getattr(self, name) not in (None, False) and name not in (*own.inputs, *own.options):
+                problems.append(f"{name}: {article} {self.kind} task has none")
+        if "image" in own.needed and self.image is None:
+            problems.append(f"image: {article} {self.kind} task needs one")
         if self.kind not in _LAYOUTS[self.layout]:
             problems.append(f"layout: {self.layout} is for {' and '.join(_LAYOUTS[self.layout])}")
         if self.labels is not None and (len(set(self.labels)) != len(self.labels) or len(self.labels) < 2):
@@ -163,10 +156,7 @@ class Task(Checked):
         if not self.metrics or len(set(self.metrics)) != len(self.metrics):
             problems.append("metrics: one or more different names are needed")
         try:
-            tags = self.labels if self.kind == "token-classification" else None
-            check_metrics(
-                self.metrics, self.kind, num_classes=None if self.labels is None else len(self.labels), tags=tags
-            )
+            check_metrics(self.metrics, self.kind, self.labels if own.named else None)
         except RecipeError as error:
             problems.append(f"metrics: {error.problem}; expected {error.expected}")
         if len(set(self.columns)) != len(self.columns):
@@ -187,7 +177,7 @@ class Task(Checked):
     @property
     def inputs(self) -> dict[str, tuple[str, ...]]:
         """The data's columns of the inputs, by the field that names them."""
-        named = {name: getattr(self, name) for name in _INPUTS[self.kind]}
+        named = {name: getattr(self, name) for name in KINDS[self.kind].inputs}
         return {
             name: (columns,) if isinstance(columns, str) else columns
             for name, columns in named.items()

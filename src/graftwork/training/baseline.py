@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from graftwork.adapters import TaskIdentity
 from graftwork.backbones import Backbone
-from graftwork.encoding import TextEncoder
+from graftwork.encoding import TaskIdentity, TextEncoder
 from graftwork.heads import States
 from graftwork.heads.pooled import pool
-from graftwork.tasks import METRICS, Task, TaskData, compute
-from graftwork.training.examples import inputs_of, labels_of
+from graftwork.kinds import KINDS
+from graftwork.kinds.scoring import compute
+from graftwork.tasks import Task, TaskData
 
 if TYPE_CHECKING:
     import numpy
@@ -27,20 +27,11 @@ if TYPE_CHECKING:
 Scores = dict[str, dict[str, float]]
 """By split, then by metric."""
 
-NAMES = {"classification": "logistic regression", "regression": "ridge regression"}
-"""Kind of task -> its baseline; others have none."""
-
 ROWS = 10_000
 """Rows to fit on at most: the first ones. Those that are scored are all rows, as an adapter's are."""
 
 BATCH = 64
 """Rows in one pass. It is the same in every run, because rounding depends on it."""
-
-C = (0.001, 0.01, 0.1, 1.0)
-"""Inverse strengths of logistic regression's penalty, strongest first."""
-
-ALPHA = (10_000.0, 1_000.0, 100.0, 10.0)
-"""Strengths of ridge regression's penalty."""
 
 MARGIN = 0.01
 """An adapter is said to be below the baseline where it is so by more than this share of it: less is chance."""
@@ -57,15 +48,15 @@ def baseline(backbone: Backbone, data: TaskData, identity: TaskIdentity) -> Scor
         data: the task's.
         identity: how its texts are cut.
     """
-    kind = data.task.kind
-    if kind not in NAMES:
+    kind = KINDS[data.task.kind]
+    if kind.baseline is None:
         return {}
     train = data.train.select(range(min(ROWS, len(data.train))))
     splits = {"train": train, "validation": data.validation, **({} if data.test is None else {"test": data.test})}
     # The backbone alone has no rows for tokens of an adapter's own.
     encoder = TextEncoder(backbone, identity.model_copy(update={"added_tokens": ()}))
-    found = {name: embeddings(backbone, encoder, inputs_of(kind, rows)) for name, rows in splits.items()}
-    return probe(data.task, found, {name: labels_of(kind, rows) for name, rows in splits.items()})
+    found = {name: embeddings(backbone, encoder, kind.inputs_of(rows)) for name, rows in splits.items()}
+    return probe(data.task, found, {name: kind.labels_of(rows) for name, rows in splits.items()})
 
 
 def embeddings(backbone: Backbone, encoder: TextEncoder, texts: Sequence[Any]) -> "numpy.ndarray":
@@ -96,13 +87,14 @@ def probe(task: Task, vectors: Mapping[str, "numpy.ndarray"], labels: Mapping[st
         return {}
     if len(np.unique(y["train"])) < 2:
         return {}
-    main, best = METRICS[task.metrics[0]], None
+    kind, best = KINDS[task.kind], None
+    main = kind.metrics[task.main_metric]
     for model in _models(task.kind):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it has not converged: it is a score, near enough
             model.fit(vectors["train"], y["train"])
         scores = {
-            name: compute(task.metrics, task.kind, _said(task, model, own), y[name])
+            name: compute(task.metrics, task.kind, kind.linear_predictions(model, own, task.labels or ()), y[name])
             for name, own in vectors.items()
             if name != "train"
         }
@@ -117,12 +109,13 @@ def below(task: Task, metrics: Mapping[str, Mapping[str, float]], scores: Scores
     """That an adapter is worse than the baseline on the validation split, and what to try; empty when it is not."""
     if not scores:
         return ""
-    name, sign = task.metrics[0], 1 if METRICS[task.metrics[0]].greater_is_better else -1
+    name, sign = task.metrics[0], 1 if KINDS[task.kind].metrics[task.main_metric].greater_is_better else -1
     own, other = metrics["validation"][name], scores["validation"][name]
     if sign * (other - own) <= MARGIN * abs(other):
         return ""
+    linear = KINDS[task.kind].baseline
     return (
-        f"the adapter's validation {name} is {own:.4f}, and that of {NAMES[task.kind]} on the frozen embeddings "
+        f"the adapter's validation {name} is {own:.4f}, and that of {linear} on the frozen embeddings "
         f"{other:.4f}: train for longer (--train.num_train_epochs), at a higher rate (--train.learning_rate, "
         "--train.head_learning_rate), or pool otherwise (--pooling)"
     )
@@ -130,24 +123,7 @@ def below(task: Task, metrics: Mapping[str, Mapping[str, float]], scores: Scores
 
 def _models(kind: str) -> list[Any]:
     """Those that are compared, the strongest penalty first."""
-    from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    linear = (
-        [Ridge(alpha=alpha) for alpha in ALPHA]
-        if kind == "regression"
-        else [LogisticRegression(C=c, max_iter=200) for c in C]
-    )
-    return [make_pipeline(StandardScaler(), model) for model in linear]
-
-
-def _said(task: Task, model: Any, vectors: "numpy.ndarray") -> "numpy.ndarray":
-    """(N, C) probabilities, 0 for a class that was not in what was fitted on; or N numbers."""
-    import numpy as np
-
-    if task.kind == "regression":
-        return np.asarray(model.predict(vectors))
-    found = np.zeros((len(vectors), len(task.labels or ())))
-    found[:, model.classes_] = model.predict_proba(vectors)
-    return found
+    return [make_pipeline(StandardScaler(), model) for model in KINDS[kind].linear_models()]

@@ -7,6 +7,7 @@ from typing import Any
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.errors import DataError, RecipeError
+from graftwork.kinds import KINDS
 from graftwork.model import AdaptedModel
 from graftwork.settings.checked import require_count
 from graftwork.tasks import BUILTIN, SplitName, Task, load_split
@@ -62,7 +63,7 @@ def evaluate(
         "num_beams": num_beams,
     }
     given = [name for name, value in options.items() if value is not None]
-    if given and task.kind != "generation":
+    if given and not KINDS[task.kind].generates:
         raise RecipeError(
             f"the adapter's task is {task.kind}, which has no {', '.join(given)}",
             change=", ".join("--" + name.replace("_", "-") for name in given),
@@ -96,9 +97,7 @@ def evaluate(
 
 def _task_of_identity(adapter: Adapter, data: str, columns: Mapping[str, Any]) -> Task:
     """The task of an adapter that was trained in a loop of somebody's own, on data in a table."""
-    usual = {"image": "image"} if adapter.kind == "image-classification" else {"text": "text"}
-    if adapter.kind == "multiple-choice":
-        usual["choices"] = "choices"
+    usual = {field: field for field in KINDS[adapter.kind].needed}
     if adapter.task.pairs:
         usual["text_pair"] = "text_pair"
     fields = {"name": adapter.task.name, "kind": adapter.kind, "labels": adapter.task.labels, "data": data}

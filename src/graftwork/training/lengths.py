@@ -4,6 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from graftwork.backbones import Backbone
 from graftwork.errors import RecipeError
+from graftwork.kinds import KINDS
 
 MAX_LENGTH = 128
 """Of a text, and of a target, unless more or less is asked for."""
@@ -38,8 +39,8 @@ def lengths(settings: Lengths, backbone: Backbone, kind: str, prompt_tokens: int
         RecipeError: texts are longer than the backbone has positions for, less those that the method takes; or a
             setting is not for the kind.
     """
-    prompted = kind == "generation" or (kind == "multiple-choice" and backbone.generates)
-    foreign = [name for name in GENERATING if kind != "generation" and getattr(settings, name) not in (None, 1)]
+    prompted, generates = KINDS[kind].prompted(backbone), KINDS[kind].generates
+    foreign = [name for name in GENERATING if not generates and getattr(settings, name) not in (None, 1)]
     if settings.max_target_length is not None and not prompted:
         foreign.append("max_target_length")
     if foreign:
@@ -70,7 +71,7 @@ def lengths(settings: Lengths, backbone: Backbone, kind: str, prompt_tokens: int
     return {
         "max_length": _at_most(settings.max_length, rest, backbone, beside),
         "max_target_length": _at_most(target, targets, backbone, "", "max_target_length"),
-        **({"max_new_tokens": _at_most(new, targets, backbone, "", "max_new_tokens")} if kind == "generation" else {}),
+        **({"max_new_tokens": _at_most(new, targets, backbone, "", "max_new_tokens")} if generates else {}),
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from graftwork.backbones import Backbone
 from graftwork.backbones.pooling import Pooling, PoolingSource, describe_pooling
+from graftwork.kinds import KINDS
 from graftwork.tasks import Task
 
 
@@ -28,7 +29,7 @@ def of_task(task: Task, rows: Mapping[str, int]) -> str:
         rows: by split.
     """
     counts = ", ".join(f"{count:,} {split}" for split, count in rows.items())
-    classes = "" if task.labels is None or task.kind == "multiple-choice" else f", {len(task.labels)} classes"
+    classes = "" if task.labels is None or not KINDS[task.kind].named else f", {len(task.labels)} classes"
     pairs = " of pairs" if task.text_pair is not None else ""
     return f"task {task.name} ({task.kind}{pairs}; {counts} rows{classes})"
 

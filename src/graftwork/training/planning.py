@@ -9,7 +9,7 @@ from graftwork.adapters.adapter import Adapter
 from graftwork.adapters.declared import counts, declare
 from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import GraftworkError
-from graftwork.heads import head_for
+from graftwork.kinds.heads import head_for
 from graftwork.methods import METHODS, NAMED, Method, make_method
 from graftwork.methods.named import Named
 from graftwork.training.lengths import check_prompt

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graftwork.backbones import Backbone, PoolingSource
 from graftwork.errors import RecipeError, describe, key_of
-from graftwork.heads import Head, head_for
+from graftwork.heads import Head
+from graftwork.kinds.heads import head_for
 from graftwork.methods import Method, as_method
 from graftwork.settings.yamlfile import read_yaml
 from graftwork.tasks import Task, find_task

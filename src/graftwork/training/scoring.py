@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-import numpy as np
 
 from graftwork.errors import DivergedError
 from graftwork.inference.predicting import Inference
-from graftwork.inference.prediction import first_pieces, tags_of, widen
+from graftwork.kinds import KINDS
+from graftwork.kinds.generation import references_of
+from graftwork.kinds.scoring import compute
 from graftwork.model import AdaptedModel
 from graftwork.passes.call import AdaptedOutput
 from graftwork.settings.checked import require_count
-from graftwork.tasks import Task, compute
-from graftwork.training.examples import each_target, inputs_of, labels_of, references_of
+from graftwork.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,8 @@ class Judge:
         self.options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
         self.outcome: tuple[Any, Any] | None = None
         self.encoder = model.encoder(name)
-        generates = task.kind == "generation"
-        inputs, labels = each_target(rows) if generates else (inputs_of(task.kind, rows), labels_of(task.kind, rows))
+        self.kind = KINDS[task.kind]
+        inputs, labels = self.kind.scored(rows)
         self.encoded = self.encoder.encode(inputs, labels)
         self.counts = model.residents.named(name).adapter.head.step_counts(self.encoder.labels(self.encoded))
 
@@ -87,7 +87,10 @@ class Judge:
             if not math.isfinite(total):
                 raise DivergedError.of(f"the loss is {total} over rows that are scored")
             said.update(zip(places, self._read(inference, output, places), strict=True))
-        self.outcome = self._generated() if generate and self.task.kind == "generation" else self._judged(said)
+        if self.kind.generates:
+            self.outcome = self._generated() if generate else None
+        else:
+            self.outcome = self.kind.outcome(self.task, said, self.rows)
         made = {} if self.outcome is None else compute(self.task.metrics, self.task.kind, *self.outcome)
         scores = {"loss": total, **made}
         wrong = [name for name, score in scores.items() if not math.isfinite(score)]
@@ -97,27 +100,10 @@ class Judge:
 
     def _read(self, inference: Inference, output: AdaptedOutput, places: Sequence[int]) -> Sequence[Any]:
         """What each row of a batch needs for the metrics."""
-        if self.task.kind == "generation":
+        if self.kind.generates:
             return [None] * len(places)
-        logits = output.require("logits")
-        if self.task.kind != "token-classification":
-            return logits.cpu().unbind()
-        if not logits.isfinite().all():
-            raise DivergedError.of("the logits of tags are not finite")
-        mask = first_pieces([self.encoded[place] for place in places], logits)
-        ids = inference.decide(logits, mask, self.name).tolist()
-        labels = self.task.labels or ()
-        return [tags_of(self.encoded[place], ids[i], labels) for i, place in enumerate(places)]
-
-    def _judged(self, said: dict[int, Any]) -> tuple[Any, Any] | None:
-        if self.task.kind == "generation":
-            return None
-        labels = labels_of(self.task.kind, self.rows)
-        if self.task.kind == "token-classification":
-            names = self.task.labels or ()
-            there = [[names[tag] for tag in tags] for tags in labels]
-            return [said[i] for i in range(len(said))], there
-        return widen(said).numpy(), np.asarray(labels)
+        rows = [self.encoded[place] for place in places]
+        return self.kind.outputs(inference, self.name, self.task.labels or (), output.require("logits"), rows)
 
     def _generated(self) -> tuple[list[str], list[list[str]]] | None:
         if set(self.task.metrics) == {"loss"}:

@@ -20,6 +20,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
 from graftwork.errors import RecipeError, describe
+from graftwork.kinds import KINDS
 from graftwork.methods import Method
 from graftwork.settings.checked import Checked
 from graftwork.training.lengths import lengths
@@ -192,7 +193,7 @@ class TrainingSettings(Checked):
     def _check_budget(self, kind: str, longest: int) -> None:
         if self.tokens_per_batch is None:
             return
-        if kind == "image-classification":
+        if "image" in KINDS[kind].inputs:
             raise RecipeError("images have no tokens to fill a batch with", change="--train.tokens_per_batch")
         if self.tokens_per_batch < longest:
             raise RecipeError(

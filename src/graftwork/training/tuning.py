@@ -21,18 +21,19 @@ from transformers.trainer_callback import PrinterCallback
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.declared import counts, declare, refuse_nothing_to_train
-from graftwork.adapters.new import NAMED, identity_of
+from graftwork.adapters.new import identity_of
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import DivergedError, OutputError
+from graftwork.kinds import KINDS
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.model import AdaptedModel
-from graftwork.tasks import METRICS, Task, TaskData, load
+from graftwork.tasks import Task, TaskData, load
 from graftwork.training.baseline import Scores, baseline, below
 from graftwork.training.compiling import compiled
 from graftwork.training.diverging import with_checkpoint
-from graftwork.training.examples import examples, labels_of, lengths_of
+from graftwork.training.examples import examples, lengths_of
 from graftwork.training.opening import announce, joined, of_backbone, of_pooling, of_task
 from graftwork.training.outputs import LOG, Output
 from graftwork.training.prefix_cache import prefix_cache
@@ -163,7 +164,7 @@ def refuse_idle(recipe: Recipe, backbone: Backbone) -> None:
         MethodError: it does.
     """
     method, task = recipe.find_method(), recipe.find_task()
-    if task.kind in NAMED:
+    if KINDS[task.kind].named:
         return  # there is a classifier, however many labels the data have
     declared = declare(backbone, method, recipe.head(task, method, backbone), added=len(recipe.add_tokens or ()))
     refuse_nothing_to_train(method, task.kind, backbone, sum(counts(declared).values()))
@@ -212,7 +213,7 @@ class Run:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
         self.baseline: Scores = {}
         method, settings = recipe.find_method(), recipe.train
-        head = recipe.head(data.task, method, model.backbone).fitted(labels_of(data.task.kind, data.train))
+        head = recipe.head(data.task, method, model.backbone).fitted(KINDS[data.task.kind].labels_of(data.train))
         identity = _identity(data.task, recipe, model.backbone)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
         model.add(name, new, trainable=True)
@@ -317,7 +318,7 @@ def _trainer(
     arguments = settings.arguments(
         working,
         metric=task.main_metric,
-        greater_is_better=METRICS[task.main_metric].greater_is_better,
+        greater_is_better=KINDS[task.kind].metrics[task.main_metric].greater_is_better,
         device=model.device,
     )
     rows = examples(encoder, task.kind, data.train)

@@ -1,0 +1,52 @@
+"""Kinds of task, one file each: its columns, encoding, head, metrics, and how its answers are read and shown.
+
+`KINDS` is the table by name; a new kind is a file and a line here. A kind is imported when it is first asked for.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from graftwork.kinds.kind import Kind
+
+CLASSES = {
+    "classification": "classification.Classification",
+    "regression": "regression.Regression",
+    "token-classification": "token_classification.TokenClassification",
+    "multiple-choice": "multiple_choice.MultipleChoice",
+    "generation": "generation.Generation",
+    "image-classification": "image_classification.ImageClassification",
+}
+"""Kind -> its module here, and its class."""
+
+if TYPE_CHECKING:
+    KindName = str
+else:
+    KindName = Literal[tuple(CLASSES)]
+"""The name of a kind, as settings have it."""
+
+
+class Kinds(Mapping[str, "Kind"]):
+    """The kinds of task by name."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Kind] = {}
+
+    def __getitem__(self, name: str) -> "Kind":
+        if name not in self._made:
+            module, _, own = CLASSES[name].partition(".")
+            self._made[name] = getattr(import_module(f"graftwork.kinds.{module}"), own)()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(CLASSES)
+
+    def __len__(self) -> int:
+        return len(CLASSES)
+
+
+KINDS = Kinds()
+"""Kinds of task by name."""
+
+__all__ = ["KINDS", "KindName", "Kinds"]
