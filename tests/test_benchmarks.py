@@ -1,6 +1,7 @@
 """Every benchmark runs to its last line, in float32 and in bfloat16, on a tiny model: the times mean nothing."""
 
 import json
+import os
 from importlib import import_module
 
 import pytest
@@ -42,7 +43,13 @@ def last_line(text: str) -> dict:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", benchmarks.known())
 def test_a_benchmark_runs_to_its_last_line(name, dtype, capsys):
-    status = import_module(f"benchmarks.{name}").main(["--tiny", "--device", "cpu", "--dtype", dtype])
+    try:
+        status = import_module(f"benchmarks.{name}").main(["--tiny", "--device", "cpu", "--dtype", dtype])
+    except RuntimeError as error:
+        # torch's attention in bfloat16 asks the processor for AVX-512, and not what it is told to do without.
+        if os.environ.get("ATEN_CPU_CAPABILITY") == "avx2" and "only supported when avx512" in str(error):
+            pytest.skip("torch's attention in bfloat16 cannot be narrowed to AVX2 on this processor")
+        raise
     result = last_line(capsys.readouterr().out)
     assert result.keys() == {"benchmark", "machine", "ratios", "bars"}
     assert result["benchmark"] == name
