@@ -11,7 +11,7 @@ from graftwork.errors import DataError
 from graftwork.kinds import KINDS
 
 if TYPE_CHECKING:
-    from graftwork.kinds.prediction import Prediction
+    pass
 
 
 def predict(
@@ -88,7 +88,7 @@ def predict(
         if json:
             print(dumps({**_named(given, loaded.kind), **found.as_dict()}, ensure_ascii=False, allow_nan=False))
         else:
-            print(_line(given, found))
+            print(KINDS[loaded.kind].shown_answer(found, given))
 
 
 def _named(given: Any, kind: str) -> dict[str, Any]:
@@ -97,18 +97,6 @@ def _named(given: Any, kind: str) -> dict[str, Any]:
     if "choices" in inputs:
         return {"text": given[0], "choices": list(given[1])}
     return {"image" if "image" in inputs else "text": given}
-
-
-def _line(given: Any, found: "Prediction") -> str:
-    """A prediction for people."""
-    if found.generated is not None:
-        return found.generated
-    if found.tags is not None:
-        return "".join(f"{word}\t{tag}\n" for word, tag in zip(found.words or (), found.tags, strict=True))
-    if found.choice is not None:
-        return f"{found.label}\t{found.score:.4f}\t{given[0]}\t{found.choice}"
-    value = f"{found.label:.4f}" if isinstance(found.label, float) else f"{found.label}\t{found.score:.4f}"
-    return "\t".join([value, given] if isinstance(given, str) else [value, *given])
 
 
 def _inputs(given: tuple[str, ...], file: Path | None, columns: dict[str, str], adapter: Any) -> list[Any]:

@@ -21,11 +21,13 @@ class Content:
         name: one value of it, in errors.
         holds: whether a value is one.
         several: what the column holds instead where one column stands for several.
+        optional: whether a row may have none.
     """
 
     name: str
     holds: Callable[[Any], bool]
     several: "Content | None" = None
+    optional: bool = False
 
 
 def _is_text(value: Any) -> bool:

@@ -126,6 +126,14 @@ class Head(BaseModel, ABC):
         """The head for labels that are to be trained on: of numbers, with the scale that they are on."""
         return self
 
+    def calibrated(self, predictions: Any, labels: Any) -> "Head":
+        """The head with what is chosen on validation rows when training has ended.
+
+        Args:
+            predictions, labels: as `compute` takes them.
+        """
+        return self
+
     @abstractmethod
     def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Tensor:
         """What the head says, in float32."""

@@ -176,7 +176,7 @@ class Inference:
             for i, logits in zip(places, output.rows or (), strict=True):
                 assert logits is not None
                 adapter = self._lease[names[i]].adapter
-                [found[i]] = KINDS[adapter.kind].read(adapter.task, logits[None].cpu(), [inputs[i]])
+                [found[i]] = KINDS[adapter.kind].read(adapter.task, adapter.head, logits[None].cpu(), [inputs[i]])
         return [found[i] for i in range(len(names))]
 
     def _say(
@@ -192,7 +192,7 @@ class Inference:
                 change=", ".join("--" + option.replace("_", "-") for option in given),
             )
         own = options if kind.generates else {}
-        return kind.answers(self, name, adapter.task, inputs, batch_size=batch_size, **own)
+        return kind.answers(self, name, adapter.task, adapter.head, inputs, batch_size=batch_size, **own)
 
     def _labels(self, name: str) -> tuple[str, ...]:
         adapter = self._lease[name].adapter

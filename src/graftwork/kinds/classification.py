@@ -64,7 +64,7 @@ class Classification(Kind):
 
         return PooledHead(kind="classification", num_outputs=num_labels, pooling=pooling, **fields)
 
-    def read(self, task: "TaskIdentity", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
+    def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
         from graftwork.kinds.prediction import best, check_finite
 
         check_finite(logits)

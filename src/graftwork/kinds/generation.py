@@ -94,6 +94,7 @@ class Generation(Kind):
         asker: Asker,
         adapter: str,
         task: "TaskIdentity",
+        head: "Head",
         inputs: Sequence[Any],
         *,
         batch_size: int,
@@ -104,8 +105,11 @@ class Generation(Kind):
         texts = asker.texts(inputs, adapter, batch_size=batch_size, **options)
         return [Prediction(generated=text) for text in texts]
 
-    def read(self, task: "TaskIdentity", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
+    def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
         raise NotImplementedError(self.name)  # there is no one row of logits for an input
+
+    def shown_answer(self, found: "Prediction", given: Any) -> str:
+        return str(found.generated)
 
     def prepare(self, predictions: Any, labels: Any) -> tuple[Any, Any]:
         if isinstance(predictions, str) or any(isinstance(row, str) or not len(row) for row in labels):

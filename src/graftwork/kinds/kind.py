@@ -111,6 +111,14 @@ class Kind(ABC):
 
     # -- a task's data ------------------------------------------------------------------------------------------------
 
+    def label_columns(self, label: str) -> tuple[str, ...]:
+        """The columns that a task's `label` names."""
+        return (label,)
+
+    def gathered(self, label: str, table: "Table") -> "Table":
+        """A table with one column of labels, where a task's `label` names several."""
+        return table
+
     def label_names(self, values: Sequence[Any]) -> list[list[str]]:
         """The names of the labels of each row, which held-out rows must share with training. Without classes, none."""
         return [[] for _ in values]
@@ -191,6 +199,7 @@ class Kind(ABC):
         asker: Asker,
         adapter: str,
         task: "TaskIdentity",
+        head: "Head",
         inputs: Sequence[Any],
         *,
         batch_size: int,
@@ -201,10 +210,10 @@ class Kind(ABC):
         Args:
             options: of generation.
         """
-        return self.read(task, asker.logits(inputs, adapter, batch_size=batch_size), inputs)
+        return self.read(task, head, asker.logits(inputs, adapter, batch_size=batch_size), inputs)
 
     @abstractmethod
-    def read(self, task: "TaskIdentity", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
+    def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
         """What the logits of a head mean.
 
         Args:
@@ -214,6 +223,14 @@ class Kind(ABC):
         Raises:
             AdapterError: they are not finite.
         """
+
+    def shown_answer(self, found: "Prediction", given: Any) -> str:
+        """An answer and its input as a line, or several, for people."""
+        return "\t".join([*self.cells(found), *([given] if isinstance(given, str) else given)])
+
+    def cells(self, found: "Prediction") -> list[str]:
+        """What stands before the input in that line."""
+        return [f"{found.label}", f"{found.score:.4f}"]
 
     def outputs_for(self, given: Any) -> int | None:
         """How many logits an input has; None: all that there are."""
@@ -225,7 +242,9 @@ class Kind(ABC):
         """What of a pass over encoded rows is needed to score each of them."""
         return logits.cpu().unbind()
 
-    def outcome(self, task: Declared, outputs: Mapping[int, Any], rows: "datasets.Dataset") -> tuple[Any, Any]:
+    def outcome(
+        self, task: Declared, head: "Head", outputs: Mapping[int, Any], rows: "datasets.Dataset"
+    ) -> tuple[Any, Any]:
         """Predictions and labels, as `compute` takes them, of the outputs of all rows."""
         import numpy as np
 

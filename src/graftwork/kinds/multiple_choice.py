@@ -73,13 +73,16 @@ class MultipleChoice(Kind):
         encoder = LikelihoodEncoder if head.reads == "vocabulary" else ChoiceEncoder
         return encoder(backbone, task, prompt_tokens=prompt_tokens)
 
+    def shown_answer(self, found: "Prediction", given: Any) -> str:
+        return "\t".join([*self.cells(found), given[0], str(found.choice)])
+
     def outputs_for(self, given: Any) -> int | None:
         # Of a question with fewer choices than another, the others are -inf.
         from graftwork.encoding import question_of
 
         return len(question_of(given, 0)[1])
 
-    def read(self, task: "TaskIdentity", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
+    def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
         # They are -inf where a question has fewer choices than another.
         from graftwork.encoding import question_of
         from graftwork.kinds.prediction import Prediction, check_finite

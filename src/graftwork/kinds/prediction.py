@@ -34,6 +34,7 @@ class Prediction:
     Attributes:
         label: the class; the number, for regression; of a multiple choice, the name of the choice, which is its place
             from 0 where the task names none.
+        labels: where an input may have several, those that it has.
         score: the probability of the class or choice.
         scores: every class's or choice's probability.
         choice: the chosen text.
@@ -43,6 +44,7 @@ class Prediction:
     """
 
     label: str | float | None = None
+    labels: tuple[str, ...] | None = None
     score: float | None = None
     scores: dict[str, float] | None = None
     choice: str | None = None

@@ -58,11 +58,14 @@ class Regression(Kind):
 
         return FeatureHead(task="regression", num_outputs=1, **fields)
 
-    def read(self, task: "TaskIdentity", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
+    def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
         from graftwork.kinds.prediction import Prediction, check_finite
 
         check_finite(logits)
         return [Prediction(label=row[0]) for row in logits.tolist()]
+
+    def cells(self, found: "Prediction") -> list[str]:
+        return [f"{found.label:.4f}"]
 
     def prepare(self, predictions: Any, labels: Any) -> tuple[Any, Any]:
         import numpy as np

@@ -102,6 +102,7 @@ class TokenClassification(Kind):
         asker: Asker,
         adapter: str,
         task: "TaskIdentity",
+        head: "Head",
         inputs: Sequence[Any],
         *,
         batch_size: int,
@@ -113,8 +114,12 @@ class TokenClassification(Kind):
         words = [words_of(given, i) for i, given in enumerate(inputs)]
         return [read_tags(task, *both) for both in zip(words, tags, strict=True)]
 
-    def read(self, task: "TaskIdentity", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
+    def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
         raise NotImplementedError(self.name)  # there is no one row of logits for an input
+
+    def shown_answer(self, found: "Prediction", given: Any) -> str:
+        # One a line after its word, and a blank line after each text.
+        return "".join(f"{word}\t{tag}\n" for word, tag in zip(found.words or (), found.tags or (), strict=True))
 
     def outputs(
         self, asker: Asker, adapter: str, labels: Sequence[str], logits: "Tensor", rows: Sequence[Any]
@@ -124,7 +129,9 @@ class TokenClassification(Kind):
         ids = asker.decide(logits, first_pieces(rows, logits), adapter).tolist()
         return [tags_of(row, ids[i], labels) for i, row in enumerate(rows)]
 
-    def outcome(self, task: Declared, outputs: Mapping[int, Any], rows: "datasets.Dataset") -> tuple[Any, Any]:
+    def outcome(
+        self, task: Declared, head: "Head", outputs: Mapping[int, Any], rows: "datasets.Dataset"
+    ) -> tuple[Any, Any]:
         names = task.labels or ()
         there = [[names[tag] for tag in tags] for tags in self.labels_of(rows)]
         return [outputs[i] for i in range(len(outputs))], there

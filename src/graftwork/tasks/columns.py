@@ -63,7 +63,7 @@ def _check_column(task: Task, table: Table, field: str, column: str) -> list[Pro
     absent = set(empty)
     wrong = [row for row, value in enumerate(values) if row not in absent and not content.holds(value)]
     found = []
-    if empty:
+    if empty and not content.optional:
         found.append(
             (
                 f"{len(empty)} of {len(values)} rows without a value in column {column!r}: {table.places(empty)}",
@@ -101,8 +101,9 @@ def find_labels(task: Task, train: Table) -> tuple[str, ...]:
     """
     seen = {name for names in label_names(task, train) for name in names}
     if len(seen) < 2:
+        only = f"the label {min(seen)!r}" if seen else "no label"
         raise DataError(
-            f"{train.origin} has the label {min(seen)!r} in column {task.label!r} for every row of the train split",
+            f"{train.origin} has {only} in column {task.label!r} for every row of the train split",
             expected="two classes or more",
             change="--data, or --label",
         )

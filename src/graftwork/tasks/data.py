@@ -121,7 +121,7 @@ def _read(task: Task, wanted: Sequence[SplitName]) -> dict[SplitName, Table]:
     for split in wanted:
         if split == "train" or split not in source:
             continue
-        table = source[split]()
+        table = KINDS[task.kind].gathered(task.label, source[split]())
         if split == "test" and _unlabelled(task, table):
             level = logging.INFO if task.layout == "glue" else logging.WARNING
             logger.log(level, "%s has no labels in column %r, so it is no test split", table.origin, task.label)
@@ -132,7 +132,7 @@ def _read(task: Task, wanted: Sequence[SplitName]) -> dict[SplitName, Table]:
         split: fraction for split, fraction in fractions.items() if fraction and split not in source
     }
     if "train" in source and ("train" in wanted or held_out.keys() & set(wanted)):
-        train = check(task, source["train"](), "train")
+        train = check(task, KINDS[task.kind].gathered(task.label, source["train"]()), "train")
         tables |= {split: table for split, table in hold_out(task, train, held_out).items() if split in wanted}
     return {split: tables[split] for split in wanted if split in tables}
 

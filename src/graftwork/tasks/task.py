@@ -187,7 +187,8 @@ class Task(Checked):
     @property
     def columns(self) -> tuple[str, ...]:
         """The data's columns that the task reads."""
-        return (*(column for columns in self.inputs.values() for column in columns), self.label)
+        inputs = (column for columns in self.inputs.values() for column in columns)
+        return (*inputs, *KINDS[self.kind].label_columns(self.label))
 
     @classmethod
     def parse(cls, values: object, *, origin: str) -> "Task":

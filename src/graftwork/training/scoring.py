@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 
 from graftwork.errors import DivergedError
+from graftwork.heads import Head
 from graftwork.inference.predicting import Inference
 from graftwork.kinds import KINDS
 from graftwork.kinds.generation import references_of
@@ -67,6 +68,11 @@ class Judge:
         self.encoded = self.encoder.encode(inputs, labels)
         self.counts = model.residents.named(name).adapter.head.step_counts(self.encoder.labels(self.encoded))
 
+    @property
+    def _head(self) -> Head:
+        """The adapter's, as it is by now."""
+        return self.model.residents.named(self.name).adapter.head
+
     def __call__(self, *, generate: bool = True) -> dict[str, float]:
         """The loss and the task's metrics.
 
@@ -90,7 +96,7 @@ class Judge:
         if self.kind.generates:
             self.outcome = self._generated() if generate else None
         else:
-            self.outcome = self.kind.outcome(self.task, said, self.rows)
+            self.outcome = self.kind.outcome(self.task, self._head, said, self.rows)
         made = {} if self.outcome is None else compute(self.task.metrics, self.task.kind, *self.outcome)
         scores = {"loss": total, **made}
         wrong = [name for name, score in scores.items() if not math.isfinite(score)]

@@ -256,10 +256,16 @@ class Run:
         model, settings = self.model, self.recipe.train
         finished = self.trainer.adapter.finished(model.backbone)
         model.replace(self.name, finished)
+        metrics = {"validation": self.judge()}
+        head = finished.head if self.judge.outcome is None else finished.head.calibrated(*self.judge.outcome)
+        if head != finished.head:
+            finished = replace(finished, head=head)
+            model.replace(self.name, finished)
+            metrics = {"validation": self.judge()}
         judges = {"validation": self.judge}
         if self.data.test is not None:
             judges["test"] = _judge(model, self.name, self.data.task, self.data.test, settings)
-        metrics = {split: judge() for split, judge in judges.items()}
+        metrics |= {split: judge() for split, judge in judges.items() if split not in metrics}
         for split, judge in judges.items():
             remark(self.name, split, self.data.task, len(judge.rows), judge.outcome if split == "validation" else None)
         worse = below(self.data.task, metrics, self.baseline)
