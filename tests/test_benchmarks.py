@@ -47,8 +47,8 @@ def test_a_benchmark_runs_to_its_last_line(name, dtype, capsys):
         status = import_module(f"benchmarks.{name}").main(["--tiny", "--device", "cpu", "--dtype", dtype])
     except RuntimeError as error:
         # torch's attention in bfloat16 asks the processor for AVX-512, and not what it is told to do without.
-        if os.environ.get("ATEN_CPU_CAPABILITY") == "avx2" and "only supported when avx512" in str(error):
-            pytest.skip("torch's attention in bfloat16 cannot be narrowed to AVX2 on this processor")
+        if "ATEN_CPU_CAPABILITY" in os.environ and "only supported when avx512" in str(error):
+            pytest.skip("torch's attention in bfloat16 cannot be narrowed on this processor")
         raise
     result = last_line(capsys.readouterr().out)
     assert result.keys() == {"benchmark", "machine", "ratios", "bars"}
