@@ -74,11 +74,9 @@ class Adapter(Record):
 
         Args:
             method: a method, or its name.
-            kind: of the task: classification, regression, token-classification, multiple-choice, generation or
-                image-classification.
-            labels: the classes or tags, in the order of their ids: classification, token-classification and
-                image-classification need them. Of a multiple choice, what the choices are called; may be left out.
-                Regression and generation have none.
+            kind: of the task, one of `graftwork.kinds.KINDS`.
+            labels: the classes or tags, in the order of their ids: kinds whose answers are such labels need them. Of a
+                multiple choice, what the choices are called; may be left out. Regression and generation have none.
             pairs: whether inputs are pairs of texts; of classification and regression.
             name: of the task.
             pooling: how the head's input is made; `auto` is the backbone's own way.

@@ -28,8 +28,7 @@ def plan(
     method
         One of those that graftwork methods lists. Default: houlsby. Its settings: --method.KEY VALUE.
     kind
-        The kind of task, which decides the head: classification, regression, token-classification, multiple-choice,
-        generation or image-classification. Default: classification, or regression with --labels 1.
+        The kind of task, which decides the head. Default: classification, or regression with --labels 1.
     labels
         Number of classes or tags; 1 for regression.
     pooling

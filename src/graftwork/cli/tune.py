@@ -66,9 +66,7 @@ def tune(
         Column of the label; of token-classification, of the lists of tags; of generation, of the target. Default:
         label.
     kind
-        What is asked: one of some classes (classification), a number (regression), a tag for each word
-        (token-classification), one of a row's choices (multiple-choice), a text (generation), or the class of an image
-        (image-classification). Default: classification.
+        The kind of task, which decides the head; docs/tasks.md tells of each. Default: classification.
     backbone
         minilm or smollm2 (carried by Python packages), a local folder, or a hub id. Default: minilm.
     dtype
