@@ -17,6 +17,7 @@ CLASSES = {
     "multiple-choice": "multiple_choice.MultipleChoice",
     "generation": "generation.Generation",
     "image-classification": "image_classification.ImageClassification",
+    "multi-label-classification": "multi_label.MultiLabelClassification",
 }
 """Kind -> its module here, and its class."""
 

@@ -80,6 +80,7 @@ def compute(
             | kind | predictions | labels |
             |---|---|---|
             | `classification`, `image-classification` | logits (N, C) | class ids (N,) |
+            | `multi-label-classification` | logits (N, C) less those of the thresholds | 0 and 1 (N, C) |
             | `multiple-choice` | logits (N, C), -inf where a row has fewer than C choices | ids of choices (N,) |
             | `regression` | numbers (N,) or (N, 1) | numbers (N,) |
             | `token-classification` | N lists of tags, one for each word | N lists of tags |

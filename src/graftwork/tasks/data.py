@@ -37,6 +37,7 @@ class TaskData:
     | `token-classification` | `words` (list of str), `tags` (list of int, as many, ids into the task's labels) |
     | `multiple-choice` | `text` (str), `choices` (list of str), `label` (int, the right choice's place from 0) |
     | `generation` | `text` (str), `target` (str), of validation and test also `references` (list of str) |
+    | `multi-label-classification` | as `classification`, with `label` a list of 0 and 1, one for each label |
     | `image-classification` | `image` (a PIL image, of the mode and size it has in the data), `label` (int) |
 
     Of generation, training has a row for each target; validation and test have one for each source, with all its
