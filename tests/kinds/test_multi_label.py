@@ -228,6 +228,20 @@ def test_predictions_are_the_labels_above_their_thresholds(backbone, tuned, graf
     assert first["labels"] == ["bad", "good"]
 
 
+def test_the_loss_of_a_pass_is_that_of_its_logits(backbone, tuned):
+    """Labels are as wide as there are labels, whatever the length of the texts is."""
+    model = AdaptedModel(backbone, {"a": Adapter.load(tuned)})
+    batch = backbone.tokenizer(["good mild good mild bad mild", "bad"], padding=True, return_tensors="pt")
+    labels = torch.tensor([[1, 1], [1, 0]])
+    try:
+        with torch.no_grad():
+            logits, found = model(**batch).logits, model(**batch, labels=labels)
+    finally:
+        model.detach()
+    torch.testing.assert_close(found.logits, logits)
+    torch.testing.assert_close(found.loss, F.binary_cross_entropy_with_logits(logits, labels.float()))
+
+
 def test_a_baseline_is_fitted_for_each_label(backbone, data):
     adapter = tune(backbone, task=task_for(data), method=LORA, **FAST | {"max_steps": 2, "baseline": "auto"})
     assert adapter.baseline["validation"].keys() == {"f1_micro", "f1_macro", "subset_accuracy", "roc_auc"}

@@ -12,6 +12,7 @@ from graftwork.adapters import Adapter
 from graftwork.adapters.declared import lower, usable_sites
 from graftwork.backbones import Backbone
 from graftwork.encoding import Encoder
+from graftwork.heads.objectives import Objective
 from graftwork.kinds import KINDS
 from graftwork.ops.op import Ops, check
 from graftwork.ops.slabs import Layout, Packed, routed
@@ -25,6 +26,7 @@ class Resident(ABC):
         backbone: where it runs.
         sites: the names of those where its ops act.
         routed: whether it can share a pass with other adapters.
+        objective: what is minimised in a pass of training.
         layout: how its numbers lie where nothing is drawn at random; None of one that cannot share a pass.
     """
 
@@ -33,6 +35,7 @@ class Resident(ABC):
     backbone: Backbone
     sites: tuple[str, ...]
     routed: bool
+    objective: Objective
     layout: Layout | None
 
     def _look_at(self, ops: Ops) -> None:

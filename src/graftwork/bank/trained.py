@@ -16,6 +16,7 @@ from graftwork.backbones import Backbone
 from graftwork.bank.draws import Draws
 from graftwork.bank.resident import Resident
 from graftwork.errors import AdapterError
+from graftwork.heads.objectives import Consistent, Objective, supervised
 from graftwork.methods.parameters import ParameterTree
 from graftwork.ops.op import Ops
 from graftwork.ops.shrinks import with_joint_shrinks
@@ -30,6 +31,7 @@ class Trained(nn.Module, Resident):
 
     Attributes:
         parameters_by_name: its parameters, as a module.
+        objective: what is minimised; by default as its method has it.
         draws: where its random numbers in training come from; None: from torch's source, as it stands.
     """
 
@@ -40,6 +42,7 @@ class Trained(nn.Module, Resident):
         refuse_nothing_to_train(adapter.method, adapter.kind, backbone, adapter.num_parameters)
         self.adapter = replace(adapter, tensors={})
         self.backbone = backbone
+        self.objective: Objective = Consistent(adapter.method.passes) if adapter.method.passes > 1 else supervised
         self.draws: Draws | None = None
         own = {name: tensor.detach().clone().to(backbone.device) for name, tensor in adapter.tensors.items()}
         self.parameters_by_name = ParameterTree(own, adapter.fixed)

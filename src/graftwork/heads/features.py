@@ -78,6 +78,10 @@ class FeatureHead(Head):
         return self
 
     @property
+    def by_token(self) -> bool:
+        return self.task == "token-classification"
+
+    @property
     def num_labels(self) -> int | None:
         return self.num_outputs if self.task in ("classification", "token-classification") else None
 

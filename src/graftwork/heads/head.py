@@ -98,6 +98,11 @@ class Head(BaseModel, ABC):
         return self.task_kind == "multiple-choice"
 
     @property
+    def by_token(self) -> bool:
+        """Whether it says something of each token, and labels are as long as texts."""
+        return self.reads in ("tokens", "vocabulary")
+
+    @property
     def num_labels(self) -> int | None:
         """How many labels its task has; None when it has none."""
         return None

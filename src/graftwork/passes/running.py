@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,28 @@ from graftwork.errors import AdapterError, BackboneError
 from graftwork.grafting import Graft
 from graftwork.grafting.graft import Modules
 from graftwork.heads import States
+from graftwork.heads.objectives import Said, supervised
 from graftwork.ops.op import Ops
 from graftwork.passes.call import AdaptedOutput, Call
 from graftwork.passes.sharing import Section, Share, in_order, last_of, padded
 from graftwork.passes.starts import KEPT, HeadStart, LayerStart, Start
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an adapter's head says of its rows of one pass.
+
+    Attributes:
+        parameters: the adapter's, by name.
+        states: what the head read.
+        logits: what it says.
+        labels: of the rows, where there are some.
+    """
+
+    parameters: Mapping[str, Tensor]
+    states: States
+    logits: Tensor
+    labels: Tensor | None
 
 
 class Runner:
@@ -194,24 +212,36 @@ class Runner:
             return self._run_loaded(share, inputs, call)
 
     def _run_loaded(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[AdaptedOutput]]:
-        output, results = self._pass(share, inputs, call)
-        for i, resident in enumerate(share.residents):
-            if resident is None or results[i].loss is None or not (call.training and resident.trainable):
+        output, answers = self._pass(share, inputs, call)
+        results = []
+        for i, (resident, answer) in enumerate(zip(share.residents, answers, strict=True)):
+            if resident is None or answer is None:
+                results.append(AdaptedOutput())
                 continue
-            method, head = resident.adapter.method, resident.adapter.head
-            name, rows = share.by_slot()[i]
-            labels, _ = call.wanted.of(name, rows)
-            assert labels is not None  # there is a loss
-            start, end = share.span(i)
-            mine = {argument: tensor[start:end] for argument, tensor in inputs.items()}
-            for _ in range(method.passes - 1):
-                _, [again] = self._pass(share.alone(i), mine, replace(call, asked={}))
-                both = results[i].require("logits"), again.require("logits")
-                apart = head.divergence(*both, labels, call.wanted.items.get(name))
-                results[i].loss = results[i].require("loss") + apart
+            loss = None
+            if answer.labels is not None:
+                start, end = share.span(i)
+                mine = {argument: tensor[start:end] for argument, tensor in inputs.items()}
+                said = Said(
+                    head=resident.adapter.head,
+                    parameters=answer.parameters,
+                    states=answer.states,
+                    logits=answer.logits,
+                    labels=answer.labels,
+                    items=call.wanted.items.get(share.names[i]),
+                    again=partial(self._again, share.alone(i), mine, call),
+                )
+                loss = (resident.objective if call.training else supervised)(said)
+            results.append(AdaptedOutput(loss=loss, logits=answer.logits))
         return output, results
 
-    def _pass(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[AdaptedOutput]]:
+    def _again(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> Tensor:
+        """What the one adapter of a share says in another pass."""
+        _, [answer] = self._pass(share, inputs, replace(call, asked={}))
+        assert answer is not None
+        return answer.logits
+
+    def _pass(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[Answer | None]]:
         """One pass with what acts in it drawn anew."""
         choices = inputs["input_ids"].shape[1] if "input_ids" in inputs and inputs["input_ids"].dim() == 3 else 1
         inputs = {name: value.flatten(0, 1) if choices > 1 else value for name, value in inputs.items()}
@@ -227,10 +257,10 @@ class Runner:
                 of_generation = resident.adapter.head.kind == "generation"
                 decoded.append(labels if of_generation else None if targets is None else targets.flatten(0, -2))
         output, states = self._states(share, self._with_decoder(inputs, share, decoded), call)
-        results = []
+        answers: list[Answer | None] = []
         for slot, (resident, (labels, targets)) in enumerate(zip(share.residents, asks, strict=True)):
             if resident is None:
-                results.append(AdaptedOutput())
+                answers.append(None)
                 continue
             head, own, start, end = resident.adapter.head, states, *share.span(slot)
             places: slice | None = None
@@ -242,7 +272,7 @@ class Runner:
             mine = choices if head.over_choices else 1
             flat = None if targets is None else self._as_long(targets.flatten(0, -2), states)
             own = replace(own, targets=flat, choices=mine)
-            if labels is not None and labels.dim() > 1:
+            if labels is not None and labels.dim() > 1 and head.by_token:
                 # Other rows of the pass may have more tokens.
                 if states.scores is None:
                     own = own.shortened(labels.shape[-1])
@@ -253,10 +283,8 @@ class Runner:
                 logits = head.logits(own, parameters, training=call.training and resident.trainable)
             if absent is not None and mine > 1:
                 logits = logits.masked_fill((absent if places is None else absent[places]).view(-1, mine), -torch.inf)
-            items = call.wanted.items.get(share.names[slot])
-            loss = None if labels is None else head.loss(logits, labels, own, parameters, items)
-            results.append(AdaptedOutput(loss=loss, logits=logits))
-        return output, results
+            answers.append(Answer(parameters, own, logits, labels))
+        return output, answers
 
     def _as_long(self, tokens: Tensor, states: States) -> Tensor:
         """Token ids as long as the scores that are given of them: other rows of the pass may have longer ones."""

@@ -1,0 +1,57 @@
+"""What is minimised in training: a loss over what a head says in one pass, or in several."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from graftwork.heads.head import Head, States
+from graftwork.heads.losses import Items
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a head says of labelled rows.
+
+    Attributes:
+        head, parameters: the head, and its adapter's parameters by name.
+        states: what it read.
+        logits: what it says.
+        labels: of the rows.
+        items: what the loss is a mean over; see `Head.loss`.
+        again: runs another pass over the same rows, with what is random in it drawn anew, and gives its logits.
+    """
+
+    head: Head
+    parameters: Mapping[str, Tensor]
+    states: States
+    logits: Tensor
+    labels: Tensor
+    items: Items | None
+    again: Callable[[], Tensor]
+
+
+Objective = Callable[[Said], Tensor]
+"""The loss of one adapter over its rows of a pass, a scalar."""
+
+
+def supervised(said: Said) -> Tensor:
+    """The head's own loss."""
+    return said.head.loss(said.logits, said.labels, said.states, said.parameters, said.items)
+
+
+@dataclass(frozen=True)
+class Consistent:
+    """The head's loss, and how far apart several passes are (Wang et al. 2022, "AdaMix", equation 8).
+
+    Attributes:
+        passes: how many.
+    """
+
+    passes: int
+
+    def __call__(self, said: Said) -> Tensor:
+        loss = supervised(said)
+        for _ in range(self.passes - 1):
+            loss = loss + said.head.divergence(said.logits, said.again(), said.labels, said.items)
+        return loss
