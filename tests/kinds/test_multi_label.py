@@ -191,7 +191,7 @@ def test_what_cannot_be_scored():
 @pytest.fixture(scope="module")
 def tuned(backbone, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned") / "a"
-    tune(backbone, task=task_for(data, test_fraction=0.2), method=LORA, output=folder, **FAST | {"num_train_epochs": 4})
+    tune(backbone, task=task_for(data, test_fraction=0.2), method=LORA, output=folder, **FAST | {"num_train_epochs": 6})
     return folder
 
 
@@ -206,7 +206,8 @@ def test_it_is_learned_saved_and_scored_again(backbone, tuned):
 
 
 def test_predictions_are_the_labels_above_their_thresholds(backbone, tuned, graftwork, backbone_folder):
-    texts = ["good", "bad", "good bad", "mild"]
+    given = rows(40)
+    texts = [text for text, _ in given]
     adapter = Adapter.load(tuned)
     model = AdaptedModel(backbone, {"a": adapter})
     try:
@@ -218,14 +219,16 @@ def test_predictions_are_the_labels_above_their_thresholds(backbone, tuned, graf
         above = zip(LABELS, adapter.head.thresholds, strict=True)
         assert found.labels == tuple(label for label, threshold in above if found.scores[label] >= threshold)
         assert (found.label, found.score) == (None, None)
-    assert [found.labels for found in said] == [("good",), ("bad",), LABELS, ()]
+    assert sum(found.labels == tuple(own) for found, (_, own) in zip(said, given, strict=True)) > 34
+    assert len({found.labels for found in said}) == 4
     assert problem == "multi_label_classification"
     shared = ["predict", tuned, "--backbone", backbone_folder, "--dtype", "float32"]
     lines = graftwork(*shared, *texts).out.splitlines()
-    assert [line.split("\t")[0] for line in lines] == ["good", "bad", "bad|good", ""]
+    assert [line.split("\t")[0] for line in lines] == ["|".join(found.labels) for found in said]
     assert [line.split("\t")[2] for line in lines] == texts
-    first = json.loads(graftwork(*shared, *texts, "--json").out.splitlines()[2])
-    assert first["labels"] == ["bad", "good"]
+    first = json.loads(graftwork(*shared, *texts, "--json").out.splitlines()[0])
+    assert first["labels"] == list(said[0].labels)
+    assert first["scores"].keys() == {*LABELS}
 
 
 def test_the_loss_of_a_pass_is_that_of_its_logits(backbone, tuned):
