@@ -477,3 +477,11 @@ def test_a_folder_whose_tokenizer_is_longer_is_refused(folder):
     with pytest.raises(BackboneError, match="has 121 tokens and its embedding table 100 rows") as caught:
         load(folder)
     assert "and others" in caught.value.problem
+
+
+def test_an_outline_keeps_a_pooling_layer_that_has_no_weights(tmp_path):
+    """Such a layer is not in the checkpoint, and is not missing there."""
+    make_model("resnet").save_pretrained(tmp_path)
+    outline = Backbone.outline(str(tmp_path))
+    assert outline.model.pooler is not None
+    assert "pooler" in outline.sites

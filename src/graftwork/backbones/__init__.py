@@ -3,5 +3,17 @@
 from graftwork.backbones.backbone import Backbone
 from graftwork.backbones.pooling import Pooling, PoolingSource
 from graftwork.backbones.sites import Site, SiteKind, Sites
+from graftwork.backbones.stored import Stored
+from graftwork.backbones.weights import Location, Weights
 
-__all__ = ["Backbone", "Pooling", "PoolingSource", "Site", "SiteKind", "Sites"]
+__all__ = [
+    "Backbone",
+    "Location",
+    "Pooling",
+    "PoolingSource",
+    "Site",
+    "SiteKind",
+    "Sites",
+    "Stored",
+    "Weights",
+]

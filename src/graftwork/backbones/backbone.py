@@ -1,7 +1,6 @@
 """A backbone: a pretrained Hugging Face model, frozen, with its tokenizer, its sites and its fingerprint."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from graftwork.backbones.families import Family, base_path, family_of, hidden_si
 from graftwork.backbones.fingerprint import fingerprint_of
 from graftwork.backbones.holding import hold, holder_of, is_held_by_another, let_go
 from graftwork.backbones.loading import load_parts, outline_parts
-from graftwork.backbones.offloading import Brought, offloaded
+from graftwork.backbones.offloading import offloaded
 from graftwork.backbones.pooling import (
     Declared,
     Pooling,
@@ -34,6 +33,7 @@ from graftwork.backbones.pooling import (
 )
 from graftwork.backbones.sites import WORD, Site, Sites
 from graftwork.backbones.tokenizers import fit_tokenizer, refuse_tokens_without_rows, with_tokens
+from graftwork.backbones.weights import Weights
 from graftwork.errors import BackboneError
 from graftwork.folders import settled
 
@@ -53,6 +53,7 @@ class Backbone:
             pads with the token that ends texts, else with the unknown one or another; padding is on the right.
         family, sites: its layout and the places where ops can act.
         modules: the very modules at the sites' paths, also while something else stands there.
+        weights: its parameters by canonical name, and where each lies in the model and in a checkpoint.
         pooling: how an input becomes one vector unless a head says otherwise: as the checkpoint declares (see
             `graftwork.backbones.pooling`); else as was measured to be best, see docs/defaults.md.
         pooling_source: who chose that: `declared` by the checkpoint, `default`, or `given` to this constructor.
@@ -105,6 +106,7 @@ class Backbone:
         if declared is not None and followed is None and pooling is None and not outlined:
             warn_of_unknown(declared, self.name, self.pooling)
         self.modules = {site.path: model.get_submodule(site.path) for site in self.sites.values()}
+        self.weights = Weights(model, self.sites)
         self._fingerprint = fingerprint
         # Themselves, whatever stands in their places later.
         self._all_modules = list(model.modules())
@@ -303,8 +305,7 @@ class Backbone:
         in) and (out), however the module holds them. Of a module whose weights are offloaded they are copies, which are
         read when they are asked for.
         """
-        module = self.modules[site.path]
-        return Brought(module, partial(_own, module, site)) if offloaded(module) else _own(module, site)
+        return self.weights.of_site(site)
 
     def require_here(self, site: Site) -> None:
         """Refuse a site whose weights are offloaded: others cannot stand in their place there.
@@ -364,12 +365,3 @@ class Backbone:
 def generates(model: PreTrainedModel) -> bool:
     """Whether a model has a language-model head and generates text with it."""
     return model.can_generate() and model.get_output_embeddings() is not None  # type: ignore[no-untyped-call]
-
-
-def _own(module: Any, site: Site) -> dict[str, Tensor]:
-    """The parameters at a site, of a module that holds them."""
-    if site.kind != "linear":
-        return {name: module.get_parameter(name) for name in site.parameters}
-    weight = module.weight.T if site.transposed else module.weight
-    own = {"weight": weight, **({"bias": module.bias} if site.biased else {})}
-    return own if site.columns is None else {name: tensor[slice(*site.columns)] for name, tensor in own.items()}

@@ -87,6 +87,8 @@ def outline_parts(name: str, *, trust_remote_code: bool) -> dict[str, Any]:
                 expected=f"{', '.join(EMBEDDED)}, a folder with config.json, or a hub id",
                 change="--backbone",
             ) from error
-    if without_pooler:
+    # A pooling layer that averages (ResNet's) has no weights to be lacked.
+    pooler = model._modules.get("pooler")
+    if without_pooler and pooler is not None and any(True for _ in pooler.parameters()):
         model._modules["pooler"] = None
     return {"model": model, "name": name, "declared": declared}

@@ -1,18 +1,15 @@
 """Ops put into weights: the parameters with which a backbone's own modules compute what module and ops do together."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from graftwork.backbones import Backbone, Site
+from graftwork.backbones import Backbone, Location, Site
 from graftwork.errors import SiteError
 from graftwork.ops.op import Op, Ops, ordered
 from graftwork.ops.substitution import no_hooks, with_parameters
-
-Parameters = Mapping[str, Tensor]
-"""A module's own parameters by name, as it holds them."""
 
 
 def put_into_weights(ops: Ops, backbone: Backbone) -> dict[str, dict[str, Tensor]]:
@@ -26,31 +23,29 @@ def put_into_weights(ops: Ops, backbone: Backbone) -> dict[str, dict[str, Tensor
         SiteError: an op cannot be put into weights where it acts; names the site.
     """
     changed: dict[str, dict[str, Tensor]] = {}
-    made: dict[int, list[Tensor]] = {}
-    ops = ordered(ops)
-    paths = dict.fromkeys(site.path for site in backbone.sites.values() if site.name in ops)
-    for path in paths:
+    for path, made in backbone.weights.put(_sums(ordered(ops), backbone)).items():
+        module = backbone.modules[path]
+        own = {name: tensor for name, tensor in made.items() if not torch.equal(tensor, module.get_parameter(name))}
+        if own:
+            changed[path] = own
+    return changed
+
+
+def _sums(ops: Ops, backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of all modules at which ops act, with the ops in them, by canonical name, in float64."""
+    for path in dict.fromkeys(site.path for site in backbone.sites.values() if site.name in ops):
         here = [site for site in backbone.sites.values() if site.path == path and site.name in ops]
-        own = dict(backbone.modules[path].named_parameters(recurse=False))
-        # A site that reads a parameter of a module within has it under a dotted name.
-        own |= {name: backbone.modules[path].get_parameter(name) for site in here for name in site.parameters}
-        if "forward" in vars(backbone.modules[path]):
+        module = backbone.modules[path]
+        if "forward" in vars(module):
             raise SiteError(f"at site {here[0].name!r} another library has replaced the module's forward")
-        values = {name: tensor.detach().double() for name, tensor in own.items()}
+        own = [place for place in backbone.weights.within(path) if not place.buffer]
+        values = {place.parameter: module.get_parameter(place.parameter).detach() for place in own}
+        values = {name: tensor.to(torch.float64, copy=True) for name, tensor in values.items()}
         # A fused product's own ops come before those of its parts, as in a forward pass.
         for site in sorted(here, key=lambda site: site.columns is not None):
             for op in ops[site.name]:
-                values |= _put(op, site, values)
-        for name, tensor in own.items():
-            value = torch.empty_like(tensor, requires_grad=False).copy_(values[name])
-            if torch.equal(value, tensor):
-                continue
-            candidates = made.setdefault(id(tensor), [])
-            same = next((other for other in candidates if torch.equal(other, value)), None)
-            if same is None:
-                candidates.append(value)
-            changed.setdefault(path, {})[name] = value if same is None else same
-    return changed
+                _put(op, site, backbone.weights.at(site), values)
+        yield from ((place.name, place.of(values[place.parameter])) for place in own)
 
 
 def merged_modules(ops: Ops, backbone: Backbone) -> dict[str, nn.Module]:
@@ -74,18 +69,22 @@ def merged_modules(ops: Ops, backbone: Backbone) -> dict[str, nn.Module]:
     return merged
 
 
-def _put(op: Op, site: Site, values: Parameters) -> dict[str, Tensor]:
-    """A module's parameters with one op in them."""
+def _put(op: Op, site: Site, at: Mapping[str, Location], values: dict[str, Tensor]) -> None:
+    """Put one op into a module's parameters.
+
+    Args:
+        at: where the site's own lie.
+        values: all of the module's, as it holds them; they are written to.
+    """
     if op.unmergeable:
         raise SiteError(f"at site {site.name!r} acts {type(op).__name__}: {op.unmergeable}")
     try:
         if op.replaces or site.kind != "linear":
             # Such an op is given what the module holds, as the module holds it.
-            return op.into(values)
-        start, end = site.columns or (0, site.out_features)
-        whole = {name: (t.T if t.dim() == 2 and site.transposed else t).clone() for name, t in values.items()}
-        for name, tensor in op.into({name: t[start:end] for name, t in whole.items()}).items():
-            whole[name][start:end] = tensor
+            values |= op.into(values)
+            return
+        own = {name: place.of(values[name]) for name, place in at.items()}
+        for name, tensor in op.into(own).items():
+            own[name].copy_(tensor)
     except SiteError as error:
         raise SiteError(f"at site {site.name!r}: {error.problem}") from error
-    return {name: t.T if t.dim() == 2 and site.transposed else t for name, t in whole.items()}
