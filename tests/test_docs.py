@@ -9,7 +9,10 @@ import pytest
 
 from graftwork import ops
 from graftwork.backbones.families import FAMILIES
-from graftwork.methods import METHODS, NAMED, make_method
+from graftwork.kinds import KINDS
+from graftwork.methods import METHODS, NAMED, known_methods, make_method
+from graftwork.tasks import BUILTIN, Task
+from graftwork.tasks import METRICS as METRIC_TABLE
 from graftwork.training.planning import survey
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +112,11 @@ def test_the_overview_says_how_a_method_is_trained_and_whether_it_merges(name):
     rate, epochs = row["rate, epochs"].split(", ")
     assert (float(rate), int(epochs)) == (method.learning_rate, method.num_train_epochs)
     assert row["merges"].startswith("no" if method.unmergeable else "yes")
+    assert row["when"] == known_methods()[name].when
+
+
+def test_when_to_use_a_method_is_said_in_a_line():
+    assert all(0 < len(named.when) <= 56 for named in known_methods().values())
 
 
 @pytest.mark.parametrize("backbone", ["BERT-base", "MiniLM"])
@@ -133,6 +141,41 @@ def test_every_family_and_its_model_types_are_documented():
     ((_, rows),) = tables(DOCS / "families.md", "family")[:1]
     written = {row[0]: set(re.findall(r"[\w-]+", re.sub(r"\(.*?\)", "", row[1]))) for row in rows}
     assert written == {family.name: set(family.model_types) for family in FAMILIES}
+
+
+def test_every_field_of_a_task_is_documented_with_its_default():
+    ((_, rows),) = tables(DOCS / "tasks.md", "field")
+    assert [row[0] for row in rows] == list(Task.model_fields)
+    for name, default, _ in rows:
+        field = Task.model_fields[name]
+        if default == "needed":
+            assert field.is_required()
+        elif field.default is None:
+            assert default in ("none", "of the data"), name
+        elif default not in ("of the kind", "a line break", "image for images"):
+            assert read(default) == field.default or (
+                default == "none" and not field.get_default(call_default_factory=True)
+            ), name
+
+
+def test_every_metric_is_documented_with_its_kinds_and_which_value_is_best():
+    ((_, rows),) = tables(DOCS / "tasks.md", "metric")
+    written = {row[0]: (tuple(row[1].split(", ")), row[2]) for row in rows}
+    assert written == {n: (m.kinds, "highest" if m.greater_is_better else "lowest") for n, m in METRIC_TABLE.items()}
+
+
+def test_every_built_in_task_is_documented_as_it_is():
+    ((_, rows),) = tables(DOCS / "tasks.md", "task")
+    assert [row[0] for row in rows] == list(BUILTIN)
+    for name, kind, columns, labels, metrics, _ in rows:
+        task = BUILTIN[name]
+        assert (kind, columns, metrics) == (task.kind, ", ".join(task.columns), ", ".join(task.metrics))
+        assert task.labels is None if labels in ("numbers", "texts") else int(labels) == len(task.labels)
+
+
+def test_every_kind_of_task_is_documented():
+    ((_, rows),) = tables(DOCS / "tasks.md", "kind")
+    assert [row[0] for row in rows] == list(KINDS)
 
 
 def anchors(page):

@@ -12,6 +12,8 @@ from training.workbench import FAST, contents, flags, make_rows, names_in, write
 from graftwork import Adapter
 from graftwork.cli.app import app
 from graftwork.cli.table import print_table
+from graftwork.methods import known_methods, make_method
+from graftwork.settings.yamlfile import read_value
 
 COMMANDS = [name for name in app if not name.startswith("-")]
 KINDS = ("classes", "pairs", "numbers")
@@ -46,7 +48,7 @@ def test_a_row_too_wide_for_the_terminal_is_names_and_values(capsys, monkeypatch
 
 
 def test_the_commands():
-    assert COMMANDS == ["tune", "tune-many", "evaluate", "predict", "inspect", "plan", "methods", "env"]
+    assert COMMANDS == ["tune", "tune-many", "evaluate", "predict", "inspect", "list", "plan", "methods", "env"]
 
 
 def plain(text):
@@ -367,21 +369,65 @@ def test_inspect(graftwork, adapters, kind):
     assert values == (list(adapter.method.targets), adapter.method.rank)
 
 
-def test_methods_says_of_each_why_it_is_not_merged(graftwork):
-    shown = graftwork("methods").out
-    table, why = shown.split("\nnot merged into weights, because:\n")
-    refused = {line.split()[0] for line in table.splitlines() if "  no  " in line}
-    named = [name for line in why.splitlines() for name in line.partition(": ")[0].strip().split(", ")]
-    assert sorted(named) == sorted(refused)
-
-
 BERT_BASE = {"model_type": "bert", "architectures": ["BertModel"]}  # every size is the class's default
 
 
-def test_plan_counts_bert_base_from_its_configuration_alone(graftwork, tmp_path):
+@pytest.fixture
+def bert_base(tmp_path):
+    """BERT-base, by its configuration alone."""
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text(json.dumps(BERT_BASE))
-    arguments = ["plan", "--backbone", tmp_path / "bert", "--method", "houlsby", "--method.bottleneck", "64"]
+    return tmp_path / "bert"
+
+
+def test_methods_are_listed_in_100_columns(graftwork, bert_base):
+    shown = graftwork("methods", "--backbone", bert_base).out
+    table, _, below = shown.partition("\n\n")
+    header, *lines = table.splitlines()
+    assert header.split(maxsplit=3) == ["method", "trained", "merges", "when to use it"]
+    assert max(map(len, lines)) <= 100
+    assert str(bert_base) in below
+    for line, (name, named) in zip(lines, known_methods().items(), strict=True):
+        trained, merges, when = line.removeprefix(name).split(maxsplit=2)
+        assert merges == ("no" if make_method(name).unmergeable else "yes")
+        assert when == named.when
+        assert int(trained.replace(",", "")) >= 0
+    listed = json.loads(graftwork("methods", "--backbone", bert_base, "--json").out)
+    assert [(row["name"], row["when"]) for row in listed] == [(name, n.when) for name, n in known_methods().items()]
+
+
+def test_methods_that_a_backbone_refuses_are_named_with_the_reason(graftwork, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet", "architectures": ["ResNetModel"]}))
+    table, _, below = graftwork("methods", "--backbone", tmp_path).out.partition("\n\n")
+    refused = {line.split()[0] for line in table.splitlines() if line.split()[1] == "refused"}
+    assert refused
+    assert all(f"  {name}: " in below for name in refused)
+    assert "refused on " in graftwork("methods", "prompt-tuning", "--backbone", tmp_path).out
+
+
+@pytest.mark.parametrize("name", known_methods())
+def test_one_method_is_shown_whole(graftwork, bert_base, name):
+    method, shown = make_method(name), graftwork("methods", name, "--backbone", bert_base).out
+    pairs = dict(re.split(r"  +", line, maxsplit=1) for line in shown.splitlines())
+    assert pairs["merges"] == (f"no: {method.unmergeable}" if method.unmergeable else "yes")
+    assert float(pairs["--train.learning_rate"]) == method.learning_rate
+    settings = {key.removeprefix("--method."): read_value(v) for key, v in pairs.items() if key.startswith("--method.")}
+    assert make_method(name, settings) == method
+    assert settings.keys() == type(method).model_fields.keys()
+    found = json.loads(graftwork("methods", name, "--backbone", bert_base, "--json").out)
+    assert found["defaults"].keys() == settings.keys()
+    assert f"{found['trained']:,} on " in pairs["trained"]
+
+
+def test_a_method_is_found_by_any_spelling_and_a_wrong_one_refused(graftwork, bert_base):
+    assert "full-fine-tuning" in graftwork("methods", "Full_Fine_Tuning", "--backbone", bert_base).out
+    ran = graftwork("methods", "houlbsy", "--backbone", bert_base)
+    assert ran.status == 2
+    assert "unknown method 'houlbsy'" in ran.err
+
+
+def test_plan_counts_bert_base_from_its_configuration_alone(graftwork, bert_base):
+    arguments = ["plan", "--backbone", bert_base, "--method", "houlsby", "--method.bottleneck", "64"]
     found = json.loads(graftwork(*arguments, "--json").out)
     # Houlsby et al. 2019: 2md + m + d twice a layer; 25 layer norms of 2d; 2 classes.
     d, m, layers = 768, 64, 12

@@ -7,7 +7,7 @@ Exit status: 0 when the command did what it was asked; 2 for a command line that
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,6 +17,7 @@ from graftwork import __version__
 from graftwork.cli.env import env
 from graftwork.cli.evaluate import evaluate
 from graftwork.cli.inspect import inspect
+from graftwork.cli.list import list_adapters
 from graftwork.cli.methods import methods
 from graftwork.cli.plan import plan
 from graftwork.cli.predict import predict
@@ -32,8 +33,19 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-for command in (tune, tune_many, evaluate, predict, inspect, plan, methods, env):
-    app.command(command)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "tune": tune,
+    "tune-many": tune_many,
+    "evaluate": evaluate,
+    "predict": predict,
+    "inspect": inspect,
+    "list": list_adapters,
+    "plan": plan,
+    "methods": methods,
+    "env": env,
+}
+for name, command in COMMANDS.items():
+    app.command(command, name=name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

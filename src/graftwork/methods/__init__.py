@@ -10,7 +10,7 @@ from graftwork.methods.headonly import HeadOnly
 from graftwork.methods.houlsby import Houlsby
 from graftwork.methods.ia3 import IA3
 from graftwork.methods.layernorm import LayerNormTuning
-from graftwork.methods.lookup import METHODS, as_method, make_method
+from graftwork.methods.lookup import METHODS, as_method, find_method, known_methods, make_method
 from graftwork.methods.lora import LoRA
 from graftwork.methods.method import Method
 from graftwork.methods.named import NAMED
@@ -60,5 +60,7 @@ __all__ = [
     "Union",
     "VeRA",
     "as_method",
+    "find_method",
+    "known_methods",
     "make_method",
 ]

@@ -42,6 +42,7 @@ class AdaMix(BottleneckMethod):
 
     name: ClassVar[str] = "adamix"
     paper: ClassVar[str] = "Wang et al. 2022, arXiv:2205.12410"
+    when: ClassVar[str] = "Pfeiffer's size, better for twice the training time"
     learning_rate: ClassVar[float] = 1e-3
     placement: ClassVar[Placement] = Pfeiffer.placement
     passes: ClassVar[int] = 2

@@ -26,6 +26,7 @@ class BitFit(Method):
 
     name: ClassVar[str] = "bitfit"
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"
+    when: ClassVar[str] = "a small baseline, for backbones that have biases"
     learning_rate: ClassVar[float] = 3e-3
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Bias, Dense)
 

@@ -42,6 +42,7 @@ class Compacter(BottleneckMethod):
 
     name: ClassVar[str] = "compacter"
     paper: ClassVar[str] = "Karimi Mahabadi et al. 2021, arXiv:2106.04647"
+    when: ClassVar[str] = "bottlenecks in some kilobytes"
     learning_rate: ClassVar[float] = 3e-3
     placement: ClassVar[Placement] = "result"
 

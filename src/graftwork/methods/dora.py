@@ -37,6 +37,7 @@ class DoRA(Method):
 
     name: ClassVar[str] = "dora"
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
+    when: ClassVar[str] = "LoRA at small ranks, when training time matters less"
     learning_rate: ClassVar[float] = 5e-4
     lowers_to: ClassVar[tuple[type[Op], ...]] = (LowRank, Scale, Bias)
 

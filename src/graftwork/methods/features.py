@@ -25,6 +25,7 @@ class FeatureExtraction(HeadMethod):
 
     name: ClassVar[str] = "feature-extraction"
     paper: ClassVar[str] = "Peters et al. 2019, arXiv:1903.05987"
+    when: ClassVar[str] = "a task model (BiLSTM, ESIM, CRF) over frozen layers"
     learning_rate: ClassVar[float] = 1e-3
 
     model: Literal["linear", "bilstm", "esim", "bilstm-crf"] = "linear"

@@ -48,6 +48,7 @@ class FullFineTuning(Method):
 
     name: ClassVar[str] = "full-fine-tuning"
     paper: ClassVar[str] = "Devlin et al. 2019, arXiv:1810.04805"
+    when: ClassVar[str] = "the upper baseline: a full model a task"
     frozen_backbone: ClassVar[bool] = False
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Dense,)
 

@@ -32,4 +32,5 @@ class HeadOnly(HeadMethod):
 
     name: ClassVar[str] = "head-only"
     paper: ClassVar[str] = "the feature-based baseline of Peters et al. 2019, arXiv:1903.05987"
+    when: ClassVar[str] = "the lower baseline: a linear layer on frozen features"
     learning_rate: ClassVar[float] = 1e-2

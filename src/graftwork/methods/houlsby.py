@@ -28,6 +28,7 @@ class Houlsby(DenseBottleneck):
 
     name: ClassVar[str] = "houlsby"
     paper: ClassVar[str] = "Houlsby et al. 2019, arXiv:1902.00751"
+    when: ClassVar[str] = "quality first: two bottlenecks a layer"
     learning_rate: ClassVar[float] = 1e-3
     placement: ClassVar[Placement] = "result"
     truncated: ClassVar[bool] = True

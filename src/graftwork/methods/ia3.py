@@ -34,6 +34,7 @@ class IA3(Method):
 
     name: ClassVar[str] = "ia3"
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
+    when: ClassVar[str] = "few examples, or a few kilobytes a task"
     learning_rate: ClassVar[float] = 1e-2
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Scale,)
 

@@ -30,6 +30,7 @@ class LayerNormTuning(Method):
 
     name: ClassVar[str] = "layer-norm-tuning"
     paper: ClassVar[str] = "Houlsby et al. 2019, arXiv:1902.00751"
+    when: ClassVar[str] = "the smallest baseline that acts in the layers"
     learning_rate: ClassVar[float] = 3e-3
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Norm,)
 

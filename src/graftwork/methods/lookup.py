@@ -18,12 +18,30 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     Raises:
         MethodError: unknown name or settings.
     """
-    known = {_plain(own): Named(own, method.paper) for own, method in METHODS.items()}
-    known |= {_plain(other): named for other, named in NAMED.items()}
-    if _plain(name) not in known:
-        raise MethodError(f"unknown method {name!r}", expected=nearest(name, {*METHODS, *NAMED}), change="--method")
-    named = known[_plain(name)]
+    _, named = find_method(name)
     return METHODS[named.method](**{**named.settings, **(settings or {})})
+
+
+def find_method(name: str) -> tuple[str, Named]:
+    """The name as it is listed, and the method and settings that it stands for.
+
+    Raises:
+        MethodError: unknown name.
+    """
+    known = known_methods()
+    listed = {_plain(own): own for own in known}.get(_plain(name))
+    if listed is None:
+        raise MethodError(f"unknown method {name!r}", expected=nearest(name, known), change="--method")
+    return listed, known[listed]
+
+
+def known_methods() -> dict[str, Named]:
+    """Every method by name, each followed by those that are it with other settings."""
+    known: dict[str, Named] = {}
+    for own, method in METHODS.items():
+        known[own] = Named(own, method.paper, method.when)
+        known |= {name: named for name, named in NAMED.items() if named.method == own}
+    return known
 
 
 def as_method(value: object) -> Method:

@@ -48,6 +48,7 @@ class LoRA(Method):
 
     name: ClassVar[str] = "lora"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
+    when: ClassVar[str] = "a good default: small, and no cost once merged"
     lowers_to: ClassVar[tuple[type[Op], ...]] = (LowRank,)
 
     rank: PositiveInt = 8

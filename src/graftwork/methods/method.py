@@ -24,12 +24,14 @@ class Method(Checked):
     Class attributes:
         name: how the command line and files call it.
         paper: where it is from.
+        when: in a line of at most 56 characters, when to use it, as `graftwork methods` shows.
 
     What depends on the settings in some methods is a property here; in the others a class attribute takes its place.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    when: ClassVar[str]
 
     @classmethod
     def refusal(cls, details: Sequence[Any]) -> MethodError:

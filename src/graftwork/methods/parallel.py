@@ -27,6 +27,7 @@ class Parallel(DenseBottleneck):
 
     name: ClassVar[str] = "parallel"
     paper: ClassVar[str] = "He et al. 2022, arXiv:2110.04366"
+    when: ClassVar[str] = "a wide bottleneck beside the feed-forward layer"
     learning_rate: ClassVar[float] = 1e-3
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Remember, Bottleneck, Norm)
     placement: ClassVar[Placement] = "parallel"

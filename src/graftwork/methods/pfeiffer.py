@@ -25,6 +25,7 @@ class Pfeiffer(DenseBottleneck):
 
     name: ClassVar[str] = "pfeiffer"
     paper: ClassVar[str] = "Pfeiffer et al. 2021, arXiv:2005.00247"
+    when: ClassVar[str] = "near Houlsby's quality with one bottleneck a layer"
     learning_rate: ClassVar[float] = 1e-3
     placement: ClassVar[Placement] = "norm"
 

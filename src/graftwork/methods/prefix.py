@@ -52,6 +52,7 @@ class PrefixTuning(Method):
 
     name: ClassVar[str] = "prefix-tuning"
     paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190; Liu et al. 2022, arXiv:2110.07602"
+    when: ClassVar[str] = "generation, and little data"
     lowers_to: ClassVar[tuple[type[Op], ...]] = (KeyValue,)
 
     num_virtual_tokens: PositiveInt = 20

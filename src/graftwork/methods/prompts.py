@@ -45,6 +45,7 @@ class PromptTuning(Method):
 
     name: ClassVar[str] = "prompt-tuning"
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
+    when: ClassVar[str] = "large language models (billions of parameters)"
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Prompt, PromptedEncoder)
     learning_rate: ClassVar[float] = 3e-2
 

@@ -43,6 +43,7 @@ class PTuning(Method):
 
     name: ClassVar[str] = "p-tuning"
     paper: ClassVar[str] = "Liu et al. 2021, arXiv:2103.10385"
+    when: ClassVar[str] = "prompts on smaller models"
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Prompt, PromptedEncoder)
     learning_rate: ClassVar[float] = 1e-3
 

@@ -18,6 +18,7 @@ class ULMFiT(FullFineTuning):
 
     name: ClassVar[str] = "ulmfit"
     paper: ClassVar[str] = "Howard & Ruder 2018, arXiv:1801.06146"
+    when: ClassVar[str] = "full fine-tuning that forgets less of the lower layers"
     lr_scheduler_type: ClassVar[str] = "slanted_triangular"
 
     layer_decay: float = Field(default=2.6, ge=1.0, allow_inf_nan=False)

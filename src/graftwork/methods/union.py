@@ -44,6 +44,7 @@ class Union(Method):
 
     name: ClassVar[str] = "union"
     paper: ClassVar[str] = "He et al. 2022, arXiv:2110.04366; Mao et al. 2022, arXiv:2110.07577"
+    when: ClassVar[str] = "several methods at once, as --method.methods lists"
 
     methods: Members = Field(default=("lora", "prefix-tuning"), min_length=1, validate_default=True)
     gated: bool = False

@@ -35,6 +35,7 @@ class VeRA(Method):
 
     name: ClassVar[str] = "vera"
     paper: ClassVar[str] = "Kopiczko et al. 2023, arXiv:2310.11454"
+    when: ClassVar[str] = "fewer trained parameters than LoRA, also at large ranks"
     learning_rate: ClassVar[float] = 2e-2
     lowers_to: ClassVar[tuple[type[Op], ...]] = (LowRank,)
 

@@ -10,7 +10,7 @@ from graftwork.adapters.declared import counts, declare
 from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import GraftworkError
 from graftwork.kinds.heads import head_for
-from graftwork.methods import METHODS, NAMED, Method, make_method
+from graftwork.methods import Method, find_method, known_methods, make_method
 from graftwork.methods.named import Named
 from graftwork.training.lengths import check_prompt
 from graftwork.training.recipe import Recipe
@@ -65,6 +65,7 @@ class Surveyed:
         settings: what differs from the method of another name that it is; empty for a method of its own.
         method: the name of the method that it is.
         paper: where it is from.
+        when: when to use it, in a line.
         ops: what it lowers to.
         unmergeable: why it cannot be merged into weights; empty when it can.
         sites: where it acts on the backbone, without the layers' numbers; empty without a backbone.
@@ -76,6 +77,7 @@ class Surveyed:
     settings: Mapping[str, Any]
     method: str
     paper: str
+    when: str
     ops: tuple[str, ...]
     unmergeable: str
     sites: tuple[str, ...] = ()
@@ -94,11 +96,17 @@ def survey(backbone: str | None = None) -> list[Surveyed]:
         BackboneError: the backbone is unknown.
     """
     outline = None if backbone is None else Backbone.outline(backbone)
-    known: dict[str, Named] = {}
-    for own, method in METHODS.items():
-        known[own] = Named(own, method.paper)
-        known |= {name: named for name, named in NAMED.items() if named.method == own}
-    return [_surveyed(name, named, outline) for name, named in known.items()]
+    return [_surveyed(name, named, outline) for name, named in known_methods().items()]
+
+
+def survey_one(method: str, backbone: str | None = None) -> Surveyed:
+    """The same of one method, by any spelling of its name.
+
+    Raises:
+        MethodError: the method is unknown.
+        BackboneError: the backbone is.
+    """
+    return _surveyed(*find_method(method), None if backbone is None else Backbone.outline(backbone))
 
 
 def _surveyed(name: str, named: Named, outline: Backbone | None) -> Surveyed:
@@ -108,6 +116,7 @@ def _surveyed(name: str, named: Named, outline: Backbone | None) -> Surveyed:
         settings=named.settings,
         method=named.method,
         paper=named.paper,
+        when=named.when,
         ops=tuple(op.__name__ for op in chosen.lowers_to),
         unmergeable=chosen.unmergeable,
     )
