@@ -1,5 +1,6 @@
 """Whatever is wrong gets one clear error, exit status 2, and nothing half-written."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -121,7 +122,7 @@ DATA = {
 def refused(run, *named):
     __tracebackhide__ = True
     assert run.status == 2, run
-    assert run.err.startswith("error: "), run.err
+    assert re.match(r"(loading backbone .*\n)?(backbone .*\n)?error: ", run.err), run.err
     assert run.err.count("error: ") == 1
     assert run.out == ""
     missing = [fragment for fragment in named if fragment not in run.err]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts.types import PositiveInt
 
 from graftwork.cli.settings import Switch
+from graftwork.cli.starting import say_start
 
 
 def evaluate(
@@ -65,22 +66,28 @@ def evaluate(
     allow_backbone_mismatch
         Run an adapter on other weights of the same shape than those it was made for.
     quiet
-        Do not say what is scored.
+        Print neither what is scored nor how far it is.
     json
         Print the scores as JSON.
     """
     from json import dumps
 
+    say_start(quiet=quiet)
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
     from graftwork.cli.table import print_table
+    from graftwork.training.display import shown_on_stderr
     from graftwork.training.evaluation import evaluate as score
+    from graftwork.training.opening import of_loading
 
     loaded = Adapter.load(adapter)
+    name = backbone or loaded.backbone.name
+    with shown_on_stderr(shown=not quiet) as display:
+        display.say(of_loading(name))
     columns = {"text": text, "text_pair": text_pair, "image": image, "choices": choices, "label": label}
     scores = score(
         loaded,
-        backbone=Backbone.load(backbone or loaded.backbone.name, dtype=dtype),
+        backbone=Backbone.load(name, dtype=dtype),
         split=split,
         data=data,
         columns={name: column for name, column in columns.items() if column is not None},

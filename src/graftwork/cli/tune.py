@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from graftwork.cli.settings import Settings, Switch, parse_settings
+from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
 from graftwork.kinds import KINDS, KindName
 
@@ -88,7 +89,7 @@ def tune(
     overwrite
         Replace an output that exists, and discard what a killed run left.
     quiet
-        Do not say what is tuned, and show no progress bar.
+        Print neither what is tuned nor how far it is.
     json
         Print the result as JSON.
     """
@@ -150,6 +151,7 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
+    say_start(quiet=quiet)
     from graftwork.training.recipe import Recipe, override
     from graftwork.training.tuning import tune_recipe
 

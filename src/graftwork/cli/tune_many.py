@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from graftwork.cli.settings import Switch
+from graftwork.cli.starting import say_start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,10 +37,11 @@ def tune_many(
     overwrite
         Replace adapters that exist, and discard what a killed run left.
     quiet
-        Do not say what is tuned, and show no progress bars.
+        Print neither what is tuned nor how far it is.
     json
         Print the results as JSON.
     """
+    say_start(quiet=quiet)
     from graftwork.training import Study, tune_study
 
     chosen = Study.from_yaml(study)

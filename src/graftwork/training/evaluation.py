@@ -12,7 +12,8 @@ from graftwork.model import AdaptedModel
 from graftwork.settings.checked import require_count
 from graftwork.tasks import BUILTIN, SplitName, Task, load_split
 from graftwork.tasks.task import HUB
-from graftwork.training.opening import announce, joined, of_backbone, of_task
+from graftwork.training.display import shown_on_stderr
+from graftwork.training.opening import joined, of_backbone, of_loading, of_task
 from graftwork.training.remarks import remark
 from graftwork.training.scoring import Judge
 
@@ -42,7 +43,7 @@ def evaluate(
         batch_size: rows in one pass.
         generation_examples: of generation, texts are made of the first so many sources only; None: of all.
         max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
-        progress: say on standard error what is scored.
+        progress: say on standard error what is scored, and how far it is.
 
     Returns:
         The task's metrics by name.
@@ -78,18 +79,31 @@ def evaluate(
         )
     else:
         which, rows = split or "validation", load_split(task, split or "validation", grouped=True)
-    backbone = backbone or Backbone.load(adapter.backbone.name)
-    model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
-    try:
-        model.add(adapter.task.name, adapter)
-        if progress:
+    with shown_on_stderr(shown=progress) as display:
+        if backbone is None:
+            display.say(of_loading(adapter.backbone.name))
+            backbone = Backbone.load(adapter.backbone.name)
+        model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
+        try:
+            model.add(adapter.task.name, adapter)
             pooling = adapter.pooling and f"pooling {adapter.pooling}"
             parts = (f"method {adapter.method.name}", pooling, of_task(task, {which: len(rows)}))
-            announce(joined(of_backbone(backbone), *parts))
-        judge = Judge(model, adapter.task.name, task, rows, batch_size=batch_size, **options)
-        scores = judge()
-    finally:
-        model.detach()
+            display.say(joined(of_backbone(backbone), *parts))
+            judge = Judge(
+                model,
+                adapter.task.name,
+                task,
+                rows,
+                batch_size=batch_size,
+                generation_examples=generation_examples,
+                max_new_tokens=max_new_tokens,
+                num_beams=num_beams,
+                split=which,
+                display=display,
+            )
+            scores = judge()
+        finally:
+            model.detach()
     of_file = split is None and data is not None and Path(data).is_file()
     remark(adapter.task.name, str(data) if of_file else split or "validation", task, len(rows), judge.outcome)
     return {name: scores[name] for name in task.metrics}
