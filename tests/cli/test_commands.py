@@ -308,9 +308,9 @@ def test_predict_pairs(graftwork, adapters, data, tmp_path, monkeypatch):
 
 
 WRONG = {
-    "odd number of texts": ("pairs", ["one", "two", "three"], None, ["3 texts are no pairs"]),
-    "line without a tab": ("pairs", [], b"a\tb\nalone\n", ["standard input, line 2 is no pair", "tab"]),
-    "line with two tabs": ("pairs", [], b"a\tb\tc\n", ["line 1 is no pair"]),
+    "odd number of texts": ("pairs", ["one", "two", "three"], None, ["3 texts cannot be split into pairs"]),
+    "line without a tab": ("pairs", [], b"a\tb\nalone\n", ["standard input, line 2 is not a pair", "tab"]),
+    "line with two tabs": ("pairs", [], b"a\tb\tc\n", ["line 1 is not a pair"]),
     "input that is not UTF-8": ("classes", [], b"good\ncaf\xe9\n", ["standard input is not UTF-8", "0xe9"]),
     "arguments and a file": ("classes", ["good", "--file", "rows.csv"], None, ["one of the two", "--file"]),
     "column without a table": ("classes", ["--text", "text"], None, ["--file TABLE --text COLUMN"]),

@@ -147,7 +147,7 @@ def test_tune_refuses(graftwork, backbone_folder, tmp_path, case):
 
 
 def test_nothing_says_what_to_tune_on(graftwork, tmp_path):
-    refused(graftwork("tune", "--output", tmp_path / "out"), "nothing says", "--task", "--data", "--text")
+    refused(graftwork("tune", "--output", tmp_path / "out"), "no task and no data", "--task", "--data", "--text")
     refused(graftwork("tune", "--data", "x.csv", "--output", tmp_path / "out"), "--text COLUMN")
     assert names_in(tmp_path) == []
 

@@ -144,7 +144,7 @@ class Adapter(Record):
         skipped = getattr(self.method, "skip_layers", None)
         if skipped is None:
             raise AdapterError(
-                f"method {self.method.name!r} leaves out no layers", expected="an adapter of a bottleneck method"
+                f"method {self.method.name!r} cannot leave out layers", expected="an adapter of a bottleneck method"
             )
         if count < skipped:
             raise AdapterError(f"the first {skipped} layers are left out already", expected=f"{skipped} or more")
@@ -207,7 +207,7 @@ class Adapter(Record):
             problems.append(f"has {len(self.task.labels or ())} labels for {outputs} outputs")
         if problems:
             raise AdapterError(
-                f"the adapter is not as its method {self.method.name!r} declares: it {first_few(problems)}",
+                f"the adapter does not match its method {self.method.name!r}: it {first_few(problems)}",
                 expected=f"{len(expected)} tensors at {len(sites)} sites",
             )
         for site in sites:

@@ -26,8 +26,8 @@ def declare_added(backbone: Backbone, count: int) -> dict[str, Parameter]:
         return {}
     if backbone.word_site is None:
         raise AdapterError(
-            f"backbone {backbone.name!r} reads no tokens, so that none can be added",
-            expected="a backbone of texts",
+            f"backbone {backbone.name!r} takes no tokens, so none can be added",
+            expected="a backbone for texts",
             change="--add-tokens",
         )
     return {ADDED: Parameter(shape=(count, backbone.word_site.out_features), init=zeros, decay=False)}

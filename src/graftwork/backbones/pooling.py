@@ -108,7 +108,7 @@ def warn_of_unknown(declared: Declared, name: str, pooling: Pooling) -> None:
         pooling: what is done instead.
     """
     logger.warning(
-        "backbone %r declares pooling by %s (%s), which graftwork does not have: the default, %s, is taken instead "
+        "backbone %r declares pooling by %s (%s), which graftwork does not support: the default, %s, is used instead "
         "(--pooling)",
         name,
         " and ".join(declared.modes),

@@ -131,7 +131,7 @@ class Graft:
         with self.lock:
             if self._depth:
                 raise SiteError(
-                    "the adapters are taken off inside a pass of this very thread, which would go on without them",
+                    "detach() was called inside a forward pass of this thread",
                     expected="detach() outside of forward passes and their hooks",
                 )
 

@@ -74,7 +74,7 @@ class BottleneckMethod(Method, ABC):
     @classmethod
     def _one_size(cls, reduction: int | None, info: Any) -> int | None:
         if "bottleneck" in info.data and (info.data["bottleneck"] is None) == (reduction is None):
-            raise ValueError("either bottleneck or reduction says the size")
+            raise ValueError("either bottleneck or reduction sets the size, not both")
         return reduction
 
     @field_validator("activation")
@@ -112,7 +112,7 @@ class BottleneckMethod(Method, ABC):
             results = [site for site in sites.of_kind("result") if site.sublayer == sublayer]
             if not results:
                 raise SiteError(
-                    f"the backbone has no {sublayer} for {self.name!r} to act at",
+                    f"the backbone has no sub-layer {sublayer}, where {self.name!r} should act",
                     expected=", ".join(dict.fromkeys(s.sublayer for s in sites.of_kind("result"))) or "sub-layers",
                     change="--method.sublayers",
                 )
@@ -181,7 +181,7 @@ class BottleneckMethod(Method, ABC):
         assert self.reduction is not None  # one of the two says the size
         if self.reduction > d:
             raise MethodError(
-                f"a reduction of {self.reduction} leaves nothing of the {d} numbers of a hidden state",
+                f"a reduction of {self.reduction} leaves no bottleneck of a hidden size of {d}",
                 expected=f"at most {d}",
                 change="--method.reduction",
             )

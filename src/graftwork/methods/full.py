@@ -60,7 +60,7 @@ class FullFineTuning(Method):
     @model_validator(mode="after")
     def _nothing_idle(self) -> "FullFineTuning":
         if self.random_subset is None:
-            self.refuse_idle("subset_seed", "there is no random_subset")
+            self.refuse_idle("subset_seed", "random_subset is not set")
         return self
 
     @property
@@ -86,7 +86,7 @@ class FullFineTuning(Method):
         """
         if self.top_layers is not None and self.top_layers > sites.num_layers:
             raise MethodError(
-                f"the top {self.top_layers} layers are to be trained, and there are {sites.num_layers}",
+                f"top_layers is {self.top_layers}, and the backbone has {sites.num_layers} layers",
                 expected=f"1 to {sites.num_layers}; without the setting, the embeddings are trained too",
                 change="--method.top_layers",
             )
@@ -99,9 +99,9 @@ class FullFineTuning(Method):
                 found.append(placed)
         if not found:
             raise MethodError(
-                f"a random subset of {self.random_subset:g} holds no entry of any tensor"
+                f"a random subset of {self.random_subset:g} selects no entry of any tensor"
                 if self.random_subset is not None
-                else "there are no weights to train",
+                else "the backbone has no weights to train",
                 change="--method.random_subset" if self.random_subset is not None else "--backbone",
             )
         return found

@@ -52,7 +52,7 @@ class IA3(Method):
             if site.columns is not None:
                 raise SiteError(
                     f"the input of site {site.name!r} cannot be scaled alone: one product computes it and others",
-                    expected="in `inputs`, linear maps that are modules of their own",
+                    expected="in `inputs`, linear layers that are separate modules",
                     change="--method.inputs",
                 )
             chosen.add(site.name)

@@ -39,7 +39,7 @@ def as_method(value: object) -> Method:
     if isinstance(value, Mapping) and "name" in value:
         return make_method(str(value["name"]), {key: given for key, given in value.items() if key != "name"})
     raise MethodError(
-        f"a method's name is missing in {value!r}" if isinstance(value, Mapping) else f"{value!r} is no method",
+        f"a method's name is missing in {value!r}" if isinstance(value, Mapping) else f"{value!r} is not a method",
         expected="a method, its name, or a mapping of name and settings",
         change="--method",
     )

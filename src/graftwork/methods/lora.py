@@ -80,7 +80,7 @@ class LoRA(Method):
             }
         if self.rank > min(site.in_features, site.out_features):
             raise MethodError(
-                f"PiSSA of rank {self.rank} at site {site.name!r}, whose weight is {site.out_features} x "
+                f"PiSSA of rank {self.rank} does not fit site {site.name!r}, whose weight is {site.out_features} x "
                 f"{site.in_features}",
                 expected=f"a rank of at most {min(site.in_features, site.out_features)}",
                 change="--method.rank or --method.targets",

@@ -71,7 +71,7 @@ class Bottleneck(Op):
     blocks: Blocks | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"result", "norm"})
-    unmergeable: ClassVar[str] = "its non-linearity is no linear map"
+    unmergeable: ClassVar[str] = "its nonlinearity cannot be expressed as a weight"
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def at_result(*args: Any, **kwargs: Any) -> Tensor:

@@ -20,7 +20,7 @@ class Remember(Op):
     key: str
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear"})
-    unmergeable: ClassVar[str] = "what is parallel to a sub-layer is no part of it"
+    unmergeable: ClassVar[str] = "a parallel bottleneck is not part of the sub-layer's weights"
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def remembering(x: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def probe(task: Task, vectors: Mapping[str, "numpy.ndarray"], labels: Mapping[st
 
     y = {name: np.asarray(own) for name, own in labels.items()}
     if not all(np.isfinite(own).all() for own in vectors.values()):
-        logger.warning("there is no baseline, because the backbone's states are not finite (--dtype)")
+        logger.warning("no baseline was measured: the backbone's states are not finite (--dtype)")
         return {}
     if len(np.unique(y["train"])) < 2:
         return {}
@@ -131,8 +131,8 @@ def below(task: Task, metrics: Mapping[str, Mapping[str, float]], scores: Scores
     linear = KINDS[task.kind].baseline
     return (
         f"the adapter's validation {name} is {own:.4f}, and that of {linear} on the frozen embeddings "
-        f"{other:.4f}: train for longer (--train.num_train_epochs), at a higher rate (--train.learning_rate, "
-        "--train.head_learning_rate), or pool otherwise (--pooling)"
+        f"{other:.4f}: train longer (--train.num_train_epochs), with a higher learning rate (--train.learning_rate, "
+        "--train.head_learning_rate), or with another pooling (--pooling)"
     )
 
 

@@ -20,5 +20,5 @@ def with_checkpoint(error: DivergedError, working: Path) -> DivergedError:
         f"{error.problem}. The best checkpoint before that, with a validation score of {score:.4f}, is an adapter's "
         f"folder: {best}",
         expected=error.expected,
-        change=f"{error.change}; and --overwrite, to begin anew",
+        change=f"{error.change}; and --overwrite, to start again",
     )

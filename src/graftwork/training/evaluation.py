@@ -154,8 +154,8 @@ def _refuse_unsettled(task: Task) -> None:
         return
     if not Path(task.data).exists():
         raise DataError(
-            f"the adapter was tuned on {task.data!r}, which is no file or folder here; an older graftwork saved it "
-            "and did not say whether that was a path or a dataset's id on the hub",
-            expected="data that are known",
+            f"the adapter was tuned on {task.data!r}, which is not a file or folder here; an older graftwork saved it "
+            "without recording whether it was a path or a dataset's id on the hub",
+            expected="an existing path, or a hub id",
             change=f"--data PATH, or --data {HUB}{task.data}",
         )

@@ -341,7 +341,7 @@ def _refuse_different_backbones(recipes: Mapping[str, Recipe]) -> None:
             if here != there:
                 raise RecipeError(
                     f"adapters {first!r} and {name!r} cannot be tuned at once: train.{setting} is {here!r} of "
-                    f"{first!r} and {there!r} of {name!r}, and the backbone is one",
+                    f"{first!r} and {there!r} of {name!r}, and they share one backbone",
                     expected="the same of all adapters (fine-tuning of the backbone's own weights keeps its dropout "
                     "by default)",
                     change=f"train.{setting} of one of them",
@@ -355,7 +355,7 @@ def _refuse_caches(recipes: Mapping[str, Recipe]) -> None:
         raise RecipeError(
             f"adapter {asking[0]!r} cannot have a prefix cache: passes that several adapters share begin at the input",
             expected="auto or off",
-            change="train.prefix_cache, or tune it by itself",
+            change="train.prefix_cache, or tune it alone",
         )
 
 
@@ -368,7 +368,7 @@ def _refuse_compiling(recipes: Mapping[str, Recipe]) -> None:
             f"adapter {asking[0]!r} cannot be tuned with torch_compile: which adapters share a pass changes from step "
             "to step, and each time another pass would be compiled",
             expected="false",
-            change="train.torch_compile, or tune it by itself",
+            change="train.torch_compile, or tune it alone",
         )
 
 

@@ -72,9 +72,11 @@ def prefix_cache(
         except (RecipeError, OSError) as error:
             problem = error.problem if isinstance(error, RecipeError) else f"it cannot be written: {error}"
             if settings.prefix_cache == "on":
-                raise RecipeError(f"there can be no prefix cache: {problem}", change="--train.prefix_cache") from error
+                raise RecipeError(
+                    f"the prefix cache cannot be used: {problem}", change="--train.prefix_cache"
+                ) from error
             if not isinstance(error, UnsuitableError):
-                logger.warning("there is no prefix cache, so that training takes longer: %s", problem)
+                logger.warning("the prefix cache is not used, so training takes longer: %s", problem)
         yield
 
 
@@ -84,9 +86,9 @@ def _kept(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings, dis
     if settings.backbone_dropout == "keep":
         raise UnsuitableError("the backbone's dropout is kept, so that no two passes over a text are the same")
     if settings.prefix_cache == "auto" and _epochs(trainer) < 2:
-        raise UnsuitableError("less than two epochs are trained, in which filling would take what it saves")
+        raise UnsuitableError("fewer than two epochs are trained, and filling it would cost what it saves")
     if isinstance(encoder, ImageEncoder):
-        raise UnsuitableError("the inputs are images, and only states of texts are kept")
+        raise UnsuitableError("the inputs are images, and only texts can be cached")
     with ExitStack() as stack:
         start = start_for(model.backbone, model.residents.named(name).adapter)
         try:
@@ -129,7 +131,7 @@ def start_for(backbone: Backbone, adapter: Adapter) -> Start:
     if reads == "layers":
         raise UnsuitableError("the head reads the states of all layers")
     if backbone.is_encoder_decoder:
-        raise UnsuitableError("the backbone is an encoder-decoder, of which two stacks run")
+        raise UnsuitableError("the backbone is an encoder-decoder, and both of its stacks run")
     lowest = max(sites, key=lambda site: site.height)
     layer = backbone.sites.num_layers - lowest.height - (0 if lowest.layer is None else 1)
     if layer == 0:
@@ -232,7 +234,7 @@ def _states(
     try:
         found = files.read(key)
     except DamagedError as error:
-        logger.warning("kept states were damaged and are made anew: %s", error)
+        logger.warning("cached states were damaged and are computed again: %s", error)
         found = None
     if found is None:
         places = [range(i, min(i + BATCH, len(texts))) for i in range(0, len(texts), BATCH)]

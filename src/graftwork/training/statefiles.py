@@ -67,7 +67,7 @@ class StateFiles:
             file.unlink(missing_ok=True)
             raise
         except OSError as error:
-            logger.warning("states that are kept in %s cannot be read, and are computed: %s", file, first_line(error))
+            logger.warning("cached states in %s cannot be read and are computed again: %s", file, first_line(error))
             return None
         with suppress(OSError):  # the file may be another user's
             os.utime(file)
