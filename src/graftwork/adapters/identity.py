@@ -1,4 +1,4 @@
-"""What is kept with an adapter's tensors to know it by: its backbone, its task, and the libraries that made it."""
+"""What identifies an adapter beside its tensors: its backbone, its task, and the library versions."""
 
 import platform
 from functools import cache

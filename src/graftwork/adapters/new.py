@@ -20,7 +20,7 @@ def identity_of(
     max_target_length: int | None = None,
     **others: Any,
 ) -> TaskIdentity:
-    """What an adapter has to know of its task. Pairs, and questions with their choices, are parted by the backbone's
+    """What an adapter stores of its task. Pairs, and questions with their choices, are parted by the backbone's
     tokenizer, or by a separator where it puts nothing between two texts.
 
     Args:
@@ -49,7 +49,7 @@ def check_new(
     separator: str | None,
     max_length: int,
 ) -> None:
-    """Refuse what a new adapter cannot be made of. See `Adapter.new`.
+    """Refuse arguments from which no adapter can be made. See `Adapter.new`.
 
     Raises:
         AdapterError: what is wrong, and the argument to change.

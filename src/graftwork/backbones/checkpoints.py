@@ -1,4 +1,4 @@
-"""Checkpoints: where a backbone's files are, which class makes its model, and what is refused of them."""
+"""Checkpoints: where a backbone's files are, which class loads its model, and which files are refused."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Devices: where a backbone's weights are, and in which precision they are held there."""
+"""Devices: where a backbone's weights are, and in which precision."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Pooling: how one vector is made of an input, and what a checkpoint declares of it.
+"""Pooling: how an input becomes one vector, and what a checkpoint declares about it.
 
 A sentence-transformers repository lists its modules in `modules.json`; the folder of its Pooling module has a
 `config.json`, with one key a mode set to true (before version 6) or with the modes by name under `pooling_mode`. Some
@@ -102,7 +102,7 @@ def declared_by_config(config: PretrainedConfig) -> Declared | None:
 
 
 def warn_of_unknown(declared: Declared, name: str, pooling: Pooling) -> None:
-    """Say that a backbone's declaration is not followed.
+    """Warn that a checkpoint's declaration is not followed.
 
     Args:
         pooling: what is done instead.

@@ -1,4 +1,4 @@
-"""What tokenizers are asked, by one thread at a time.
+"""Calls of tokenizers, by one thread at a time.
 
 A tokenizer keeps what it was last asked for as state of its own: a fast one the length at which it cuts, one of a
 translation model whether it reads sources or targets. Two threads that ask at once would be given each other's; so
@@ -30,7 +30,7 @@ _extended = WeakKeyDictionary()
 
 @contextmanager
 def asking(tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
-    """Inside, no other thread asks this tokenizer anything."""
+    """Inside, no other thread uses this tokenizer."""
     with _looking:
         lock = _locks.setdefault(tokenizer, RLock())
     with lock:

@@ -1,4 +1,4 @@
-"""Bottlenecks: what every method with a bottleneck has in common, which is where they act, and who shares them.
+"""Bottlenecks: the placement and sharing that every bottleneck method has in common.
 
 A final method adds the placement, as data, and a parametrisation: `declare_bottleneck` and `lower_bottleneck`.
 """
@@ -29,19 +29,19 @@ from graftwork.ops.bottleneck import ACTIVATIONS
 
 
 class BottleneckMethod(Method, ABC):
-    """A method whose tensors are bottlenecks.
+    """A method that trains bottlenecks.
 
     Settings of all of them:
         bottleneck: size m.
         reduction: in its place, d / m.
         activation: σ, one of gelu, gelu_tanh, relu, silu, swish, tanh, sigmoid.
-        init_std: standard deviation of what is drawn at first.
+        init_std: standard deviation of the initial weights.
         norms: which of the backbone's norms are trained too: `all`, `layers` (those in the layers), or `none`.
         sublayers: at which sub-layers they act: attention, cross_attention, ffn, a list or separated by commas.
         share_positions: one bottleneck serves all these sub-layers of a layer.
-        share_layers: one bottleneck serves this many layers running.
-        skip_layers: n: the first n layers (of each stack) are the frozen backbone's own, norms included, so that tasks
-            share their work (Rücklé et al. 2021, "AdapterDrop", arXiv:2010.11918, section 3, specialised).
+        share_layers: one bottleneck serves this many consecutive layers.
+        skip_layers: n: the first n layers (of each stack) stay those of the frozen backbone, norms included, so that
+            tasks share their computation (Rücklé et al. 2021, "AdapterDrop", arXiv:2010.11918, section 3, specialised).
         robust_drop: n is drawn from 0..L-1 anew in each pass of training, for each stack the same share of its L, so
             that layers can be left out of the finished adapter (there, robust; `Adapter.without_layers`).
         extra_classifier: one more dense layer with tanh before the head's classifier.

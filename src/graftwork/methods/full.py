@@ -29,7 +29,7 @@ from graftwork.ops import Dense, Op
 
 
 class FullFineTuning(Method):
-    """Full fine-tuning. Weight decay draws each weight to its pretrained value, since the difference is what decays.
+    """Full fine-tuning. Weight decay pulls each weight to its pretrained value, because it acts on the difference.
 
     A layer's height is the number of layers above it; embeddings have that of a layer below the lowest. Weights that
     stand in two places (tied embeddings) are one, at the lower.
@@ -143,8 +143,8 @@ class FullFineTuning(Method):
 
 @lru_cache(maxsize=1024)
 def drawn_entries(seed: int, name: str, size: int, count: int, device: torch.device) -> Int[Tensor, " k"]:
-    """Which of a tensor's entries are in the subset, in order: the same everywhere and for ever, as numpy promises of
-    its legacy generator.
+    """Which of a tensor's entries are in the subset, in order: the same on every machine and in every version, as
+    numpy promises for its legacy generator.
     """
     source = np.random.RandomState([seed, crc32(name.encode())])
     # Not in inference mode, whose tensors could not take part in a later pass with gradients.

@@ -1,4 +1,4 @@
-"""A method by its name, or out of a file's settings."""
+"""Look up a method by name or from the settings of a file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,10 +27,10 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
 
 
 def as_method(value: object) -> Method:
-    """A method out of itself, its name, or a mapping of `name` and settings.
+    """A method from a method, a name, or a mapping of `name` and settings.
 
     Raises:
-        MethodError: it is none of these; or the name or settings are unknown.
+        MethodError: it is none of these, or the name or settings are unknown.
     """
     if isinstance(value, Method):
         return value

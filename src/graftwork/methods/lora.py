@@ -1,4 +1,4 @@
-"""LoRA: a low-rank difference beside the frozen linear maps.
+"""LoRA: a low-rank update of the frozen linear layers.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1, eq. 3:
     y = W x + b + s · B A x,    s = α / r.

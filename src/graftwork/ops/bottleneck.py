@@ -1,4 +1,4 @@
-"""Bottleneck op: a down projection, a non-linearity and an up projection, with their own residual."""
+"""Bottleneck op: a down projection, a nonlinearity and an up projection, with their own residual."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Remember op: what enters a linear map, kept for an op that acts further on in the same sub-layer."""
+"""Remember op: the input of a linear layer, kept for an op that acts later in the same sub-layer."""
 
 from dataclasses import dataclass
 from typing import ClassVar

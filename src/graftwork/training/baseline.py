@@ -1,9 +1,9 @@
-"""The baseline of a run: a linear model on what the frozen backbone says already.
+"""The baseline of a run: a linear model on the frozen backbone's embeddings.
 
 Each text, or pair encoded together, becomes the mean over the last layer's states of its tokens; on these numbers,
 standardised by the training rows' mean and deviation, logistic regression is fitted, or ridge regression where the
-label is a number. Of a few strengths of regularisation the one with the best validation score is taken. What an adapter
-scores above that is what tuning was worth.
+label is a number. Of a few regularisation strengths, the one with the best validation score is used. The
+adapter's score above it shows what tuning was worth.
 """
 
 import logging
@@ -121,7 +121,7 @@ def probe(task: Task, vectors: Mapping[str, "numpy.ndarray"], labels: Mapping[st
 
 
 def below(task: Task, metrics: Mapping[str, Mapping[str, float]], scores: Scores) -> str:
-    """That an adapter is worse than the baseline on the validation split, and what to try; empty when it is not."""
+    """A warning that an adapter is worse than the baseline on the validation split, with what to try; else empty."""
     if not scores:
         return ""
     name, sign = task.metrics[0], 1 if KINDS[task.kind].metrics[task.main_metric].greater_is_better else -1

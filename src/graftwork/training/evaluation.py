@@ -37,7 +37,7 @@ def evaluate(
     Args:
         backbone: the backbone it was made for; loaded by the name in the adapter when left out.
         split: which split; when left out, the validation split, or all rows of `data` that are one file.
-        data: other data than those it was tuned on; their labels must be among the adapter's.
+        data: data other than those it was tuned on; their labels must be among the adapter's.
         columns: the columns of those data where they have other names, by the task's fields (`text`, `text_pair`,
             `image`, `choices`, `label`).
         batch_size: rows in one pass.
@@ -53,7 +53,7 @@ def evaluate(
             is an old one, whose data are not here, and does not say whether they were a path or an id on the hub.
         AdapterError: the adapter was made for another backbone.
         RecipeError: settings of generation for an adapter that does not generate; or a number of rows, tokens or beams
-            that is no whole one of 1 or more.
+            that is not a whole number of 1 or more.
     """
     task = task_of(adapter, data=data, columns=columns)
     if data is None:
@@ -110,7 +110,7 @@ def evaluate(
 
 
 def _task_of_identity(adapter: Adapter, data: str, columns: Mapping[str, Any]) -> Task:
-    """The task of an adapter that was trained in a loop of somebody's own, on data in a table."""
+    """The task of an adapter that was trained in a custom loop, on data in a table."""
     usual = {field: field for field in KINDS[adapter.kind].needed}
     if adapter.task.pairs:
         usual["text_pair"] = "text_pair"

@@ -60,7 +60,7 @@ class Output:
         """Refuse what can be seen before anything is touched.
 
         Raises:
-            OutputError: the target exists and is not to be overwritten; or it is no adapter's folder.
+            OutputError: the target exists and is not to be overwritten; or it is not an adapter's folder.
         """
         if not resume:
             refuse_existing(self.target, overwrite=overwrite)
@@ -205,7 +205,7 @@ class Output:
 def refuse_differences(
     begun: Mapping[str, Any], now: Mapping[str, Any], problem: str, *, expected: str, change: str
 ) -> None:
-    """Refuse a recipe that is not the one that a run was begun with.
+    """Refuse a recipe that differs from the one that a run was started with.
 
     Raises:
         RecipeError: says where they differ.

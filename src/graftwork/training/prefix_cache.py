@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 class UnsuitableError(RecipeError):
-    """A run in which nothing can be kept."""
+    """A run in which nothing can be cached."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What scores do not say by themselves: that predictions are no better than chance, and that a split is too small."""
+"""Warnings about scores: predictions that are no better than chance, and splits that are too small."""
 
 import logging
 from math import sqrt

@@ -42,7 +42,7 @@ class Judge:
         display: where a bar shows how far each scoring is.
 
     Raises:
-        RecipeError: `generation_examples` is no whole number of 1 or more.
+        RecipeError: `generation_examples` is not a whole number of 1 or more.
 
     Attributes:
         outcome: predictions and labels, as `compute` takes them, of the last time; None where none were made.
@@ -84,7 +84,7 @@ class Judge:
                 of task have all their metrics either way.
 
         Raises:
-            DivergedError: the loss, a score or what the model says of a row is no finite number.
+            DivergedError: the loss, a score or an output of the model is not finite.
         """
         said: dict[int, Any] = {}
         total = 0.0
