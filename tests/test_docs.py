@@ -1,5 +1,6 @@
 """The documents say of methods and families what is so."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -193,3 +194,31 @@ def test_every_local_link_resolves(page):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), f"{page.name}: {link}"
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+INNER = ("slab", "slot", "route", "strand")
+"""Of the inner words, those that plain English does not use in a sentence."""
+
+
+def inner_words(text):
+    return sorted(set(re.findall(rf"\b(?:{'|'.join(INNER)})s?\b", text)))
+
+
+def test_inner_words_are_those_of_the_table():
+    ((_, rows),) = tables(ROOT / "CONTRIBUTING.md", "word")
+    assert set(INNER) < {row[0] for row in rows}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_users_meet_no_inner_words(page):
+    assert inner_words(page.read_text(encoding="utf-8")) == []
+
+
+def test_no_error_says_an_inner_word():
+    for file in (ROOT / "src" / "graftwork").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not ast.unparse(node.func).endswith("Error"):
+                continue
+            texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            said = " ".join(text for text in texts if isinstance(text, str))
+            assert inner_words(said) == [], f"{file.name}: {said}"

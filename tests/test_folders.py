@@ -154,7 +154,10 @@ def test_another_host_cannot_be_looked_at(tmp_path):
     for _ in range(2):
         with pytest.raises(InProgressError) as refusal:
             HeldFolder.take(tmp_path / "a", "a run")
-        assert "process 12 on host far, since 2026-01-01; whether it still runs cannot be seen" in refusal.value.problem
+        assert (
+            "process 12 on host far, since 2026-01-01; this host cannot tell whether it still runs"
+            in refusal.value.problem
+        )
         assert str(tmp_path / "a" / OWNER) in refusal.value.change
     (tmp_path / "a" / OWNER).unlink()
     HeldFolder.take(tmp_path / "a", "a run").remove()

@@ -81,7 +81,7 @@ def test_a_hook_cannot_detach():
     model = adapted(LORA)
     batch = batch_for(model.backbone, 5, 3)
     hook = model.backbone.base.embeddings.register_forward_hook(lambda *_: model.detach() and None)
-    with torch.no_grad(), pytest.raises(SiteError, match=r"inside a pass(.|\n)*outside of forward passes"):
+    with torch.no_grad(), pytest.raises(SiteError, match=r"inside a forward pass(.|\n)*outside of forward passes"):
         model(**batch)
     hook.remove()
     assert list(model.residents) == ["a"]

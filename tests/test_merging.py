@@ -107,7 +107,7 @@ def test_what_cannot_be_merged_is_named_and_changes_nothing():
         model.merge("a")
     assert caught.value.problem == (
         "adapter 'a' of method 'houlsby' cannot be merged: at site 'layers.0.attention.result' acts Bottleneck: "
-        "its non-linearity is no linear map"
+        "its nonlinearity cannot be expressed as a weight"
     )
     assert Houlsby().unmergeable == Bottleneck.unmergeable
     assert model.merged is None

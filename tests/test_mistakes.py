@@ -15,7 +15,11 @@ SETTINGS = {
     "training value": (lambda: gw.TrainingSettings(seed="x"), RecipeError, ["seed='x'"]),
     "unknown key of a method": (lambda: gw.LoRA(rnak=3), MethodError, ["unknown key 'rnak'", "--method.rnak"]),
     "two sizes": (lambda: gw.Houlsby(bottleneck=3, reduction=3), MethodError, ["reduction=3: either bottleneck"]),
-    "text without its init": (lambda: gw.PromptTuning(text="a"), MethodError, ["used: init='text' and a text"]),
+    "text without its init": (
+        lambda: gw.PromptTuning(text="a"),
+        MethodError,
+        ["init='text' needs text"],
+    ),
     "member without a name": (lambda: gw.Union(methods=[{"rank": 3}]), MethodError, ["{'rank': 3}", "name"]),
     "network that is not there": (
         lambda: gw.PrefixTuning(reparametrise=False, encoder_hidden_size=8),

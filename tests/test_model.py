@@ -218,7 +218,7 @@ def test_names(backbone, batch):
     with pytest.raises(AdapterError, match=r"no adapter is named 'c'\n  expected: one of a, b"):
         model(**batch, adapters="c")
     with pytest.raises(
-        AdapterError, match=r"2 adapters are here, and none was named\n  expected: adapters=one of a, b"
+        AdapterError, match=r"the model has 2 adapters, and none was named\n  expected: adapters=one of a, b"
     ):
         model(**batch)
     with pytest.raises(AdapterError, match="1 adapter names were given for 2 rows"):
@@ -257,7 +257,7 @@ def test_add_remove_and_add_again(backbone, batch):
     model = AdaptedModel(backbone, {"a": first})
     with torch.no_grad():
         expected = model(**batch).logits
-        with pytest.raises(AdapterError, match="an adapter named 'a' is here already"):
+        with pytest.raises(AdapterError, match="an adapter named 'a' is already on the model"):
             model.add("a", second)
         model.add("b", second, trainable=True)
         assert len(list(model.trained.parameters())) == len(second.tensors)
@@ -308,7 +308,7 @@ def test_assigned_parameters_act_at_once(backbone, batch):
         model.add("one", one, trainable=True)
         model.in_training("one").assign(other.tensors)
         assert torch.equal(model(**batch, adapters="one").logits, expected)
-    with pytest.raises(AdapterError, match="the adapter's tensors are others"):
+    with pytest.raises(AdapterError, match="the adapter's tensors do not match"):
         model.in_training("one").assign({"x": torch.ones(1)})
     with pytest.raises(AdapterError, match="adapter 'other' is not being trained"):
         model.in_training("other")

@@ -161,7 +161,7 @@ def test_what_is_put_away_is_checked_when_it_comes_back(backbone):
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-    with pytest.raises(AdapterError, match=rf"written to '{folder}/.*', which is not as it was written"):
+    with pytest.raises(AdapterError, match=rf"written to '{folder}/.*', which has changed since"):
         model(**batch, adapters="a")
     for file in folder.iterdir():
         file.unlink()
@@ -214,7 +214,7 @@ def test_one_of_two_threads_gets_a_name(backbone):
             thread.start()
         for thread in threads:
             thread.join()
-        assert refused == [f"an adapter named 'a{turn}' is here already"]
+        assert refused == [f"an adapter named 'a{turn}' is already on the model"]
 
 
 def test_memory_may_be_asked_for_beside_changes(backbone):
@@ -337,7 +337,7 @@ def test_what_has_no_room_beside_an_outer_pass_is_refused_and_does_not_wait(back
     model = AdaptedModel(backbone, adapters, budget=size)
     batch = batch_for(backbone, 5, 4)
     hook = backbone.model.encoder.layer[1].register_forward_hook(lambda *_: model(**batch, adapters="b"))
-    with pytest.raises(AdapterError, match="a pass of this very thread"):
+    with pytest.raises(AdapterError, match="an unfinished pass of this thread"):
         model(**batch, adapters="a")
     hook.remove()
     with torch.no_grad():

@@ -135,9 +135,9 @@ class HeldFolder:
         if owner is not None and owner.elsewhere:
             lock.release()
             raise InProgressError(
-                f"{what} may be in progress: {owner}; whether it still runs cannot be seen from here",
+                f"{what} may be in progress: {owner}; this host cannot tell whether it still runs",
                 expected="one at a time",
-                change=f"if it does not run any more, remove the file {str(folder / OWNER)!r}",
+                change=f"if it no longer runs, remove the file {str(folder / OWNER)!r}",
             )
         held = cls(folder, lock, made)
         try:
@@ -261,7 +261,7 @@ def writing(path: Path, *, change: str = "--output, or make room on the disk") -
         if not any(word in str(error) for word in TORCH_WRITER):
             raise
         raise OutputError(
-            f"{str(path)!r} cannot be written to its end: the disk may be full, or a file too large", change=change
+            f"{str(path)!r} cannot be written completely: the disk may be full, or a file too large", change=change
         ) from error
 
 
@@ -289,7 +289,7 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def _not_made(folder: Path, error: OSError) -> OutputError:
-    return OutputError(f"folder {str(folder)!r} cannot be made: {error.strerror}", change="--output")
+    return OutputError(f"folder {str(folder)!r} cannot be created: {error.strerror}", change="--output")
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
@@ -367,7 +367,7 @@ def _put(new: Path, folder: Path, aside: Path, *, overwrite: bool) -> None:
                 raise
             if not overwrite:
                 raise OutputError(
-                    f"output {str(folder)!r} exists by now: another process has written it",
+                    f"output {str(folder)!r} was written by another process meanwhile",
                     change="--output, or --overwrite to replace it",
                 ) from error
     if not _exchange(new, folder):

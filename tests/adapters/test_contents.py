@@ -24,7 +24,7 @@ def test_each_bit_of_the_numbers_counts(adapter, saved):
     for _ in range(50):
         place, bit = random.randrange(start, len(whole)), random.randrange(8)
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-        with pytest.raises(AdapterError, match=r"adapter\.safetensors changed after graftwork had written it"):
+        with pytest.raises(AdapterError, match=r"adapter\.safetensors changed after graftwork wrote it"):
             Adapter.load(saved)
     file.write_bytes(whole)
     assert torch.equal(Adapter.load(saved).tensors["head.classifier.bias"], adapter.tensors["head.classifier.bias"])
@@ -47,7 +47,7 @@ def test_what_the_configuration_says_counts(saved, change):
     content = json.loads(file.read_text())
     CHANGES[change](content)
     file.write_text(json.dumps(content))
-    with pytest.raises(AdapterError, match=r"adapter\.json changed after graftwork had written it"):
+    with pytest.raises(AdapterError, match=r"adapter\.json changed after graftwork wrote it"):
         Adapter.load(saved)
 
 
@@ -81,7 +81,7 @@ def test_what_the_recipe_says_counts(with_recipe, old, new):
     file = with_recipe / "recipe.yaml"
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
-    with pytest.raises(AdapterError, match=r"recipe\.yaml changed after graftwork had written it"):
+    with pytest.raises(AdapterError, match=r"recipe\.yaml changed after graftwork wrote it"):
         Adapter.load(with_recipe)
 
 
@@ -89,7 +89,7 @@ def test_what_the_recipe_says_counts(with_recipe, old, new):
 def test_a_recipe_cannot_be_left_out(with_recipe, text):
     file = with_recipe / "recipe.yaml"
     file.unlink() if text is None else file.write_text(text)
-    with pytest.raises(AdapterError, match=r"has no recipe\.yaml, or an empty one, and was written with one"):
+    with pytest.raises(AdapterError, match=r"was written with a recipe\.yaml, and now has none or an empty one"):
         Adapter.load(with_recipe)
 
 

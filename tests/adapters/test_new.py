@@ -46,9 +46,9 @@ def test_a_tokenizer_that_parts_pairs_and_no_tokenizer_need_no_separator():
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        ("bert", {"labels": [0, 1]}, r"labels have 0, which is no text.*change: labels"),
+        ("bert", {"labels": [0, 1]}, r"labels contain 0, which is not a text.*change: labels"),
         ("bert", {"labels": "bad"}, r"labels are one text, 'bad'.*change: labels"),
-        ("bert", {"labels": ["a", "b", "a"]}, r"labels have 'a' more than once.*change: labels"),
+        ("bert", {"labels": ["a", "b", "a"]}, r"labels contain 'a' more than once.*change: labels"),
         ("bert", {"kind": "multiple-choice", "labels": ["a"]}, r"was given 1 labels.*change: labels"),
         ("bert", {"labels": TWO, "pooling": "bogus"}, r"unknown pooling 'bogus'.*pooler.*change: pooling"),
         ("bert", {"labels": TWO, "max_length": 0}, r"max_length is 0.*change: max_length"),
@@ -56,7 +56,7 @@ def test_a_tokenizer_that_parts_pairs_and_no_tokenizer_need_no_separator():
         ("bert", {"labels": TWO, "max_length": "9"}, r"max_length is '9'.*change: max_length"),
         ("bert", {"labels": TWO, "name": ""}, r"name is ''.*change: name"),
         ("bert", {"labels": TWO, "separator": "|"}, r"separator is '|'.*generation.*change: separator"),
-        ("bert", {"kind": "token-classification", "labels": TWO, "pairs": True}, r"no pairs.*change: pairs"),
+        ("bert", {"kind": "token-classification", "labels": TWO, "pairs": True}, r"does not take pairs.*change: pairs"),
         ("bert", {"kind": "image-classification", "labels": TWO}, r"whose inputs are text.*change: kind"),
         ("vit", {"labels": TWO}, r"whose inputs are images.*image-classification.*change: kind"),
         ("vit", {"kind": "regression"}, r"whose inputs are images.*change: kind"),
@@ -80,7 +80,7 @@ def test_labels_are_any_texts_in_order():
     ],
 )
 def test_new_adapters_of_a_language_model_are_scored(kind, rows, tmp_path):
-    """Its tokenizer makes no token of a line break, so that a separator has to be given."""
+    """Its tokenizer makes no token from a line break, so that a separator has to be given."""
     backbone = make_backbone("gpt2", head=True, tokenizer=True)
     adapter = Adapter.new(backbone, "lora", kind=kind, separator="is", max_length=16)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -106,7 +106,7 @@ def test_an_output_that_has_appeared_meanwhile_is_left_alone(adapter, tmp_path, 
     plain = folders._put
     other = replace(adapter, seed=5)
     monkeypatch.setattr(folders, "_put", appear)
-    with pytest.raises(OutputError, match=r"exists by now"):
+    with pytest.raises(OutputError, match=r"was written by another process"):
         other.save(tmp_path / "a")
     assert Adapter.load(tmp_path / "a").seed == adapter.seed
     assert names(tmp_path) == {"a"}
@@ -127,7 +127,7 @@ def test_only_an_adapters_folder_is_overwritten(adapter, tmp_path):
 
 def test_an_output_that_cannot_be_made(adapter, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be made"):
+    with pytest.raises(OutputError, match="cannot be created"):
         adapter.save(tmp_path / "file" / "below")
 
 

@@ -364,7 +364,7 @@ def test_a_model_with_a_task_head_is_refused():
 
 def test_a_model_whose_attention_cannot_be_chosen_is_refused():
     model = YosoModel(YosoConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
-    with pytest.raises(BackboneError, match="YosoModel does not let its attention be chosen"):
+    with pytest.raises(BackboneError, match="YosoModel does not let its attention function be chosen"):
         Backbone(model)
 
 
@@ -383,7 +383,7 @@ def test_the_tokenizer_makes_only_inputs_that_the_model_takes():
 
 @pytest.mark.parametrize("device", ["tpu-9", "cuda:77"])
 def test_a_device_that_is_not_there(folder, device):
-    with pytest.raises(BackboneError, match=f"there is no device '{device}'"):
+    with pytest.raises(BackboneError, match=f"device '{device}' is not available"):
         Backbone.load(str(folder), device=device)
 
 
@@ -433,7 +433,7 @@ def test_a_tokenizer_longer_than_the_table_is_refused_with_both_sizes():
         Backbone(model, tokenizer, name="tiny")
     size = len(VOCABULARY)
     assert f"has {size} tokens and its embedding table {size - 2} rows" in caught.value.problem
-    assert f"there is none for 'gripping' ({size - 2}), 'dull' ({size - 1})" in caught.value.problem
+    assert f"none for 'gripping' ({size - 2}), 'dull' ({size - 1})" in caught.value.problem
     assert "resize_token_embeddings" in caught.value.change
     assert model.training
     backbone_of(size, tokenizer)
@@ -450,15 +450,15 @@ def test_added_tokens_count_where_a_text_can_spell_them():
     size = len(VOCABULARY)
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["plastic"])
-    with pytest.raises(BackboneError, match=rf"there is none for 'plastic' \({size}\)"):
+    with pytest.raises(BackboneError, match=rf"none for 'plastic' \({size}\)"):
         backbone_of(size, tokenizer)
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<filler>"})
-    with pytest.raises(BackboneError, match="there is none for '<filler>'"):
+    with pytest.raises(BackboneError, match="none for '<filler>'"):
         backbone_of(size, tokenizer)
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<unused>"]}, replace_extra_special_tokens=False)
-    with pytest.raises(BackboneError, match="there is none for '<unused>'"):
+    with pytest.raises(BackboneError, match="none for '<unused>'"):
         backbone_of(size, tokenizer)
 
 

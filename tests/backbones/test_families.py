@@ -566,7 +566,7 @@ def test_who_asks_for_rows_where_none_can_enter_is_told_why(kind):
 
 
 def test_images_have_no_prompts_and_convolutional_networks_no_transformer_sites():
-    with pytest.raises(SiteError, match="an image enters as pixels"):
+    with pytest.raises(SiteError, match="an image model has no token embeddings"):
         backbone_of("vit").sites.require("stack")
     for kind in ("linear", "result", "attention", "stack"):
         with pytest.raises(SiteError, match="convolutional network has none"):
@@ -575,7 +575,7 @@ def test_images_have_no_prompts_and_convolutional_networks_no_transformer_sites(
     assert (
         len(backbone_of("vit").sites.require("linear", "norm")) == len(backbone_of("vit").sites.of_kind("linear")) + 5
     )
-    with pytest.raises(SiteError, match="none stands in its layout"):
+    with pytest.raises(SiteError, match="its layout has none"):
         backbone_of("bert").sites.require("convolution")
 
 
@@ -610,7 +610,7 @@ def test_an_unknown_type_with_a_known_layout_is_accepted(kind, fields, family):
         ("granite", {**GROUPED, "residual_multiplier": 0.5}, "is not what is added to the residual"),
         ("olmo", GROUPED, "'layers.0.input_layernorm' has no weight"),
         ("cohere", GROUPED, "nearest: llama-like, but it has no 'layers.0.post_attention_layernorm'"),
-        ("yoso", SIZES, "YosoModel does not let its attention be chosen"),
+        ("yoso", SIZES, "YosoModel does not let its attention function be chosen"),
         ("vit_mae", {**SIZES, **IMAGES}, "two passes over one input give different outputs"),
         ("rembert", SIZES, "have no site in the bert-like layout: encoder.embedding_hidden_mapping_in"),
     ],
@@ -622,7 +622,7 @@ def test_another_layout_is_refused_and_told_how_to_be_added(kind, fields, why):
     torch.manual_seed(0)
     with pytest.raises(BackboneError, match=why) as caught:
         Backbone(model)
-    assert f"model type '{kind}' has the layout of no known family" in caught.value.problem
+    assert f"model type '{kind}' does not match the layout of any known family" in caught.value.problem
     assert "bert-like" in caught.value.expected
     assert caught.value.change.startswith("add a Family table for it to graftwork/backbones/families, like those in ")
     assert caught.value.change.split()[-1] in TABLES
@@ -643,10 +643,10 @@ def test_a_proof_allows_for_rounding(kind, dtype):
 @pytest.mark.parametrize(
     ("family", "kind", "why"),
     [
-        ("bert-like", "bert", "gives is not what is added to the residual"),
-        ("gpt2", "gpt2", "has other values than what"),
-        ("llama-like", "llama", "no token sees what stands behind it"),
-        ("phi3", "phi3", "does not grow with what"),
+        ("bert-like", "bert", "is not what is added to the residual"),
+        ("gpt2", "gpt2", "has values other than the output of"),
+        ("llama-like", "llama", "no token attends to later tokens"),
+        ("phi3", "phi3", "does not scale with the output of"),
     ],
 )
 def test_a_table_that_is_wrong_is_disproven(family, kind, why):

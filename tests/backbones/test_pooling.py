@@ -86,7 +86,7 @@ def test_a_pooling_that_we_lack_is_told_and_the_default_is_taken(folder, config,
     assert both(folder) == ("mean", "default")
     [record] = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert "1_Pooling/config.json" in record.getMessage()
-    assert "mean, is taken instead (--pooling)" in record.getMessage()
+    assert "mean, is used instead (--pooling)" in record.getMessage()
 
 
 @pytest.mark.parametrize("relative", [True, False])

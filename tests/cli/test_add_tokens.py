@@ -66,7 +66,7 @@ def test_tokens_of_a_file_are_tuned_saved_and_used(graftwork, tune, tmp_path):
         ("superb\n\ndire\n", "tokens.txt, line 2 is empty"),
         ("superb\ndire\nsuperb\n", "tokens.txt, line 3 has token 'superb', as line 1 has"),
         ("", "tokens.txt has no tokens"),
-        ("superb\ngood\n", "token 'good' is one of the tokenizer's already"),
+        ("superb\ngood\n", "token 'good' is already in the tokenizer"),
         ("superb \n", "token 'superb ' begins or ends with white space"),
     ],
 )

@@ -127,7 +127,8 @@ def test_tune_in_words(graftwork, backbone_folder, data, tmp_path):
     assert row["method"] == "houlsby", "the method of the design, where none is named"
     scores = Adapter.load(tmp_path / "a").metrics["validation"]
     assert compared.startswith("logistic regression on the frozen embeddings: validation accuracy ")
-    first = run.err.splitlines()[0]
+    loading, first, second, *_ = run.err.splitlines()
+    assert loading == f"loading backbone {backbone_folder}"
     assert first.startswith(f"backbone {backbone_folder} (bert-like, 0.0M) on cpu, bfloat16; method houlsby; ") or (
         "float32" in first
     )
@@ -136,7 +137,11 @@ def test_tune_in_words(graftwork, backbone_folder, data, tmp_path):
     )
     assert row["validation accuracy"] == f"{scores['accuracy']:.4f} (12 rows)"
     assert saved == f"saved in {tmp_path / 'a'}"
-    assert "classes ━" in run.err, "the progress bar goes to standard error"
+    assert second == (
+        "1 step: batches of 32; learning rate 0.001, head 0.003; "
+        "defaults (docs/defaults.md): batch size, learning rate, head's learning rate"
+    )
+    assert "classes: step 1 of 1, validation accuracy " in run.err, "progress goes to standard error"
 
 
 def test_scores_of_a_few_rows_are_shown_with_their_number(graftwork, backbone_folder, tmp_path, caplog):
@@ -305,9 +310,9 @@ def test_predict_pairs(graftwork, adapters, data, tmp_path, monkeypatch):
 
 
 WRONG = {
-    "odd number of texts": ("pairs", ["one", "two", "three"], None, ["3 texts are no pairs"]),
-    "line without a tab": ("pairs", [], b"a\tb\nalone\n", ["standard input, line 2 is no pair", "tab"]),
-    "line with two tabs": ("pairs", [], b"a\tb\tc\n", ["line 1 is no pair"]),
+    "odd number of texts": ("pairs", ["one", "two", "three"], None, ["3 texts cannot be split into pairs"]),
+    "line without a tab": ("pairs", [], b"a\tb\nalone\n", ["standard input, line 2 is not a pair", "tab"]),
+    "line with two tabs": ("pairs", [], b"a\tb\tc\n", ["line 1 is not a pair"]),
     "input that is not UTF-8": ("classes", [], b"good\ncaf\xe9\n", ["standard input is not UTF-8", "0xe9"]),
     "arguments and a file": ("classes", ["good", "--file", "rows.csv"], None, ["one of the two", "--file"]),
     "column without a table": ("classes", ["--text", "text"], None, ["--file TABLE --text COLUMN"]),

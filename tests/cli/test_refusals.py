@@ -1,5 +1,6 @@
 """Whatever is wrong gets one clear error, exit status 2, and nothing half-written."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -121,7 +122,7 @@ DATA = {
 def refused(run, *named):
     __tracebackhide__ = True
     assert run.status == 2, run
-    assert run.err.startswith("error: "), run.err
+    assert re.match(r"(loading backbone .*\n)?(backbone .*\n)?error: ", run.err), run.err
     assert run.err.count("error: ") == 1
     assert run.out == ""
     missing = [fragment for fragment in named if fragment not in run.err]
@@ -146,7 +147,7 @@ def test_tune_refuses(graftwork, backbone_folder, tmp_path, case):
 
 
 def test_nothing_says_what_to_tune_on(graftwork, tmp_path):
-    refused(graftwork("tune", "--output", tmp_path / "out"), "nothing says", "--task", "--data", "--text")
+    refused(graftwork("tune", "--output", tmp_path / "out"), "no task and no data", "--task", "--data", "--text")
     refused(graftwork("tune", "--data", "x.csv", "--output", tmp_path / "out"), "--text COLUMN")
     assert names_in(tmp_path) == []
 

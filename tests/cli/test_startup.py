@@ -30,3 +30,15 @@ def test_nothing_heavy_is_imported(statements, absent):
     modules = {name.partition(".")[0] for name in ran.stdout.rpartition("modules:")[2].split()}
     assert "graftwork" in modules
     assert modules & absent == set()
+
+
+def test_a_run_says_at_once_that_libraries_are_loaded(tmp_path):
+    """Before torch is imported; and nothing of it when quiet."""
+    code = (
+        "import sys\n"
+        "from graftwork.cli.starting import say_start\n"
+        "say_start(quiet=True)\nsay_start(quiet=False)\nassert 'torch' not in sys.modules\n"
+        "sys.modules['torch'] = None\nsay_start(quiet=False)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("", "loading torch and transformers\n")

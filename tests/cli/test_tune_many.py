@@ -58,10 +58,13 @@ def test_resuming_makes_only_what_is_absent(graftwork, study, tmp_path):
     assert (tmp_path / "out" / "words-0").stat().st_ino == stamp
 
 
-def test_bars_are_shown(graftwork, study, tmp_path):
+def test_what_each_run_does_is_said(graftwork, study, tmp_path):
     ran = graftwork("tune-many", study, "--output", tmp_path / "out")
     assert ran.status == 0
-    assert all(name in ran.err for name in ("words-0", "words-1", "numbers"))
+    assert ran.err.startswith("loading backbone ")
+    for name, steps in {"words-0": 3, "words-1": 3, "numbers": 2}.items():
+        assert f"{name}: {steps} steps: batches of 8; learning rate " in ran.err
+        assert f"{name}: step {steps} of {steps}, validation " in ran.err
 
 
 def test_what_is_wrong_is_said(graftwork, study, tmp_path):

@@ -67,14 +67,14 @@ def test_ids_begin_where_the_table_ends_and_other_texts_are_as_they_were(kind, r
 @pytest.mark.parametrize(
     ("tokens", "why"),
     [
-        (("new", "film"), "token 'film' is one of the tokenizer's already"),
-        (("Film",), "token 'Film' is one of the tokenizer's already"),
+        (("new", "film"), "token 'film' is already in the tokenizer"),
+        (("Film",), "token 'Film' is already in the tokenizer"),
         (("new", ""), "token 2 is empty"),
         ((" ",), "token 1 is empty"),
         (("new ",), "token 'new ' begins or ends with white space"),
-        (("new", "newer", "new"), "token 'new' is there twice"),
-        (("new", "NEW"), "token 'NEW' is the same to the tokenizer as 'new'"),
-        (("[CLS]",), "is one of the tokenizer's already"),
+        (("new", "newer", "new"), "token 'new' is given twice"),
+        (("new", "NEW"), "token 'NEW' is the same for the tokenizer as 'new'"),
+        (("[CLS]",), "is already in the tokenizer"),
     ],
 )
 def test_tokens_that_cannot_be_added(tokens, why):
@@ -90,7 +90,7 @@ def test_backbones_that_take_none():
         adapter_with(make_backbone("bert"), TOKENS)
     backbone = make_backbone("vit")
     task = TaskIdentity(name="t", added_tokens=TOKENS)
-    with pytest.raises(AdapterError, match="reads no tokens, so that none can be added"):
+    with pytest.raises(AdapterError, match="takes no tokens, so none can be added"):
         Adapter.create(backbone, HeadOnly(), make_head(pooling="first"), task)
 
 
@@ -273,7 +273,7 @@ def test_beside_fine_tuned_embeddings():
 def test_it_is_not_merged():
     backbone = make_backbone("bert", tokenizer=True)
     model = AdaptedModel(backbone, {"a": adapter_with(backbone, TOKENS)})
-    with pytest.raises(AdapterError, match="a table has no rows for tokens that are added to it"):
+    with pytest.raises(AdapterError, match="the embedding table has no rows for added tokens"):
         model.merge("a")
 
 
@@ -336,7 +336,7 @@ def test_targets_with_them_are_refused_by_name():
         task = TaskIdentity(name="t", kind=kind, added_tokens=TOKENS, separator="</s>")
         made = encoder(backbone, task)
         with pytest.raises(
-            DataError, match="has the added token 'wooden': added tokens are read, and are never"
+            DataError, match="has the added token 'wooden': added tokens can be read but not generated"
         ) as caught:
             made.encode(inputs, labels)
         assert caught.value.change == "--add-tokens"

@@ -54,7 +54,9 @@ def test_all_layers_but_the_embeddings(bert):
 
 def test_more_layers_than_there_are():
     backbone = make_backbone()
-    with pytest.raises(MethodError, match=r"top 3 layers(.|\n)*there are 2(.|\n)*1 to 2(.|\n)*--method\.top_layers"):
+    with pytest.raises(
+        MethodError, match=r"top_layers is 3(.|\n)*has 2 layers(.|\n)*1 to 2(.|\n)*--method\.top_layers"
+    ):
         make_adapter(backbone, FullFineTuning(top_layers=3))
 
 
@@ -107,7 +109,7 @@ def test_entries_are_drawn_uniformly():
 
 
 def test_a_subset_of_nothing():
-    with pytest.raises(MethodError, match=r"holds no entry(.|\n)*--method\.random_subset"):
+    with pytest.raises(MethodError, match=r"selects no entry(.|\n)*--method\.random_subset"):
         make_adapter(make_backbone(), FullFineTuning(random_subset=1e-9))
 
 

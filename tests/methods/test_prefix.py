@@ -215,7 +215,7 @@ def test_what_a_start_needs_and_is_not_there():
         start("bert", DIRECT.model_copy(update={"init": "activations", "text": "good"}), tokenizer=False)
     with pytest.raises(MethodError, match="49 words are more than backbone 'tiny-bert' has positions for"):
         start("bert", PrefixTuning(num_virtual_tokens=49, init="activations", reparametrise=False))
-    with pytest.raises(MethodError, match="for init='activations'"):
+    with pytest.raises(MethodError, match="text needs init='activations'"):
         PrefixTuning(text="good")
 
 

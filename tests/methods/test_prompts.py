@@ -263,7 +263,7 @@ def test_what_a_start_needs_and_is_not_there():
     with pytest.raises(MethodError, match="has no tokens"):
         start(PromptTuning(init="text", text=" "))
     for settings in ({"init": "text"}, {"text": "good"}):
-        with pytest.raises(MethodError, match="go together"):
+        with pytest.raises(MethodError, match="init='text' needs text"):
             PromptTuning(**settings)
 
 

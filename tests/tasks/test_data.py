@@ -190,7 +190,7 @@ def test_regression(tmp_path):
         ("rows.csv", 'text,label\n"a\nb",x\nc,\n', r"1 of 2 rows without a value in column 'label': line 4\n"),
         ("rows.jsonl", '{"text": null, "label": 1}\n', r"column 'text': line 1\n"),
         ("rows.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', r"column 'label': line 2\n"),
-        ("rows.jsonl", '{"text": 3, "label": 1}\n', "has 3 in column 'text', which is no text: line 1"),
+        ("rows.jsonl", '{"text": 3, "label": 1}\n', "has 3 in column 'text', which is not a text: line 1"),
         ("rows.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "malformed at line 2, column 8"),
         ("rows.jsonl", '{"text": "a", "label": 1}\n[1]\n', "malformed at line 2: list instead of an object"),
         ("rows.json", '[{"text": "a",\n "label"}]', "malformed at line 2"),
@@ -200,8 +200,8 @@ def test_regression(tmp_path):
         ("rows.csv", "text,text,label\na,b,x\n", "two columns 'text'"),
         ("rows.csv", "", "rows.csv is empty"),
         ("rows.csv", "text,label\n", r"rows.csv has no rows(.|\n)*train split"),
-        ("rows.parquet", "no parquet", "no readable Parquet file"),
-        ("rows.txt", "a", r"of a kind that cannot be read(.|\n)*\.csv, \.tsv, \.json, \.jsonl, \.parquet"),
+        ("rows.parquet", "no parquet", "not a readable Parquet file"),
+        ("rows.txt", "a", r"of an unsupported file type(.|\n)*\.csv, \.tsv, \.json, \.jsonl, \.parquet"),
         (
             "rows.csv",
             "text,label\n" + "".join(f"a{i},x\n" for i in range(9)),
@@ -249,7 +249,7 @@ def test_labels_that_training_never_saw(tmp_path):
 def test_regression_labels_that_are_no_numbers(tmp_path, value):
     path = csv(tmp_path, f"text,label\na,1\nb,{value}\nc,2\n")
     with pytest.raises(
-        DataError, match=f"has {re.escape(repr(value))} in column 'label', which is no finite number: line 3"
+        DataError, match=f"has {re.escape(repr(value))} in column 'label', which is not a finite number: line 3"
     ):
         load_split(task(path, kind="regression", validation_fraction=0), "train")
 
@@ -262,7 +262,7 @@ def test_numbers_as_text(tmp_path, value):
 
 def test_a_whole_number_that_no_float_holds(tmp_path):
     path = write(tmp_path / "rows.jsonl", json_lines([{"text": "a", "label": 10**400}, {"text": "b", "label": 1}]))
-    with pytest.raises(DataError, match="no finite number: line 1"):
+    with pytest.raises(DataError, match="finite number: line 1"):
         load_split(task(path, kind="regression", validation_fraction=0), "train")
 
 
@@ -287,7 +287,9 @@ def test_splits_that_are_not_there(tmp_path):
         load(task(path, validation_fraction=0))
     with pytest.raises(DataError, match=r"no labelled test split(.|\n)*test_fraction"):
         load_split(task(path), "test")
-    with pytest.raises(DataError, match=r"no split 'tst'\n  expected: train, validation, test\n  change: --split$"):
+    with pytest.raises(
+        DataError, match=r"unknown split 'tst'\n  expected: train, validation, test\n  change: --split$"
+    ):
         load_split(task(path), "tst")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no files of a known name"):
@@ -317,7 +319,7 @@ def test_a_test_file_without_labels_is_no_split(tmp_path):
 
 def test_damaged_dataset_folder(tmp_path):
     write(tmp_path / "state.json", "{")
-    with pytest.raises(DataError, match="no readable dataset"):
+    with pytest.raises(DataError, match="not a readable dataset"):
         load(task(tmp_path))
 
 

@@ -81,7 +81,7 @@ def test_damaged_images_are_named(tmp_path):
     write_classes(tmp_path)
     (tmp_path / "dog" / "3.png").write_bytes(b"no image")
     (tmp_path / "dog" / "4.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"in column 'image', which is no image .*: files dog/3.png, dog/4.png"):
+    with pytest.raises(DataError, match=r"in column 'image', which is not an image .*: files dog/3.png, dog/4.png"):
         load(task(tmp_path))
 
 
@@ -107,7 +107,7 @@ def test_columns_of_images(tmp_path, form, monkeypatch):
 
 def test_a_column_of_something_else(tmp_path):
     (tmp_path / "rows.csv").write_text("image,label\na.png,x\nb.png,y\n")
-    with pytest.raises(DataError, match=r"'a.png' in column 'image', which is no image .*: lines 2, 3"):
+    with pytest.raises(DataError, match=r"'a.png' in column 'image', which is not an image .*: lines 2, 3"):
         load(task(tmp_path / "rows.csv"))
 
 

@@ -149,15 +149,15 @@ def test_wrong_lists_are_all_said_at_once(tmp_path):
     with pytest.raises(DataError) as caught:
         load(tagging(path))
     for message in (
-        "'EU' in column 'words', which is no list of words: lines 21, 22, 23",
+        "'EU' in column 'words', which is not a list of words: lines 21, 22, 23",
         "1 of 23 rows without a value in column 'tags': line 22",
-        "['O', 1.5] in column 'tags', which is no list of tags: line 23",
+        "['O', 1.5] in column 'tags', which is not a list of tags: line 23",
     ):
         assert message in str(caught.value)
     path = json_lines(tmp_path / "rows.jsonl", [*TAGGED, {"words": ["a", "b"], "tags": ["O"]}])
     with pytest.raises(DataError, match=r"1 rows with other numbers of words than of tags .2 and 1.: line 21"):
         load(tagging(path))
-    with pytest.raises(DataError, match=r"rows.jsonl names its columns itself"):
+    with pytest.raises(DataError, match=r"rows.jsonl has its own column names"):
         load(tagging(path, header="words,tags"))
 
 
@@ -201,7 +201,7 @@ def test_a_column_of_lists_of_choices(tmp_path):
     ):
         load(choosing(json_lines(tmp_path / "rows.jsonl", rows), choices="options"))
     rows[3]["options"], rows[4]["options"] = ["a"], "a"
-    with pytest.raises(DataError, match=r"which is no list of two choices or more: lines 4, 5"):
+    with pytest.raises(DataError, match=r"which is not a list of two choices or more: lines 4, 5"):
         load(choosing(json_lines(tmp_path / "rows.jsonl", rows), choices="options"))
 
 
@@ -272,7 +272,7 @@ def test_generation_needs_texts(tmp_path):
     with pytest.raises(DataError) as caught:
         load(generation(path))
     assert "1 of 62 rows without a value in column 'source': line 62" in str(caught.value)
-    assert "['a'] in column 'target', which is no text: line 61" in str(caught.value)
+    assert "['a'] in column 'target', which is not a text: line 61" in str(caught.value)
     path = json_lines(tmp_path / "rows.jsonl", PAIRS[:3])
     with pytest.raises(DataError, match="has 1 sources, too few to hold 1 out for validation"):
         load(generation(path))

@@ -116,5 +116,5 @@ def test_adapters_that_share_passes_are_not_compiled(backbone, data, tmp_path):
 
 
 def test_layers_are_not_both_compiled_and_recomputed():
-    with pytest.raises(RecipeError, match="torch_compile cannot be had with gradient_checkpointing"):
+    with pytest.raises(RecipeError, match="torch_compile and gradient_checkpointing cannot be combined"):
         TrainingSettings(torch_compile=True, gradient_checkpointing=True)

@@ -110,7 +110,7 @@ def test_an_older_adapter_does_not_say_what_its_data_are(here, monkeypatch, aske
     evaluate(adapter)
     monkeypatch.chdir(here.parent / "there")
     with pytest.raises(
-        DataError, match=r"'some/reviews', which is no file or folder here(.|\n)*hf://datasets/some/rev"
+        DataError, match=r"'some/reviews', which is not a file or folder here(.|\n)*hf://datasets/some/rev"
     ):
         evaluate(adapter)
     assert asked == []

@@ -85,7 +85,7 @@ METHODS = {
     "prompt": SAMPLES["prompt-tuning"],
     "ia3": SAMPLES["ia3"],
     "full": FullFineTuning(top_layers=1),
-    # Of a layout that is here already, and not beside it.
+    # Of a layout that is already on the model, and not beside it.
     "lora-again": LoRA(rank=2),
     "houlsby-again": Houlsby(bottleneck=3),
     "prefix-again": PrefixTuning(num_virtual_tokens=2, encoder_hidden_size=8, dropout=0.3),

@@ -174,7 +174,7 @@ def test_checkpoints_of_no_recipe_are_not_taken_up(run, whole, tmp_path, caplog)
         run(tmp_path / "a", seed=5)
     (tmp_path / ".a.tuning" / "recipe.yaml").unlink()
     run(tmp_path / "a", resume=True)
-    assert "of no known recipe" in caplog.text
+    assert "to no known recipe" in caplog.text
     assert contents(tmp_path / "a") == whole[0]
 
 

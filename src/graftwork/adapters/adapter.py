@@ -25,11 +25,11 @@ from graftwork.methods.parameters import Parameter, initialise
 
 
 class Adapter(Record):
-    """One trained result: its attributes are those of what is kept of it, see `Record`."""
+    """One trained result. Its attributes are those of `Record`."""
 
     @classmethod
     def create(cls, backbone: Backbone, method: Method, head: Head, task: TaskIdentity, *, seed: int = 0) -> "Adapter":
-        """A new adapter, initialised as its method says: the backbone's outputs are (nearly) unchanged by it.
+        """A new adapter, initialised as its method prescribes: it leaves the backbone's outputs (nearly) unchanged.
 
         Raises:
             SiteError, BackboneError: the method or head asks for what the backbone does not have.
@@ -69,8 +69,8 @@ class Adapter(Record):
     ) -> "Adapter":
         """A new adapter for a training loop of one's own, with the head that its kind of task needs.
 
-        `AdaptedModel.add(name, adapter, trainable=True)` makes its parameters those of the model, and
-        `AdaptedModel.adapter(name)` gives it back as it is then.
+        `AdaptedModel.add(name, adapter, trainable=True)` makes its parameters trainable parameters of the model, and
+        `AdaptedModel.adapter(name)` returns it in its current state.
 
         Args:
             method: a method, or its name.
@@ -86,8 +86,8 @@ class Adapter(Record):
             seed: of what is random in its parameters.
 
         Raises:
-            AdapterError: an unknown kind, or one that the backbone's inputs are not of; labels are missing, doubled or
-                no texts, or given for a kind that has none, as pairs or a separator are; or another argument is wrong.
+            AdapterError: an unknown kind, or one that does not suit the backbone's inputs; labels are missing, repeated
+                or not texts; labels, pairs or a separator are given for a kind without them; another argument is wrong.
             SiteError, BackboneError: the method or head asks for what the backbone does not have.
             MethodError: the method is unknown, or asks for what the task does not have.
         """
@@ -120,7 +120,7 @@ class Adapter(Record):
         write_adapter(self, Path(folder), overwrite=overwrite)
 
     def finished(self, backbone: Backbone) -> "Adapter":
-        """The adapter that its method keeps when training has ended, which says the same."""
+        """The adapter that its method keeps after training; its outputs are the same."""
         usable = usable_sites(backbone, self.head)
         method, tensors = self.method.finish(self.tensors, self.method.sites(usable))
         sites = method.sites(usable)
@@ -129,20 +129,20 @@ class Adapter(Record):
         return replace(self, method=method, tensors=tensors, sites=acting, fixed=tuple(fixed))
 
     def without_layers(self, backbone: Backbone, count: int) -> "Adapter":
-        """The adapter less what it does in the first layers of each stack, whose work it then shares with the frozen
-        backbone (AdapterDrop, Rücklé et al. 2021, section 3). Its scores are left out: they are no longer its own.
+        """The adapter without its effect in the first layers of each stack, which are then those of the frozen
+        backbone (AdapterDrop, Rücklé et al. 2021, section 3). Its scores are dropped, as they no longer apply.
 
         Args:
             count: of layers, those among them that the adapter left out before.
 
         Raises:
-            AdapterError: its method's settings do not say how many layers are left out; or it acts in fewer than that.
-            MethodError: it would act nowhere in one of the stacks.
+            AdapterError: its method has no setting for layers to leave out; or it acts in fewer layers.
+            MethodError: it would act in no layer of one of the stacks.
         """
         skipped = getattr(self.method, "skip_layers", None)
         if skipped is None:
             raise AdapterError(
-                f"method {self.method.name!r} leaves out no layers", expected="an adapter of a bottleneck method"
+                f"method {self.method.name!r} cannot leave out layers", expected="an adapter of a bottleneck method"
             )
         if count < skipped:
             raise AdapterError(f"the first {skipped} layers are left out already", expected=f"{skipped} or more")
@@ -164,7 +164,7 @@ class Adapter(Record):
     def declared(
         self, backbone: Backbone, method: Method | None = None, sites: Sequence[Site] | None = None
     ) -> dict[str, Parameter]:
-        """Everything that it has, by canonical name; with a method, everything that it would have with that one.
+        """The parameters that it has, by canonical name; with a method, those that it would have with that method.
 
         Args:
             sites: where the method acts, when that is known already.
@@ -177,7 +177,7 @@ class Adapter(Record):
 
         Raises:
             AdapterError: what differs.
-            BackboneError: weights are offloaded that the method puts its own in the place of.
+            BackboneError: weights that the method replaces are offloaded.
         """
         self.backbone.check(backbone, allow_mismatch=allow_mismatch)
         sites = self.method.sites(usable_sites(backbone, self.head))
@@ -205,7 +205,7 @@ class Adapter(Record):
             problems.append(f"has {len(self.task.labels or ())} labels for {outputs} outputs")
         if problems:
             raise AdapterError(
-                f"the adapter is not as its method {self.method.name!r} declares: it {first_few(problems)}",
+                f"the adapter does not match its method {self.method.name!r}: it {first_few(problems)}",
                 expected=f"{len(expected)} tensors at {len(sites)} sites",
             )
         for site in sites:

@@ -1,4 +1,4 @@
-"""An adapter's own tokens: the rows of the embedding table that it has beyond the backbone's, whatever its method."""
+"""Added tokens: the rows that an adapter of any method adds to the backbone's embedding table."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,17 +17,17 @@ ADDED = "embeddings.word.added"
 
 
 def declare_added(backbone: Backbone, count: int) -> dict[str, Parameter]:
-    """The rows of so many tokens. They do not decay: what an embedding is near is no zero.
+    """The embedding rows of added tokens. They have no weight decay: embeddings do not lie around zero.
 
     Raises:
-        AdapterError: the backbone reads no tokens.
+        AdapterError: the backbone takes no tokens.
     """
     if not count:
         return {}
     if backbone.word_site is None:
         raise AdapterError(
-            f"backbone {backbone.name!r} reads no tokens, so that none can be added",
-            expected="a backbone of texts",
+            f"backbone {backbone.name!r} takes no tokens, so none can be added",
+            expected="a backbone for texts",
             change="--add-tokens",
         )
     return {ADDED: Parameter(shape=(count, backbone.word_site.out_features), init=zeros, decay=False)}

@@ -1,8 +1,8 @@
 """What an adapter holds, as checksums and a digest.
 
 A checksum is CRC-32: it finds every flipped bit and cut file, a changed file in all but one of 4·10⁹ cases, and takes
-0.4 ms of a megabyte, which is read more often than anything else. It is no proof against who wants to deceive. A digest
-is BLAKE2b, for telling apart what is meant to be different.
+0.4 ms of a megabyte, which is read more often than anything else. It does not protect against deliberate changes. A
+digest is BLAKE2b, and tells adapters with different contents apart.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a method and a head make of a backbone together: where they act, which parameters they have, and the ops."""
+"""What a method and a head add to a backbone: where they act, their parameters, and their ops."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +26,7 @@ def usable_sites(backbone: Backbone, head: Head) -> Sites:
 def declare(
     backbone: Backbone, method: Method, head: Head, *, sites: Sequence[Site] | None = None, added: int = 0
 ) -> dict[str, Parameter]:
-    """Everything that would be trained, by canonical name. Needs no weights.
+    """All trainable parameters, by canonical name. Needs no weights.
 
     Args:
         sites: where the method acts, when that is known already.
@@ -42,7 +42,7 @@ def refuse_nothing_to_train(method: Method, kind: str, backbone: Backbone, count
     """Refuse to train an adapter that has nothing to train.
 
     Args:
-        count: how many numbers of it are trained.
+        count: number of trained parameters.
 
     Raises:
         MethodError: there are none.

@@ -220,11 +220,11 @@ def _check_contents(
     if config.checksums is None:
         _tell_of_no_checksums(folder)
     else:
-        again = "the folder: copy it again from where it is whole, or tune it again"
+        again = "the folder: restore it from an intact copy, or tune it again"
         written = config.checksums
         if RECIPE in written and not recipe:
             raise AdapterError(
-                f"{folder} has no {RECIPE}, or an empty one, and was written with one",
+                f"{folder} was written with a {RECIPE}, and now has none or an empty one",
                 expected=f"{CONFIG}, {TENSORS} and {RECIPE}",
                 change=again,
             )
@@ -232,9 +232,9 @@ def _check_contents(
         changed = [name for name in (CONFIG, TENSORS, RECIPE) if found.get(name) != written.get(name)]
         if changed:
             raise AdapterError(
-                f"{' and '.join(str(folder / name) for name in changed)} changed after graftwork had written it: the "
-                "checksum is another one",
-                expected="the adapter's files as they were written",
+                f"{' and '.join(str(folder / name) for name in changed)} changed after graftwork wrote it: the "
+                "checksum differs",
+                expected="the files as graftwork wrote them",
                 change=again,
             )
     _refuse_broken(str(folder / TENSORS), tensors)
@@ -316,6 +316,7 @@ def _read_recipe(file: Path) -> dict[str, Any]:
         raise AdapterError(error.problem, expected="the recipe as graftwork wrote it") from error
     except (TypeError, ValueError, RecursionError):  # YAML has types and cycles that JSON has not
         raise AdapterError(
-            f"{file} holds what is no text, number, list or mapping", expected="the recipe as graftwork wrote it"
+            f"{file} holds a value that is not a text, number, list or mapping",
+            expected="the recipe as graftwork wrote it",
         ) from None
     return found

@@ -1,4 +1,4 @@
-"""What is kept with an adapter's tensors to know it by: its backbone, its task, and the libraries that made it."""
+"""What identifies an adapter beside its tensors: its backbone, its task, and the library versions."""
 
 import platform
 from functools import cache
@@ -51,8 +51,8 @@ class BackboneIdentity(BaseModel):
         raise AdapterError(
             f"the adapter was made for backbone {self.name!r} ({self.fingerprint[:12]}), not for "
             f"{given.name!r} ({given.fingerprint[:12]}): {what}",
-            expected=f"backbone {self.name!r} as it was",
-            change="--backbone" if differing else "--backbone, or --allow-backbone-mismatch to run it all the same",
+            expected=f"backbone {self.name!r} with its own weights and settings",
+            change="--backbone" if differing else "--backbone, or --allow-backbone-mismatch to run it anyway",
         )
 
 

@@ -20,7 +20,7 @@ def identity_of(
     max_target_length: int | None = None,
     **others: Any,
 ) -> TaskIdentity:
-    """What an adapter has to know of its task. Pairs, and questions with their choices, are parted by the backbone's
+    """What an adapter stores of its task. Pairs, and questions with their choices, are parted by the backbone's
     tokenizer, or by a separator where it puts nothing between two texts.
 
     Args:
@@ -49,7 +49,7 @@ def check_new(
     separator: str | None,
     max_length: int,
 ) -> None:
-    """Refuse what a new adapter cannot be made of. See `Adapter.new`.
+    """Refuse arguments from which no adapter can be made. See `Adapter.new`.
 
     Raises:
         AdapterError: what is wrong, and the argument to change.
@@ -68,19 +68,21 @@ def check_new(
     _check_labels(kind, labels)
     if pairs and "text_pair" not in own.inputs:
         paired = [name for name, other in KINDS.items() if "text_pair" in other.inputs]
-        raise AdapterError(f"an adapter for {kind} has no pairs of texts", expected=" or ".join(paired), change="pairs")
+        raise AdapterError(
+            f"an adapter for {kind} does not take pairs of texts", expected=" or ".join(paired), change="pairs"
+        )
     if separator is not None and ("separator" not in own.options or not isinstance(separator, str)):
         separated = [name for name, other in KINDS.items() if "separator" in other.options]
         raise AdapterError(
-            f"separator is {separator!r}, and the kind {kind}",
-            expected=f"a text, of an adapter for {' or '.join(separated)}",
+            f"separator {separator!r} does not fit kind {kind}",
+            expected=f"a text, with kind {' or '.join(separated)}",
             change="separator",
         )
     poolings = ("auto", *get_args(Pooling))
     if pooling not in poolings:
         raise AdapterError(f"unknown pooling {pooling!r}", expected=f"one of {', '.join(poolings)}", change="pooling")
     if not isinstance(name, str) or not name:
-        raise AdapterError(f"the task's name is {name!r}", expected="a text that is not empty", change="name")
+        raise AdapterError(f"the task's name is {name!r}", expected="a non-empty text", change="name")
     if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1:
         raise AdapterError(f"max_length is {max_length!r}", expected="a whole number, 1 or more", change="max_length")
 
@@ -92,15 +94,15 @@ def _check_labels(kind: str, labels: Sequence[str] | None) -> None:
         return
     if "labels" not in KINDS[kind].options:
         raise AdapterError(f"an adapter for {kind} has no labels", expected="none", change="labels")
-    expected = "two or more different names, as ['bad', 'good']"
+    expected = "two or more different names, such as ['bad', 'good']"
     if isinstance(labels, str):
         raise AdapterError(f"labels are one text, {labels!r}", expected=expected, change="labels")
     wrong = [label for label in labels if not isinstance(label, str)]
     if wrong:
-        what = f"labels have {wrong[0]!r}, which is no text"
-        raise AdapterError(what, expected=f"{expected}; of numbers, their texts ('0', '1')", change="labels")
+        what = f"labels contain {wrong[0]!r}, which is not a text"
+        raise AdapterError(what, expected=f"{expected}; numbers are written as texts ('0', '1')", change="labels")
     twice = [label for i, label in enumerate(labels) if label in labels[:i]]
     if twice:
-        raise AdapterError(f"labels have {twice[0]!r} more than once", expected=expected, change="labels")
+        raise AdapterError(f"labels contain {twice[0]!r} more than once", expected=expected, change="labels")
     if len(labels) < 2:
         raise AdapterError(f"an adapter for {kind} was given {len(labels)} labels", expected=expected, change="labels")

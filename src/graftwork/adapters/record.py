@@ -1,4 +1,4 @@
-"""What is kept of an adapter, in memory and on a disk, and what can be told from it alone."""
+"""The contents of an adapter, in memory and on disk, and what follows from them alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Record:
         tensors: training parameters and the head's, float32 on the CPU, under canonical names.
         fixed: the names of those tensors that are kept but never trained.
         metrics: scores by split, then by metric.
-        baseline: the same of a linear model on the frozen backbone's states; empty where there is none.
+        baseline: the scores of a linear model on the frozen backbone's states; empty where none was measured.
         rows: how many rows of each split they were measured on; of generation, sources. Empty where it is not known.
         seed: of initialisation and training.
         recipe: everything that the run was started with, as resolved; empty for an adapter made by hand.
@@ -70,7 +70,7 @@ class Record:
         return self.task.kind or self.head.task_kind
 
     def describe(self) -> tuple[str, str]:
-        """What it takes and what it says, in words."""
+        """Its inputs and its outputs, in words."""
         kind = KINDS[self.kind]
         return "pairs of texts" if self.task.pairs else kind.takes, kind.says or ", ".join(
             self.task.labels or ("classes",)
@@ -78,7 +78,7 @@ class Record:
 
     @property
     def pooling(self) -> str:
-        """How its head makes one vector of an input, and who chose it where that is known; empty where it does not."""
+        """How its head pools an input, and who chose that where it is known; empty where it does not pool."""
         pooling = self.head.pooled_by
         return "" if pooling is None else describe_pooling(pooling, self.recipe.get("pooling_source"))
 

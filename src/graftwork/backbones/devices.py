@@ -1,4 +1,4 @@
-"""Devices: where a backbone's weights are, and in which precision they are held there."""
+"""Devices: where a backbone's weights are, and in which precision."""
 
 import os
 import platform
@@ -24,7 +24,9 @@ def device_of(name: str) -> torch.device:
         device = torch.device(best_device() if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BackboneError(f"there is no device {name!r}: {first_line(error)}", expected="auto, cpu, cuda") from None
+        raise BackboneError(
+            f"device {name!r} is not available: {first_line(error)}", expected="auto, cpu, cuda"
+        ) from None
     return device
 
 

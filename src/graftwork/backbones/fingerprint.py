@@ -57,7 +57,7 @@ def cached_fingerprint(source: str, commit: str | None = None) -> str | None:
 
 
 def remember_fingerprint(source: str, fingerprint: str, commit: str | None = None) -> None:
-    """Keep a fingerprint in graftwork's own cache folder. One that cannot be written is no error: it is only slower."""
+    """Keep a fingerprint in graftwork's own cache folder. If it cannot be written, loading is only slower."""
     file = _cache_file(source, commit)
     if file is None:
         return

@@ -13,7 +13,7 @@ _lock = RLock()
 
 
 def holder_of(model: nn.Module) -> object | None:
-    """Who holds a model; None when nobody does any more."""
+    """The holder of a model; None if there is none."""
     found = _holders.get(model)
     return None if found is None else found()
 

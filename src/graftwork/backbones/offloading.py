@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps on the disk or another device than their module's, and brings for each call of it."""
+"""Weights that accelerate keeps on disk or on another device and loads for each call of their module."""
 
 from collections.abc import Callable, Iterator, Mapping
 

@@ -1,4 +1,4 @@
-"""Pooling: how one vector is made of an input, and what a checkpoint declares of it.
+"""Pooling: how an input becomes one vector, and what a checkpoint declares about it.
 
 A sentence-transformers repository lists its modules in `modules.json`; the folder of its Pooling module has a
 `config.json`, with one key a mode set to true (before version 6) or with the modes by name under `pooling_mode`. Some
@@ -102,13 +102,13 @@ def declared_by_config(config: PretrainedConfig) -> Declared | None:
 
 
 def warn_of_unknown(declared: Declared, name: str, pooling: Pooling) -> None:
-    """Say that a backbone's declaration is not followed.
+    """Warn that a checkpoint's declaration is not followed.
 
     Args:
         pooling: what is done instead.
     """
     logger.warning(
-        "backbone %r declares pooling by %s (%s), which graftwork does not have: the default, %s, is taken instead "
+        "backbone %r declares pooling by %s (%s), which graftwork does not support: the default, %s, is used instead "
         "(--pooling)",
         name,
         " and ".join(declared.modes),

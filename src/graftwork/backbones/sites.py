@@ -133,7 +133,7 @@ class Sites(Mapping[str, Site]):
         for kind in kinds:
             if not self.of_kind(kind):
                 raise SiteError(
-                    f"this backbone has no {kind} site: {self.refusals.get(kind, 'none stands in its layout')}",
+                    f"this backbone has no {kind} site: {self.refusals.get(kind, 'its layout has none')}",
                     expected=f"a method that acts at sites of kind {' or '.join(sorted(self._kinds()))}",
                     change="--method, or --backbone",
                 )

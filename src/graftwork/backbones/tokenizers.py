@@ -1,4 +1,4 @@
-"""What tokenizers are asked, by one thread at a time.
+"""Calls of tokenizers, by one thread at a time.
 
 A tokenizer keeps what it was last asked for as state of its own: a fast one the length at which it cuts, one of a
 translation model whether it reads sources or targets. Two threads that ask at once would be given each other's; so
@@ -30,7 +30,7 @@ _extended = WeakKeyDictionary()
 
 @contextmanager
 def asking(tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
-    """Inside, no other thread asks this tokenizer anything."""
+    """Inside, no other thread uses this tokenizer."""
     with _looking:
         lock = _locks.setdefault(tokenizer, RLock())
     with lock:
@@ -98,7 +98,7 @@ def with_tokens(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...], fir
         first: the id of the first; the others' follow.
 
     Raises:
-        RecipeError: a token is empty, is there twice, is one already, or cannot be told from another.
+        RecipeError: a token is empty, is given twice, is one already, or cannot be told from another.
     """
     with asking(tokenizer):
         made = _extended.setdefault(tokenizer, WeakValueDictionary())
@@ -140,11 +140,11 @@ def _faults(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Iterat
         elif token != token.strip():
             yield f"token {token!r} begins or ends with white space"
         elif token in tokens[:i]:
-            yield f"token {token!r} is there twice"
+            yield f"token {token!r} is given twice"
         elif spelt[i] in spelt[:i]:
-            yield f"token {token!r} is the same to the tokenizer as {tokens[spelt.index(spelt[i])]!r}"
+            yield f"token {token!r} is the same for the tokenizer as {tokens[spelt.index(spelt[i])]!r}"
         elif token in known or (len(ids) == 1 and ids[0] != tokenizer.unk_token_id):
-            yield f"token {token!r} is one of the tokenizer's already"
+            yield f"token {token!r} is already in the tokenizer"
 
 
 def _normalised(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
@@ -169,8 +169,8 @@ def refuse_tokens_without_rows(tokenizer: PreTrainedTokenizerBase, sites: Sites,
         named = ", ".join(f"{token!r} ({i})" for token, i in list(outside.items())[:3])
         raise BackboneError(
             f"the tokenizer of backbone {name!r} has {len(tokenizer)} tokens and its embedding table {rows} "
-            f"rows: there is none for {named}{' and others' if len(outside) > 3 else ''}",
-            expected="the tokenizer that the model was trained with, or a model whose table was made larger for it",
+            f"rows: none for {named}{' and others' if len(outside) > 3 else ''}",
+            expected="the tokenizer that the model was trained with, or a model with a larger embedding table",
             change="the tokenizer; or model.resize_token_embeddings(len(tokenizer)); or --add-tokens, for tokens "
             "of an adapter's own",
         )

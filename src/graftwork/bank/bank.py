@@ -100,7 +100,7 @@ class Bank(Mapping[str, Resident]):
         with self._changed:
             if name in self._residents or name in self._coming:
                 raise AdapterError(
-                    f"an adapter named {name!r} is here already",
+                    f"an adapter named {name!r} is already on the model",
                     expected="another name, or replace(), or remove() first",
                 )
             self._coming.add(name)
@@ -278,7 +278,7 @@ class Bank(Mapping[str, Resident]):
                     break
                 if self._passes[get_ident()]:
                     raise AdapterError(
-                        f"{what} and those that a pass of this very thread uses take more than the budget of "
+                        f"{what} and those that an unfinished pass of this thread uses take more than the budget of "
                         f"{self.budget:,} bytes",
                         expected="a larger budget, or no pass inside another one",
                     )
@@ -312,8 +312,7 @@ class Bank(Mapping[str, Resident]):
         together = sum(resident.nbytes for resident in staying | {*residents})
         if self.budget is not None and together > self.budget:
             raise AdapterError(
-                f"{what} and those that stay take {together:,} bytes: there is no room for them in a budget of "
-                f"{self.budget:,}",
+                f"{what} and those that stay take {together:,} bytes, more than the budget of {self.budget:,}",
                 expected="a larger budget, fewer pinned adapters, or fewer adapters in one pass",
             )
 

@@ -44,7 +44,7 @@ class Stored:
         except OSError as error:
             raise AdapterError(
                 f"an adapter's tensors were written to {str(self._file)!r}, which cannot be read: {error.strerror}",
-                expected="that the file stays there for as long as the adapter is on the model",
+                expected="a file that stays in place while the adapter is on the model",
                 change="remove() the adapter and add it again; and leave the folder alone, or take a model without a "
                 "budget, which needs none",
             ) from error
@@ -54,8 +54,8 @@ class Stored:
             return load(content)
         except SafetensorError as error:
             raise AdapterError(
-                f"an adapter's tensors were written to {str(self._file)!r}, which is not as it was written: {error}",
-                expected="that nothing but this model changes the file",
+                f"an adapter's tensors were written to {str(self._file)!r}, which has changed since: {error}",
+                expected="a file that only this model writes to",
                 change="remove() the adapter and add it again; and leave the folder alone, or take a model without a "
                 "budget, which needs none",
             ) from error

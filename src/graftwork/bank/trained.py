@@ -90,7 +90,7 @@ class Trained(nn.Module, Resident):
         own = self.tensors()
         wrong = misfits({n: t.shape for n, t in own.items()}, {n: t.shape for n, t in tensors.items()})
         if wrong:
-            raise AdapterError(f"the adapter's tensors are others: it {wrong[0]}")
+            raise AdapterError(f"the adapter's tensors do not match: it {wrong[0]}")
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts.types import PositiveInt
 
 from graftwork.cli.settings import Switch
+from graftwork.cli.starting import say_start
 
 
 def evaluate(
@@ -36,51 +37,57 @@ def evaluate(
     adapter
         The adapter's folder.
     split
-        Which split to score on. Default: validation; all rows of --data that is one file.
+        The split to score on. Default: validation; with --data FILE, all rows of the file.
     data
-        Other data than those the adapter was tuned on: a file, a folder or a hub id, laid out as the task's own
-        unless a flag names columns.
+        Other data than the adapter was tuned on: a file, a folder or a hub id, with the task's own layout unless a
+        flag names columns.
     text
-        Column of the text in those data.
+        Column of the text in these data.
     text_pair
         Column of the second text.
     image
         Column of the image.
     choices
-        Columns of the choices, with commas between them; or the one column of lists of choices.
+        Columns of the choices, separated by commas; or the one column of lists of choices.
     label
         Column of the label.
     backbone
-        Where the backbone is, when not where it was.
+        Folder or hub id of the backbone, if it has moved.
     dtype
         Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
     batch_size
         Rows in one forward pass.
     generation_examples
-        Of generation: make and score texts of the first so many sources only. Default: all.
+        For generation: generate and score texts for this many sources only, the first ones. Default: all.
     max_new_tokens
-        Of generation: tokens made of a source at most. Default: as in tuning.
+        For generation: most tokens to generate per source. Default: as in tuning.
     num_beams
-        Of generation: beams of the search. Default: as in tuning.
+        For generation: number of beams. Default: as in tuning.
     allow_backbone_mismatch
-        Run an adapter on other weights of the same shape than those it was made for.
+        Run the adapter on weights other than those it was made for, if their shapes are the same.
     quiet
-        Do not say what is scored.
+        Print neither what is scored nor how far it is.
     json
         Print the scores as JSON.
     """
     from json import dumps
 
+    say_start(quiet=quiet)
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
     from graftwork.cli.table import print_table
+    from graftwork.training.display import shown_on_stderr
     from graftwork.training.evaluation import evaluate as score
+    from graftwork.training.opening import of_loading
 
     loaded = Adapter.load(adapter)
+    name = backbone or loaded.backbone.name
+    with shown_on_stderr(shown=not quiet) as display:
+        display.say(of_loading(name))
     columns = {"text": text, "text_pair": text_pair, "image": image, "choices": choices, "label": label}
     scores = score(
         loaded,
-        backbone=Backbone.load(backbone or loaded.backbone.name, dtype=dtype),
+        backbone=Backbone.load(name, dtype=dtype),
         split=split,
         data=data,
         columns={name: column for name, column in columns.items() if column is not None},

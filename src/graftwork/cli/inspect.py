@@ -7,7 +7,7 @@ from graftwork.cli.settings import Switch
 
 
 def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
-    """Show what is in an adapter's folder: method, task, scores, sizes, backbone. The backbone is not loaded.
+    """Show an adapter's method, task, scores, size and backbone. The backbone is not loaded.
 
     Parameters
     ----------

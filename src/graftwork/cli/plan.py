@@ -26,7 +26,7 @@ def plan(
     backbone
         minilm, smollm2, a folder with config.json, or a hub id. Default: minilm.
     method
-        One of those that graftwork methods lists. Default: houlsby. Its settings: --method.KEY VALUE.
+        A method that `graftwork methods` lists. Default: houlsby. Its settings: --method.KEY VALUE.
     kind
         The kind of task, which decides the head. Default: classification, or regression with --labels 1.
     labels

@@ -1,4 +1,4 @@
-"""`graftwork predict`: what a saved adapter says of texts, words, questions or images."""
+"""`graftwork predict`: the predictions of a saved adapter for texts, words, questions or images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,46 +31,45 @@ def predict(
     allow_backbone_mismatch: Annotated[bool, Switch] = False,
     json: Annotated[bool, Switch] = False,
 ) -> None:
-    """Predict with a saved adapter: inputs as arguments, from a file, or from standard input (one a line).
+    """Predict with a saved adapter: inputs as arguments, from a file, or from standard input (one per line).
 
-    An input is a text, whose words are parted at white space where they are to be tagged, or an image's path. For a
-    task over pairs the arguments are taken two by two, and a line holds two texts with a tab between them. For a
-    multiple choice the arguments are one question and its choices, and a line holds them with tabs between them.
+    An input is a text or an image's path; for tagging, a text is split into words at white space. For tasks over
+    pairs, each two arguments are one input, and a line of a file is two texts separated by a tab. For multiple choice,
+    the arguments are one question and its choices, and a line of a file is the same, separated by tabs.
 
-    Classes and choices are printed with their probability, numbers alone, each before its input; tags one a line after
-    their word, with a blank line after each text; generated texts alone.
+    A class or choice is printed with its probability before the input, a number before the input, tags one per line
+    after their words with a blank line after each text, and a generated text by itself.
 
     Parameters
     ----------
     adapter
         The adapter's folder.
     inputs
-        The inputs; after -- one may begin with a dash. Without any and without --file they are read from standard
-        input.
+        The inputs; put -- before one that begins with a dash. Without inputs and --file, standard input is read.
     file
-        A file of inputs, one a line; or a table (.csv, .tsv, .jsonl, .json, .parquet) with --text or --image.
+        A file of inputs, one per line; or a table (.csv, .tsv, .jsonl, .json, .parquet) with --text or --image.
     text
-        Column of the text in the table; where words are tagged it may hold lists of words.
+        Column of the text in the table; for tagging it may hold lists of words.
     text_pair
         Column of the second text in the table.
     image
         Column of the images' paths in the table.
     choices
-        Columns of the choices in the table, with commas between them; or the one column of lists of choices.
+        Columns of the choices in the table, separated by commas; or the one column of lists of choices.
     backbone
-        Where the backbone is, when not where it was.
+        Folder or hub id of the backbone, if it has moved.
     dtype
         Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
     batch_size
         Inputs in one forward pass.
     max_new_tokens
-        Of generation: tokens made of a source at most. Default: as in tuning.
+        For generation: most tokens to generate per source. Default: as in tuning.
     num_beams
-        Of generation: beams of the search. Default: as in tuning.
+        For generation: number of beams. Default: as in tuning.
     allow_backbone_mismatch
-        Run an adapter on other weights of the same shape than those it was made for.
+        Run the adapter on weights other than those it was made for, if their shapes are the same.
     json
-        Print one JSON object a line, with every class's probability.
+        Print one JSON object per line, with every class's probability.
     """
     from json import dumps
 
@@ -145,5 +144,5 @@ def _question(line: Sequence[str], number: int) -> tuple[str, list[str]]:
 
 def _two_by_two(given: Sequence[str]) -> list[tuple[str, str]]:
     if len(given) % 2:
-        raise DataError(f"{len(given)} texts are no pairs", expected="two texts for each prediction")
+        raise DataError(f"{len(given)} texts cannot be split into pairs", expected="two texts for each prediction")
     return list(zip(given[::2], given[1::2], strict=True))

@@ -18,7 +18,7 @@ Settings = Annotated[
     Parameter(
         name="--set",
         negative=(),
-        help="A setting by dotted key, KEY=VALUE; may be given again. --method.KEY VALUE, --train.KEY VALUE and "
+        help="A setting by its dotted key, KEY=VALUE; may be repeated. --method.KEY VALUE, --train.KEY VALUE and "
         "--task.KEY VALUE are short for it.",
     ),
 ]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from graftwork.cli.settings import Settings, Switch, parse_settings
+from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
 from graftwork.kinds import KINDS, KindName
 
@@ -53,17 +54,17 @@ def tune(
         or a task file (YAML).
     data
         A file (CSV, TSV, JSON lines, Parquet), a folder, or a hub id. For a GLUE task, a local GLUE folder; for
-        conll2003 and e2e_nlg, the folder of their files; of images, a folder with one folder a class.
+        conll2003 and e2e_nlg, the folder with their files; for images, a folder with one folder per class.
     text
-        Column of the text; of token-classification, of the lists of words; of generation, of the source.
+        Column of the text; for token-classification, of the lists of words; for generation, of the source.
     text_pair
         Column of the second text, for tasks over pairs.
     image
         Column of the image. Default: image.
     choices
-        Columns of a multiple choice's choices, with commas between them; or the one column of lists of choices.
+        For multiple choice: columns of the choices, separated by commas; or the one column of lists of choices.
     label
-        Column of the label; of token-classification, of the lists of tags; of generation, of the target. Default:
+        Column of the label; for token-classification, of the lists of tags; for generation, of the target. Default:
         label.
     kind
         The kind of task, which decides the head; docs/tasks.md tells of each. Default: classification.
@@ -72,21 +73,21 @@ def tune(
     dtype
         Precision of the frozen backbone: auto, float32, bfloat16, float16, float64. Default: auto.
     method
-        One of those that graftwork methods lists. Default: houlsby. Its settings: --method.KEY VALUE.
+        A method that `graftwork methods` lists. Default: houlsby. Its settings: --method.KEY VALUE.
     pooling
         How a text becomes one vector: auto (the backbone's own way), pooler, first, last, mean. Default: auto.
     add_tokens
-        File of tokens that the adapter has beside the backbone's, one a line; their embeddings are trained with it.
+        File of tokens to add to the backbone's, one per line; their embeddings are trained and saved with the adapter.
     report_to
-        Experiment trackers, as transformers names them.
+        Experiment trackers, by transformers' names.
     compile
-        Train with layers that torch.compile has compiled: for long runs on a GPU. Short for --train.torch_compile true.
+        Compile the layers with torch.compile: for long runs on a GPU. Short for --train.torch_compile true.
     resume
-        Go on with a run to the same output that was killed.
+        Resume an interrupted run to the same output.
     overwrite
-        Replace an output that exists, and discard what a killed run left.
+        Replace an existing output, and discard what an interrupted run left.
     quiet
-        Do not say what is tuned, and show no progress bar.
+        Print neither what is tuned nor how far it is.
     json
         Print the result as JSON.
     """
@@ -123,8 +124,8 @@ def tune(
         images = kind in KINDS and "image" in KINDS[kind].needed
         if not has_task and not {"task.data", *(() if images else ("task.text",))} <= overrides.keys():
             raise RecipeError(
-                "nothing says what to tune on",
-                expected="a recipe, --task NAME, or --data FILE with --text COLUMN and --label COLUMN (of images, "
+                "no task and no data are given",
+                expected="a recipe, --task NAME, or --data FILE with --text COLUMN and --label COLUMN (for images, "
                 "--data FOLDER with --kind image-classification)",
             )
         if not has_task:
@@ -148,6 +149,7 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
+    say_start(quiet=quiet)
     from graftwork.training.recipe import Recipe, override
     from graftwork.training.tuning import tune_recipe
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from graftwork.cli.settings import Switch
+from graftwork.cli.starting import say_start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +23,7 @@ def tune_many(
     quiet: Annotated[bool, Switch] = False,
     json: Annotated[bool, Switch] = False,
 ) -> None:
-    """Tune several adapters at once: their batches share passes of the backbone, and each is as if tuned alone.
+    """Tune several adapters at once: their batches share forward passes, and each result is as if tuned alone.
 
     Parameters
     ----------
@@ -32,14 +33,15 @@ def tune_many(
     output
         Folder in which each adapter is saved under its name, as soon as it is finished.
     resume
-        Go on with what was killed or has failed. Adapters that are finished are not tuned again.
+        Resume interrupted and failed runs. Finished adapters are not tuned again.
     overwrite
-        Replace adapters that exist, and discard what a killed run left.
+        Replace existing adapters, and discard what an interrupted run left.
     quiet
-        Do not say what is tuned, and show no progress bars.
+        Print neither what is tuned nor how far it is.
     json
         Print the results as JSON.
     """
+    say_start(quiet=quiet)
     from graftwork.training import Study, tune_study
 
     chosen = Study.from_yaml(study)

@@ -98,7 +98,7 @@ def label_ids(
     if unknown:
         values = sorted({name for row in unknown for name in rows[row]} - ids.keys())
         raise DataError(
-            f"{table.origin} has {len(unknown)} rows whose label in column {column!r} is none of the task's: "
+            f"{table.origin} has {len(unknown)} rows whose label in column {column!r} is not one of the task's: "
             f"{', '.join(map(repr, values[:5]))} at {table.places(unknown)}",
             expected="a label of the training data: " + nearest(values[0], ids),
             change="those rows, --label, or the task's labels (and label_ids, where the column holds ids)",

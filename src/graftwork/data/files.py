@@ -25,7 +25,7 @@ def read_file(path: Path, wanted: frozenset[str]) -> Table:
     """
     if path.suffix.lower() not in READERS:
         raise DataError(
-            f"{path} is of a kind that cannot be read",
+            f"{path} is of an unsupported file type",
             expected="a file ending in " + ", ".join(READERS),
             change="--data",
         )
@@ -49,7 +49,7 @@ def _read_delimited(path: Path, wanted: frozenset[str], *, delimiter: str) -> Ta
         except csv.Error as error:
             raise DataError(
                 f"{path} is malformed at line {begins}: {error}",
-                expected="a field that contains a quote is itself in quotes, and its quotes are doubled",
+                expected="a field that contains a quote to be quoted, with its quotes doubled",
                 change=str(path),
             ) from None
     return from_rows(path, rows[0], rows[1:], numbers[1:], wanted)
@@ -126,7 +126,9 @@ def _read_parquet(path: Path, wanted: frozenset[str]) -> Table:
         names = tuple(pyarrow.parquet.read_schema(path).names)
         table = pyarrow.parquet.read_table(path, columns=[name for name in names if name in wanted])
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is no readable Parquet file: {error}", expected="Parquet", change="--data") from None
+        raise DataError(
+            f"{path} is not a readable Parquet file: {error}", expected="Parquet", change="--data"
+        ) from None
     features = Features.from_arrow_schema(table.schema)
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
     return from_columns(str(path), names, columns, features)

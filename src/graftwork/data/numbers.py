@@ -24,8 +24,8 @@ def read_numbers(table: Table, column: str) -> list[float]:
     bad = [row for row, number in enumerate(numbers) if not abs(number) <= LARGEST]
     if bad:
         raise DataError(
-            f"{table.origin} has {table.columns[column][bad[0]]!r} in column {column!r}, which is no finite "
-            f"number: {table.places(bad)}",
+            f"{table.origin} has {table.columns[column][bad[0]]!r} in column {column!r}, which is not a "
+            f"finite number: {table.places(bad)}",
             expected="a finite number in every row",
             change="those rows, --label, or --kind classification",
         )

@@ -68,7 +68,7 @@ def open_image(given: Any, mode: str, *, place: int) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise DataError(
-            f"input {place + 1} is an image of mode {image.mode}, whose brightest value is not known",
+            f"input {place + 1} is an image of mode {image.mode}, whose maximum value is not known",
             expected="8 or 16 bits a channel",
         )
     return image.convert(mode)

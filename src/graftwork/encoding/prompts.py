@@ -41,7 +41,7 @@ class PromptEncoder(Encoder):
             if token is not None:
                 return int(token)
         raise BackboneError(
-            f"the tokenizer of backbone {self.backbone.name!r} has no token that ends a text",
+            f"the tokenizer of backbone {self.backbone.name!r} has no end-of-text token",
             expected="a tokenizer with an eos_token",
         )
 
@@ -52,7 +52,7 @@ class PromptEncoder(Encoder):
         separator = pieces(self.tokenizer, [self.task.separator])[0] if self.task.separator else []
         if self.task.separator and not separator:
             raise RecipeError(
-                f"the tokenizer of backbone {self.backbone.name!r} makes no token of the separator "
+                f"the tokenizer of backbone {self.backbone.name!r} makes no token from the separator "
                 f"{self.task.separator!r}",
                 expected="a text between source and target that the model sees",
                 change="--task.separator, or separator= of Adapter.new",
@@ -60,7 +60,7 @@ class PromptEncoder(Encoder):
         room = self.max_length - len(separator)
         if room < 1:
             raise RecipeError(
-                f"the separator has {len(separator)} tokens, and source and separator have {self.max_length}",
+                f"the separator has {len(separator)} tokens, and source and separator may have {self.max_length}",
                 change="--train.max_length",
             )
         ids = [_without_end(row, self.tokenizer) for row in pieces(self.tokenizer, texts, special=True)]
@@ -94,7 +94,7 @@ class PromptEncoder(Encoder):
             named = [added[token] for token in ids if token in added]
             if named:
                 raise DataError(
-                    f"target {i + 1} has the added token {named[0]!r}: added tokens are read, and are never generated",
+                    f"target {i + 1} has the added token {named[0]!r}: added tokens can be read but not generated",
                     expected="added tokens in sources only",
                     change="--add-tokens",
                 )
@@ -167,5 +167,5 @@ def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int
 def _report_cut(cut: int, total: int, what: str, longest: int, setting: str) -> None:
     if cut > total // 10:
         logger.warning(
-            "%d of %d %s are of more than %d tokens, and are cut there (--train.%s)", cut, total, what, longest, setting
+            "%d of %d %s have more than %d tokens and are truncated (--train.%s)", cut, total, what, longest, setting
         )

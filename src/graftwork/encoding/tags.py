@@ -29,8 +29,8 @@ class TagEncoder(Encoder):
     def encode(self, inputs: Sequence[Any], labels: Sequence[Sequence[int]] | None = None) -> list[Row]:
         if not self.tokenizer.is_fast:
             raise BackboneError(
-                f"the tokenizer of backbone {self.backbone.name!r} does not tell which pieces are of which word",
-                expected="a tokenizer of the tokenizers library",
+                f"the tokenizer of backbone {self.backbone.name!r} does not say which tokens belong to which word",
+                expected="a fast tokenizer (of the tokenizers library)",
             )
         sentences = [words_of(given, i) for i, given in enumerate(inputs)]
         if not sentences:
@@ -52,7 +52,7 @@ class TagEncoder(Encoder):
         absent = sum(place == ABSENT for row in rows for place in row["places"])
         if absent:
             logger.warning(
-                "%d of %d words are not seen, most of them after token %d, and count as tagged O (--train.max_length)",
+                "%d of %d words are cut off, most of them after token %d, and count as tagged O (--train.max_length)",
                 absent,
                 sum(map(len, sentences)),
                 self.max_length,

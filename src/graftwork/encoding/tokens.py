@@ -94,7 +94,7 @@ def _cut(ids: list[int], size: int, side: str) -> list[int]:
 def _check_room(room: int, max_length: int) -> None:
     if room < 0:
         raise RecipeError(
-            f"texts have {max_length} tokens, and those that the tokenizer adds to each are {max_length - room}",
+            f"texts are cut to {max_length} tokens, and the tokenizer adds {max_length - room} to each",
             expected=f"{max_length - room} or more",
             change="--train.max_length",
         )

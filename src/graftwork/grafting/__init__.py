@@ -1,4 +1,4 @@
-"""Grafting: what touches a backbone's modules. Site modules go in and out, weights are exchanged, layers recomputed."""
+"""Grafting: changes to a backbone's modules. Site modules go in and out, weights are exchanged, layers recomputed."""
 
 from graftwork.grafting.graft import Graft, Running
 from graftwork.grafting.recomputing import Recomputing

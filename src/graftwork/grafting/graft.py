@@ -111,7 +111,7 @@ class Graft:
         """Put the backbone's own modules back. If it is interrupted, call it again.
 
         Raises:
-            SiteError: a pass of this very thread runs.
+            SiteError: a pass of this thread is running.
         """
         with self.lock:
             self.require_outside()
@@ -126,18 +126,18 @@ class Graft:
         """Refuse to take adapters off a pass that runs.
 
         Raises:
-            SiteError: a pass of this very thread runs; those of others are waited for.
+            SiteError: a pass of this thread is running; those of others are waited for.
         """
         with self.lock:
             if self._depth:
                 raise SiteError(
-                    "the adapters are taken off inside a pass of this very thread, which would go on without them",
+                    "detach() was called inside a forward pass of this thread",
                     expected="detach() outside of forward passes and their hooks",
                 )
 
     def rest(self, modules: Modules | None = None) -> None:
         """Let these modules run outside of passes, and have their weights be the model's, in the place of the
-        backbone's own, which stay as they are. Passes of other threads are waited for; one of this very thread goes on
+        backbone's own, which stay as they are. Passes of other threads are waited for; one of this thread goes on
         as it began.
 
         Args:

@@ -1,4 +1,4 @@
-"""Activation checkpointing of a backbone whose layers are recomputed with what acts on them."""
+"""Activation checkpointing: a backbone's layers are recomputed together with the ops that act on them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext

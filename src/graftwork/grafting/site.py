@@ -61,7 +61,7 @@ class SiteModule(StandIn, Place):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if self.own is not self.inner:
             raise SiteError(
-                "weights cannot be loaded while an adapter is merged into the backbone's",
+                "weights cannot be loaded while an adapter is merged into them",
                 expected="unmerge() first",
             )
         super()._load_from_state_dict(*args, **kwargs)

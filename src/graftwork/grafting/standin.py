@@ -1,4 +1,4 @@
-"""A module in the place of one of the backbone's, which nobody outside a forward pass can tell from it."""
+"""A module that replaces one of the backbone's and looks the same outside of forward passes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any

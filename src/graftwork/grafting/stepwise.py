@@ -16,7 +16,7 @@ Context = Callable[[], AbstractContextManager[None]]
 
 
 def stepwise(model: PreTrainedModel, context: Context) -> PreTrainedModel:
-    """A view of a model: it has all in common with it, but each of its forward passes runs in a new context."""
+    """A view of a model that differs in one point: each of its forward passes runs in a new context."""
     view: PreTrainedModel = _view(model, context)
     if model.config.is_encoder_decoder:
         encoder = _view(model.get_encoder(), context)

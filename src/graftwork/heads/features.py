@@ -96,7 +96,7 @@ class FeatureHead(Head):
     def check(self, backbone: Backbone) -> None:
         if any(site.kind == "convolution" and site.layer is not None for site in backbone.sites.values()):
             raise BackboneError(
-                f"the layers of backbone {backbone.name!r} are of different widths and cannot be mixed",
+                f"the layers of backbone {backbone.name!r} have different widths and cannot be mixed",
                 expected="a transformer",
                 change="--backbone, or --method",
             )
@@ -174,7 +174,7 @@ class FeatureHead(Head):
                 "a conditional random field says how likely a row's tags are together, and not each one: two passes "
                 "of it are not drawn together",
                 expected=", ".join(model for model in self._models if model != self.model),
-                change="--method.model, or a method of one pass a step",
+                change="--method.model, or a method with one pass per step",
             )
         if self.task == "regression":
             return squared_errors(one.squeeze(-1), other.squeeze(-1), self.scale)

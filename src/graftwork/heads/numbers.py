@@ -45,7 +45,7 @@ class Scale(BaseModel):
             deviation = 1.0
         elif abs(mean) > FAR * deviation:
             logger.warning(
-                "the labels lie around %g and vary by %g only, which float32 can hardly tell apart: subtract a "
+                "the labels are around %g and vary by only %g, which float32 barely resolves: subtract a "
                 "constant from them",
                 mean,
                 deviation,

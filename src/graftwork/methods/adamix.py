@@ -1,4 +1,4 @@
-"""AdaMix: several experts in the place of one bottleneck while training, their average afterwards.
+"""AdaMix: several experts instead of one bottleneck in training, averaged afterwards.
 
 Wang et al. 2022, "AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning", EMNLP, section 3. There is one
 position a layer, Pfeiffer's, with E down projections and one up projection that they share:
@@ -33,7 +33,7 @@ EXPERTS = ("down", "down_bias")
 
 
 class AdaMix(BottleneckMethod):
-    """AdaMix. Use it for better quality from an adapter of Pfeiffer's size, at twice the time of training.
+    """AdaMix. Use it for better quality from an adapter of Pfeiffer's size, at twice the training time.
 
     Settings, besides those of `BottleneckMethod`:
         experts: E.

@@ -3,8 +3,8 @@
 Ben Zaken et al. 2022, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models",
 section 3:
     y = W x + b + Δb,
-at every linear map and norm that has a bias. What is trained is the difference Δb to the frozen bias, zero at first, so
-that nothing is changed then, in any precision.
+at every linear layer and norm that has a bias. The trained parameter is the difference Δb to the frozen bias. It starts
+at zero, which leaves the backbone unchanged in any precision.
 
 Shapes: Δb as the bias. The parts of a fused product have a part of its bias each.
 """
@@ -22,7 +22,7 @@ from graftwork.ops import Bias, Dense, Op
 
 
 class BitFit(Method):
-    """BitFit. A strong baseline of few numbers for models that have biases; merged, it costs nothing."""
+    """BitFit. A strong baseline with few parameters for models with biases; merged, it costs nothing at inference."""
 
     name: ClassVar[str] = "bitfit"
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"

@@ -1,4 +1,4 @@
-"""Bottlenecks: what every method with a bottleneck has in common, which is where they act, and who shares them.
+"""Bottlenecks: the placement and sharing that every bottleneck method has in common.
 
 A final method adds the placement, as data, and a parametrisation: `declare_bottleneck` and `lower_bottleneck`.
 """
@@ -29,19 +29,19 @@ from graftwork.ops.bottleneck import ACTIVATIONS
 
 
 class BottleneckMethod(Method, ABC):
-    """A method whose tensors are bottlenecks.
+    """A method that trains bottlenecks.
 
     Settings of all of them:
         bottleneck: size m.
         reduction: in its place, d / m.
         activation: σ, one of gelu, gelu_tanh, relu, silu, swish, tanh, sigmoid.
-        init_std: standard deviation of what is drawn at first.
+        init_std: standard deviation of the initial weights.
         norms: which of the backbone's norms are trained too: `all`, `layers` (those in the layers), or `none`.
         sublayers: at which sub-layers they act: attention, cross_attention, ffn, a list or separated by commas.
         share_positions: one bottleneck serves all these sub-layers of a layer.
-        share_layers: one bottleneck serves this many layers running.
-        skip_layers: n: the first n layers (of each stack) are the frozen backbone's own, norms included, so that tasks
-            share their work (Rücklé et al. 2021, "AdapterDrop", arXiv:2010.11918, section 3, specialised).
+        share_layers: one bottleneck serves this many consecutive layers.
+        skip_layers: n: the first n layers (of each stack) stay those of the frozen backbone, norms included, so that
+            tasks share their computation (Rücklé et al. 2021, "AdapterDrop", arXiv:2010.11918, section 3, specialised).
         robust_drop: n is drawn from 0..L-1 anew in each pass of training, for each stack the same share of its L, so
             that layers can be left out of the finished adapter (there, robust; `Adapter.without_layers`).
         extra_classifier: one more dense layer with tanh before the head's classifier.
@@ -74,7 +74,7 @@ class BottleneckMethod(Method, ABC):
     @classmethod
     def _one_size(cls, reduction: int | None, info: Any) -> int | None:
         if "bottleneck" in info.data and (info.data["bottleneck"] is None) == (reduction is None):
-            raise ValueError("either bottleneck or reduction says the size")
+            raise ValueError("either bottleneck or reduction sets the size, not both")
         return reduction
 
     @field_validator("activation")
@@ -112,7 +112,7 @@ class BottleneckMethod(Method, ABC):
             results = [site for site in sites.of_kind("result") if site.sublayer == sublayer]
             if not results:
                 raise SiteError(
-                    f"the backbone has no {sublayer} for {self.name!r} to act at",
+                    f"the backbone has no sub-layer {sublayer}, where {self.name!r} should act",
                     expected=", ".join(dict.fromkeys(s.sublayer for s in sites.of_kind("result"))) or "sub-layers",
                     change="--method.sublayers",
                 )
@@ -181,7 +181,7 @@ class BottleneckMethod(Method, ABC):
         assert self.reduction is not None  # one of the two says the size
         if self.reduction > d:
             raise MethodError(
-                f"a reduction of {self.reduction} leaves nothing of the {d} numbers of a hidden state",
+                f"a reduction of {self.reduction} leaves no bottleneck of a hidden size of {d}",
                 expected=f"at most {d}",
                 change="--method.reduction",
             )

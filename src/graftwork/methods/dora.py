@@ -1,4 +1,4 @@
-"""DoRA: LoRA on the direction of each row of a weight, and its length trained apart.
+"""DoRA: LoRA on the direction of each weight row, with the row's magnitude trained separately.
 
 Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", section 4, eq. 5 and 11, over output rows:
     W' = g ⊙ (W + s B A) / ‖W + s B A‖,    y = W' x + b,    s = α / r,
@@ -25,7 +25,7 @@ from graftwork.ops import Bias, LowRank, Op, Scale
 
 
 class DoRA(Method):
-    """DoRA. Use it in the place of LoRA at small ranks, where it is nearer to full fine-tuning. A training step costs
+    """DoRA. Use it instead of LoRA at small ranks, where it is closer to full fine-tuning. A training step costs
     more: it forms each changed weight once for its rows' lengths.
 
     Settings:

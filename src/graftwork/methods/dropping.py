@@ -52,12 +52,12 @@ def check_dropping(method: str, before: Sequence[Site], after: Sequence[Site], *
     for stack in sorted(layers.keys() - left.keys()):
         raise MethodError(
             f"skip_layers={skipped} leaves {method!r} no layer{stack and f' of the {stack}'} to act in",
-            expected=f"less than its {layers[stack]} layers",
+            expected=f"fewer than its {layers[stack]} layers",
             change="--method.skip_layers",
         )
     if robust and max(left.values()) == 1:
         raise MethodError(
-            "robust_drop has no layers to leave out: the backbone has one (all of ALBERT's share theirs)",
+            "robust_drop has no layers to leave out: the backbone has only one (ALBERT shares it among all depths)",
             expected="robust_drop false",
             change="--method.robust_drop",
         )

@@ -29,7 +29,7 @@ from graftwork.ops import Dense, Op
 
 
 class FullFineTuning(Method):
-    """Full fine-tuning. Weight decay draws each weight to its pretrained value, since the difference is what decays.
+    """Full fine-tuning. Weight decay pulls each weight to its pretrained value, because it acts on the difference.
 
     A layer's height is the number of layers above it; embeddings have that of a layer below the lowest. Weights that
     stand in two places (tied embeddings) are one, at the lower.
@@ -61,7 +61,7 @@ class FullFineTuning(Method):
     @model_validator(mode="after")
     def _nothing_idle(self) -> "FullFineTuning":
         if self.random_subset is None:
-            self.refuse_idle("subset_seed", "there is no random_subset")
+            self.refuse_idle("subset_seed", "random_subset is not set")
         return self
 
     @property
@@ -87,7 +87,7 @@ class FullFineTuning(Method):
         """
         if self.top_layers is not None and self.top_layers > sites.num_layers:
             raise MethodError(
-                f"the top {self.top_layers} layers are to be trained, and there are {sites.num_layers}",
+                f"top_layers is {self.top_layers}, and the backbone has {sites.num_layers} layers",
                 expected=f"1 to {sites.num_layers}; without the setting, the embeddings are trained too",
                 change="--method.top_layers",
             )
@@ -100,9 +100,9 @@ class FullFineTuning(Method):
                 found.append(placed)
         if not found:
             raise MethodError(
-                f"a random subset of {self.random_subset:g} holds no entry of any tensor"
+                f"a random subset of {self.random_subset:g} selects no entry of any tensor"
                 if self.random_subset is not None
-                else "there are no weights to train",
+                else "the backbone has no weights to train",
                 change="--method.random_subset" if self.random_subset is not None else "--backbone",
             )
         return found
@@ -144,8 +144,8 @@ class FullFineTuning(Method):
 
 @lru_cache(maxsize=1024)
 def drawn_entries(seed: int, name: str, size: int, count: int, device: torch.device) -> Int[Tensor, " k"]:
-    """Which of a tensor's entries are in the subset, in order: the same everywhere and for ever, as numpy promises of
-    its legacy generator.
+    """Which of a tensor's entries are in the subset, in order: the same on every machine and in every version, as
+    numpy promises for its legacy generator.
     """
     source = np.random.RandomState([seed, crc32(name.encode())])
     # Not in inference mode, whose tensors could not take part in a later pass with gradients.

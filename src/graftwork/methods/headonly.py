@@ -1,4 +1,4 @@
-"""Head-only tuning: nothing of the backbone changes, and only the task's output layer is trained."""
+"""Head-only tuning: the backbone is unchanged, and only the task's output layer is trained."""
 
 from abc import ABC
 from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@ with h the output of a sub-layer after its projection and dropout, before the sk
 
 Shapes: W_down (m, d), b_down (m), W_up (d, m), b_up (d) for bottleneck size m and hidden size d. A layer has two
 bottlenecks of 2md + m + d parameters each; with `share_positions` one serves both, with `share_layers` = n one serves
-n layers running.
+n consecutive layers.
 """
 
 from typing import ClassVar, Literal
@@ -18,7 +18,7 @@ from graftwork.methods.projections import DenseBottleneck
 
 
 class Houlsby(DenseBottleneck):
-    """Houlsby adapters. Use them when quality comes first and some megabytes a task are small.
+    """Houlsby adapters. Use them when quality comes first and a few megabytes per task are acceptable.
 
     Settings: those of `BottleneckMethod` and `DenseBottleneck`. What the paper has:
         init_std: 1e-2 (1e-3 in its code), cut at two standard deviations.

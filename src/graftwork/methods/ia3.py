@@ -2,7 +2,7 @@
 
 Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", section 3.3:
     softmax(Q (l_k ⊙ K)ᵀ / √d_k) (l_v ⊙ V),    (l_ff ⊙ γ(W_1 x)) W_2,
-with γ the non-linearity; of a gated feed-forward, the product that enters W_2 is what l_ff multiplies. All vectors
+with γ the nonlinearity; of a gated feed-forward, the product that enters W_2 is what l_ff multiplies. All vectors
 start at one, so that nothing is changed at first.
 
 Shapes: output_scale (out) for keys and values, input_scale (in) for the feed-forward's second map: L (2d + f) numbers
@@ -24,7 +24,7 @@ from graftwork.ops import Op, Scale
 
 
 class IA3(Method):
-    """IA3. Use it for few examples, or when an adapter must be a few thousand numbers; merged, it costs nothing.
+    """IA3. Use it for few examples, or for adapters of a few thousand parameters; merged, it costs nothing.
 
     Settings:
         outputs: site patterns of the linear maps whose output is scaled; by default keys and values, those of cross
@@ -53,7 +53,7 @@ class IA3(Method):
             if site.columns is not None:
                 raise SiteError(
                     f"the input of site {site.name!r} cannot be scaled alone: one product computes it and others",
-                    expected="in `inputs`, linear maps that are modules of their own",
+                    expected="in `inputs`, linear layers that are separate modules",
                     change="--method.inputs",
                 )
             chosen.add(site.name)

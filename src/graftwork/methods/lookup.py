@@ -1,4 +1,4 @@
-"""A method by its name, or out of a file's settings."""
+"""Look up a method by name or from the settings of a file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,10 +45,10 @@ def known_methods() -> dict[str, Named]:
 
 
 def as_method(value: object) -> Method:
-    """A method out of itself, its name, or a mapping of `name` and settings.
+    """A method from a method, a name, or a mapping of `name` and settings.
 
     Raises:
-        MethodError: it is none of these; or the name or settings are unknown.
+        MethodError: it is none of these, or the name or settings are unknown.
     """
     if isinstance(value, Method):
         return value
@@ -57,7 +57,7 @@ def as_method(value: object) -> Method:
     if isinstance(value, Mapping) and "name" in value:
         return make_method(str(value["name"]), {key: given for key, given in value.items() if key != "name"})
     raise MethodError(
-        f"a method's name is missing in {value!r}" if isinstance(value, Mapping) else f"{value!r} is no method",
+        f"a method's name is missing in {value!r}" if isinstance(value, Mapping) else f"{value!r} is not a method",
         expected="a method, its name, or a mapping of name and settings",
         change="--method",
     )

@@ -1,4 +1,4 @@
-"""LoRA: a low-rank difference beside the frozen linear maps.
+"""LoRA: a low-rank update of the frozen linear layers.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1, eq. 3:
     y = W x + b + s · B A x,    s = α / r.
@@ -81,7 +81,7 @@ class LoRA(Method):
             }
         if self.rank > min(site.in_features, site.out_features):
             raise MethodError(
-                f"PiSSA of rank {self.rank} at site {site.name!r}, whose weight is {site.out_features} x "
+                f"PiSSA of rank {self.rank} does not fit site {site.name!r}, whose weight is {site.out_features} x "
                 f"{site.in_features}",
                 expected=f"a rank of at most {min(site.in_features, site.out_features)}",
                 change="--method.rank or --method.targets",

@@ -77,7 +77,7 @@ def declare_gate(site: Site) -> dict[str, Parameter]:
     """
     if site.kind not in GATED:
         raise MethodError(
-            f"a gate cannot be put on what acts at site {site.name!r}, of kind {site.kind}",
+            f"what acts at site {site.name!r}, of kind {site.kind}, cannot be gated",
             expected=f"members that act at sites of kind {', '.join(sorted(GATED))}",
             change="--method.gated",
         )

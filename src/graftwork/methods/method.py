@@ -36,7 +36,7 @@ class Method(Checked):
     @classmethod
     def refusal(cls, details: Sequence[Any]) -> MethodError:
         return MethodError(
-            f"method {cls.name!r} cannot be used: " + "; ".join(describe(d, cls.model_fields) for d in details),
+            f"invalid settings of method {cls.name!r}: " + "; ".join(describe(d, cls.model_fields) for d in details),
             expected=f"settings of {cls.name}: {', '.join(cls.model_fields) or 'none'}",
             change=", ".join(sorted({f"--method.{d['loc'][0]}" for d in details if d["loc"]})),
         )

@@ -67,9 +67,9 @@ class PrefixTuning(Method):
     @model_validator(mode="after")
     def _settings_go_together(self) -> "PrefixTuning":
         if self.text and self.init != "activations":
-            raise ValueError("a text is for init='activations'")
+            raise ValueError("text needs init='activations'")
         if not self.reparametrise:
-            self.refuse_idle("encoder_hidden_size", "without reparametrise no network makes the rows")
+            self.refuse_idle("encoder_hidden_size", "without reparametrise the rows are not made by a network")
         return self
 
     @property
@@ -81,7 +81,7 @@ class PrefixTuning(Method):
     def sites(self, sites: Sites) -> list[Site]:
         if not sites.of_kind("attention"):
             raise SiteError(
-                f"{self.name} puts rows before keys and values, which this backbone does not take: "
+                f"{self.name} adds rows before keys and values, which this backbone does not support: "
                 + sites.refusals.get("attention", "none of its layers has an attention"),
                 expected="a method that acts elsewhere, or another backbone",
                 change="--method, or --backbone",

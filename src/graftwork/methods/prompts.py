@@ -56,7 +56,7 @@ class PromptTuning(Method):
     @model_validator(mode="after")
     def _text_with_its_init(self) -> "PromptTuning":
         if (self.init == "text") != bool(self.text):
-            raise ValueError("init='text' and a text go together")
+            raise ValueError("init='text' needs text, and text needs init='text'")
         return self
 
     @property
@@ -90,7 +90,7 @@ class PromptTuning(Method):
         if self.init == "labels":
             if not labels:
                 raise MethodError(
-                    f"{self.name} is to start from the labels' words, and the task has no labels",
+                    f"{self.name} is initialised from the labels' words, and the task has no labels",
                     expected="init vocabulary, text or uniform",
                     change="--method.init",
                 )
@@ -110,8 +110,8 @@ def prompted_sites(sites: Sites, method: str) -> list[Site]:
     found = sites.of_kind("stack")
     if not found:
         raise SiteError(
-            f"{method} puts vectors before an embedded text, which this backbone does not take: "
-            + sites.refusals.get("stack", "none of its stacks reads one"),
+            f"{method} adds vectors before the input embeddings, which this backbone does not support: "
+            + sites.refusals.get("stack", "none of its stacks reads token embeddings"),
             expected="a method that acts elsewhere, or another backbone",
             change="--method, or --backbone",
         )

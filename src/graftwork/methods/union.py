@@ -57,7 +57,7 @@ class Union(Method):
             own = {name: getattr(method, name) for name in COMMON}
             for name, value in {**own, **method.head_fields}.items():
                 if asked.setdefault(name, value) != value:
-                    raise ValueError(f"the members want different {name}: {asked[name]} and {value}")
+                    raise ValueError(f"the members need different values of {name}: {asked[name]} and {value}")
         if asked.get("model") == "bilstm-crf" and any(method.passes > 1 for method in methods):
             raise ValueError("tags of the model bilstm-crf cannot be drawn together over several passes")
         return methods
@@ -138,8 +138,8 @@ class Union(Method):
             )
         if replacing and self.gated:
             raise MethodError(
-                f"{replacing[0]} replaces what site {site.name!r} computes: a gate cannot be put on that",
-                expected="members that add to the frozen backbone (norms=none, say)",
+                f"{replacing[0]} replaces what site {site.name!r} computes, which cannot be gated",
+                expected="members that add to the frozen backbone (for example norms=none)",
                 change="--method.methods, or --method.gated",
             )
 

@@ -299,7 +299,7 @@ class AdaptedModel(HuggingFaceModel):
             )
         if not inputs:
             raise AdapterError(
-                "a pass has no inputs", expected=" or ".join(name for name in MAIN_INPUTS if name in accepted)
+                "the forward pass has no inputs", expected=" or ".join(name for name in MAIN_INPUTS if name in accepted)
             )
 
     def _lease(self, adapters: str | Sequence[str | None] | None, rows: int) -> tuple[list[str | None], Lease]:
@@ -310,7 +310,8 @@ class AdaptedModel(HuggingFaceModel):
             there = list(self.residents)
             if len(there) != 1:
                 raise AdapterError(
-                    f"{len(there)} adapters are here, and none was named", expected=f"adapters={nearest('', there)}"
+                    f"the model has {len(there)} adapters, and none was named",
+                    expected=f"adapters={nearest('', there)}",
                 )
             names = [*there] * rows
         elif isinstance(adapters, str):
@@ -318,7 +319,7 @@ class AdaptedModel(HuggingFaceModel):
         elif len(adapters) == rows:
             names = list(adapters)
         else:
-            raise AdapterError(f"{len(adapters)} adapter names were given for {rows} rows", expected="one name a row")
+            raise AdapterError(f"{len(adapters)} adapter names were given for {rows} rows", expected="one name per row")
         given = [adapters] if isinstance(adapters, str) else dict.fromkeys(names)
         return names, self.residents.lease(name for name in given if name is not None)
 

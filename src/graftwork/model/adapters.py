@@ -179,7 +179,7 @@ class BackboneWithAdapters(nn.Module):
         self.residents.require_none_merged()
         if not isinstance(version, Version):
             raise AdapterError(
-                f"adapter {name!r} is being trained: in the weights, no gradient would reach it",
+                f"adapter {name!r} is being trained and cannot be merged: it would get no gradient",
                 expected="an adapter that was added without trainable=True",
             )
         try:

@@ -89,8 +89,8 @@ def load_state(
     if strict and (missing or unknown):
         what = [*(f"lacks {name}" for name in missing), *(f"has unknown {name}" for name in unknown)]
         raise AdapterError(
-            f"the state dict is not that of the adapters in training: it {'; '.join(what[:3])}",
-            expected="what state_dict() of a model with the same adapters gave",
+            f"the state dict does not match the adapters in training: it {'; '.join(what[:3])}",
+            expected="the state_dict() of a model with the same adapters",
         )
     for name, resident in trained.items():
         mine = {key: state.get(f"{name}.{key}", tensor) for key, tensor in resident.tensors().items()}

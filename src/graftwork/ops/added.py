@@ -35,7 +35,7 @@ class Added(Op):
     slots: Int[Tensor, " B"] | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"embedding"})
-    unmergeable: ClassVar[str] = "a table has no rows for tokens that are added to it"
+    unmergeable: ClassVar[str] = "the embedding table has no rows for added tokens"
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def embed(ids: Int[Tensor, "*B T"]) -> Float[Tensor, "*B T d"]:

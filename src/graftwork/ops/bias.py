@@ -33,5 +33,5 @@ class Bias(Op):
 
     def into(self, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if "bias" not in frozen:
-            raise SiteError("Bias cannot be put into weights: the module there has no bias")
+            raise SiteError("Bias cannot be merged: the module has no bias")
         return {**frozen, "bias": (frozen["bias"].double() + self.b.double()).to(frozen["bias"])}

@@ -1,4 +1,4 @@
-"""Bottleneck op: a down projection, a non-linearity and an up projection, with their own residual."""
+"""Bottleneck op: a down projection, a nonlinearity and an up projection, with their own residual."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -71,7 +71,7 @@ class Bottleneck(Op):
     blocks: Blocks | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"result", "norm"})
-    unmergeable: ClassVar[str] = "its non-linearity is no linear map"
+    unmergeable: ClassVar[str] = "its nonlinearity cannot be expressed as a weight"
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def at_result(*args: Any, **kwargs: Any) -> Tensor:

@@ -33,7 +33,7 @@ class Dense(Op):
         for name, difference in self.differences.items():
             if difference.shape != frozen[name].shape:
                 raise SiteError(
-                    f"a difference of shape {tuple(difference.shape)} meets a {name} of shape "
+                    f"a difference of shape {tuple(difference.shape)} does not fit a {name} of shape "
                     f"{tuple(frozen[name].shape)}"
                 )
 

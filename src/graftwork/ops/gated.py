@@ -33,7 +33,7 @@ class Gated(Op):
     reads: Literal["input", "output"] = "input"
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear", "result", "norm"})
-    unmergeable: ClassVar[str] = "a gate depends on the text"
+    unmergeable: ClassVar[str] = "a gate depends on the input"
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def gated(x: Tensor) -> Tensor:

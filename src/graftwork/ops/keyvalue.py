@@ -27,7 +27,7 @@ class KeyValue(Op):
     seen: Bool[Tensor, "S l"] | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"attention"})
-    unmergeable: ClassVar[str] = "an attention has no weights for keys and values that do not come from its input"
+    unmergeable: ClassVar[str] = "an attention layer has no weight for keys and values that do not depend on its input"
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def attend(*args: Any, rows: Rows | None = None, **kwargs: Any) -> Any:

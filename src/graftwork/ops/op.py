@@ -61,7 +61,7 @@ class Op(ABC):
         Raises:
             SiteError: no parameters can do what this op does.
         """
-        raise SiteError(f"{type(self).__name__} cannot be put into weights: {self.unmergeable}")
+        raise SiteError(f"{type(self).__name__} cannot be merged into weights: {self.unmergeable}")
 
     def to(self, dtype: torch.dtype) -> "Op":
         """The same op with its floating-point tensors in another precision; gradients flow through the cast."""

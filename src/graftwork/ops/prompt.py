@@ -37,7 +37,7 @@ class Prompt(Op):
     keeps: bool = False
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"stack"})
-    unmergeable: ClassVar[str] = "vectors before a text are no part of any weight"
+    unmergeable: ClassVar[str] = "vectors before the input embeddings cannot be expressed as a weight"
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def prompted(input_ids: Tensor | None = None, attention_mask: Any = None, **kwargs: Any) -> Any:
@@ -269,8 +269,8 @@ def _take_past(kwargs: dict[str, Any], size: int) -> int | None:
     rows = 0 if cache is None else int(cache.get_seq_length())
     if 0 < rows < size:
         raise SiteError(
-            f"the cache has {rows} tokens, and a prompt of {size} cannot be among them",
-            expected="a cache that was begun with the same adapters",
+            f"the cache has {rows} tokens, which cannot contain a prompt of {size}",
+            expected="a cache made with the same adapters",
             change="past_key_values",
         )
     return rows - size if rows else None
@@ -281,7 +281,7 @@ def _seam(mask: Any) -> Int[Tensor, "B 1"]:
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         raise SiteError(
             "a prompt needs the attention mask of the texts",
-            expected="a tensor (B, T) of zeros and ones, which a static cache does not leave as it is",
+            expected="a tensor (B, T) of zeros and ones (a static cache changes it)",
         )
     return (mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""Remember op: what enters a linear map, kept for an op that acts further on in the same sub-layer."""
+"""Remember op: the input of a linear layer, kept for an op that acts later in the same sub-layer."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,7 +20,7 @@ class Remember(Op):
     key: str
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear"})
-    unmergeable: ClassVar[str] = "what is parallel to a sub-layer is no part of it"
+    unmergeable: ClassVar[str] = "a parallel bottleneck is not part of the sub-layer's weights"
 
     def around(self, forward: Forward, place: Place) -> Forward:
         def remembering(x: Tensor) -> Tensor:

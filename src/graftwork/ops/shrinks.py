@@ -1,4 +1,4 @@
-"""One product in the place of several: low-rank ops at sites that are given the same input shrink it together."""
+"""One product instead of several: low-rank ops at sites with the same input project it down together."""
 
 from dataclasses import replace
 

@@ -132,7 +132,7 @@ def find_task(name_or_path: str) -> Task:
     if Path(name_or_path).suffix in (".yaml", ".yml"):
         return Task.from_yaml(name_or_path)
     raise RecipeError(
-        f"there is no task {name_or_path!r}",
+        f"unknown task {name_or_path!r}",
         expected=f"{nearest(name_or_path, BUILTIN)}; or the path of a task's .yaml file",
         change="--task",
     )

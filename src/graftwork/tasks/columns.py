@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from graftwork.data.columns import Content
 from graftwork.data.table import SplitName, Table
 from graftwork.errors import DataError, nearest
 from graftwork.kinds import KINDS
@@ -67,19 +68,24 @@ def _check_column(task: Task, table: Table, field: str, column: str) -> list[Pro
         found.append(
             (
                 f"{len(empty)} of {len(values)} rows without a value in column {column!r}: {table.places(empty)}",
-                f"a {content.name} in every row",
+                f"{_one(content)} in every row",
                 f"those rows, or {_FLAGS[field]}",
             )
         )
     if wrong:
         found.append(
             (
-                f"{_shown(values[wrong[0]])} in column {column!r}, which is no {content.name}: {table.places(wrong)}",
+                f"{_shown(values[wrong[0]])} in column {column!r}, which is not {_one(content)}: {table.places(wrong)}",
                 content.name,
                 _FLAGS[field],
             )
         )
     return found
+
+
+def _one(content: Content) -> str:
+    """One value of a column, with its article."""
+    return f"{'an' if content.name[0] in 'aeiou' else 'a'} {content.name}"
 
 
 def _shown(value: Any) -> str:

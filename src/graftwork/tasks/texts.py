@@ -99,7 +99,7 @@ def read_tokens(path: Path) -> list[str]:
         raise DataError(f"{path} cannot be read: {error.strerror}", change="--add-tokens") from None
     tokens = [str(line) for line in _lines(decode(content, str(path)), str(path), pairs=False)]
     if not tokens:
-        raise DataError(f"{path} has no tokens", expected="one a line", change="--add-tokens")
+        raise DataError(f"{path} has no tokens", expected="one per line", change="--add-tokens")
     for number, token in enumerate(tokens, 1):
         if not token.strip():
             raise DataError(f"{path}, line {number} is empty", expected="a token a line", change="--add-tokens")
@@ -121,6 +121,6 @@ def _lines(content: str, origin: str, *, pairs: bool) -> Texts:
     for number, line in enumerate(lines, 1):
         first, tab, second = line.partition("\t")
         if not tab or "\t" in second:
-            raise DataError(f"{origin}, line {number} is no pair", expected="two texts with a tab between them")
+            raise DataError(f"{origin}, line {number} is not a pair", expected="two texts with a tab between them")
         found.append((first, second))
     return found

@@ -1,9 +1,9 @@
-"""The baseline of a run: a linear model on what the frozen backbone says already.
+"""The baseline of a run: a linear model on the frozen backbone's embeddings.
 
 Each text, or pair encoded together, becomes the mean over the last layer's states of its tokens; on these numbers,
 standardised by the training rows' mean and deviation, logistic regression is fitted, or ridge regression where the
-label is a number. Of a few strengths of regularisation the one with the best validation score is taken. What an adapter
-scores above that is what tuning was worth.
+label is a number. Of a few regularisation strengths, the one with the best validation score is used. The
+adapter's score above it shows what tuning was worth.
 """
 
 import logging
@@ -20,6 +20,7 @@ from graftwork.heads.pooled import pool
 from graftwork.kinds import KINDS
 from graftwork.kinds.scoring import compute
 from graftwork.tasks import Task, TaskData
+from graftwork.training.display import SILENT, Bar, Display
 
 if TYPE_CHECKING:
     import numpy
@@ -39,7 +40,7 @@ MARGIN = 0.01
 logger = logging.getLogger(__name__)
 
 
-def baseline(backbone: Backbone, data: TaskData, identity: TaskIdentity) -> Scores:
+def baseline(backbone: Backbone, data: TaskData, identity: TaskIdentity, display: Display = SILENT) -> Scores:
     """The baseline's scores on the validation split, and on the test split where there is one; empty where there can be
     no baseline.
 
@@ -47,6 +48,7 @@ def baseline(backbone: Backbone, data: TaskData, identity: TaskIdentity) -> Scor
         backbone: with no adapter that acts.
         data: the task's.
         identity: how its texts are cut.
+        display: where a bar shows how far it is.
     """
     kind = KINDS[data.task.kind]
     if kind.baseline is None:
@@ -55,12 +57,23 @@ def baseline(backbone: Backbone, data: TaskData, identity: TaskIdentity) -> Scor
     splits = {"train": train, "validation": data.validation, **({} if data.test is None else {"test": data.test})}
     # The backbone alone has no rows for tokens of an adapter's own.
     encoder = TextEncoder(backbone, identity.model_copy(update={"added_tokens": ()}))
-    found = {name: embeddings(backbone, encoder, kind.inputs_of(rows)) for name, rows in splits.items()}
-    return probe(data.task, found, {name: kind.labels_of(rows) for name, rows in splits.items()})
+    total = sum(map(len, splits.values()))
+    with display.bar(f"{data.task.name}, baseline", total, "rows") as bar:
+        found = {name: embeddings(backbone, encoder, kind.inputs_of(rows), bar) for name, rows in splits.items()}
+        bar.move(note=f"fitting {kind.baseline}")
+        scores = probe(data.task, found, {name: kind.labels_of(rows) for name, rows in splits.items()})
+        bar.move(note="")
+    return scores
 
 
-def embeddings(backbone: Backbone, encoder: TextEncoder, texts: Sequence[Any]) -> "numpy.ndarray":
-    """(N, d), float32: of each text the mean over the last layer's states, of an encoder-decoder the encoder's."""
+def embeddings(
+    backbone: Backbone, encoder: TextEncoder, texts: Sequence[Any], bar: Bar | None = None
+) -> "numpy.ndarray":
+    """(N, d), float32: of each text the mean over the last layer's states, of an encoder-decoder the encoder's.
+
+    Args:
+        bar: it is moved on by each text.
+    """
     model = backbone.base.get_encoder() if backbone.is_encoder_decoder else backbone.base
     rows = encoder.encode(texts)
     made = torch.empty(len(rows), backbone.hidden_size)
@@ -68,6 +81,8 @@ def embeddings(backbone: Backbone, encoder: TextEncoder, texts: Sequence[Any]) -
         for places, batch in encoder.batches(rows, BATCH):
             last = model(**batch).last_hidden_state
             made[places] = pool(States(last=last, mask=batch.get("attention_mask")), "mean").cpu()
+            if bar is not None:
+                bar.advance(len(places))
     return made.numpy()
 
 
@@ -83,7 +98,7 @@ def probe(task: Task, vectors: Mapping[str, "numpy.ndarray"], labels: Mapping[st
 
     y = {name: np.asarray(own) for name, own in labels.items()}
     if not all(np.isfinite(own).all() for own in vectors.values()):
-        logger.warning("there is no baseline, because the backbone's states are not finite (--dtype)")
+        logger.warning("no baseline was measured: the backbone's states are not finite (--dtype)")
         return {}
     if len(np.unique(y["train"])) < 2:
         return {}
@@ -106,7 +121,7 @@ def probe(task: Task, vectors: Mapping[str, "numpy.ndarray"], labels: Mapping[st
 
 
 def below(task: Task, metrics: Mapping[str, Mapping[str, float]], scores: Scores) -> str:
-    """That an adapter is worse than the baseline on the validation split, and what to try; empty when it is not."""
+    """A warning that an adapter is worse than the baseline on the validation split, with what to try; else empty."""
     if not scores:
         return ""
     name, sign = task.metrics[0], 1 if KINDS[task.kind].metrics[task.main_metric].greater_is_better else -1
@@ -116,8 +131,8 @@ def below(task: Task, metrics: Mapping[str, Mapping[str, float]], scores: Scores
     linear = KINDS[task.kind].baseline
     return (
         f"the adapter's validation {name} is {own:.4f}, and that of {linear} on the frozen embeddings "
-        f"{other:.4f}: train for longer (--train.num_train_epochs), at a higher rate (--train.learning_rate, "
-        "--train.head_learning_rate), or pool otherwise (--pooling)"
+        f"{other:.4f}: train longer (--train.num_train_epochs), with a higher learning rate (--train.learning_rate, "
+        "--train.head_learning_rate), or with another pooling (--pooling)"
     )
 
 

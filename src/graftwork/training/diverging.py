@@ -1,4 +1,4 @@
-"""Runs that diverge: a loss, a score or a tensor that is no finite number ends them, and nothing is saved as if all
+"""Runs that diverge: a loss, a score or a tensor that is not finite ends them, and nothing is saved as if all
 were well. What was best before is left where a user finds it.
 """
 
@@ -10,7 +10,7 @@ from graftwork.training.trainer import best_checkpoint
 
 def with_checkpoint(error: DivergedError, working: Path) -> DivergedError:
     """The error, with where the run's best checkpoint is that had finite scores, if there is one. It is an adapter's
-    folder, and stays until the run is begun anew.
+    folder, and stays until the run is started again.
     """
     found = best_checkpoint(working)
     if found is None:
@@ -20,5 +20,5 @@ def with_checkpoint(error: DivergedError, working: Path) -> DivergedError:
         f"{error.problem}. The best checkpoint before that, with a validation score of {score:.4f}, is an adapter's "
         f"folder: {best}",
         expected=error.expected,
-        change=f"{error.change}; and --overwrite, to begin anew",
+        change=f"{error.change}; and --overwrite, to start again",
     )

@@ -12,7 +12,8 @@ from graftwork.model import AdaptedModel
 from graftwork.settings.checked import require_count
 from graftwork.tasks import BUILTIN, SplitName, Task, load_split
 from graftwork.tasks.task import HUB
-from graftwork.training.opening import announce, joined, of_backbone, of_task
+from graftwork.training.display import shown_on_stderr
+from graftwork.training.opening import joined, of_backbone, of_loading, of_task
 from graftwork.training.remarks import remark
 from graftwork.training.scoring import Judge
 
@@ -36,13 +37,13 @@ def evaluate(
     Args:
         backbone: the backbone it was made for; loaded by the name in the adapter when left out.
         split: which split; when left out, the validation split, or all rows of `data` that are one file.
-        data: other data than those it was tuned on; their labels must be among the adapter's.
+        data: data other than those it was tuned on; their labels must be among the adapter's.
         columns: the columns of those data where they have other names, by the task's fields (`text`, `text_pair`,
             `image`, `choices`, `label`).
         batch_size: rows in one pass.
         generation_examples: of generation, texts are made of the first so many sources only; None: of all.
         max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
-        progress: say on standard error what is scored.
+        progress: say on standard error what is scored, and how far it is.
 
     Returns:
         The task's metrics by name.
@@ -52,7 +53,7 @@ def evaluate(
             is an old one, whose data are not here, and does not say whether they were a path or an id on the hub.
         AdapterError: the adapter was made for another backbone.
         RecipeError: settings of generation for an adapter that does not generate; or a number of rows, tokens or beams
-            that is no whole one of 1 or more.
+            that is not a whole number of 1 or more.
     """
     task = task_of(adapter, data=data, columns=columns)
     if data is None:
@@ -78,25 +79,38 @@ def evaluate(
         )
     else:
         which, rows = split or "validation", load_split(task, split or "validation", grouped=True)
-    backbone = backbone or Backbone.load(adapter.backbone.name)
-    model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
-    try:
-        model.add(adapter.task.name, adapter)
-        if progress:
+    with shown_on_stderr(shown=progress) as display:
+        if backbone is None:
+            display.say(of_loading(adapter.backbone.name))
+            backbone = Backbone.load(adapter.backbone.name)
+        model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
+        try:
+            model.add(adapter.task.name, adapter)
             pooling = adapter.pooling and f"pooling {adapter.pooling}"
             parts = (f"method {adapter.method.name}", pooling, of_task(task, {which: len(rows)}))
-            announce(joined(of_backbone(backbone), *parts))
-        judge = Judge(model, adapter.task.name, task, rows, batch_size=batch_size, **options)
-        scores = judge()
-    finally:
-        model.detach()
+            display.say(joined(of_backbone(backbone), *parts))
+            judge = Judge(
+                model,
+                adapter.task.name,
+                task,
+                rows,
+                batch_size=batch_size,
+                generation_examples=generation_examples,
+                max_new_tokens=max_new_tokens,
+                num_beams=num_beams,
+                split=which,
+                display=display,
+            )
+            scores = judge()
+        finally:
+            model.detach()
     of_file = split is None and data is not None and Path(data).is_file()
     remark(adapter.task.name, str(data) if of_file else split or "validation", task, len(rows), judge.outcome)
     return {name: scores[name] for name in task.metrics}
 
 
 def _task_of_identity(adapter: Adapter, data: str, columns: Mapping[str, Any]) -> Task:
-    """The task of an adapter that was trained in a loop of somebody's own, on data in a table."""
+    """The task of an adapter that was trained in a custom loop, on data in a table."""
     usual = {field: field for field in KINDS[adapter.kind].needed}
     if adapter.task.pairs:
         usual["text_pair"] = "text_pair"
@@ -140,8 +154,8 @@ def _refuse_unsettled(task: Task) -> None:
         return
     if not Path(task.data).exists():
         raise DataError(
-            f"the adapter was tuned on {task.data!r}, which is no file or folder here; an older graftwork saved it "
-            "and did not say whether that was a path or a dataset's id on the hub",
-            expected="data that are known",
+            f"the adapter was tuned on {task.data!r}, which is not a file or folder here; an older graftwork saved it "
+            "without recording whether it was a path or a dataset's id on the hub",
+            expected="an existing path, or a hub id",
             change=f"--data PATH, or --data {HUB}{task.data}",
         )

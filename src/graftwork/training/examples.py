@@ -29,7 +29,7 @@ def report_cut(encoded: Sequence[Row], max_length: int) -> None:
     full = sum(len(row["input_ids"]) == max_length for row in encoded)
     if full > len(encoded) // 10:
         logger.warning(
-            "%d of %d texts have as many tokens as are read, %d: longer ones are cut there (--train.max_length)",
+            "%d of %d texts reach the limit of %d tokens; longer ones are truncated (--train.max_length)",
             full,
             len(encoded),
             max_length,

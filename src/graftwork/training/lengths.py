@@ -1,4 +1,4 @@
-"""At how many tokens texts are cut, by what the backbone has positions for and what the kind of task needs."""
+"""The lengths at which texts are truncated, from the backbone's positions and the kind of task."""
 
 from typing import Protocol, runtime_checkable
 
@@ -30,7 +30,7 @@ class Lengths(Protocol):
 
 
 def lengths(settings: Lengths, backbone: Backbone, kind: str, prompt_tokens: int = 0) -> dict[str, int | None]:
-    """The settings of lengths with nothing left open.
+    """The length settings with all defaults filled in.
 
     Args:
         prompt_tokens: how many positions the method takes.

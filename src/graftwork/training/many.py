@@ -15,8 +15,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
@@ -33,10 +31,10 @@ from graftwork.folders import HeldFolder
 from graftwork.model import AdaptedModel
 from graftwork.tasks import TaskData, load
 from graftwork.training.baseline import Scores
+from graftwork.training.display import Display, shown_on_stderr
 from graftwork.training.diverging import with_checkpoint
-from graftwork.training.opening import announce, of_backbone
+from graftwork.training.opening import of_backbone, of_loading
 from graftwork.training.outputs import Output
-from graftwork.training.progress import bars
 from graftwork.training.recipe import Recipe
 from graftwork.training.strand import Strand
 from graftwork.training.study import Study, plain
@@ -74,7 +72,8 @@ def tune_many(
         output: folder in which each adapter is saved under its name, as soon as it is finished. None only returns them.
         resume: go on with what was killed. What is finished is not trained again.
         overwrite: replace outputs that exist, and discard what a killed call left.
-        progress: show a progress bar for each.
+        progress: say on standard error what is tuned and how far each is: by bars on a terminal, else by a line
+            every few seconds.
         training: fields of `TrainingSettings`, for all adapters that say nothing else.
 
     Returns:
@@ -137,7 +136,17 @@ def _tune(
     Args:
         saved: the outputs stay when all has ended.
     """
-    backbone = backbone or Backbone.load(study.backbone, dtype=study.dtype)
+    with shown_on_stderr(shown=progress) as display:
+        if backbone is None:
+            display.say(of_loading(study.backbone))
+            backbone = Backbone.load(study.backbone, dtype=study.dtype)
+        return _tune_on(backbone, study, outputs, display, resume=resume, saved=saved)
+
+
+def _tune_on(
+    backbone: Backbone, study: Study, outputs: Mapping[str, Output], display: Display, *, resume: bool, saved: bool
+) -> dict[str, Adapter]:
+    """The same on a backbone, shown on a display."""
     recipes: dict[str, Recipe] = {}
     for name, recipe in study.recipes.items():
         with _named(name):
@@ -156,7 +165,7 @@ def _tune(
     loaded: dict[str, TaskData] = {}
     failures: dict[str, Exception] = {}
     try:
-        with bars(shown=progress) as shown, quiet_transformers():
+        with quiet_transformers():
             for name, recipe in recipes.items():
                 if name in found:
                     continue
@@ -164,9 +173,12 @@ def _tune(
                     task = recipe.find_task()
                     key = task.model_dump_json()
                     data = loaded[key] = loaded.get(key) or load(task)
-                    members.append(_Member(model, name, recipe, data, outputs[name], resume=resume, shown=shown))
-            if progress and members:
-                announce(of_backbone(backbone), *(f"{member.name}: {member.run.opening()}" for member in members))
+                    members.append(_Member(model, name, recipe, data, outputs[name], resume=resume, display=display))
+            if members:
+                display.say(of_backbone(backbone))
+            for member in members:
+                about, training = member.run.opening(study.recipes[member.name].train)
+                display.say(f"{member.name}: {about}", f"{member.name}: {training}")
             _compare(members)
             for member in _train(model, members):
                 if member.failure is not None:
@@ -216,7 +228,7 @@ class _Member:
         output: Output,
         *,
         resume: bool,
-        shown: Progress,
+        display: Display,
     ) -> None:
         self.name, self.model, self.output = name, model, output
         self.adapter: Adapter | None = None
@@ -224,7 +236,7 @@ class _Member:
         self.draws = Draws(model.device)
         self.strand = Strand(lambda: self.run.train(), name=f"tuning {name}")
         with self.draws.own():
-            self.run = Run(model, name, recipe, data, output, resume=resume, shown=shown, strand=self.strand)
+            self.run = Run(model, name, recipe, data, output, resume=resume, display=display, strand=self.strand)
         model.in_training(name).draws = self.draws
 
     def next_step(self, answer: Any) -> Step | None:
@@ -329,7 +341,7 @@ def _refuse_different_backbones(recipes: Mapping[str, Recipe]) -> None:
             if here != there:
                 raise RecipeError(
                     f"adapters {first!r} and {name!r} cannot be tuned at once: train.{setting} is {here!r} of "
-                    f"{first!r} and {there!r} of {name!r}, and the backbone is one",
+                    f"{first!r} and {there!r} of {name!r}, and they share one backbone",
                     expected="the same of all adapters (fine-tuning of the backbone's own weights keeps its dropout "
                     "by default)",
                     change=f"train.{setting} of one of them",
@@ -343,7 +355,7 @@ def _refuse_caches(recipes: Mapping[str, Recipe]) -> None:
         raise RecipeError(
             f"adapter {asking[0]!r} cannot have a prefix cache: passes that several adapters share begin at the input",
             expected="auto or off",
-            change="train.prefix_cache, or tune it by itself",
+            change="train.prefix_cache, or tune it alone",
         )
 
 
@@ -356,7 +368,7 @@ def _refuse_compiling(recipes: Mapping[str, Recipe]) -> None:
             f"adapter {asking[0]!r} cannot be tuned with torch_compile: which adapters share a pass changes from step "
             "to step, and each time another pass would be compiled",
             expected="false",
-            change="train.torch_compile, or tune it by itself",
+            change="train.torch_compile, or tune it alone",
         )
 
 

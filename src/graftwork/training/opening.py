@@ -1,18 +1,20 @@
-"""What a run says first, on standard error: the backbone as it is run, and what it is run on."""
+"""What a run says first: the backbone as it runs, the task, the number of steps, and which settings are defaults."""
 
-import sys
 from collections.abc import Mapping
 
 from graftwork.backbones import Backbone
 from graftwork.backbones.pooling import Pooling, PoolingSource, describe_pooling
 from graftwork.kinds import KINDS
 from graftwork.tasks import Task
+from graftwork.training.settings import TrainingSettings
 
-
-def announce(*lines: str) -> None:
-    """Print them at once, where a progress bar follows."""
-    for line in lines:
-        print(line, file=sys.stderr, flush=True)
+DEFAULTS: Mapping[str, tuple[str, ...]] = {
+    "epochs": ("num_train_epochs", "max_steps"),
+    "batch size": ("per_device_train_batch_size", "tokens_per_batch"),
+    "learning rate": ("learning_rate",),
+    "head's learning rate": ("head_learning_rate",),
+}
+"""What is said to be a default, where none of these settings was given."""
 
 
 def of_backbone(backbone: Backbone) -> str:
@@ -37,6 +39,29 @@ def of_task(task: Task, rows: Mapping[str, int]) -> str:
 def of_pooling(pooling: Pooling | None, source: PoolingSource | None) -> str:
     """How inputs are pooled, and who chose it; empty where nothing is."""
     return "" if pooling is None else f"pooling {describe_pooling(pooling, source)}"
+
+
+def of_loading(backbone: str) -> str:
+    """That a backbone is loaded, which takes a while."""
+    return f"loading backbone {backbone}"
+
+
+def of_training(settings: TrainingSettings, given: TrainingSettings, steps: int) -> str:
+    """How many steps are trained, at which rates, and which of that are defaults.
+
+    Args:
+        settings: resolved.
+        given: the same before defaults were filled in.
+        steps: of the whole run.
+    """
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    batches = f"batches of {batch}" if settings.tokens_per_batch is None else f"{settings.tokens_per_batch} tokens each"
+    length = f"{settings.num_train_epochs:g} epochs of {batches}" if settings.max_steps < 1 else f"{batches}"
+    rates = f"learning rate {settings.learning_rate:g}, head {settings.head_learning_rate:g}"
+    own = given.model_fields_set - {name for name in given.model_fields_set if getattr(given, name) is None}
+    defaults = [name for name, fields in DEFAULTS.items() if not own.intersection(fields)]
+    source = f"defaults (docs/defaults.md): {', '.join(defaults)}" if defaults else ""
+    return joined(f"{steps:,} step{'' if steps == 1 else 's'}: {length}", rates, source)
 
 
 def joined(*parts: str) -> str:

@@ -60,7 +60,7 @@ class Output:
         """Refuse what can be seen before anything is touched.
 
         Raises:
-            OutputError: the target exists and is not to be overwritten; or it is no adapter's folder.
+            OutputError: the target exists and is not to be overwritten; or it is not an adapter's folder.
         """
         if not resume:
             refuse_existing(self.target, overwrite=overwrite)
@@ -113,13 +113,13 @@ class Output:
             refuse_differences(
                 read_yaml(file),
                 content,
-                "the run to resume was begun with another recipe",
+                "the run to resume was started with another recipe",
                 expected=f"the settings in {file}",
-                change="the named settings, or --overwrite without --resume to begin anew",
+                change="the named settings, or --overwrite without --resume to start again",
             )
         else:
             if any(self.working.glob(CHECKPOINTS)):
-                logger.warning("checkpoints in %s are of no known recipe, and are removed", self.working)
+                logger.warning("checkpoints in %s belong to no known recipe and are removed", self.working)
             with writing(file):
                 self._held.clear(LAST)
                 write_whole(file, dump_yaml(content))
@@ -138,7 +138,7 @@ class Output:
             recipe.model_dump(mode="json"),
             f"{str(self.target)!r} is finished, and was tuned by another recipe",
             expected=f"the settings in {self.target / RECIPE}",
-            change="the named settings, another --output, or --overwrite without --resume to tune it anew",
+            change="the named settings, another --output, or --overwrite without --resume to tune it again",
         )
         logger.info("%s is finished already, and is not trained again", self.target)
         return adapter
@@ -172,7 +172,7 @@ class Output:
         if begun and not resume and not overwrite:
             raise OutputError(
                 f"an interrupted run to {str(self.target)!r} is in {str(self.working)!r}",
-                change="--resume to go on with it, or --overwrite to begin anew",
+                change="--resume to go on with it, or --overwrite to start again",
             )
 
     def _no_run(self) -> OutputError:
@@ -205,7 +205,7 @@ class Output:
 def refuse_differences(
     begun: Mapping[str, Any], now: Mapping[str, Any], problem: str, *, expected: str, change: str
 ) -> None:
-    """Refuse a recipe that is not the one that a run was begun with.
+    """Refuse a recipe that differs from the one that a run was started with.
 
     Raises:
         RecipeError: says where they differ.

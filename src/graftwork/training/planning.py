@@ -1,4 +1,4 @@
-"""What a method would train on a backbone: counts by group, from shapes alone."""
+"""Trainable parameters of a method on a backbone: counts by group, from shapes alone."""
 
 import re
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def trained_for(adapter: Adapter) -> int:
     """Number of parameters that were trained for an adapter that was tuned, head included. AdaMix keeps fewer.
 
     Raises:
-        RecipeError: the adapter's recipe is none of ours.
+        RecipeError: the adapter's recipe is not one of graftwork.
         BackboneError: its backbone is not to be found.
     """
     recipe = Recipe.parse(adapter.recipe, origin="the adapter's recipe")

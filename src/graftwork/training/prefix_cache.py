@@ -25,6 +25,7 @@ from graftwork.encoding import ChoiceEncoder, Encoder, ImageEncoder, Row, Rows
 from graftwork.errors import BackboneError, RecipeError
 from graftwork.model import AdaptedModel
 from graftwork.passes.starts import KEPT, HeadStart, LayerStart, Start
+from graftwork.training.display import SILENT, Bar, Display
 from graftwork.training.scoring import Judge
 from graftwork.training.settings import TrainingSettings
 from graftwork.training.statefiles import DamagedError, StateFiles, size_of
@@ -48,15 +49,18 @@ logger = logging.getLogger(__name__)
 
 
 class UnsuitableError(RecipeError):
-    """A run in which nothing can be kept."""
+    """A run in which nothing can be cached."""
 
 
 @contextmanager
-def prefix_cache(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings) -> Iterator[None]:
+def prefix_cache(
+    trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings, display: Display = SILENT
+) -> Iterator[None]:
     """Inside, trainer and judge begin their passes with what is kept of the rows, where that can be.
 
     Args:
         settings: resolved ones.
+        display: where a bar shows how far the cache is filled.
 
     Raises:
         RecipeError: it was asked for and cannot be; says why.
@@ -64,25 +68,27 @@ def prefix_cache(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettin
     with ExitStack() as stack:
         try:
             if settings.prefix_cache != "off":
-                stack.enter_context(_kept(trainer, judge, settings))
+                stack.enter_context(_kept(trainer, judge, settings, display))
         except (RecipeError, OSError) as error:
             problem = error.problem if isinstance(error, RecipeError) else f"it cannot be written: {error}"
             if settings.prefix_cache == "on":
-                raise RecipeError(f"there can be no prefix cache: {problem}", change="--train.prefix_cache") from error
+                raise RecipeError(
+                    f"the prefix cache cannot be used: {problem}", change="--train.prefix_cache"
+                ) from error
             if not isinstance(error, UnsuitableError):
-                logger.warning("there is no prefix cache, so that training takes longer: %s", problem)
+                logger.warning("the prefix cache is not used, so training takes longer: %s", problem)
         yield
 
 
 @contextmanager
-def _kept(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings) -> Iterator[None]:
+def _kept(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings, display: Display) -> Iterator[None]:
     model, name, encoder, collate = trainer.adapted, trainer.adapter_name, judge.encoder, trainer.data_collator
     if settings.backbone_dropout == "keep":
         raise UnsuitableError("the backbone's dropout is kept, so that no two passes over a text are the same")
     if settings.prefix_cache == "auto" and _epochs(trainer) < 2:
-        raise UnsuitableError("less than two epochs are trained, in which filling would take what it saves")
+        raise UnsuitableError("fewer than two epochs are trained, and filling it would cost what it saves")
     if isinstance(encoder, ImageEncoder):
-        raise UnsuitableError("the inputs are images, and only states of texts are kept")
+        raise UnsuitableError("the inputs are images, and only texts can be cached")
     with ExitStack() as stack:
         start = start_for(model.backbone, model.residents.named(name).adapter)
         try:
@@ -91,7 +97,7 @@ def _kept(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings) -> 
             raise UnsuitableError(error.problem) from error
         rows: Any = trainer.train_dataset
         texts = Texts(encoder, [rows, judge.encoded])
-        bounds, states = _states(model, name, start, texts, int(settings.prefix_cache_gb * GIGABYTE))
+        bounds, states = _states(model, name, start, texts, int(settings.prefix_cache_gb * GIGABYTE), display)
         judge.encoder = reader = KeptEncoder(encoder, texts, bounds, states, by_token=start.by_token)
         trainer.data_collator = reader.collate
         try:
@@ -125,7 +131,7 @@ def start_for(backbone: Backbone, adapter: Adapter) -> Start:
     if reads == "layers":
         raise UnsuitableError("the head reads the states of all layers")
     if backbone.is_encoder_decoder:
-        raise UnsuitableError("the backbone is an encoder-decoder, of which two stacks run")
+        raise UnsuitableError("the backbone is an encoder-decoder, and both of its stacks run")
     lowest = max(sites, key=lambda site: site.height)
     layer = backbone.sites.num_layers - lowest.height - (0 if lowest.layer is None else 1)
     if layer == 0:
@@ -211,7 +217,9 @@ class KeptEncoder(Encoder):
         return {**batch, KEPT: kept if self.by_token else kept.squeeze(-2)}
 
 
-def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: int) -> tuple[Tensor, Tensor]:
+def _states(
+    model: AdaptedModel, name: str, start: Start, texts: Texts, limit: int, display: Display
+) -> tuple[Tensor, Tensor]:
     """What is kept of texts, out of its file, which is made where it is not there."""
     first = _keep(model, name, start, [texts[0]])
     bounds, width = texts.bounds(by_token=start.by_token), first.shape[-1]
@@ -226,14 +234,19 @@ def _states(model: AdaptedModel, name: str, start: Start, texts: Texts, limit: i
     try:
         found = files.read(key)
     except DamagedError as error:
-        logger.warning("kept states were damaged and are made anew: %s", error)
+        logger.warning("cached states were damaged and are computed again: %s", error)
         found = None
     if found is None:
         places = [range(i, min(i + BATCH, len(texts))) for i in range(0, len(texts), BATCH)]
 
+        def pieces(bar: Bar) -> Iterator[Tensor]:
+            for batch in places:
+                yield _keep(model, name, start, [texts[place] for place in batch])
+                bar.advance(len(batch))
+
         def write() -> tuple[Tensor, Tensor]:
-            pieces = (_keep(model, name, start, [texts[place] for place in batch]) for batch in places)
-            return files.write(key, bounds, width, first.dtype, pieces)
+            with display.bar(f"{name}, prefix cache", len(texts), "texts") as bar:
+                return files.write(key, bounds, width, first.dtype, pieces(bar))
 
         try:
             found = write()

@@ -1,54 +1,46 @@
-"""What a run tells while it trains: a progress bar for people, and a log of JSON lines for programs."""
+"""What a run reports while it trains: a progress bar for people, and a log of JSON lines for programs."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graftwork.folders import writing
+from graftwork.training.display import Bar, Display
 
 MEASURED = ("_runtime", "_per_second", "total_flos", "train_loss")
 """Ends of the keys whose values depend on the machine's speed or on where a run was resumed."""
 
 
-@contextmanager
-def bars(*, shown: bool) -> Iterator[Progress]:
-    """Inside, where the bars of runs are shown, on standard error, from the first on; afterwards, the terminal is
-    as it was."""
-    columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TimeRemainingColumn(True))
-    text = TextColumn("{task.fields[now]}")
-    progress = Progress(*columns, text, console=Console(stderr=True), disable=not shown)
-    try:
-        yield progress
-    finally:
-        if progress.live.is_started:
-            progress.stop()
-
-
 class ProgressBar(TrainerCallback):
-    """Steps done and to do, the loss, the rate and the last validation scores of a run, as one bar."""
+    """Steps done and to do, the epoch, the loss and the last validation score of a run, as one bar.
 
-    def __init__(self, label: str, metric: str, progress: Progress) -> None:
+    Args:
+        label: the adapter's name.
+        metric: whose validation score is shown.
+        display: where.
+    """
+
+    def __init__(self, label: str, metric: str, display: Display) -> None:
         self.label = label
         self.metric = metric
-        self.score = ""
-        self.progress = progress
-        self.bar: TaskID | None = None
+        self.display = display
+        self.epoch = self.loss = self.score = ""
+        self.bar: Bar | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.progress.start()
-        self.bar = self.progress.add_task(self.label, total=state.max_steps, completed=state.global_step, now="")
+        self.bar = self.display.begin(self.label, state.max_steps, "steps", done=state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.progress.update(self.bar, completed=state.global_step)
+        if self.bar is None:
+            return
+        self.epoch = f"epoch {max(1, ceil(state.epoch or 0))}/{state.num_train_epochs}"
+        self.bar.move(state.global_step, note=self._note)
 
     def on_log(
         self,
@@ -60,11 +52,22 @@ class ProgressBar(TrainerCallback):
     ) -> None:
         if self.bar is None or logs is None:
             return
-        if f"eval_{self.metric}" in logs:
-            self.score = f" {self.metric} {logs[f'eval_{self.metric}']:.3f}"
         if "loss" in logs:
-            now = f"loss {logs['loss']:.3f} rate {logs.get('learning_rate', 0.0):.1e}{self.score}"
-            self.progress.update(self.bar, now=now)
+            self.loss = f"loss {logs['loss']:.3f}"
+        if f"eval_{self.metric}" in logs:
+            self.score = f"{self.metric} {logs[f'eval_{self.metric}']:.3f}"
+            self.bar.tell(f"step {state.global_step:,} of {state.max_steps:,}, validation {self.score}")
+        self.bar.move(note=self._note)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.display.end(self.bar)
+
+    @property
+    def _note(self) -> str:
+        return " ".join(part for part in (self.epoch, self.score, self.loss) if part)
 
 
 class Log(TrainerCallback):

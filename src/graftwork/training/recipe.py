@@ -65,7 +65,7 @@ class Recipe(BaseModel):
             ]
             where = sorted({_flag(key) if key in given else origin for key in map(key_of, details)})
             raise RecipeError(
-                f"{origin} cannot be used: " + "; ".join(dict.fromkeys(problems)),
+                f"invalid settings in {origin}: " + "; ".join(dict.fromkeys(problems)),
                 change=", ".join(where) + ("; or --task, if it is a task file" if "text" in values else ""),
             ) from None
 

@@ -1,4 +1,4 @@
-"""What scores do not say by themselves: that predictions are no better than chance, and that a split is too small."""
+"""Warnings about scores: predictions that are no better than chance, and splits that are too small."""
 
 import logging
 from math import sqrt
@@ -27,7 +27,7 @@ def remark(name: str, split: str, task: Task, rows: int, outcome: tuple[Any, Any
             f" (--task.{split}_fraction, or a larger split of its own)" if split in ("validation", "test") else ""
         )
         logger.warning(
-            "%s: %s has %d row%s, and a share of right answers is known to ±%.2f only (95 %%). Give it more rows%s",
+            "%s: %s has %d row%s, so an accuracy is known only to ±%.2f (95 %%). Use more rows%s",
             name,
             split,
             rows,

@@ -1,4 +1,4 @@
-"""In which order rows are trained on: those of like length share a batch, so that little of it is padding; or any do.
+"""The order of training rows: rows of similar length share a batch, so that little of it is padding; or any rows do.
 
 What an epoch's batches are depends on the seed and the epoch only, so that a resumed run goes on with the same; and no
 epoch of one seed is an epoch of another.
@@ -28,7 +28,7 @@ MORE = 1.1
 
 
 class Batches(Sampler[list[int]]):
-    """The batches of an epoch, drawn anew each epoch.
+    """The batches of an epoch, drawn again for each epoch.
 
     Args:
         seed: the run's.

@@ -4,11 +4,14 @@ gives are measured here, in the same passes.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import datasets
 
+from graftwork.encoding import prompts
 from graftwork.errors import DivergedError
 from graftwork.heads import Head
 from graftwork.inference.predicting import Inference
@@ -19,6 +22,7 @@ from graftwork.model import AdaptedModel
 from graftwork.passes.call import AdaptedOutput
 from graftwork.settings.checked import require_count
 from graftwork.tasks import Task
+from graftwork.training.display import SILENT, Display
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +39,11 @@ class Judge:
         generation_examples: of generation, texts are made of the first so many sources only; None: of all. The loss is
             over all rows either way.
         max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
+        split: which rows they are, as a bar says it.
+        display: where a bar shows how far each scoring is.
 
     Raises:
-        RecipeError: `generation_examples` is no whole number of 1 or more.
+        RecipeError: `generation_examples` is not a whole number of 1 or more.
 
     Attributes:
         outcome: predictions and labels, as `compute` takes them, of the last time; None where none were made.
@@ -54,6 +60,8 @@ class Judge:
         generation_examples: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
+        split: str = "validation",
+        display: Display = SILENT,
     ) -> None:
         if generation_examples is not None:
             require_count("generation_examples", generation_examples)
@@ -61,6 +69,7 @@ class Judge:
         self.batch_size = batch_size
         self.generation_examples = generation_examples
         self.options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+        self.label, self.display = f"{name}, {split}", display
         self.outcome: tuple[Any, Any] | None = None
         self.encoder = model.encoder(name)
         self.kind = KINDS[task.kind]
@@ -81,18 +90,20 @@ class Judge:
                 of task have all their metrics either way.
 
         Raises:
-            DivergedError: the loss, a score or what the model says of a row is no finite number.
+            DivergedError: the loss, a score or an output of the model is not finite.
         """
         said: dict[int, Any] = {}
         total = 0.0
         inference = self.model.inference(self.name)
-        for places, batch in self.encoder.batches(self.encoded, self.batch_size):
-            output = inference.output(batch, self.name, self.counts)
-            # What the batch adds to the mean over all of them.
-            total += output.require("loss").item()
-            if not math.isfinite(total):
-                raise DivergedError.of(f"the loss is {total} over rows that are scored")
-            said.update(zip(places, self._read(inference, output, places), strict=True))
+        with self.display.bar(self.label, len(self.encoded), "rows", stays=False) as bar:
+            for places, batch in self.encoder.batches(self.encoded, self.batch_size):
+                output = inference.output(batch, self.name, self.counts)
+                # What the batch adds to the mean over all of them.
+                total += output.require("loss").item()
+                if not math.isfinite(total):
+                    raise DivergedError.of(f"the loss is {total} over rows that are scored")
+                said.update(zip(places, self._read(inference, output, places), strict=True))
+                bar.advance(len(places))
         if self.kind.generates:
             self.outcome = self._generated() if generate else None
         else:
@@ -122,5 +133,34 @@ class Judge:
                 len(self.rows),
             )
         sources = list(self.rows["text"])[:count]
-        made = self.model.texts(sources, self.name, batch_size=self.batch_size, **self.options)
-        return made, references_of(self.rows)[:count]
+        return self._texts(sources), references_of(self.rows)[:count]
+
+    def _texts(self, sources: Sequence[str]) -> list[str]:
+        """What is generated of each source, a batch at a time, so that the bar moves."""
+        made: dict[int, str] = {}
+        encoder, inference = self.model.encoder(self.name), self.model.inference(self.name)
+        with (
+            self.display.bar(f"{self.label}, generating", len(sources), "texts", stays=False) as bar,
+            _without_warnings_of_cuts(),
+        ):
+            for places in encoder.places(encoder.encode(sources), self.batch_size):
+                own = [sources[place] for place in places]
+                texts = inference.texts(own, self.name, batch_size=self.batch_size, **self.options)
+                made.update(zip(places, texts, strict=True))
+                bar.advance(len(places))
+        return [made[place] for place in range(len(sources))]
+
+
+@contextmanager
+def _without_warnings_of_cuts() -> Iterator[None]:
+    """Inside, this thread does not warn again of sources that are cut: that was done when the rows were encoded."""
+    here = get_ident()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    prompts.logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        prompts.logger.removeFilter(passes)

@@ -112,13 +112,13 @@ class TrainingSettings(Checked):
     @classmethod
     def refusal(cls, details: Sequence[Any]) -> RecipeError:
         problems = "; ".join(describe(detail, cls.model_fields) for detail in details)
-        return RecipeError(f"the training settings cannot be used: {problems}")
+        return RecipeError(f"invalid training settings: {problems}")
 
     @field_validator("max_steps")
     @classmethod
     def _some_steps(cls, steps: int) -> int:
         if steps < 1 and steps != -1:
-            raise ValueError("expected 1 or more, or -1 for no such end")
+            raise ValueError("expected 1 or more, or -1 for no limit")
         return steps
 
     @field_validator("report_to")
@@ -158,7 +158,7 @@ class TrainingSettings(Checked):
     @model_validator(mode="after")
     def _compiled_layers_keep_activations(self) -> "TrainingSettings":
         if self.torch_compile and self.gradient_checkpointing:
-            raise ValueError("torch_compile cannot be had with gradient_checkpointing: expected one of the two")
+            raise ValueError("torch_compile and gradient_checkpointing cannot be combined: expected one of the two")
         return self
 
     def resolved(self, method: Method, backbone: Backbone, kind: str = "classification") -> "TrainingSettings":

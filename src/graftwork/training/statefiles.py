@@ -1,4 +1,4 @@
-"""Files of states: what is kept of many texts, one file a key, within a bound of bytes.
+"""Files of cached states of many texts, one file per key, within a limit of bytes.
 
 A file is in the format of safetensors, and is mapped into memory, so that only what is asked for is read. Its tensors:
 `bounds` (N + 1), where the rows of each of N texts begin and end, and `states` (rows, n). It is written to another name
@@ -37,7 +37,7 @@ NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", tor
 
 
 class DamagedError(Exception):
-    """A file that is not what was written."""
+    """A file whose contents have changed."""
 
 
 class StateFiles:
@@ -67,7 +67,7 @@ class StateFiles:
             file.unlink(missing_ok=True)
             raise
         except OSError as error:
-            logger.warning("states that are kept in %s cannot be read, and are computed: %s", file, first_line(error))
+            logger.warning("cached states in %s cannot be read and are computed again: %s", file, first_line(error))
             return None
         with suppress(OSError):  # the file may be another user's
             os.utime(file)

@@ -4,6 +4,7 @@ models.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,13 @@ class AdapterTrainer(Trainer):
     def adapter(self) -> Adapter:
         """The adapter as it is now."""
         return self.adapted.adapter(self.adapter_name)
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run, as transformers counts them."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return ceil(self.args.num_train_epochs * ceil(len(self.batches) / self.args.gradient_accumulation_steps))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The rows in the batches and the order of the sampling that was asked for."""

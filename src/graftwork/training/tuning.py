@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from rich.progress import Progress
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -32,12 +31,13 @@ from graftwork.model import AdaptedModel
 from graftwork.tasks import Task, TaskData, load
 from graftwork.training.baseline import Scores, baseline, below
 from graftwork.training.compiling import compiled
+from graftwork.training.display import Display, shown_on_stderr
 from graftwork.training.diverging import with_checkpoint
 from graftwork.training.examples import examples, lengths_of
-from graftwork.training.opening import announce, joined, of_backbone, of_pooling, of_task
+from graftwork.training.opening import joined, of_backbone, of_loading, of_pooling, of_task, of_training
 from graftwork.training.outputs import LOG, Output
 from graftwork.training.prefix_cache import prefix_cache
-from graftwork.training.progress import Log, ProgressBar, bars, json_lines, repeatable
+from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
 from graftwork.training.recipe import Recipe
 from graftwork.training.remarks import remark
 from graftwork.training.sampling import Batches, LengthGrouped, Shuffled, TokenBudget
@@ -76,7 +76,8 @@ def tune(
         add_tokens: tokens that the adapter has beside the backbone's; their embeddings are trained and saved with it.
         resume: go on with a run to the same output that was killed.
         overwrite: replace an output that exists, and discard what a killed run left.
-        progress: say on standard error what is tuned, and show a progress bar.
+        progress: say on standard error what is tuned and how far it is: by bars on a terminal, else by a line every few
+            seconds.
         training: fields of `TrainingSettings`: seed, learning_rate, num_train_epochs, …
 
     Returns:
@@ -137,24 +138,26 @@ def _run(
 ) -> tuple[Adapter, str]:
     """The finished adapter and its log, which is not told anew of one that was finished before."""
     method, task = recipe.find_method(), recipe.find_task()
-    backbone = backbone or Backbone.load(recipe.backbone, dtype=recipe.dtype)
-    if place.finished:
-        return place.finished_adapter(recipe.resolved(backbone, task, method)), ""
-    refuse_idle(recipe, backbone)
-    data = load(task)
-    recipe = recipe.resolved(backbone, task, method)
-    model = adapted_for(backbone, recipe.train)
-    try:
-        with bars(shown=progress) as shown:
-            run = Run(model, task.name, recipe, data, place, resume=resume, shown=shown)
-            if progress:
-                announce(joined(of_backbone(backbone), run.opening()))
+    with shown_on_stderr(shown=progress) as display:
+        if backbone is None:
+            display.say(of_loading(recipe.backbone))
+            backbone = Backbone.load(recipe.backbone, dtype=recipe.dtype)
+        if place.finished:
+            return place.finished_adapter(recipe.resolved(backbone, task, method)), ""
+        refuse_idle(recipe, backbone)
+        data = load(task)
+        resolved = recipe.resolved(backbone, task, method)
+        model = adapted_for(backbone, resolved.train)
+        try:
+            run = Run(model, task.name, resolved, data, place, resume=resume, display=display)
+            about, training = run.opening(recipe.train)
+            display.say(joined(of_backbone(backbone), about), training)
             run.baseline = run.measure_baseline()
             with quiet_transformers():
                 run.train()
-        return run.finish()
-    finally:
-        model.detach()
+            return run.finish()
+        finally:
+            model.detach()
 
 
 def refuse_idle(recipe: Recipe, backbone: Backbone) -> None:
@@ -188,7 +191,7 @@ class Run:
         data: the task's.
         place: held, in whose working folder the run works.
         resume: go on from the last checkpoint there.
-        shown: where its progress is shown.
+        display: where it shows how far it is.
         strand: what it runs in, where it is one of several.
 
     Attributes:
@@ -207,10 +210,11 @@ class Run:
         place: Output,
         *,
         resume: bool,
-        shown: Progress,
+        display: Display,
         strand: Strand | None = None,
     ) -> None:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
+        self.display = display
         self.baseline: Scores = {}
         method, settings = recipe.find_method(), recipe.train
         head = recipe.head(data.task, method, model.backbone).fitted(KINDS[data.task.kind].labels_of(data.train))
@@ -219,25 +223,31 @@ class Run:
         model.add(name, new, trainable=True)
         place.begin(recipe, resume=resume)
         self.checkpoint = last_checkpoint(place.working) if resume else None
-        self.judge = _judge(model, name, data.task, data.validation, settings)
+        self.judge = self._judge("validation", data.validation)
         self.trainer = _trainer(model, name, data, settings, place.working, self.judge, strand)
-        self.trainer.add_callback(ProgressBar(name, data.task.main_metric, shown))
+        self.trainer.add_callback(ProgressBar(name, data.task.main_metric, display))
         _tell_of_late_thawing(self.trainer, settings)
 
-    def opening(self) -> str:
-        """What is tuned, on what and how, as a part of the line that a run begins with."""
+    def opening(self, given: TrainingSettings) -> tuple[str, str]:
+        """What a run begins with: what is tuned on what, and how it is trained.
+
+        Args:
+            given: the training settings before defaults were filled in.
+        """
         data, head = self.data, self.model.residents.named(self.name).adapter.head
         splits = {"train": data.train, "validation": data.validation, "test": data.test}
         rows = {split: len(own) for split, own in splits.items() if own is not None}
         pooling = of_pooling(head.pooled_by, self.recipe.pooling_source)
-        return joined(f"method {self.recipe.method['name']}", pooling, of_task(data.task, rows))
+        about = joined(f"method {self.recipe.method['name']}", pooling, of_task(data.task, rows))
+        return about, of_training(self.recipe.train, given, self.trainer.steps)
 
     def measure_baseline(self) -> Scores:
         """What the adapter is to be compared with, unless the recipe turns that off. Outside the model's own passes no
         adapter acts on the backbone."""
         if self.recipe.train.baseline == "off":
             return {}
-        return baseline(self.model.backbone, self.data, self.model.residents.named(self.name).adapter.task)
+        identity = self.model.residents.named(self.name).adapter.task
+        return baseline(self.model.backbone, self.data, identity, self.display)
 
     def train(self) -> None:
         """From the start or the checkpoint to the end; the adapter is then the best one."""
@@ -246,14 +256,15 @@ class Run:
             self.trainer.take_up(checkpoint)
             return
         # Passes that several share begin where all of them begin: at the input.
-        kept = prefix_cache(self.trainer, self.judge, self.recipe.train) if self.alone else nullcontext()
+        cache = partial(prefix_cache, self.trainer, self.judge, self.recipe.train, self.display)
+        kept = cache() if self.alone else nullcontext()
         with on(self.model.device), compiled(self.model) if self.recipe.train.torch_compile else nullcontext(), kept:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def finish(self) -> tuple[Adapter, str]:
         """The finished adapter with its scores, and its log."""
         # What is scored and saved is what the method makes of what was trained; checkpoints hold the latter.
-        model, settings = self.model, self.recipe.train
+        model = self.model
         finished = self.trainer.adapter.finished(model.backbone)
         model.replace(self.name, finished)
         metrics = {"validation": self.judge()}
@@ -264,7 +275,7 @@ class Run:
             metrics = {"validation": self.judge()}
         judges = {"validation": self.judge}
         if self.data.test is not None:
-            judges["test"] = _judge(model, self.name, self.data.task, self.data.test, settings)
+            judges["test"] = self._judge("test", self.data.test)
         metrics |= {split: judge() for split, judge in judges.items() if split not in metrics}
         for split, judge in judges.items():
             remark(self.name, split, self.data.task, len(judge.rows), judge.outcome if split == "validation" else None)
@@ -280,6 +291,19 @@ class Run:
         )
         history = self.trainer.state.log_history
         return adapter, json_lines(repeatable(row for row in history if "step" in row))
+
+    def _judge(self, split: str, rows: Dataset) -> Judge:
+        settings = self.recipe.train
+        return Judge(
+            self.model,
+            self.name,
+            self.data.task,
+            rows,
+            batch_size=settings.per_device_eval_batch_size,
+            generation_examples=settings.generation_examples,
+            split=split,
+            display=self.display,
+        )
 
 
 def _identity(task: Task, recipe: Recipe, backbone: Backbone) -> TaskIdentity:
@@ -297,17 +321,6 @@ def _identity(task: Task, recipe: Recipe, backbone: Backbone) -> TaskIdentity:
         added_tokens=recipe.add_tokens or (),
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
-    )
-
-
-def _judge(model: AdaptedModel, name: str, task: Task, rows: Dataset, settings: TrainingSettings) -> Judge:
-    return Judge(
-        model,
-        name,
-        task,
-        rows,
-        batch_size=settings.per_device_eval_batch_size,
-        generation_examples=settings.generation_examples,
     )
 
 

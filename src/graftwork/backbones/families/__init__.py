@@ -79,13 +79,13 @@ def family_of(model: PreTrainedModel) -> Family:
     if known:
         raise BackboneError(
             f"{type(model).__name__} with this configuration cannot be a backbone: {why[known[0].name]}",
-            expected=f"a configuration with which it can ({' and '.join(map(repr, SEEING))} left out)",
+            expected=f"a configuration that can be one ({' and '.join(map(repr, SEEING))} left out)",
             change="the model",
         )
     nearest = min(FAMILIES, key=lambda family: len(lacks[family.name]) / family.num_required)
     file = next(file for file, families in TABLES.items() if nearest in families)
     raise BackboneError(
-        f"model type {model_type!r} has the layout of no known family (nearest: {nearest.name}, but"
+        f"model type {model_type!r} does not match the layout of any known family (nearest: {nearest.name}, but"
         f" {why[nearest.name]})",
         expected="a model of the families " + ", ".join(lacks),
         change=f"add a Family table for it to graftwork/backbones/families, like those in {file}",

@@ -11,8 +11,8 @@ DEBERTA = Family(
     name="deberta-v2",
     model_types=frozenset({"deberta-v2"}),
     refusals={
-        "attention": "transformers' DeBERTa computes its attention in its own code, so that no key-value rows can enter"
-        " there (prefix tuning)"
+        "attention": "transformers' DeBERTa computes its attention in its own code, so key-value rows cannot be added "
+        "(prefix tuning)"
     },
     note=(
         "the linear maps of queries and keys also project the relative positions, which all rows of a batch share:"

@@ -206,7 +206,7 @@ class SiteReader:
         if path is None:
             if entry.required:
                 kind = type(self.model).__name__
-                raise BackboneError(f"site {name!r} should stand at {paths[0]!r}, where {kind} has no module")
+                raise BackboneError(f"site {name!r} should be at {paths[0]!r}, where {kind} has no module")
             return
         module = self.model.get_submodule(path)
         own = {n: module.get_parameter(n) for n in entry.reads} or dict(module.named_parameters(recurse=False))
@@ -215,7 +215,7 @@ class SiteReader:
         else:
             own_here = own
         if entry.kind in ("linear", "fused", "embedding", "norm", "convolution") and "weight" not in own:
-            raise BackboneError(f"what stands at {path!r} has no weight, so that it is no {entry.kind} ({name})")
+            raise BackboneError(f"the module at {path!r} has no weight, so it cannot be {entry.kind} site {name!r}")
         width = hidden_size(self.model.config)
         site = Site(
             name=name,

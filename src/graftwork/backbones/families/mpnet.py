@@ -8,8 +8,8 @@ MPNET = Family(
     name="mpnet",
     model_types=frozenset({"mpnet"}),
     refusals={
-        "attention": "transformers' MPNet computes its attention in its own code, so that no key-value rows can enter"
-        " there (prefix tuning)"
+        "attention": "transformers' MPNet computes its attention in its own code, so key-value rows cannot be added "
+        "(prefix tuning)"
     },
     stacks=(
         Stack(

@@ -40,7 +40,7 @@ def disprove(model: PreTrainedModel, family: Family, sites: Sites) -> str:
     wants_attention = bool(sites.of_kind("attention"))
     with undone(model):
         if wants_attention and not model._can_set_attn_implementation():
-            return f"{type(model).__name__} does not let its attention be chosen"
+            return f"{type(model).__name__} does not let its attention function be chosen"
         if wants_attention:
             model.set_attn_implementation(PROBE)
         try:
@@ -128,22 +128,22 @@ class _Proof:
         read = {site.owner for site in self.sites.values() if run.outputs[site.path]}
         for site in self.sites.values():
             if site.parameters and site.owner not in read:
-                yield f"what stands at {site.path!r} ({site.name}) is not called"
+                yield f"the module at {site.path!r} ({site.name}) is not called"
             layer = self._layer(site)
             if site.kind == "result" and len(run.results[site.path]) != len(run.outputs[layer]):
-                yield f"what stands at {site.path!r} ({site.name}) is not called once for each run of its layer"
+                yield f"the module at {site.path!r} ({site.name}) is not called once for each run of its layer"
             if site.kind in ("linear", "fused") and run.outputs[site.path]:
                 entering, leaving = run.inputs[site.path][0], run.outputs[site.path][0]
                 start, end = site.columns or (0, leaving.shape[-1])
                 if entering.shape[-1] != site.in_features or end > leaving.shape[-1]:
-                    yield f"what enters or leaves {site.path!r} ({site.name}) has not its width"
+                    yield f"the input or output of {site.path!r} ({site.name}) does not have the site's width"
                 if end - start != site.out_features:
                     yield f"{site.path!r} gives {end - start} columns, not the {site.out_features} of {site.name}"
 
     def _attention(self, site: Site) -> Iterator[str]:
         seen = self.run.attended[site.path]
         if len(seen) != len(self.run.outputs[self._layer(site)]):
-            yield f"the attention at {site.path!r} does not hand its arguments on to transformers' attention interface"
+            yield f"the attention at {site.path!r} does not pass its arguments to transformers' attention interface"
             return
         query, key, value = seen[0]
         if (key.shape[1], key.shape[3], query.shape[1] * query.shape[3]) != (
@@ -159,7 +159,7 @@ class _Proof:
         start, end = source.columns or (0, source.out_features)
         given = self.run.outputs[source.path][0][..., start:end]
         if self.values and not torch.equal(value.transpose(1, 2).reshape(given.shape), given):
-            yield f"the attention at {site.path!r} has other values than what {source.path!r} ({source.name}) gives"
+            yield f"the attention at {site.path!r} has values other than the output of {source.path!r} ({source.name})"
 
     def _result(self, site: Site) -> Iterator[str]:
         sublayer = site.name.removesuffix(".result")
@@ -173,7 +173,7 @@ class _Proof:
             later = self._next(site)
             total = self.run.outputs[self._layer(site)] if later is None else self._entering(later)
         if not all(_is_sum(*each) for each in zip(residual, added, total, strict=False)):
-            yield f"what {site.path!r} ({site.name}) gives is not what is added to the residual"
+            yield f"the output of {site.path!r} ({site.name}) is not what is added to the residual"
 
     def _entering(self, sublayer: str) -> list[Tensor]:
         """The residual stream as it enters a sub-layer: before its norm, where it has one."""
@@ -194,7 +194,7 @@ class _Proof:
             run = _Run(self.model, self.sites, self.paths, doubled=up)
             once, twice = (each.inputs[down.path][0] for each in (self.run, run))
             if not _is_sum(once, once, twice):
-                yield f"what enters {down.path!r} does not grow with what {up.path!r} ({up.name}) gives"
+                yield f"the input of {down.path!r} does not scale with the output of {up.path!r} ({up.name})"
 
     def _causality(self) -> Iterator[str]:
         if self.model.main_input_name == "pixel_values" or self.model.config.is_encoder_decoder:
@@ -204,7 +204,7 @@ class _Proof:
         changed["input_ids"][:, -1] = (changed["input_ids"][:, -1] + 1) % int(self.model.config.vocab_size)
         first, second = (self.model(**each)[0][:, 0] for each in (inputs, changed))
         if torch.allclose(first, second) != self.family.causal:
-            yield "a token sees what stands behind it" if self.family.causal else "no token sees what stands behind it"
+            yield "a token attends to later tokens" if self.family.causal else "no token attends to later tokens"
 
     def _layer(self, site: Site) -> str:
         return "" if site.layer is None else self.layers[site.stack, site.layer]

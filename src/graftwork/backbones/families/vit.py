@@ -8,9 +8,7 @@ what is scaled. There are no input embeddings of tokens before which prompts cou
 from graftwork.backbones.families.family import Entry, Family, Stack
 from graftwork.backbones.sites import SiteKind
 
-NO_PROMPTS: dict[SiteKind, str] = {
-    "stack": "an image enters as pixels, so that there are no token embeddings before which rows could stand"
-}
+NO_PROMPTS: dict[SiteKind, str] = {"stack": "an image model has no token embeddings before which rows could be added"}
 
 EMBEDDINGS = {
     "embeddings.patch": Entry("convolution", "embeddings.patch_embeddings.projection"),
