@@ -13,7 +13,7 @@ from training.workbench import FAST, contents, names_in
 
 from graftwork import AdaptedModel, Adapter, FullFineTuning, Houlsby, LoRA, Task, evaluate, tune, tune_many
 from graftwork.backbones import Backbone
-from graftwork.bank.draws import Draws
+from graftwork.bank.randomness import RandomSource
 from graftwork.errors import DataError, InterruptedRunError, OutputError, RecipeError, StudyError
 from graftwork.heads import LanguageHead, LikelihoodHead
 from graftwork.methods import AdaMix, PrefixTuning, make_method
@@ -49,8 +49,8 @@ def check_gradients(model, steps):
     def seeded():
         for name, seed in seeds.items():
             torch.manual_seed(seed)
-            model.residents[name].draws = Draws(model.device)
-            with model.residents[name].draws.own():
+            model.residents[name].random_source = RandomSource(model.device)
+            with model.residents[name].random_source.own():
                 pass
 
     model.train()

@@ -91,7 +91,7 @@ class Bank(Mapping[str, Resident]):
         return name in self._pinned
 
     @contextmanager
-    def coming(self, name: str) -> Iterator[None]:
+    def reserved_name(self, name: str) -> Iterator[None]:
         """Inside, a new name is taken, and stands for nothing yet.
 
         Raises:

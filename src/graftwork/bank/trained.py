@@ -13,7 +13,7 @@ from graftwork.adapters import Adapter
 from graftwork.adapters.contents import misfits
 from graftwork.adapters.declared import refuse_nothing_to_train
 from graftwork.backbones import Backbone
-from graftwork.bank.draws import Draws
+from graftwork.bank.randomness import RandomSource
 from graftwork.bank.resident import Resident
 from graftwork.errors import AdapterError
 from graftwork.heads.objectives import Consistent, Objective, supervised
@@ -32,7 +32,7 @@ class Trained(nn.Module, Resident):
     Attributes:
         parameters_by_name: its parameters, as a module.
         objective: what is minimised; by default as its method has it.
-        draws: where its random numbers in training come from; None: from torch's source, as it stands.
+        random_source: where its random numbers in training come from; None: from torch's source, as it stands.
     """
 
     trainable = True
@@ -43,7 +43,7 @@ class Trained(nn.Module, Resident):
         self.adapter = replace(adapter, tensors={})
         self.backbone = backbone
         self.objective: Objective = Consistent(adapter.method.passes) if adapter.method.passes > 1 else supervised
-        self.draws: Draws | None = None
+        self.random_source: RandomSource | None = None
         own = {name: tensor.detach().clone().to(backbone.device) for name, tensor in adapter.tensors.items()}
         self.parameters_by_name = ParameterTree(own, adapter.fixed)
         with torch.inference_mode(False), torch.no_grad():
@@ -75,7 +75,7 @@ class Trained(nn.Module, Resident):
             return Packed.of(with_joint_shrinks(self._lower(self.tensors(), training=training)))
 
     def drawing(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.draws is None else self.draws.own()
+        return nullcontext() if self.random_source is None else self.random_source.own()
 
     def snapshot(self) -> Adapter:
         now = {name: tensor.detach().cpu().clone() for name, tensor in self.tensors().items()}

@@ -15,7 +15,7 @@ from graftwork.errors import AdapterError
 from graftwork.grafting.stepwise import stepwise
 from graftwork.ops.prompt import as_of_text
 from graftwork.passes.running import Runner
-from graftwork.passes.sharing import Share, for_each_row
+from graftwork.passes.sharing import RowGroup, for_each_row
 
 MAIN = ("inputs", "input_ids", "inputs_embeds", "encoder_outputs")
 """Arguments of `generate` that tell how many rows there are."""
@@ -54,9 +54,9 @@ def generate(
     known = {name: options[name] for name in per_row & options.keys() if isinstance(options[name], Tensor)}
     options = {**options, **for_each_row(known, len(names))}
     # What is read of the model is the same for all, whatever their heads read.
-    shares = runner.shares(lease, names, "root")
-    if len(shares) == 1:
-        return _search(runner, lease, shares[0], args, options)
+    groups = runner.row_groups(lease, names, "root")
+    if len(groups) == 1:
+        return _search(runner, lease, groups[0], args, options)
     if isinstance(options.get("past_key_values"), Cache):
         raise AdapterError(
             "these adapters cannot share one generate(), and one cache was given for all rows",
@@ -68,23 +68,23 @@ def generate(
             expected="generate() for each of them, or no return_dict_in_generate",
         )
     made, places = [], []
-    for share in shares:
-        own = [_of_rows(value, share) for value in args[:1]] + list(args[1:])
-        rest = {name: _of_rows(value, share) if name in per_row else value for name, value in options.items()}
-        rest |= _starts_of_rows(options, share)
+    for group in groups:
+        own = [_of_rows(value, group) for value in args[:1]] + list(args[1:])
+        rest = {name: _of_rows(value, group) if name in per_row else value for name, value in options.items()}
+        rest |= _starts_of_rows(options, group)
         if callable(allowed := options.get("prefix_allowed_tokens_fn")):
-            rest["prefix_allowed_tokens_fn"] = lambda row, ids, rows=share.rows, allowed=allowed: allowed(
+            rest["prefix_allowed_tokens_fn"] = lambda row, ids, rows=group.rows, allowed=allowed: allowed(
                 rows[row], ids
             )
-        found = _search(runner, lease, share, own, rest, in_order=False)
+        found = _search(runner, lease, group, own, rest, in_order=False)
         if not isinstance(found, Tensor):
             raise AdapterError(
                 "these adapters cannot share one generate(), whose results beside the tokens cannot be joined",
                 expected="generate() for each of them, or no return_dict_in_generate",
             )
-        several = len(found) // len(share.rows)
+        several = len(found) // len(group.rows)
         made.append(found)
-        places += [row * several + i for row in share.rows for i in range(several)]
+        places += [row * several + i for row in group.rows for i in range(several)]
     longest, padding = max(found.shape[1] for found in made), _padding(runner, options)
     joined = torch.cat([F.pad(found, (0, longest - found.shape[1]), value=padding) for found in made])
     return joined[torch.tensor(places, device=joined.device).argsort()]
@@ -93,55 +93,55 @@ def generate(
 def _search(
     runner: Runner,
     lease: Lease,
-    share: Share,
+    group: RowGroup,
     args: Sequence[Any],
     options: Mapping[str, Any],
     *,
     in_order: bool = True,
 ) -> Any:
-    """One search of a share's rows.
+    """One search of a group's rows.
 
     Args:
         in_order: the rows stand as in the batch, and not sorted by slot.
     """
-    modules = lease.modules(share.residents[0]) if len(share.residents) == 1 else None
-    with runner.bank.use(share.present):
+    modules = lease.modules(group.residents[0]) if len(group.residents) == 1 else None
+    with runner.bank.use(group.present):
         with runner.graft.lock, torch.no_grad():
-            ops = {} if modules is not None else share.ops(runner.backbone, in_order=in_order)
+            ops = {} if modules is not None else group.ops(runner.backbone, in_order=in_order)
         model: Any = stepwise(runner.backbone.model, lambda: runner.acting(lambda: ops, modules=modules))
         return model.generate(*args, **as_of_text(options, ops))
 
 
-def _of_rows(value: Any, share: Share) -> Any:
-    """What of an argument is of a share's rows."""
+def _of_rows(value: Any, group: RowGroup) -> Any:
+    """What of an argument is of a group's rows."""
     if isinstance(value, Tensor):
-        return value if len(value) == 1 else value[torch.tensor(share.rows, device=value.device)]
+        return value if len(value) == 1 else value[torch.tensor(group.rows, device=value.device)]
     if isinstance(value, ModelOutput):
-        return type(value)(**{name: _of_rows(own, share) for name, own in value.items()})
+        return type(value)(**{name: _of_rows(own, group) for name, own in value.items()})
     if isinstance(value, tuple):
-        return tuple(_of_rows(own, share) for own in value)
+        return tuple(_of_rows(own, group) for own in value)
     return value
 
 
-def _starts_of_rows(options: Mapping[str, Any], share: Share) -> dict[str, Any]:
-    """Of a share's rows, the tokens with which the decoder begins, where there is one of each row; of its own or in a
+def _starts_of_rows(options: Mapping[str, Any], group: RowGroup) -> dict[str, Any]:
+    """The tokens with which the decoder begins for a group's rows, where each row has its own: an argument, or in a
     configuration."""
     changed: dict[str, Any] = {}
-    if (starts := _of_each(options.get(START), share)) is not None:
+    if (starts := _of_each(options.get(START), group)) is not None:
         changed[START] = starts
     config = options.get("generation_config")
-    if (starts := _of_each(getattr(config, START, None), share)) is not None:
+    if (starts := _of_each(getattr(config, START, None), group)) is not None:
         changed["generation_config"] = config = copy(config)
         setattr(config, START, starts)
     return changed
 
 
-def _of_each(value: Any, share: Share) -> Any:
-    """What of several numbers is of a share's rows; None where there is one of all, or none."""
+def _of_each(value: Any, group: RowGroup) -> Any:
+    """What of several numbers is of a group's rows; None where there is one of all, or none."""
     if isinstance(value, Tensor) and value.dim() and len(value) > 1:
-        return value[torch.tensor(share.rows, device=value.device)]
+        return value[torch.tensor(group.rows, device=value.device)]
     if isinstance(value, list | tuple) and len(value) > 1:
-        return [value[row] for row in share.rows]
+        return [value[row] for row in group.rows]
     return None
 
 

@@ -42,8 +42,8 @@ class BackboneWithAdapters(nn.Module):
         self.trained = nn.ModuleList()
         self._runner = Runner(backbone, self.graft, self.residents)
         self._recomputing = Recomputing(self.graft)
-        self._noting = Lock()
-        self._note_changes()
+        self._refreshing = Lock()
+        self._refresh()
         # The model goes when nobody holds it any more, and gives the backbone its modules back.
         finalize(self, _let_go, self.graft, self._recomputing).atexit = False
         try:
@@ -66,7 +66,7 @@ class BackboneWithAdapters(nn.Module):
             AdapterError: the name is taken; the adapter is damaged or does not suit the backbone; or there is no room
                 for it. Nothing has changed then.
         """
-        with self.residents.coming(name):
+        with self.residents.reserved_name(name):
             self._put(name, adapter, trainable=trainable, pinned=pinned, replaced=None)
 
     def replace(self, name: str, adapter: Adapter | str | Path, *, pinned: bool | None = None) -> None:
@@ -107,7 +107,7 @@ class BackboneWithAdapters(nn.Module):
                 self.backbone.require_taken(self.graft)
                 self.graft.attach(resident.sites)
                 self.residents.put(name, resident, pinned=pinned, replaced=replaced)
-            self._note_changes()
+            self._refresh()
 
     @contextmanager
     def _taking(self) -> Iterator[None]:
@@ -132,7 +132,7 @@ class BackboneWithAdapters(nn.Module):
         if self.merged == name:
             self.unmerge()
         self.residents.drop(name)
-        self._note_changes()
+        self._refresh()
 
     def memory(self) -> Memory:
         """What adapters take on the device, and which are unloaded."""
@@ -212,14 +212,14 @@ class BackboneWithAdapters(nn.Module):
             self.graft.require_outside()
             self.unmerge()
             self.residents.clear()
-            self._note_changes()
+            self._refresh()
             _let_go(self.graft, self._recomputing)
         return self.backbone
 
-    def _note_changes(self) -> None:
+    def _refresh(self) -> None:
         """Have the parameters of what is trained be parameters of this module, and the configuration be that of what
         is here."""
-        with self._noting:
+        with self._refreshing:
             residents = self.residents.lease(self.residents).residents
             trained = list(trained_of(residents).values())
             if list(self.trained) != trained:

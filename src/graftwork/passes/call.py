@@ -9,7 +9,7 @@ from transformers.utils.generic import ModelOutput
 
 from graftwork.bank import Lease
 from graftwork.heads import Items
-from graftwork.passes.sharing import Wanted
+from graftwork.passes.sharing import Supervision
 
 
 @dataclass
@@ -42,13 +42,13 @@ class Call:
 
     Attributes:
         lease: what the adapters' names stand for.
-        wanted: labels and targets.
+        supervision: labels and targets.
         asked: what of the backbone's states is wanted.
         training: whether dropout acts.
     """
 
     lease: Lease
-    wanted: Wanted = field(default_factory=Wanted)
+    supervision: Supervision = field(default_factory=Supervision)
     asked: Mapping[str, bool] = field(default_factory=dict)
     training: bool = False
 
@@ -65,4 +65,4 @@ class Call:
     ) -> "Call":
         """A call, less what of the backbone's states is not asked for."""
         known = {name: value for name, value in asked.items() if value is not None}
-        return cls(lease, Wanted(labels, targets, items or {}), known, training)
+        return cls(lease, Supervision(labels, targets, items or {}), known, training)

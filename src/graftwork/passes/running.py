@@ -20,7 +20,7 @@ from graftwork.heads import States
 from graftwork.heads.objectives import Said, supervised
 from graftwork.ops.op import Ops
 from graftwork.passes.call import AdaptedOutput, Call
-from graftwork.passes.sharing import Section, Share, in_order, last_of, padded
+from graftwork.passes.sharing import RowGroup, Section, in_order, last_of, padded
 from graftwork.passes.starts import KEPT, HeadStart, LayerStart, Start
 
 
@@ -66,7 +66,7 @@ class Runner:
 
     # -- which rows share a pass ---------------------------------------------------------------------------------------
 
-    def shares(self, lease: Lease, names: Sequence[str | None], section: Section | None = None) -> list[Share]:
+    def row_groups(self, lease: Lease, names: Sequence[str | None], section: Section | None = None) -> list[RowGroup]:
         """Which rows share a pass: those whose adapters can, and whose heads read the backbone in one way.
 
         Args:
@@ -76,8 +76,8 @@ class Runner:
         distinct = list(dict.fromkeys(names))
         residents = {name: None if name is None else lease[name] for name in distinct}
         return [
-            Share.of_rows(names, {name: residents[name] for name in group}, own)
-            for own, group in self.groups(residents, section)
+            RowGroup.of_rows(names, {name: residents[name] for name in own_names}, own)
+            for own, own_names in self.groups(residents, section)
         ]
 
     def groups(
@@ -104,8 +104,8 @@ class Runner:
     def one(self, name: str | None, inputs: Mapping[str, Tensor], call: Call) -> AdaptedOutput:
         """A pass in which one adapter serves all rows."""
         rows = len(next(iter(inputs.values())))
-        [share] = self.shares(call.lease, [name] * rows)
-        output, [result] = self._run(share, inputs, call)
+        [group] = self.row_groups(call.lease, [name] * rows)
+        output, [result] = self._run(group, inputs, call)
         result.hidden_states, result.attentions = output.get("hidden_states"), output.get("attentions")
         return result
 
@@ -115,11 +115,11 @@ class Runner:
         losses: dict[str, Tensor] = {}
         order: list[int] = []
         outputs = []
-        for share in self.shares(call.lease, names):
-            output, results = self._run(share, share.of(inputs), call)
+        for group in self.row_groups(call.lease, names):
+            output, results = self._run(group, group.of(inputs), call)
             outputs.append(output)
-            order += share.rows
-            for (name, rows), result in zip(share.by_slot(), results, strict=True):
+            order += group.rows
+            for (name, rows), result in zip(group.by_slot(), results, strict=True):
                 if name is not None and result.loss is not None:
                     losses[name] = result.loss
                 if result.logits is not None:
@@ -180,10 +180,10 @@ class Runner:
     def keep(self, name: str, inputs: Mapping[str, Tensor], lease: Lease) -> Tensor:
         """What is to be kept of rows for passes that begin at the start, which is where this one ends."""
         rows = len(next(iter(inputs.values())))
-        [share] = self.shares(lease, [name] * rows)
+        [group] = self.row_groups(lease, [name] * rows)
         if isinstance(self.start, HeadStart):
-            with self.bank.use(share.present):
-                return self.start.keep(self._states(share, self._with_decoder(inputs, share, []), Call(lease))[1])
+            with self.bank.use(group.present):
+                return self.start.keep(self._states(group, self._with_decoder(inputs, group, []), Call(lease))[1])
         assert isinstance(self.start, LayerStart)
         with self.graft.lock, self.start.end():
             self._bare(inputs)
@@ -200,27 +200,27 @@ class Runner:
     def _bare(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The last states of a pass of the backbone alone."""
         rows = len(next(iter(inputs.values())))
-        share = Share("base", (None,), (None,), tuple(range(rows)), (rows,))
-        return last_of(self._states(share, inputs, Call(Lease({}, None)))[0])
+        group = RowGroup("base", (None,), (None,), tuple(range(rows)), (rows,))
+        return last_of(self._states(group, inputs, Call(Lease({}, None)))[0])
 
     # -- one pass ------------------------------------------------------------------------------------------------------
 
-    def _run(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[AdaptedOutput]]:
-        """One pass over a share's rows: the backbone's output, and what each of its adapters says of its rows. An
+    def _run(self, group: RowGroup, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[AdaptedOutput]]:
+        """One pass over a group's rows: the backbone's output, and what each of its adapters says of its rows. An
         adapter whose method asks for more passes in training runs them by itself."""
-        with self.bank.use(share.present):
-            return self._run_loaded(share, inputs, call)
+        with self.bank.use(group.present):
+            return self._run_loaded(group, inputs, call)
 
-    def _run_loaded(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[AdaptedOutput]]:
-        output, answers = self._pass(share, inputs, call)
+    def _run_loaded(self, group: RowGroup, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[AdaptedOutput]]:
+        output, answers = self._pass(group, inputs, call)
         results = []
-        for i, (resident, answer) in enumerate(zip(share.residents, answers, strict=True)):
+        for i, (resident, answer) in enumerate(zip(group.residents, answers, strict=True)):
             if resident is None or answer is None:
                 results.append(AdaptedOutput())
                 continue
             loss = None
             if answer.labels is not None:
-                start, end = share.span(i)
+                start, end = group.span(i)
                 mine = {argument: tensor[start:end] for argument, tensor in inputs.items()}
                 said = Said(
                     head=resident.adapter.head,
@@ -228,20 +228,20 @@ class Runner:
                     states=answer.states,
                     logits=answer.logits,
                     labels=answer.labels,
-                    items=call.wanted.items.get(share.names[i]),
-                    again=partial(self._again, share.alone(i), mine, call),
+                    items=call.supervision.items.get(group.names[i]),
+                    again=partial(self._again, group.alone(i), mine, call),
                 )
                 loss = (resident.objective if call.training else supervised)(said)
             results.append(AdaptedOutput(loss=loss, logits=answer.logits))
         return output, results
 
-    def _again(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> Tensor:
-        """What the one adapter of a share says in another pass."""
-        _, [answer] = self._pass(share, inputs, replace(call, asked={}))
+    def _again(self, group: RowGroup, inputs: Mapping[str, Tensor], call: Call) -> Tensor:
+        """What the one adapter of a group says in another pass."""
+        _, [answer] = self._pass(group, inputs, replace(call, asked={}))
         assert answer is not None
         return answer.logits
 
-    def _pass(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[Answer | None]]:
+    def _pass(self, group: RowGroup, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[Answer | None]]:
         """One pass with what acts in it drawn anew."""
         choices = inputs["input_ids"].shape[1] if "input_ids" in inputs and inputs["input_ids"].dim() == 3 else 1
         inputs = {name: value.flatten(0, 1) if choices > 1 else value for name, value in inputs.items()}
@@ -250,21 +250,21 @@ class Runner:
             absent = ~inputs["attention_mask"].bool().any(dim=-1)
             # Something has to be attended to; what comes of it is not read.
             inputs["attention_mask"] = inputs["attention_mask"].masked_fill(absent[:, None], 1)
-        asks = [call.wanted.of(name, rows) for name, rows in share.by_slot()]
+        asks = [call.supervision.of(name, rows) for name, rows in group.by_slot()]
         decoded = []
-        for resident, (labels, targets) in zip(share.residents, asks, strict=True):
+        for resident, (labels, targets) in zip(group.residents, asks, strict=True):
             if resident is not None:
                 of_generation = resident.adapter.head.kind == "generation"
                 decoded.append(labels if of_generation else None if targets is None else targets.flatten(0, -2))
-        output, states = self._states(share, self._with_decoder(inputs, share, decoded), call)
+        output, states = self._states(group, self._with_decoder(inputs, group, decoded), call)
         answers: list[Answer | None] = []
-        for slot, (resident, (labels, targets)) in enumerate(zip(share.residents, asks, strict=True)):
+        for slot, (resident, (labels, targets)) in enumerate(zip(group.residents, asks, strict=True)):
             if resident is None:
                 answers.append(None)
                 continue
-            head, own, start, end = resident.adapter.head, states, *share.span(slot)
+            head, own, start, end = resident.adapter.head, states, *group.span(slot)
             places: slice | None = None
-            if len(share.residents) > 1 or (choices > 1 and not head.over_choices):
+            if len(group.residents) > 1 or (choices > 1 and not head.over_choices):
                 # Of a row with one text, the first of the choices is that text.
                 step = 1 if head.over_choices else choices
                 places = slice(start * choices, end * choices, step)
@@ -292,12 +292,12 @@ class Runner:
         return tokens if length is None or tokens.shape[-1] >= length else padded(tokens, length)
 
     def _with_decoder(
-        self, inputs: Mapping[str, Tensor], share: Share, wanted: Sequence[Tensor | None]
+        self, inputs: Mapping[str, Tensor], group: RowGroup, wanted: Sequence[Tensor | None]
     ) -> Mapping[str, Tensor]:
         """What an encoder-decoder needs besides: the wanted tokens moved by one place, or one start token a row."""
         if not self.backbone.is_encoder_decoder:
             return inputs
-        if share.section == "encoder":
+        if group.section == "encoder":
             given = sorted(name for name in inputs if name.startswith("decoder_"))
             if given:
                 raise AdapterError(
@@ -308,7 +308,7 @@ class Runner:
         if "decoder_input_ids" in inputs:
             return inputs
         known = [tokens for tokens in wanted if tokens is not None]
-        if share.section == "root" and known and len(known) == len(share.residents):
+        if group.section == "root" and known and len(known) == len(group.residents):
             longest = max(tokens.shape[-1] for tokens in known)
             labels = torch.cat([padded(tokens, longest) for tokens in known])
             moved = self.backbone.model.prepare_decoder_input_ids_from_labels(labels=labels)  # type: ignore[operator]
@@ -317,23 +317,23 @@ class Runner:
         start = self.backbone.config.decoder_start_token_id
         return {**inputs, "decoder_input_ids": torch.full((len(first), 1), start, device=first.device)}
 
-    def _states(self, share: Share, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, States]:
+    def _states(self, group: RowGroup, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, States]:
         """The backbone's output, and what heads read of it; of what is kept, where the inputs have it."""
         if KEPT in inputs:
-            return self._states_of_kept(share, {**inputs}, call)
+            return self._states_of_kept(group, {**inputs}, call)
         mask, asked = inputs.get("attention_mask"), dict(call.asked)
-        reads = {resident.adapter.head.reads for resident in share.present}
-        if "layers" in reads or (share.section != "root" and self._decodes_whole):
+        reads = {resident.adapter.head.reads for resident in group.present}
+        if "layers" in reads or (group.section != "root" and self._decodes_whole):
             asked["output_hidden_states"] = True
         if self._caches:
             asked["use_cache"] = False
-        if share.section == "encoder":
+        if group.section == "encoder":
             asked.pop("use_cache", None)
-        modules = call.lease.modules(share.residents[0]) if len(share.residents) == 1 else None
-        make_ops = partial(share.ops, self.backbone, training=call.training)
+        modules = call.lease.modules(group.residents[0]) if len(group.residents) == 1 else None
+        make_ops = partial(group.ops, self.backbone, training=call.training)
         with self.acting(make_ops, modules=modules, training=call.training):
-            output = getattr(self.graft, share.section)(**inputs, **asked)
-        if share.section == "root":
+            output = getattr(self.graft, group.section)(**inputs, **asked)
+        if group.section == "root":
             return output, States(scores=output.logits, mask=mask)
         last, pooled = last_of(output), output.get("pooler_output")
         if last.dim() == 4:
@@ -353,17 +353,17 @@ class Runner:
             segments=self._segments(inputs) if "layers" in reads else None,
         )
 
-    def _states_of_kept(self, share: Share, inputs: dict[str, Tensor], call: Call) -> tuple[Any, States]:
+    def _states_of_kept(self, group: RowGroup, inputs: dict[str, Tensor], call: Call) -> tuple[Any, States]:
         kept, start = inputs.pop(KEPT), self.start
         if start is None:
             raise AdapterError(f"`{KEPT}` is given, and passes begin at the input", expected="beginning() around it")
-        for resident in share.present:
+        for resident in group.present:
             start.check(resident.sites)
         if isinstance(start, HeadStart):
             return {}, start.states(kept, inputs.get("attention_mask"), self._segments(inputs))
         assert isinstance(start, LayerStart)
         with self.graft.lock, start.begin(kept):
-            return self._states(share, inputs, call)
+            return self._states(group, inputs, call)
 
     def _segments(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Which text of a pair each token belongs to: as the tokenizer marks it, or else by the first separator, which

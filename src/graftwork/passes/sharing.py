@@ -20,7 +20,7 @@ Section = Literal["root", "base", "encoder"]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Supervision:
     """Labels and targets: of all rows, or by the name of the adapter whose rows they are of; and by the adapter's name
     what its loss is a mean over, where that is more than these rows."""
 
@@ -42,7 +42,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Share:
+class RowGroup:
     """Rows that share a pass.
 
     Attributes:
@@ -61,7 +61,7 @@ class Share:
     @classmethod
     def of_rows(
         cls, names: Sequence[str | None], residents: Mapping[str | None, Resident | None], section: Section
-    ) -> "Share":
+    ) -> "RowGroup":
         """The rows of a batch that have these adapters. Adapters of one layout get slots running."""
         layouts = dict.fromkeys(id(resident.layout) for resident in residents.values() if resident is not None)
         order = {layout: place for place, layout in enumerate(layouts)}
@@ -100,10 +100,10 @@ class Share:
         """The name of each slot, and its rows' places in the batch."""
         return [(name, self.rows[slice(*self.span(slot))]) for slot, name in enumerate(self.names)]
 
-    def alone(self, slot: int) -> "Share":
+    def alone(self, slot: int) -> "RowGroup":
         """One slot's rows by themselves."""
         name, rows = self.by_slot()[slot]
-        return Share(self.section, (name,), (self.residents[slot],), rows, (len(rows),))
+        return RowGroup(self.section, (name,), (self.residents[slot],), rows, (len(rows),))
 
     def ops(self, backbone: Backbone, *, training: bool = False, in_order: bool = False) -> Ops:
         """The ops that act: those of the one adapter, or of all slots as slabs.

@@ -18,7 +18,7 @@ from typing import Any
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
-from graftwork.bank.draws import Draws
+from graftwork.bank.randomness import RandomSource
 from graftwork.errors import (
     DivergedError,
     GraftworkError,
@@ -233,11 +233,11 @@ class _Member:
         self.name, self.model, self.output = name, model, output
         self.adapter: Adapter | None = None
         self.failure: Exception | None = None
-        self.draws = Draws(model.device)
+        self.random_source = RandomSource(model.device)
         self.strand = Strand(lambda: self.run.train(), name=f"tuning {name}")
-        with self.draws.own():
+        with self.random_source.own():
             self.run = Run(model, name, recipe, data, output, resume=resume, display=display, strand=self.strand)
-        model.in_training(name).draws = self.draws
+        model.in_training(name).random_source = self.random_source
 
     def next_step(self, answer: Any) -> Step | None:
         """What it is to be trained on next; None when it has ended, well or not.
@@ -247,7 +247,7 @@ class _Member:
         """
         try:
             while not self.strand.ended:
-                with self.draws.own():
+                with self.random_source.own():
                     asked = self.strand.throw(answer) if isinstance(answer, Exception) else self.strand.send(answer)
                 if isinstance(asked, Step):
                     return asked

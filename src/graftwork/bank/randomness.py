@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Draws:
+class RandomSource:
     """torch's random source as one of several sees it: what others draw in between moves it by nothing.
 
     Args:
