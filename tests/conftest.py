@@ -17,7 +17,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: threads would only w
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+
+# How long it takes to make an example says how busy the machine is, and not how good the code is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 if dtype := os.environ.get("GRAFTWORK_TEST_DTYPE"):
     # What `dtype: auto` asks of a processor, so that the tests can be run as on one that has the other answer.
