@@ -137,11 +137,12 @@ class Weights(Mapping[str, Tensor]):
         return self._by_path.get(path, ())
 
     def of_site(self, site: Site) -> Mapping[str, Tensor]:
-        """The parameters at a site, by their name in its module, in canonical orientation. Of a module whose weights
-        are offloaded they are copies, which are read when they are asked for.
+        """The parameters at a site, by their name in its module. Those of a linear map are canonical; others are as the
+        module holds them, a fused product's too. Of a module whose weights are offloaded they are copies, which are
+        read when they are asked for.
         """
         own = self._by_site[site.name]
-        read = partial(self._read, own)
+        read = partial(self._read, own, turned=site.kind == "linear")
         away = next((module for at in own.values() if offloaded(module := self._held[at.key].module)), None)
         return read() if away is None else Brought(away, read)
 
@@ -291,8 +292,9 @@ class Weights(Mapping[str, Tensor]):
         held = self._held[location.key]
         return Brought(held.module, lambda: {"": held.tensor})[""] if offloaded(held.module) else held.tensor
 
-    def _read(self, own: Mapping[str, Location]) -> dict[str, Tensor]:
-        return {name: location.of(self._held[location.key].tensor) for name, location in own.items()}
+    def _read(self, own: Mapping[str, Location], *, turned: bool) -> dict[str, Tensor]:
+        held = {name: self._held[location.key].tensor for name, location in own.items()}
+        return {name: own[name].of(tensor) for name, tensor in held.items()} if turned else held
 
 
 class _Held(NamedTuple):
