@@ -12,7 +12,7 @@ from tiny import VOCABULARY, bits, make_backbone, make_batch, make_model, make_t
 from transformers import AddedToken, AutoModel, BertConfig, BertForSequenceClassification, YosoConfig, YosoModel
 from transformers.utils import logging
 
-from graftwork.backbones import Backbone, backbone, checkpoints
+from graftwork.backbones import Backbone, checkpoints, loading
 from graftwork.backbones.fingerprint import cached_fingerprint, fingerprint_of
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import BackboneError
@@ -253,7 +253,7 @@ def test_fingerprint_is_remembered_until_a_file_changes(folder, cache, monkeypat
         computed.append(fingerprint_of(model))
         return computed[-1]
 
-    monkeypatch.setattr(backbone, "fingerprint_of", counted)
+    monkeypatch.setattr(loading, "fingerprint_of", counted)
     first = load(folder).fingerprint
     assert load(folder).fingerprint == first
     assert computed == [first]

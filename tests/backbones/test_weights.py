@@ -1,5 +1,6 @@
 """The view of a backbone's parameters: it covers each tensor once, and goes from names to checkpoints and back."""
 
+import pickle
 from copy import deepcopy
 
 import pytest
@@ -189,6 +190,14 @@ def test_names_and_checkpoint_keys_are_those_that_transformers_writes(variant, t
         assert name in weights.names_of(stored.key)
     names = [name for key in file for name in weights.names_of(key)]
     assert sorted(names) == sorted(weights)
+
+
+def test_a_backbone_is_pickled_with_what_its_weights_know():
+    backbone = make_backbone("gpt2")
+    key = backbone.weights.stored("layers.0.ffn.up.weight").key
+    twin = pickle.loads(pickle.dumps(backbone))
+    assert twin.weights.stored("layers.0.ffn.up.weight").key == key
+    assert twin.weights["norm.weight"].data_ptr() == twin.model.ln_f.weight.data_ptr()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

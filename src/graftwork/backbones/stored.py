@@ -17,6 +17,11 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from graftwork.errors import BackboneError
 
 
+def _as_held(held: Tensor) -> Tensor:
+    """A tensor that is canonical as the module holds it."""
+    return held
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stored:
     """Where in a checkpoint a tensor lies.
@@ -32,7 +37,7 @@ class Stored:
     dim: int = 0
     start: int = 0
     size: int | None = None
-    view: Callable[[Tensor], Tensor] = lambda held: held
+    view: Callable[[Tensor], Tensor] = _as_held
 
     def of(self, stored: Tensor) -> Tensor:
         """The canonical tensor as a view of the one that is stored under the key."""

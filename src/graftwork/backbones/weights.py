@@ -8,7 +8,7 @@ product; all else is as the module holds it. What stands at no site goes by its 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -130,19 +130,20 @@ class Weights(Mapping[str, Tensor]):
 
     def at(self, site: Site) -> Mapping[str, Location]:
         """Where the parameters at a site lie, by their name in its module: those of a linear map are its own rows."""
-        return self._by_site[site.name]
+        return {name: location for name, _, location in self._by_site[site.name]}
 
     def within(self, path: str) -> Sequence[Location]:
         """Where the tensors of the sites at a module's path lie, which together are all that it holds."""
         return self._by_path.get(path, ())
 
     def of_site(self, site: Site) -> Mapping[str, Tensor]:
-        """The parameters at a site, by their name in its module, in canonical orientation. Of a module whose weights
-        are offloaded they are copies, which are read when they are asked for.
+        """The parameters at a site, by their name in its module. Those of a linear map are canonical; others are as the
+        module holds them, a fused product's too. Of a module whose weights are offloaded they are copies, which are
+        read when they are asked for.
         """
         own = self._by_site[site.name]
-        read = partial(self._read, own)
-        away = next((module for at in own.values() if offloaded(module := self._held[at.key].module)), None)
+        read = partial(_read, own, turned=site.kind == "linear")
+        away = next((module for module in {held.module for _, held, _ in own} if offloaded(module)), None)
         return read() if away is None else Brought(away, read)
 
     def stored(self, name: str) -> Stored | None:
@@ -271,10 +272,11 @@ class Weights(Mapping[str, Tensor]):
                 (wholes if site.columns is None else parts).setdefault(location.key, []).append(location)
         return wholes, parts
 
-    def _of_site(self, site: Site) -> dict[str, Location]:
+    def _of_site(self, site: Site) -> "_Own":
         linear = ["weight", "bias"] if site.biased else ["weight"]
         names = linear if site.kind == "linear" else list(site.parameters)
-        return {name: self._locations[f"{site.name}.{name}"] for name in names}
+        places = {name: self._locations[f"{site.name}.{name}"] for name in names}
+        return tuple((name, self._held[place.key], place) for name, place in places.items())
 
     def _tie(self) -> None:
         """Tell each name which others are of the same tensor."""
@@ -290,9 +292,6 @@ class Weights(Mapping[str, Tensor]):
         """What the module holds; a copy where it is offloaded."""
         held = self._held[location.key]
         return Brought(held.module, lambda: {"": held.tensor})[""] if offloaded(held.module) else held.tensor
-
-    def _read(self, own: Mapping[str, Location]) -> dict[str, Tensor]:
-        return {name: location.of(self._held[location.key].tensor) for name, location in own.items()}
 
 
 class _Held(NamedTuple):
@@ -312,9 +311,15 @@ class _Held(NamedTuple):
 
     @property
     def tensor(self) -> Tensor:
-        own: dict[str, Any] = self.module._buffers if self.buffer else self.module._parameters
-        found: Tensor = own[self.leaf]
-        return found
+        return (self.module._buffers if self.buffer else self.module._parameters)[self.leaf]  # type: ignore[return-value]
+
+
+_Own = tuple[tuple[str, _Held, Location], ...]
+"""What is a site's: by name in its module, what is held and where it lies."""
+
+
+def _read(own: _Own, *, turned: bool) -> dict[str, Tensor]:
+    return {name: location.of(held.tensor) if turned else held.tensor for name, held, location in own}
 
 
 def _held_by(model: nn.Module) -> Iterator[tuple[str, _Held]]:

@@ -7,9 +7,9 @@ blocks of any size: each then has a product of its own.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -71,7 +71,9 @@ def linear(
     """y = x Wᵀ + b, with each row's own W and b when they are slabs."""
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    y: Tensor = _LinearOfSlab.apply(x, weight, bias, blocks)  # type: ignore[no-untyped-call]
+    # A compiler takes no function that has tangents.
+    product = _LinearOfSlab if torch.compiler.is_compiling() else _LinearOfSlabWithTangents
+    y: Tensor = product.apply(x, weight, bias, blocks)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -114,6 +116,32 @@ class _LinearOfSlab(torch.autograd.Function):
             of_bias = _joined([rows.sum(dim=-2) for rows in groups]).view(ctx.slots, -1)
         return of_x, of_weight, of_bias, None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
+        return _mapped(_LinearOfSlab.forward, info, in_dims, inputs)
+
+
+class _LinearOfSlabWithTangents(_LinearOfSlab):
+    """Has derivatives in forward mode, too. What they need is kept for no longer than the forward pass."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _LinearOfSlab.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, weight: Tensor | None, bias: Tensor | None, _: None) -> Tensor:
+        own_x, own_weight = ctx.saved_tensors
+        y = _LinearOfSlab.forward(torch.zeros_like(own_x) if x is None else x, own_weight, bias, ctx.blocks)
+        return y if weight is None else y + _LinearOfSlab.forward(own_x, weight, None, ctx.blocks)
+
+
+def _mapped(function: Callable[..., Tensor], info: Any, in_dims: Any, inputs: Sequence[Any]) -> tuple[Tensor, int]:
+    """A function of tensors and, at last, blocks, over the dimensions that `torch.vmap` maps."""
+    *tensors, blocks = inputs
+    of_tensors = partial(function, blocks=blocks)
+    return torch.vmap(of_tensors, tuple(in_dims[:-1]), randomness=info.randomness)(*tensors), 0
+
 
 def linear_and(
     x: Float[Tensor, "B *T in"],
@@ -126,7 +154,7 @@ def linear_and(
     """x Wᵀ + b + s Uᵀ for frozen W and b, in place of a sum; with each row's own U when it is a slab."""
     if torch.compiler.is_compiling():
         # A compiler chooses by itself what is kept and what is added in place.
-        return add_linear(F.linear(x, weight, bias), s, wider, blocks)
+        return _sum_of_linears(x, weight, bias, s, wider, blocks)
     y: Tensor = _LinearAnd.apply(x, weight, bias, s, wider, blocks)  # type: ignore[no-untyped-call]
     return y
 
@@ -152,6 +180,7 @@ class _LinearAnd(torch.autograd.Function):
         needs_x, _, _, needs_s, needs_wider, _ = ctx.needs_input_grad
         ctx.slots, ctx.shape = _slots(wider), s.shape
         ctx.save_for_backward(weight if needs_x else None, s if needs_wider else None, wider if needs_s else None)
+        ctx.save_for_forward(inputs[0], weight, s, wider)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -169,6 +198,36 @@ class _LinearAnd(torch.autograd.Function):
             turned = _joined([own.mT @ rows for rows, own in zip(groups, narrow, strict=True)])
             of_wider = turned.view(*_leading(ctx.slots), s.shape[-1], -1).mT.contiguous()
         return of_x, None, None, of_s, of_wider, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
+        # A product that is one for all cannot be added to in place with one of each.
+        return _mapped(_sum_of_linears, info, in_dims, inputs)
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        x: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        s: Tensor | None,
+        wider: Tensor | None,
+        _: None,
+    ) -> Tensor:
+        own_x, own_weight, own_s, own_wider = ctx.saved_tensors
+        y = F.linear(torch.zeros_like(own_x) if x is None else x, own_weight, bias)
+        if weight is not None:
+            y = y + F.linear(own_x, weight)
+        if s is not None:
+            y = add_linear(y, s, own_wider, ctx.blocks)
+        return y if wider is None else add_linear(y, own_s, wider, ctx.blocks)
+
+
+def _sum_of_linears(
+    x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, wider: Tensor, blocks: Blocks | None
+) -> Tensor:
+    """As `linear_and`, by operations of torch alone."""
+    return add_linear(F.linear(x, weight, bias), s, wider, blocks)
 
 
 def _slots(weight: Float[Tensor, "*S out in"]) -> int | None:
