@@ -399,7 +399,7 @@ def test_past_its_budget_what_was_not_used_for_longest_is_put_away_and_comes_bac
     assert all(torch.equal(t, model.adapter("a2").tensors[n]) for n, t in adapters["a2"].tensors.items())
     with pytest.raises(AdapterError, match="3 adapters of one pass"):
         model(**inputs_for(backbone.model, 5, 5, 5), adapters=["a1", "a2", "a3"])
-    with pytest.raises(AdapterError, match="no room"):
+    with pytest.raises(AdapterError, match="more than the budget"):
         model.add("large", make_adapter(backbone, LoRA(rank=30)))
     assert "large" not in model.residents
 

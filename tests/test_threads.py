@@ -186,12 +186,12 @@ def test_files_of_adapters_go_with_them(backbone):
 def test_a_refused_adapter_is_not_there(backbone):
     model = AdaptedModel(backbone, budget=10_000)
     before = [(path, id(module)) for path, module in backbone.model.named_modules()]
-    with pytest.raises(AdapterError, match="no room"):
+    with pytest.raises(AdapterError, match="more than the budget"):
         model.add("a", make_adapter(backbone, LoRA(rank=30)))
     assert not len(model.residents)
     assert [(path, id(module)) for path, module in backbone.model.named_modules()] == before
     model.add("a", make_adapter(backbone, LoRA(rank=1)))
-    with pytest.raises(AdapterError, match="no room"):
+    with pytest.raises(AdapterError, match="more than the budget"):
         model.replace("a", make_adapter(backbone, LoRA(rank=30)))
     assert model.adapter("a").method == LoRA(rank=1)
 
@@ -435,7 +435,7 @@ def test_every_answer_is_that_of_one_version(backbone, pytestconfig):
                 rows = model(**batch, adapters=names).rows
             except AdapterError as error:
                 # A name may be gone; what several take may be too much.
-                excused(error, "no adapter is named", "no room")
+                excused(error, "no adapter is named", "more than the budget")
                 return
         for place, row in enumerate(rows):
             if not is_one_of(row, [logits[place] for logits in known], 1e-4):

@@ -55,7 +55,7 @@ def test_a_tokenizer_that_parts_pairs_and_no_tokenizer_need_no_separator():
         ("bert", {"labels": TWO, "max_length": True}, r"max_length is True.*change: max_length"),
         ("bert", {"labels": TWO, "max_length": "9"}, r"max_length is '9'.*change: max_length"),
         ("bert", {"labels": TWO, "name": ""}, r"name is ''.*change: name"),
-        ("bert", {"labels": TWO, "separator": "|"}, r"separator is '|'.*generation.*change: separator"),
+        ("bert", {"labels": TWO, "separator": "|"}, r"separator '|'.*generation.*change: separator"),
         ("bert", {"kind": "token-classification", "labels": TWO, "pairs": True}, r"does not take pairs.*change: pairs"),
         ("bert", {"kind": "image-classification", "labels": TWO}, r"whose inputs are text.*change: kind"),
         ("vit", {"labels": TWO}, r"whose inputs are images.*image-classification.*change: kind"),

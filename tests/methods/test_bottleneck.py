@@ -295,9 +295,9 @@ def test_houlsby_leaves_cross_attention_alone_unless_asked():
 def test_a_sublayer_that_is_not_there_is_refused():
     with pytest.raises(SiteError) as caught:
         Houlsby(sublayers="cross_attention").sites(make_backbone("bert").sites)
-    assert "no cross_attention" in caught.value.problem
+    assert "no sub-layer cross_attention" in caught.value.problem
     assert (caught.value.expected, caught.value.change) == ("attention, ffn", "--method.sublayers")
-    with pytest.raises(SiteError, match="no ffn"):
+    with pytest.raises(SiteError, match="no sub-layer ffn"):
         Pfeiffer().sites(make_backbone("resnet").sites)
 
 

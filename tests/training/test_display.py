@@ -108,12 +108,12 @@ def test_a_bar_shows_its_count_the_time_and_the_epoch_in_80_columns():
 
 def test_a_bar_of_scoring_goes_when_it_is_done():
     def act(bars):
-        with bars.bar("words", 10, "steps"):
+        with bars.bar("words [/b]", 10, "steps"):
             pass
         with bars.bar("words, validation", 10, "rows", stays=False):
             bars.progress.refresh()
         bars.say("[bold]as it is")
-        assert [task.description for task in bars.progress.tasks] == ["words"]
+        assert [task.description for task in bars.progress.tasks] == ["words [/b]"]
 
     found = shown_on_terminal(act)
     assert "words, validation" in found

@@ -12,6 +12,7 @@ from training.workbench import FAST, FILLERS
 
 from graftwork import AdaptedModel, Adapter, Backbone, LoRA, Task, evaluate, tune, tune_many
 from graftwork.errors import MethodError, RecipeError
+from graftwork.inference.predicting import Inference
 from graftwork.kinds import KINDS
 from graftwork.kinds.token_classification import spans_of
 from graftwork.tasks import METRICS, load_split
@@ -339,8 +340,8 @@ def test_generation_examples_may_be_more_than_there_are(make, caplog):
 
 def test_texts_are_generated_while_training_only_where_they_choose_the_checkpoint(make, monkeypatch):
     made = []
-    plain = AdaptedModel.texts
-    monkeypatch.setattr(AdaptedModel, "texts", lambda *a, **k: made.append(1) or plain(*a, **k))
+    plain = Inference.texts  # called once a batch, and the split is one
+    monkeypatch.setattr(Inference, "texts", lambda *a, **k: made.append(1) or plain(*a, **k))
     backbone, task = make("generation")
     tune(backbone, task=task, method=LORA, **{**FAST, "num_train_epochs": 2})
     assert len(made) == 1

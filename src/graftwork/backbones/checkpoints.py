@@ -40,9 +40,7 @@ def source_of(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() and gguf_file(str(path)) is None:
-            raise BackboneError(
-                f"folder {name!r} has neither a config.json nor a single .gguf file", change="--backbone"
-            )
+            raise BackboneError(f"folder {name!r} has no config.json and no single .gguf file", change="--backbone")
         return str(path.resolve())
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BackboneError(

@@ -154,10 +154,12 @@ class Bars(Display):
     """Shows bars on a terminal, from the first one on until `stop`."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(10), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TimeRemainingColumn(compact=True))
         # What is too wide for the terminal is cut from the note, and from nothing else.
-        note = TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+        note = TextColumn(
+            "{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        )
         self.progress = Progress(*columns, *times, note, console=console, expand=True)
 
     class _Bar(Bar):
