@@ -223,7 +223,7 @@ def test_names(backbone, batch):
         model(**batch)
     with pytest.raises(AdapterError, match="1 adapter names were given for 2 rows"):
         model(**batch, adapters=["a"])
-    with pytest.raises(AdapterError, match="0 adapters are here"):
+    with pytest.raises(AdapterError, match="the model has 0 adapters"):
         AdaptedModel(make_backbone("bert"))(**batch)
 
 

@@ -91,7 +91,7 @@ def test_labels_in_the_order_that_is_given(data):
         ),
         (["text", "bad", "good"], ["x", "0", ""], "bad,good", "None in column 'good', which is neither 0 nor 1"),
         (["text", "bad", "good"], ["x", "0", "1"], "bad,goood", "has no column 'goood'(.|\n)*good"),
-        (["text", "label"], ["x", "bad|worse"], "label", "none of the task's: 'worse'"),
+        (["text", "label"], ["x", "bad|worse"], "label", "not one of the task's: 'worse'"),
     ],
 )
 def test_what_is_no_label_is_named(tmp_path, header, values, label, message):

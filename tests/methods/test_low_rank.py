@@ -149,7 +149,9 @@ def test_pissas_gradients_are_those_of_its_factors():
 
 
 def test_pissas_rank_is_at_most_the_weights():
-    with pytest.raises(MethodError, match=r"rank 33 at site 'layers.0.attention.query', whose weight is 32 x 32"):
+    with pytest.raises(
+        MethodError, match=r"rank 33 does not fit site 'layers.0.attention.query', whose weight is 32 x 32"
+    ):
         make_adapter(make_backbone("bert"), LoRA(rank=33, init="pissa"))
 
 

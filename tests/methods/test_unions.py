@@ -459,7 +459,7 @@ def test_each_member_has_its_own_rate():
 
 def test_members_are_trained_by_one_optimiser_and_schedule():
     assert Union(methods=["ulmfit"]).lr_scheduler_type == "slanted_triangular"
-    with pytest.raises(MethodError, match="different lr_scheduler_type: slanted_triangular and linear"):
+    with pytest.raises(MethodError, match="different values of lr_scheduler_type: slanted_triangular and linear"):
         Union(methods=["ulmfit", "lora"])
 
 

@@ -155,7 +155,7 @@ def test_dense_sums_in_the_differences_precision(make_place):
 
 def test_dense_refuses_a_difference_of_another_shape(make_place):
     inner = make_linear()
-    with pytest.raises(SiteError, match=r"a difference of shape \(3, 3, 6\) meets a weight of shape \(3, 6\)"):
+    with pytest.raises(SiteError, match=r"a difference of shape \(3, 3, 6\) does not fit a weight of shape \(3, 6\)"):
         Dense(differences={"weight": random(SLOTS, OUT, D)}).around(inner, make_place(inner))
 
 
