@@ -16,6 +16,7 @@ from graftwork.heads import Items
 from graftwork.inference.generating import generation_config
 from graftwork.inference.searching import generate
 from graftwork.kinds import KINDS
+from graftwork.kinds.kind import Question
 from graftwork.kinds.prediction import Prediction, check_finite, widen
 from graftwork.kinds.token_classification import first_pieces, tags_of
 from graftwork.passes.call import AdaptedOutput, Call
@@ -191,8 +192,16 @@ class Inference:
                 f"adapter {name!r} does not generate, so that it has no {' and '.join(given)}",
                 change=", ".join("--" + option.replace("_", "-") for option in given),
             )
-        own = options if kind.generates else {}
-        return kind.answers(self, name, adapter.task, adapter.head, inputs, batch_size=batch_size, **own)
+        asked = Question(
+            asker=self,
+            adapter=name,
+            task=adapter.task,
+            head=adapter.head,
+            inputs=inputs,
+            batch_size=batch_size,
+            options=options,
+        )
+        return kind.answers(asked)
 
     def _labels(self, name: str) -> tuple[str, ...]:
         adapter = self._lease[name].adapter

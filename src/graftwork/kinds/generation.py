@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork.data.columns import TEXT, Columns, Content
 from graftwork.errors import MethodError
-from graftwork.kinds.kind import MORE, Asker, Declared, Kind
+from graftwork.kinds.kind import MORE, Declared, Kind, Question
 from graftwork.kinds.metrics import Metric, bleu, chrf, exact_match, rouge
 
 if TYPE_CHECKING:
@@ -84,25 +84,15 @@ class Generation(Kind):
             change="--method",
         )
 
-    def encoder(self, backbone: "Backbone", task: "TaskIdentity", head: "Head", *, prompt_tokens: int) -> "Encoder":
+    def encoder_class(self, head: "Head") -> "type[Encoder]":
         from graftwork.encoding import GenerationEncoder
 
-        return GenerationEncoder(backbone, task, prompt_tokens=prompt_tokens)
+        return GenerationEncoder
 
-    def answers(
-        self,
-        asker: Asker,
-        adapter: str,
-        task: "TaskIdentity",
-        head: "Head",
-        inputs: Sequence[Any],
-        *,
-        batch_size: int,
-        **options: Any,
-    ) -> "list[Prediction]":
+    def answers(self, asked: Question) -> "list[Prediction]":
         from graftwork.kinds.prediction import Prediction
 
-        texts = asker.texts(inputs, adapter, batch_size=batch_size, **options)
+        texts = asked.asker.texts(asked.inputs, asked.adapter, batch_size=asked.batch_size, **asked.options)
         return [Prediction(generated=text) for text in texts]
 
     def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":

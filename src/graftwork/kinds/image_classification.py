@@ -13,10 +13,8 @@ from graftwork.kinds.kind import Declared
 if TYPE_CHECKING:
     import datasets
 
-    from graftwork.backbones import Backbone
     from graftwork.data.table import Table
     from graftwork.encoding import Encoder
-    from graftwork.encoding.identity import TaskIdentity
     from graftwork.heads import Head
 
 
@@ -49,10 +47,10 @@ class ImageClassification(Classification):
         images: Sequence[Any] = rows["image"]
         return images
 
-    def encoder(self, backbone: "Backbone", task: "TaskIdentity", head: "Head", *, prompt_tokens: int) -> "Encoder":
+    def encoder_class(self, head: "Head") -> "type[Encoder]":
         from graftwork.encoding import ImageEncoder
 
-        return ImageEncoder(backbone, task, prompt_tokens=prompt_tokens)
+        return ImageEncoder
 
 
 def _size(image: Any) -> Hashable:

@@ -5,6 +5,7 @@ A kind knows nothing of where data lie and of how a model is run. It imports wha
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from graftwork.data.columns import LABEL, Columns, Content
@@ -63,6 +64,28 @@ class Asker(Protocol):
         num_beams: int | None = None,
     ) -> list[str]: ...
     def decide(self, logits: "Tensor", mask: "Tensor | None", adapter: str) -> "Tensor": ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What an adapter is asked.
+
+    Attributes:
+        asker: asks it.
+        adapter: its name.
+        task, head: its task and head.
+        inputs: what to predict from.
+        batch_size: inputs in one pass.
+        options: of generation, in the place of what it was tuned with.
+    """
+
+    asker: Asker
+    adapter: str
+    task: "TaskIdentity"
+    head: "Head"
+    inputs: Sequence[Any]
+    batch_size: int
+    options: Mapping[str, int | None]
 
 
 class Kind(ABC):
@@ -188,29 +211,20 @@ class Kind(ABC):
 
     def encoder(self, backbone: "Backbone", task: "TaskIdentity", head: "Head", *, prompt_tokens: int) -> "Encoder":
         """How inputs are read."""
+        return self.encoder_class(head)(backbone, task, prompt_tokens=prompt_tokens)
+
+    def encoder_class(self, head: "Head") -> "type[Encoder]":
+        """What reads inputs for a head."""
         from graftwork.encoding import TextEncoder
 
-        return TextEncoder(backbone, task, prompt_tokens=prompt_tokens)
+        return TextEncoder
 
     # -- its answers --------------------------------------------------------------------------------------------------
 
-    def answers(
-        self,
-        asker: Asker,
-        adapter: str,
-        task: "TaskIdentity",
-        head: "Head",
-        inputs: Sequence[Any],
-        *,
-        batch_size: int,
-        **options: Any,
-    ) -> "list[Prediction]":
-        """What an adapter says of inputs.
-
-        Args:
-            options: of generation.
-        """
-        return self.read(task, head, asker.logits(inputs, adapter, batch_size=batch_size), inputs)
+    def answers(self, asked: Question) -> "list[Prediction]":
+        """The predictions for some inputs."""
+        logits = asked.asker.logits(asked.inputs, asked.adapter, batch_size=asked.batch_size)
+        return self.read(asked.task, asked.head, logits, asked.inputs)
 
     @abstractmethod
     def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":

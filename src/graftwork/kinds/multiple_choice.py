@@ -67,11 +67,10 @@ class MultipleChoice(Kind):
 
         return FeatureHead(task="multiple-choice", num_outputs=1, **fields)
 
-    def encoder(self, backbone: "Backbone", task: "TaskIdentity", head: "Head", *, prompt_tokens: int) -> "Encoder":
+    def encoder_class(self, head: "Head") -> "type[Encoder]":
         from graftwork.encoding import ChoiceEncoder, LikelihoodEncoder
 
-        encoder = LikelihoodEncoder if head.reads == "vocabulary" else ChoiceEncoder
-        return encoder(backbone, task, prompt_tokens=prompt_tokens)
+        return LikelihoodEncoder if head.reads == "vocabulary" else ChoiceEncoder
 
     def shown_answer(self, found: "Prediction", given: Any) -> str:
         return "\t".join([*self.cells(found), given[0], str(found.choice)])

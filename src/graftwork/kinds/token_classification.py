@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graftwork.data.columns import TAGS, WORDS, Columns, Content, is_integer, label_ids, label_text, sorted_names
 from graftwork.errors import DivergedError, RecipeError, nearest
 from graftwork.kinds.classification import of_names
-from graftwork.kinds.kind import Asker, Declared, Kind
+from graftwork.kinds.kind import Asker, Declared, Kind, Question
 from graftwork.kinds.metrics import Metric, span_f1, span_precision, span_recall, token_accuracy
 
 if TYPE_CHECKING:
@@ -92,27 +92,17 @@ class TokenClassification(Kind):
 
         return FeatureHead(task="token-classification", num_outputs=num_labels, **fields)
 
-    def encoder(self, backbone: "Backbone", task: "TaskIdentity", head: "Head", *, prompt_tokens: int) -> "Encoder":
+    def encoder_class(self, head: "Head") -> "type[Encoder]":
         from graftwork.encoding import TagEncoder
 
-        return TagEncoder(backbone, task, prompt_tokens=prompt_tokens)
+        return TagEncoder
 
-    def answers(
-        self,
-        asker: Asker,
-        adapter: str,
-        task: "TaskIdentity",
-        head: "Head",
-        inputs: Sequence[Any],
-        *,
-        batch_size: int,
-        **options: Any,
-    ) -> "list[Prediction]":
+    def answers(self, asked: Question) -> "list[Prediction]":
         from graftwork.encoding import words_of
 
-        tags = asker.tags(inputs, adapter, batch_size=batch_size)
-        words = [words_of(given, i) for i, given in enumerate(inputs)]
-        return [read_tags(task, *both) for both in zip(words, tags, strict=True)]
+        tags = asked.asker.tags(asked.inputs, asked.adapter, batch_size=asked.batch_size)
+        words = [words_of(given, i) for i, given in enumerate(asked.inputs)]
+        return [read_tags(asked.task, *both) for both in zip(words, tags, strict=True)]
 
     def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
         raise NotImplementedError(self.name)  # there is no one row of logits for an input
