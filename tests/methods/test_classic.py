@@ -176,7 +176,7 @@ def test_tied_embeddings_are_one_and_at_the_bottom(kind):
     declared = declare(backbone, FullFineTuning(layer_decay=2.0, gradual_unfreezing=True), head)
     word = declared["embeddings.word.weight"]
     depth = backbone.sites.num_layers
-    assert (word.rate, word.thaws) == (2.0**-depth, depth)
+    assert (word.rate, word.unfreezes) == (2.0**-depth, depth)
     assert ("lm_head.weight" in declared) != tied
     batch = inputs_for(model, 6, 6)
     adapter = Adapter.create(backbone, FullFineTuning(), head, TaskIdentity(name="t"))
@@ -207,7 +207,7 @@ def test_discriminative_rates_and_gradual_unfreezing():
             assert name.startswith("embeddings.")
             height = 3
         assert parameter.rate == pytest.approx(2.6**-height, rel=1e-12), name
-        assert parameter.thaws == height, name
+        assert parameter.unfreezes == height, name
 
 
 def test_named_ones():

@@ -13,7 +13,7 @@ from graftwork.tasks import load_split
 from graftwork.training import display
 from graftwork.training.display import SILENT, Bars, Lines, readable_seconds, shown_on_stderr
 from graftwork.training.opening import of_training
-from graftwork.training.scoring import Judge
+from graftwork.training.scoring import Scorer
 
 UPPER = LoRA(rank=4, targets="layers.1.*")
 """Below it is something for a prefix cache to keep."""
@@ -206,9 +206,9 @@ def test_generating_is_shown_and_gives_the_same_texts(backbones, kinds_data, cap
     rows = load_split(task, "validation", grouped=True)
     model = AdaptedModel(backbone, {"g": adapter})
     try:
-        judge = Judge(model, "g", task, rows, batch_size=3)
-        judge()
-        assert list(judge.outcome[0]) == model.texts(list(rows["text"]), "g", batch_size=3)
+        scorer = Scorer(model, "g", task, rows, batch_size=3)
+        scorer()
+        assert list(scorer.outcome[0]) == model.texts(list(rows["text"]), "g", batch_size=3)
     finally:
         model.detach()
 

@@ -17,7 +17,7 @@ from graftwork.kinds import KINDS
 from graftwork.kinds.token_classification import spans_of
 from graftwork.tasks import METRICS, load_split
 from graftwork.training.evaluation import task_of
-from graftwork.training.scoring import Judge
+from graftwork.training.scoring import Scorer
 
 LORA = LoRA(rank=4)
 
@@ -288,7 +288,7 @@ def test_numbers_of_rows_tokens_and_beams_are_whole_and_at_least_1(make, name, v
         return  # in tests, a type that is not as annotated is an error of its own
     model = AdaptedModel(backbone, {"a": adapter})
     rows = load_split(task, "validation", grouped=True)
-    calls = {"generation_examples": lambda: Judge(model, "a", task, rows, batch_size=2, **given)}
+    calls = {"generation_examples": lambda: Scorer(model, "a", task, rows, batch_size=2, **given)}
     call = calls.get(name, lambda: model.texts(["one good"], "a", **{"max_new_tokens": 2, **given}))
     try:
         with pytest.raises(RecipeError, match=expected):

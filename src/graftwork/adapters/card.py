@@ -17,7 +17,7 @@ def model_card(adapter: Record) -> str:
     """A README for the adapter's folder, with the front matter that model hubs read. The same adapter gives the same
     text.
     """
-    settings = adapter.method.told
+    settings = adapter.method.settings_text
     given = '("first text", "second text")' if adapter.task.pairs else KINDS[adapter.kind].example
     scores = "\n".join(
         f"| {split} | {metric} | {readable_score(value, adapter.rows.get(split))} |"

@@ -54,7 +54,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
         {
             "task": f"{loaded.task.name} ({' -> '.join(loaded.describe())})",
             "method": f"{loaded.method.name} ({loaded.method.paper})",
-            "settings": loaded.method.told or "none",
+            "settings": loaded.method.settings_text or "none",
             **({"pooling": loaded.pooling} if loaded.pooling else {}),
             **({"added tokens": ", ".join(loaded.task.added_tokens)} if loaded.task.added_tokens else {}),
             "parameters": f"{loaded.num_parameters:,} in {len(loaded.tensors)} tensors",

@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from graftwork.errors import AdapterError, BackboneError
 from graftwork.grafting.graft import Graft
-from graftwork.grafting.standin import very_modules
+from graftwork.grafting.standin import unwrapped_modules
 
 
 class _Recomputed:
@@ -117,7 +117,7 @@ class Recomputing:
         return getattr(self.model, name if hasattr(self.model, name) else f"gradient_checkpointing_{what}")
 
     def _layers(self) -> list[GradientCheckpointingLayer]:
-        return [module for module in very_modules(self.model) if isinstance(module, GradientCheckpointingLayer)]
+        return [module for module in unwrapped_modules(self.model) if isinstance(module, GradientCheckpointingLayer)]
 
     def run(self, checkpointing: Callable[..., Any], forward: partial[Any], *args: Any) -> Any:
         """A layer run by a checkpointing function, with the backbone's own dropout as it was asked for."""

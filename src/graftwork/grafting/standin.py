@@ -92,16 +92,16 @@ def _hooked(module: nn.Module, hooks: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def very(module: nn.Module) -> nn.Module:
+def unwrapped(module: nn.Module) -> nn.Module:
     """The module itself, out of all that stands in its place."""
     while isinstance(module, StandIn):
         module = module.inner
     return module
 
 
-def very_modules(root: nn.Module) -> Iterator[nn.Module]:
+def unwrapped_modules(root: nn.Module) -> Iterator[nn.Module]:
     """All modules of a model themselves."""
-    return map(very, root.modules())
+    return map(unwrapped, root.modules())
 
 
 def put(root: nn.Module, path: str, old: nn.Module, new: nn.Module) -> nn.Module:

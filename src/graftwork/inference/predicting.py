@@ -90,8 +90,8 @@ class Inference:
         found: dict[int, Prediction] = {}
         if len(set(known)) > 1 and not any(option is not None for option in options.values()):
             together = [i for i, name in enumerate(known) if isinstance(self.encoder(name), TextEncoder)]
-            judged = self._judge([inputs[i] for i in together], [known[i] for i in together], batch_size)
-            found.update(zip(together, judged, strict=True))
+            predicted = self._predict_together([inputs[i] for i in together], [known[i] for i in together], batch_size)
+            found.update(zip(together, predicted, strict=True))
         for name in dict.fromkeys(known):
             rows = [i for i, other in enumerate(known) if other == name and i not in found]
             if rows:
@@ -161,7 +161,7 @@ class Inference:
                 found.update(zip(places, encoder.read(made, batch), strict=True))
         return [found[i] for i in range(len(rows))]
 
-    def _judge(self, inputs: Sequence[Any], names: Sequence[str], batch_size: int) -> list[Prediction]:
+    def _predict_together(self, inputs: Sequence[Any], names: Sequence[str], batch_size: int) -> list[Prediction]:
         """What adapters for classification and regression say of texts, those of like length in one pass."""
         encoders = {name: self.encoder(name) for name in names}
         rows: dict[int, Any] = {}

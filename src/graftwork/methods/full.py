@@ -116,7 +116,7 @@ class FullFineTuning(Method):
                 group="norms" if site.kind == "norm" else "adapter",
                 decay=name == "weight" and site.kind != "norm",
                 rate=self.layer_decay**-site.height,
-                thaws=site.height if self.gradual_unfreezing else 0,
+                unfreezes=site.height if self.gradual_unfreezing else 0,
             )
             for name, shape in shapes.items()
             if prod(shape)

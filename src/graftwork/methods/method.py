@@ -52,7 +52,7 @@ class Method(Checked):
             raise MethodError(f"{name}={value!r} would do nothing: {why}", change=f"--method.{name}")
 
     @property
-    def told(self) -> str:
+    def settings_text(self) -> str:
         """Its settings as the command line takes their values: `rank=8, targets=["layers.*"]`."""
         values = self.model_dump(mode="json").items()
         return ", ".join(f"{n}={v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}" for n, v in values)

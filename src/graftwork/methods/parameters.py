@@ -31,7 +31,7 @@ class Parameter:
         decay: whether weight decay acts on it (not on biases and norms).
         trained: whether it is trained. One that is not is kept with the others and counted nowhere.
         rate: its learning rate, as a multiple of the run's.
-        thaws: the epoch, counted from 0, from which on it is trained.
+        unfreezes: the epoch, counted from 0, from which on it is trained.
     """
 
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class Parameter:
     decay: bool = True
     trained: bool = True
     rate: float = 1.0
-    thaws: int = 0
+    unfreezes: int = 0
 
     @property
     def count(self) -> int:

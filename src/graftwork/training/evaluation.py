@@ -15,7 +15,7 @@ from graftwork.tasks.task import HUB
 from graftwork.training.display import shown_on_stderr
 from graftwork.training.opening import joined, of_backbone, of_loading, of_task
 from graftwork.training.remarks import remark
-from graftwork.training.scoring import Judge
+from graftwork.training.scoring import Scorer
 
 
 def evaluate(
@@ -89,7 +89,7 @@ def evaluate(
             pooling = adapter.pooling and f"pooling {adapter.pooling}"
             parts = (f"method {adapter.method.name}", pooling, of_task(task, {which: len(rows)}))
             display.say(joined(of_backbone(backbone), *parts))
-            judge = Judge(
+            scorer = Scorer(
                 model,
                 adapter.task.name,
                 task,
@@ -101,11 +101,11 @@ def evaluate(
                 split=which,
                 display=display,
             )
-            scores = judge()
+            scores = scorer()
         finally:
             model.detach()
     of_file = split is None and data is not None and Path(data).is_file()
-    remark(adapter.task.name, str(data) if of_file else split or "validation", task, len(rows), judge.outcome)
+    remark(adapter.task.name, str(data) if of_file else split or "validation", task, len(rows), scorer.outcome)
     return {name: scores[name] for name in task.metrics}
 
 

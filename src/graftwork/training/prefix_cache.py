@@ -26,7 +26,7 @@ from graftwork.errors import BackboneError, RecipeError
 from graftwork.model import AdaptedModel
 from graftwork.passes.starts import KEPT, HeadStart, LayerStart, Start
 from graftwork.training.display import SILENT, Bar, Display
-from graftwork.training.scoring import Judge
+from graftwork.training.scoring import Scorer
 from graftwork.training.settings import TrainingSettings
 from graftwork.training.statefiles import DamagedError, StateFiles, size_of
 from graftwork.training.trainer import AdapterTrainer
@@ -54,9 +54,9 @@ class UnsuitableError(RecipeError):
 
 @contextmanager
 def prefix_cache(
-    trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings, display: Display = SILENT
+    trainer: AdapterTrainer, scorer: Scorer, settings: TrainingSettings, display: Display = SILENT
 ) -> Iterator[None]:
-    """Inside, trainer and judge begin their passes with what is kept of the rows, where that can be.
+    """Inside, trainer and scorer begin their passes with what is kept of the rows, where that can be.
 
     Args:
         settings: resolved ones.
@@ -68,7 +68,7 @@ def prefix_cache(
     with ExitStack() as stack:
         try:
             if settings.prefix_cache != "off":
-                stack.enter_context(_kept(trainer, judge, settings, display))
+                stack.enter_context(_kept(trainer, scorer, settings, display))
         except (RecipeError, OSError) as error:
             problem = error.problem if isinstance(error, RecipeError) else f"it cannot be written: {error}"
             if settings.prefix_cache == "on":
@@ -81,8 +81,8 @@ def prefix_cache(
 
 
 @contextmanager
-def _kept(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings, display: Display) -> Iterator[None]:
-    model, name, encoder, collate = trainer.adapted, trainer.adapter_name, judge.encoder, trainer.data_collator
+def _kept(trainer: AdapterTrainer, scorer: Scorer, settings: TrainingSettings, display: Display) -> Iterator[None]:
+    model, name, encoder, collate = trainer.adapted, trainer.adapter_name, scorer.encoder, trainer.data_collator
     if settings.backbone_dropout == "keep":
         raise UnsuitableError("the backbone's dropout is kept, so that no two passes over a text are the same")
     if settings.prefix_cache == "auto" and _epochs(trainer) < 2:
@@ -96,14 +96,14 @@ def _kept(trainer: AdapterTrainer, judge: Judge, settings: TrainingSettings, dis
         except BackboneError as error:
             raise UnsuitableError(error.problem) from error
         rows: Any = trainer.train_dataset
-        texts = Texts(encoder, [rows, judge.encoded])
+        texts = Texts(encoder, [rows, scorer.encoded])
         bounds, states = _states(model, name, start, texts, int(settings.prefix_cache_gb * GIGABYTE), display)
-        judge.encoder = reader = KeptEncoder(encoder, texts, bounds, states, by_token=start.by_token)
+        scorer.encoder = reader = KeptEncoder(encoder, texts, bounds, states, by_token=start.by_token)
         trainer.data_collator = reader.collate
         try:
             yield
         finally:
-            judge.encoder, trainer.data_collator = encoder, collate
+            scorer.encoder, trainer.data_collator = encoder, collate
 
 
 def _epochs(trainer: AdapterTrainer) -> float:

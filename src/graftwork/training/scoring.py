@@ -27,7 +27,7 @@ from graftwork.training.display import SILENT, Display
 logger = logging.getLogger(__name__)
 
 
-class Judge:
+class Scorer:
     """Scores an adapter on the same rows again and again.
 
     Args:

@@ -45,7 +45,7 @@ class AdapterTrainer(Trainer):
         batches: the places of the rows that share a batch, epoch by epoch.
         head_learning_rate: the head's; None: the run's.
         schedule: the learning rate's, in the place of transformers' own.
-        judge: gives the scores that choose among checkpoints.
+        scorer: gives the scores that choose among checkpoints.
         strand: of a run among several, what it runs in: its steps are then asked of the strand's caller, and so is what
             is scored. The model is a `OneAdapter`.
     """
@@ -57,7 +57,7 @@ class AdapterTrainer(Trainer):
         batches: Batches,
         head_learning_rate: float | None = None,
         schedule: Schedule | None = None,
-        judge: Callable[[], dict[str, float]] | None = None,
+        scorer: Callable[[], dict[str, float]] | None = None,
         strand: Strand | None = None,
         **kwargs: Any,
     ) -> None:
@@ -66,10 +66,10 @@ class AdapterTrainer(Trainer):
         self.batches = batches
         self.head_learning_rate = head_learning_rate
         self.schedule = schedule
-        self.judge = judge
+        self.scorer = scorer
         self.strand = strand
         self._moment = (-1, 0)
-        self.add_callback(Thawing(self))
+        self.add_callback(GradualUnfreezing(self))
 
     def create_accelerator_and_postprocess(self) -> None:
         """accelerate moves nothing: the model stays where it is, and batches are sent there by the trainer."""
@@ -153,10 +153,10 @@ class AdapterTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The judge's scores, logged."""
-        assert self.judge is not None
-        judged = self.judge() if self.strand is None else self._ask(self.judge)
-        scores = {f"{metric_key_prefix}_{name}": value for name, value in judged.items()}
+        """The scorer's scores, logged."""
+        assert self.scorer is not None
+        scored = self.scorer() if self.strand is None else self._ask(self.scorer)
+        scores = {f"{metric_key_prefix}_{name}": value for name, value in scored.items()}
         self.log(scores)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
@@ -236,7 +236,7 @@ class AdapterTrainer(Trainer):
         self.adapted.in_training(self.adapter_name).assign(load_file(Path(checkpoint) / TENSORS))
 
 
-class Thawing(TrainerCallback):
+class GradualUnfreezing(TrainerCallback):
     """Keeps what thaws later out of the gradients until its epoch comes (Howard & Ruder 2018, section 3.3).
 
     An optimizer leaves a parameter without a gradient as it is, weight decay included, and holds no state for it; so a
@@ -251,7 +251,7 @@ class Thawing(TrainerCallback):
     ) -> None:
         epoch = int(state.epoch or 0)
         for tensor, parameter in self.trainer.declared():
-            tensor.requires_grad_(epoch >= parameter.thaws)
+            tensor.requires_grad_(epoch >= parameter.unfreezes)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -41,7 +41,7 @@ from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
 from graftwork.training.recipe import Recipe
 from graftwork.training.remarks import remark
 from graftwork.training.sampling import Batches, LengthGrouped, Shuffled, TokenBudget
-from graftwork.training.scoring import Judge
+from graftwork.training.scoring import Scorer
 from graftwork.training.settings import TrainingSettings
 from graftwork.training.strand import Strand
 from graftwork.training.together import OneAdapter
@@ -223,8 +223,8 @@ class Run:
         model.add(name, new, trainable=True)
         place.begin(recipe, resume=resume)
         self.checkpoint = last_checkpoint(place.working) if resume else None
-        self.judge = self._judge("validation", data.validation)
-        self.trainer = _trainer(model, name, data, settings, place.working, self.judge, strand)
+        self.scorer = self._scorer("validation", data.validation)
+        self.trainer = _trainer(model, name, data, settings, place.working, self.scorer, strand)
         self.trainer.add_callback(ProgressBar(name, data.task.main_metric, display))
         _tell_of_late_thawing(self.trainer, settings)
 
@@ -256,7 +256,7 @@ class Run:
             self.trainer.take_up(checkpoint)
             return
         # Passes that several share begin where all of them begin: at the input.
-        cache = partial(prefix_cache, self.trainer, self.judge, self.recipe.train, self.display)
+        cache = partial(prefix_cache, self.trainer, self.scorer, self.recipe.train, self.display)
         kept = cache() if self.alone else nullcontext()
         with on(self.model.device), compiled(self.model) if self.recipe.train.torch_compile else nullcontext(), kept:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -267,18 +267,20 @@ class Run:
         model = self.model
         finished = self.trainer.adapter.finished(model.backbone)
         model.replace(self.name, finished)
-        metrics = {"validation": self.judge()}
-        head = finished.head if self.judge.outcome is None else finished.head.calibrated(*self.judge.outcome)
+        metrics = {"validation": self.scorer()}
+        head = finished.head if self.scorer.outcome is None else finished.head.calibrated(*self.scorer.outcome)
         if head != finished.head:
             finished = replace(finished, head=head)
             model.replace(self.name, finished)
-            metrics = {"validation": self.judge()}
-        judges = {"validation": self.judge}
+            metrics = {"validation": self.scorer()}
+        scorers = {"validation": self.scorer}
         if self.data.test is not None:
-            judges["test"] = self._judge("test", self.data.test)
-        metrics |= {split: judge() for split, judge in judges.items() if split not in metrics}
-        for split, judge in judges.items():
-            remark(self.name, split, self.data.task, len(judge.rows), judge.outcome if split == "validation" else None)
+            scorers["test"] = self._scorer("test", self.data.test)
+        metrics |= {split: scorer() for split, scorer in scorers.items() if split not in metrics}
+        for split, scorer in scorers.items():
+            remark(
+                self.name, split, self.data.task, len(scorer.rows), scorer.outcome if split == "validation" else None
+            )
         worse = below(self.data.task, metrics, self.baseline)
         if worse:
             logger.warning("%s: %s", self.name, worse)
@@ -286,15 +288,15 @@ class Run:
             finished,
             metrics=metrics,
             baseline=self.baseline,
-            rows={split: len(judge.rows) for split, judge in judges.items()},
+            rows={split: len(scorer.rows) for split, scorer in scorers.items()},
             recipe=self.recipe.model_dump(mode="json"),
         )
         history = self.trainer.state.log_history
         return adapter, json_lines(repeatable(row for row in history if "step" in row))
 
-    def _judge(self, split: str, rows: Dataset) -> Judge:
+    def _scorer(self, split: str, rows: Dataset) -> Scorer:
         settings = self.recipe.train
-        return Judge(
+        return Scorer(
             self.model,
             self.name,
             self.data.task,
@@ -330,7 +332,7 @@ def _trainer(
     data: TaskData,
     settings: TrainingSettings,
     working: Path,
-    judge: Judge,
+    scorer: Scorer,
     strand: Strand | None,
 ) -> AdapterTrainer:
     task, encoder = data.task, model.inference(name).encoder(name)
@@ -349,10 +351,10 @@ def _trainer(
         batches=_batches(lengths_of(encoder, rows), settings),
         head_learning_rate=settings.head_learning_rate,
         schedule=settings.schedule,
-        judge=partial(judge, generate=task.main_metric != "loss"),
+        scorer=partial(scorer, generate=task.main_metric != "loss"),
         strand=strand,
         train_dataset=rows,
-        eval_dataset=judge.encoded,
+        eval_dataset=scorer.encoded,
         data_collator=encoder.collate,
         callbacks=[Log(working / LOG)],
     )
@@ -373,7 +375,7 @@ def _batches(lengths: Sequence[int], settings: TrainingSettings) -> Batches:
 
 def _tell_of_late_thawing(trainer: AdapterTrainer, settings: TrainingSettings) -> None:
     """Say so when a run ends before everything in it is trained."""
-    epochs = 1 + max((parameter.thaws for _, parameter in trainer.declared()), default=0)
+    epochs = 1 + max((parameter.unfreezes for _, parameter in trainer.declared()), default=0)
     if settings.max_steps == -1 and (settings.num_train_epochs or epochs) < epochs:
         logger.warning(
             "a run of %g epochs ends before all layers are unfrozen, one an epoch: the last of them are trained from "
