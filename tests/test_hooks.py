@@ -80,6 +80,20 @@ def test_hooks_are_called_once_until_they_are_taken_off(name, when, off):
     assert others(backbone.model, batch) == []
 
 
+def test_a_hook_that_is_set_on_a_module_held_from_before_stays():
+    backbone = make_backbone("bert")
+    held, called = bare(backbone.model), []
+    model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2))})
+    handle = held.register_forward_hook(lambda *_: called.append(1))
+    model.detach()
+    batch = batch_for(backbone, 5, 4)
+    backbone.model(**batch)
+    assert called == [1]
+    handle.remove()
+    backbone.model(**batch)
+    assert called == [1]
+
+
 def test_a_hook_sees_what_the_model_computes_there():
     backbone = make_backbone("bert")
     seen = []

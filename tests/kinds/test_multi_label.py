@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter
 from sklearn.metrics import f1_score, roc_auc_score
 from training.workbench import FAST, sentence, write_csv
 
 from graftwork import AdaMix, AdaptedModel, Adapter, FeatureExtraction, LoRA, Task, evaluate, tune, tune_many
 from graftwork.errors import AdapterError, DataError, DivergedError, MethodError, RecipeError
 from graftwork.heads import States
-from graftwork.kinds.heads import as_head
+from graftwork.kinds import KINDS
+from graftwork.kinds.heads import AnyHead, as_head
 from graftwork.kinds.multi_label import MultiLabelHead, best_threshold
 from graftwork.tasks import compute, load
+from graftwork.training.baseline import probe
 
 KIND = "multi-label-classification"
 LABELS = ("bad", "good")
@@ -281,3 +284,99 @@ def test_a_new_adapter_for_a_loop_of_ones_own(backbone):
     assert adapter.head == MultiLabelHead(num_outputs=2, pooling=backbone.pooling)
     with pytest.raises(AdapterError, match="needs labels"):
         Adapter.new(backbone, LORA, kind=KIND)
+
+
+# What reviews found
+
+
+@pytest.mark.parametrize("cells", [None, ["-1", "-1"], ["", ""]], ids=["no columns", "-1", "empty"])
+def test_a_test_split_without_labels_in_columns_is_left_out(tmp_path, cells, caplog):
+    write(tmp_path / "train", "columns", rows(30))
+    with (tmp_path / "test.csv").open("w", newline="") as file:
+        header = ["text", *(LABELS if cells else ())]
+        csv.writer(file).writerows([header, *([f"t{i}", *(cells or ())] for i in range(4))])
+    task = Task(name="t", kind=KIND, text="text", label="bad,good", data=str(tmp_path))
+    assert load(task).test is None
+    assert "no labels in column 'bad,good'" in caplog.text
+
+
+def test_thresholds_near_one_are_finite():
+    labels = np.array([0, 0, 1, 1])
+    found = best_threshold(np.array([18.0, 19.0, 20.0, 21.0]), labels)
+    head = MultiLabelHead(num_outputs=1, pooling="mean", thresholds=(found,))
+    margins = head.margins(torch.tensor([[18.0], [19.0], [20.0], [21.0]]))
+    assert margins.isfinite().all()
+    assert (margins >= 0).flatten().tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("thresholds", [(0.5,), (0.5, 1.0), (0.0, 0.5)])
+def test_thresholds_that_are_none(thresholds):
+    with pytest.raises(ValueError, match="thresholds"):
+        MultiLabelHead(num_outputs=2, pooling="mean", thresholds=thresholds)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[1, 1, 0], [0, 1, 1]] * 6, r"a label more than once: lines 1, 2(.|\n)*a column of 0 and 1 for each label"),
+        ([[0], [1]] * 6, r"only the labels 0 and 1(.|\n)*--label"),
+    ],
+)
+def test_zeros_and_ones_in_one_column_are_not_taken_for_labels(tmp_path, values, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"t{i}", "label": own}) + "\n" for i, own in enumerate(values)))
+    with pytest.raises(DataError, match=message):
+        load(task_for(path))
+
+
+def test_ids_with_gaps_come_as_floats(tmp_path):
+    import pandas
+
+    table = pandas.DataFrame(
+        {"text": [f"t{i}" for i in range(30)], "label": [[0.0, 1.0, None][i % 3] for i in range(30)]}
+    )
+    table.to_parquet(tmp_path / "rows.parquet")
+    found = load(task_for(tmp_path / "rows.parquet", labels=("bad", "good"), label_ids=True))
+    seen = {row["text"]: row["label"] for split in (found.train, found.validation) for row in split}
+    assert [seen[f"t{i}"] for i in range(3)] == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_a_column_whose_name_has_a_comma(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    made = [{"text": f"t{i}", "x,y": ("bad", "good")[i % 2]} for i in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    task = Task(name="t", kind=KIND, text="text", label="x,y", data=str(path))
+    assert load(task).task.labels == LABELS
+
+
+def test_lists_are_scored_as_arrays_are():
+    assert compute(("f1_micro",), KIND, [[1.0, -1.0]], [[1, 0]]) == {"f1_micro": 1.0}
+    assert compute(("accuracy",), "classification", [[0.1, 0.9]], [1]) == {"accuracy": 1.0}
+
+
+def test_the_baseline_has_thresholds_too():
+    random_ = np.random.RandomState(0)
+    vectors = {split: random_.randn(60, 3) for split in ("train", "validation", "test")}
+    # One row in eight has the label: at 0.5 a linear model gives it to hardly any.
+    labels = {
+        name: np.stack([own[:, 0] + random_.randn(60) > 1.6, own[:, 1] > 0], 1).astype(int)
+        for name, own in vectors.items()
+    }
+    task = Task(name="t", kind=KIND, text="text", data="x", labels=LABELS)
+    kind = KINDS[KIND]
+    [*_, model] = kind.linear_models()
+    model.fit(vectors["train"], labels["train"])
+    found = kind.linear_outcomes(model, vectors, labels, LABELS)
+    at_half = {name: kind.linear_predictions(model, own, LABELS) for name, own in vectors.items()}
+    score = {
+        name: compute(("f1_macro",), KIND, own["validation"], labels["validation"])["f1_macro"]
+        for name, own in (("tuned", found), ("half", at_half))
+    }
+    assert score["tuned"] > score["half"]
+    assert probe(task, vectors, labels).keys() == {"validation", "test"}
+
+
+@pytest.mark.parametrize("kind", [["x"], None, 3, "no such"])
+def test_a_damaged_kind_of_head_is_named(kind):
+    with pytest.raises(ValueError, match="there is no head of kind"):
+        TypeAdapter(AnyHead).validate_python({"kind": kind})

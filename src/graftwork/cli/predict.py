@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts.types import PositiveInt
 
 from graftwork.cli.settings import Switch
 from graftwork.errors import DataError
 from graftwork.kinds import KINDS
-
-if TYPE_CHECKING:
-    pass
 
 
 def predict(

@@ -121,7 +121,19 @@ def put(root: nn.Module, path: str, old: nn.Module, new: nn.Module) -> nn.Module
         here.__dict__["inner"] = new
     elif place is not None:
         place._modules[leaf] = new
-    new.__dict__.update(hooks_of(old))
     if isinstance(new, StandIn) and new.inner is old:
+        new.__dict__.update(hooks_of(old))
         old.__dict__.update(no_hooks())
+    else:
+        _give_back(hooks_of(old), new)
     return new if here is old and place is None else root
+
+
+def _give_back(hooks: Mapping[str, Any], module: nn.Module) -> None:
+    """Give a module the hooks of its place, beside those that somebody set on it while something stood there."""
+    for name, own in hooks.items():
+        known = module.__dict__[name]
+        if known and own and known is not own:
+            own.update(known)
+        if own or not known:
+            module.__dict__[name] = own

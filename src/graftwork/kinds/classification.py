@@ -81,7 +81,7 @@ class Classification(Kind):
                 )
 
     def labels_in(self, predictions: Any, labels: Any) -> tuple[str, ...] | None:
-        return tuple(map(str, range(predictions.shape[1])))
+        return tuple(map(str, range(len(predictions[0]))))
 
     def prepare(self, predictions: Any, labels: Any) -> tuple[Any, Any]:
         import numpy as np

@@ -45,7 +45,7 @@ def as_head(value: object) -> Head:
     kind = value.get("kind") if isinstance(value, Mapping) else None
     if isinstance(kind, str) and kind not in HEADS and kind in KINDS:
         KINDS[kind]  # which may have a head of its own
-    if kind not in HEADS:
+    if not isinstance(kind, str) or kind not in HEADS:
         raise PydanticCustomError(
             "head", "there is no head of kind {kind}; expected {known}", {"kind": repr(kind), "known": ", ".join(HEADS)}
         )

@@ -305,6 +305,21 @@ class Kind(ABC):
         """Of scikit-learn, the baseline's models, the strongest penalty first."""
         raise NotImplementedError(self.name)
 
+    def linear_outcomes(
+        self,
+        model: Any,
+        vectors: "Mapping[str, numpy.ndarray]",
+        labels: "Mapping[str, numpy.ndarray]",
+        names: Sequence[str],
+    ) -> "dict[str, numpy.ndarray]":
+        """The predictions of a fitted one for each split, with what is chosen on the validation split.
+
+        Args:
+            vectors, labels: by split.
+            names: the task's labels.
+        """
+        return {split: self.linear_predictions(model, own, names) for split, own in vectors.items()}
+
     def linear_predictions(self, model: Any, vectors: "numpy.ndarray", labels: Sequence[str]) -> "numpy.ndarray":
         """What a fitted one says, as `compute` takes it."""
         raise NotImplementedError(self.name)

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from graftwork.data.columns import Columns, Content, label_ids, label_text
@@ -41,7 +42,13 @@ class MultiLabelHead(PooledHead):
     """
 
     kind: Literal["multi-label-classification"] = NAME  # type: ignore[assignment] # one of a kind of its own
-    thresholds: tuple[float, ...] | None = None
+    thresholds: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _a_threshold_each(self) -> "MultiLabelHead":
+        if self.thresholds is not None and len(self.thresholds) != self.num_outputs:
+            raise ValueError(f"thresholds: {len(self.thresholds)} are given for {self.num_outputs} labels")
+        return self
 
     @property
     def num_labels(self) -> int:
@@ -63,7 +70,8 @@ class MultiLabelHead(PooledHead):
         """How far logits are above those of the thresholds."""
         if self.thresholds is None:
             return logits
-        return logits - torch.tensor(self.thresholds, dtype=logits.dtype, device=logits.device).logit()
+        # Near 1 a probability of float32 has too few digits.
+        return logits - torch.tensor(self.thresholds, dtype=torch.float64).logit().to(logits)
 
     def calibrated(self, predictions: Any, labels: Any) -> "MultiLabelHead":
         chosen = [best_threshold(own, there) for own, there in zip(predictions.T, labels.T, strict=True)]
@@ -112,9 +120,11 @@ def best_threshold(logits: "numpy.ndarray", labels: "numpy.ndarray") -> float:
 
 
 def _is_labels(value: Any) -> bool:
-    return isinstance(value, str | int) or (
-        isinstance(value, list) and all(isinstance(own, str | int) for own in value)
-    )
+    return _is_label(value) or (isinstance(value, list) and all(map(_is_label, value)))
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str | int | float)
 
 
 SEVERAL = Content("list of labels, or text with | between them", _is_labels, optional=True)
@@ -162,11 +172,11 @@ class MultiLabelClassification(Classification):
 
     def label_columns(self, label: str) -> tuple[str, ...]:
         # A column of 0 and 1 for each label, with commas between them; else the one that holds a row's labels.
-        return tuple(name.strip() for name in label.split(","))
+        return tuple(name.strip() for name in label.split(",") if name.strip())
 
     def gathered(self, label: str, table: Table) -> Table:
         columns = self.label_columns(label)
-        if len(columns) == 1:
+        if len(columns) == 1 or label in table.names:
             return table
         missing = [name for name in columns if name not in table.names]
         if missing:
@@ -193,6 +203,24 @@ class MultiLabelClassification(Classification):
             classes={**table.classes, label: columns},
         )
 
+    def misfits(self, task: Declared, table: Table) -> list[tuple[str, str, str]]:
+        values = table.columns[task.label]
+        names = [_names(value) for value in values]
+        twice = [row for row, own in enumerate(names) if len(set(own)) < len(own)]
+        if twice:
+            problem = f"a label more than once: {table.places(twice)}"
+            return [(problem, "each label of a row once; or a column of 0 and 1 for each label", "--label")]
+        if (
+            task.labels is None
+            and not table.classes.get(task.label)
+            and {n for own in names for n in own} == {"0", "1"}
+        ):
+            problem = f"only the labels 0 and 1 in column {task.label!r}"
+            return [
+                (problem, "the labels of a row; or a column of 0 and 1 for each of them", "--label, as --label a,b")
+            ]
+        return []
+
     def label_names(self, values: Sequence[Any]) -> list[list[str]]:
         return [_names(value) for value in values]
 
@@ -201,7 +229,7 @@ class MultiLabelClassification(Classification):
 
         texts: Columns = {field: (Value("string"), table.columns[own[0]]) for field, own in task.inputs.items()}
         names, labels = self.label_names(table.columns[task.label]), task.labels or ()
-        found = label_ids(table, task.label, names, labels, as_ids=task.label_ids, layout=task.layout)
+        found = label_ids(table, task.label, names, labels, as_ids=task.label_ids, layout="table")
         rows = [[int(i in own) for i in range(len(labels))] for own in found]
         return {**texts, "label": (List(Value("int64")), rows)}
 
@@ -256,10 +284,26 @@ class MultiLabelClassification(Classification):
 
         return [OneVsRestClassifier(LogisticRegression(C=c, max_iter=200)) for c in C]
 
+    def linear_outcomes(
+        self,
+        model: Any,
+        vectors: "Mapping[str, numpy.ndarray]",
+        labels: "Mapping[str, numpy.ndarray]",
+        names: Sequence[str],
+    ) -> "dict[str, numpy.ndarray]":
+        import numpy as np
+
+        found = super().linear_outcomes(model, vectors, labels, names)
+        logits = {split: np.log(own + 0.5) - np.log(0.5 - own) for split, own in found.items()}
+        pairs = zip(logits["validation"].T, labels["validation"].T, strict=True)
+        chosen = np.array([best_threshold(own, there) for own, there in pairs])
+        return {split: own - np.log(chosen / (1 - chosen)) for split, own in logits.items()}
+
     def linear_predictions(self, model: Any, vectors: "numpy.ndarray", labels: Sequence[str]) -> "numpy.ndarray":
         import numpy as np
 
-        return np.asarray(model.predict_proba(vectors)) - 0.5
+        found: numpy.ndarray = np.clip(np.asarray(model.predict_proba(vectors)), 1e-12, 1 - 1e-12) - 0.5
+        return found
 
 
 def _one_or_none(value: Any) -> bool | None:
@@ -269,8 +313,8 @@ def _one_or_none(value: Any) -> bool | None:
 
 
 def _names(value: Any) -> list[str]:
-    """A row's labels, each once."""
-    if value is None:
+    """A row's labels."""
+    if value is None or value != value:  # NaN stands for None in a column of floats
         return []
     parts = [label_text(own) for own in value] if isinstance(value, list) else label_text(value).split(SEPARATOR)
-    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    return [part.strip() for part in parts if part.strip()]

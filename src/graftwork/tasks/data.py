@@ -8,7 +8,7 @@ the same task each time, so that an adapter can be evaluated later on the very r
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from graftwork.data.table import SplitName, Table
 from graftwork.errors import DataError
@@ -122,14 +122,14 @@ def _read(task: Task, wanted: Sequence[SplitName]) -> dict[SplitName, Table]:
     for split in wanted:
         if split == "train" or split not in source:
             continue
-        table = KINDS[task.kind].gathered(task.label, source[split]())
+        table = source[split]()
         if split == "test" and _unlabelled(task, table):
             level = logging.INFO if task.layout == "glue" else logging.WARNING
             logger.log(
                 level, "%s has no labels in column %r, so it is not used as a test split", table.origin, task.label
             )
         else:
-            tables[split] = check(task, table, split)
+            tables[split] = check(task, KINDS[task.kind].gathered(task.label, table), split)
     fractions: dict[SplitName, float] = {"test": task.test_fraction, "validation": task.validation_fraction}
     held_out: dict[SplitName, float] = {
         split: fraction for split, fraction in fractions.items() if fraction and split not in source
@@ -144,6 +144,9 @@ def _unlabelled(task: Task, table: Table) -> bool:
     """Whether there are rows but no label at all: no such column, or nothing in it.
 
     Test splits on the hub have -1 in the place of every label, which of a class column is read as None, or an empty
-    text or list.
+    text or list. A column of 0 and 1 may have it as text.
     """
-    return len(table) > 0 and all(value in (None, -1, "", []) for value in table.columns.get(task.label, ()))
+    columns = KINDS[task.kind].label_columns(task.label)
+    nothing: list[Any] = [None, -1, "", [], *(["-1"] if len(columns) > 1 else [])]
+    names = (task.label,) if task.label in table.names else columns
+    return len(table) > 0 and all(value in nothing for name in names for value in table.columns.get(name, ()))

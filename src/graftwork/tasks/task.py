@@ -188,7 +188,7 @@ class Task(Checked):
     def columns(self) -> tuple[str, ...]:
         """The data's columns that the task reads."""
         inputs = (column for columns in self.inputs.values() for column in columns)
-        return (*inputs, *KINDS[self.kind].label_columns(self.label))
+        return (*inputs, *dict.fromkeys((self.label, *KINDS[self.kind].label_columns(self.label))))
 
     @classmethod
     def parse(cls, values: object, *, origin: str) -> "Task":

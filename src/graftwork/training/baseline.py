@@ -108,11 +108,8 @@ def probe(task: Task, vectors: Mapping[str, "numpy.ndarray"], labels: Mapping[st
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it has not converged: it is a score, near enough
             model.fit(vectors["train"], y["train"])
-        scores = {
-            name: compute(task.metrics, task.kind, kind.linear_predictions(model, own, task.labels or ()), y[name])
-            for name, own in vectors.items()
-            if name != "train"
-        }
+        said = kind.linear_outcomes(model, vectors, y, task.labels or ())
+        scores = {name: compute(task.metrics, task.kind, own, y[name]) for name, own in said.items() if name != "train"}
         value = scores["validation"][task.metrics[0]] * (1 if main.greater_is_better else -1)
         if best is None or value > best[0]:
             best = value, scores
