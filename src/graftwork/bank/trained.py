@@ -16,7 +16,7 @@ from graftwork.backbones import Backbone
 from graftwork.bank.randomness import RandomSource
 from graftwork.bank.resident import Resident
 from graftwork.errors import AdapterError
-from graftwork.heads.objectives import Consistent, Objective, supervised
+from graftwork.heads.objectives import ConsistencyLoss, Objective, supervised_loss
 from graftwork.methods.parameters import ParameterTree
 from graftwork.ops.op import Ops
 from graftwork.ops.shrinks import with_joint_shrinks
@@ -42,7 +42,9 @@ class Trained(nn.Module, Resident):
         refuse_nothing_to_train(adapter.method, adapter.kind, backbone, adapter.num_parameters)
         self.adapter = replace(adapter, tensors={})
         self.backbone = backbone
-        self.objective: Objective = Consistent(adapter.method.passes) if adapter.method.passes > 1 else supervised
+        self.objective: Objective = (
+            ConsistencyLoss(adapter.method.passes) if adapter.method.passes > 1 else supervised_loss
+        )
         self.random_source: RandomSource | None = None
         own = {name: tensor.detach().clone().to(backbone.device) for name, tensor in adapter.tensors.items()}
         self.parameters_by_name = ParameterTree(own, adapter.fixed)

@@ -14,7 +14,7 @@ from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.bank.resident import Resident
 from graftwork.bank.stored import Stored
-from graftwork.heads.objectives import supervised
+from graftwork.heads.objectives import supervised_loss
 from graftwork.ops.op import Ops
 from graftwork.ops.shrinks import with_joint_shrinks
 from graftwork.ops.slabs import Packed
@@ -65,7 +65,7 @@ class Version(Resident):
     def __init__(
         self, adapter: Adapter, backbone: Backbone, *, owned: bool = False, folder: Path | None = None
     ) -> None:
-        self.objective = supervised
+        self.objective = supervised_loss
         self.adapter = replace(adapter, tensors={})
         self.backbone = backbone
         kept = owned or folder is not None

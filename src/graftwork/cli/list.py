@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from graftwork.cli.settings import Switch
-from graftwork.errors import AdapterError
+from graftwork.errors import AdapterError, GraftworkError
 
 if TYPE_CHECKING:
     from graftwork.adapters import Adapter
@@ -31,8 +31,8 @@ def list_adapters(folder: Path, /, *, json: Annotated[bool, Switch] = False) -> 
     for place in _adapter_folders(folder):
         try:
             found.append(_facts(place, Adapter.load(place)))
-        except AdapterError as error:
-            damaged.append(error.problem)
+        except GraftworkError as error:
+            damaged.append(f"{place.name}: {error.problem}")
     if json:
         print(dumps(found))
     elif found:

@@ -89,20 +89,13 @@ class Encoder(ABC):
         Raises:
             RecipeError: a batch size that is no whole number of 1 or more.
         """
-        for places in self.places(rows, batch_size):
-            batch = self.collate([rows[i] for i in places])
-            yield places, {name: value.to(self.backbone.device) for name, value in batch.items()}
-
-    def places(self, rows: Rows, batch_size: int) -> list[list[int]]:
-        """The places of the rows of each batch that `batches` gives.
-
-        Raises:
-            RecipeError: a batch size that is no whole number of 1 or more.
-        """
         require_count("batch size", batch_size)
         lengths = self.lengths(rows)
         by_length = sorted(range(len(rows)), key=lambda i: -lengths[i])
-        return [by_length[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        for start in range(0, len(rows), batch_size):
+            places = by_length[start : start + batch_size]
+            batch = self.collate([rows[i] for i in places])
+            yield places, {name: value.to(self.backbone.device) for name, value in batch.items()}
 
     @property
     def positions(self) -> int | None:

@@ -34,6 +34,10 @@ class ChoiceHead(Head):
     def pooled_by(self) -> Pooling:
         return self.pooling
 
+    @property
+    def over_choices(self) -> bool:
+        return True
+
     def check(self, backbone: Backbone) -> None:
         check_pooling(self.pooling, backbone)
 

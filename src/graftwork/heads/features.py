@@ -90,6 +90,10 @@ class FeatureHead(Head):
         return self.task
 
     @property
+    def over_choices(self) -> bool:
+        return self.task == "multiple-choice"
+
+    @property
     def pooled_by(self) -> Pooling | None:
         return self.pooling if self.model == "linear" and self.task != "token-classification" else None
 

@@ -95,7 +95,12 @@ class Head(BaseModel, ABC):
     @property
     def over_choices(self) -> bool:
         """Whether rows running are the choices of one question."""
-        return self.task_kind == "multiple-choice"
+        return False
+
+    @property
+    def labels_are_tokens(self) -> bool:
+        """Whether its labels are the tokens of a text to be generated."""
+        return False
 
     @property
     def by_token(self) -> bool:

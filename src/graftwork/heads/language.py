@@ -33,6 +33,10 @@ class LanguageHead(Head):
     kind: Literal["generation"] = "generation"
     shifted: bool
 
+    @property
+    def labels_are_tokens(self) -> bool:
+        return True
+
     def check(self, backbone: Backbone) -> None:
         require_language_model(backbone)
 
@@ -89,6 +93,10 @@ class LikelihoodHead(Head):
     @property
     def task_kind(self) -> str:
         return "multiple-choice"
+
+    @property
+    def over_choices(self) -> bool:
+        return True
 
     def check(self, backbone: Backbone) -> None:
         require_language_model(backbone)

@@ -10,7 +10,7 @@ from graftwork.heads.losses import Items
 
 
 @dataclass(frozen=True)
-class Said:
+class LossInputs:
     """What a head says of labelled rows.
 
     Attributes:
@@ -31,18 +31,18 @@ class Said:
     again: Callable[[], Tensor]
 
 
-Objective = Callable[[Said], Tensor]
+Objective = Callable[[LossInputs], Tensor]
 """The loss of one adapter over its rows of a pass, a scalar."""
 
 
-def supervised(said: Said) -> Tensor:
+def supervised_loss(inputs: LossInputs) -> Tensor:
     """The head's own loss."""
-    return said.head.loss(said.logits, said.labels, said.states, said.parameters, said.items)
+    return inputs.head.loss(inputs.logits, inputs.labels, inputs.states, inputs.parameters, inputs.items)
 
 
 @dataclass(frozen=True)
-class Consistent:
-    """The head's loss, and how far apart several passes are (Wang et al. 2022, "AdaMix", equation 8).
+class ConsistencyLoss:
+    """The head's loss, and how far apart several passes are (Wang et al. 2022, "AdaMix", section 3.2).
 
     Attributes:
         passes: how many.
@@ -50,8 +50,8 @@ class Consistent:
 
     passes: int
 
-    def __call__(self, said: Said) -> Tensor:
-        loss = supervised(said)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        loss = supervised_loss(inputs)
         for _ in range(self.passes - 1):
-            loss = loss + said.head.divergence(said.logits, said.again(), said.labels, said.items)
+            loss = loss + inputs.head.divergence(inputs.logits, inputs.again(), inputs.labels, inputs.items)
         return loss

@@ -1,6 +1,6 @@
 """What adapters say of texts, words, questions and images: without dropout and gradients, in any mode of the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from graftwork.heads import Items
 from graftwork.inference.generating import generation_config
 from graftwork.inference.searching import generate
 from graftwork.kinds import KINDS
-from graftwork.kinds.kind import Question
+from graftwork.kinds.kind import Request
 from graftwork.kinds.prediction import Prediction, check_finite, widen
 from graftwork.kinds.token_classification import first_pieces, tags_of
 from graftwork.passes.call import AdaptedOutput, Call
@@ -141,8 +141,13 @@ class Inference:
         batch_size: int,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
+        advance: Callable[[int], None] | None = None,
     ) -> list[str]:
-        """See `AdaptedModel.texts`."""
+        """See `AdaptedModel.texts`.
+
+        Args:
+            advance: called after each pass with the number of its inputs.
+        """
         encoder, task = self.encoder(adapter), self._lease[adapter].adapter.task
         if not isinstance(encoder, GenerationEncoder):
             raise AdapterError(f"adapter {adapter!r} does not generate", expected="one tuned on a generation task")
@@ -159,6 +164,8 @@ class Inference:
                 options = {**batch, "generation_config": config, "logits_processor": LogitsProcessorList([_Finite()])}
                 made = generate(self._runner, self._lease, [adapter] * len(places), (), options)
                 found.update(zip(places, encoder.read(made, batch), strict=True))
+                if advance is not None:
+                    advance(len(places))
         return [found[i] for i in range(len(rows))]
 
     def _predict_together(self, inputs: Sequence[Any], names: Sequence[str], batch_size: int) -> list[Prediction]:
@@ -192,8 +199,8 @@ class Inference:
                 f"adapter {name!r} does not generate, so that it has no {' and '.join(given)}",
                 change=", ".join("--" + option.replace("_", "-") for option in given),
             )
-        asked = Question(
-            asker=self,
+        request = Request(
+            predictor=self,
             adapter=name,
             task=adapter.task,
             head=adapter.head,
@@ -201,7 +208,7 @@ class Inference:
             batch_size=batch_size,
             options=options,
         )
-        return kind.answers(asked)
+        return kind.answers(request)
 
     def _labels(self, name: str) -> tuple[str, ...]:
         adapter = self._lease[name].adapter

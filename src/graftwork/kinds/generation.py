@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork.data.columns import TEXT, Columns, Content
 from graftwork.errors import MethodError
-from graftwork.kinds.kind import MORE, Declared, Kind, Question
+from graftwork.kinds.kind import MORE, Declared, Kind, Request
 from graftwork.kinds.metrics import Metric, bleu, chrf, exact_match, rouge
 
 if TYPE_CHECKING:
@@ -89,10 +89,12 @@ class Generation(Kind):
 
         return GenerationEncoder
 
-    def answers(self, asked: Question) -> "list[Prediction]":
+    def answers(self, request: Request) -> "list[Prediction]":
         from graftwork.kinds.prediction import Prediction
 
-        texts = asked.asker.texts(asked.inputs, asked.adapter, batch_size=asked.batch_size, **asked.options)
+        texts = request.predictor.texts(
+            request.inputs, request.adapter, batch_size=request.batch_size, **request.options
+        )
         return [Prediction(generated=text) for text in texts]
 
     def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":

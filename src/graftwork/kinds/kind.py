@@ -1,6 +1,6 @@
 """What a kind of task has to say: which columns its data have, how a model reads and answers it, and how it is scored.
 
-A kind knows nothing of where data lie and of how a model is run. It imports what is heavy when it is asked.
+A kind knows nothing of where data lie and of how a model is run. It imports what is heavy when it is request.
 """
 
 from abc import ABC, abstractmethod
@@ -49,7 +49,7 @@ class Declared(Protocol):
     def main_metric(self) -> str: ...
 
 
-class Asker(Protocol):
+class Predictor(Protocol):
     """What a kind asks of adapters on a model; see `graftwork.inference.predicting.Inference`."""
 
     def logits(self, inputs: Sequence[Any], adapter: str, *, batch_size: int) -> "Tensor": ...
@@ -67,11 +67,11 @@ class Asker(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """What an adapter is asked.
+class Request:
+    """What an adapter is asked to predict.
 
     Attributes:
-        asker: asks it.
+        predictor: the model's, which runs the passes.
         adapter: its name.
         task, head: its task and head.
         inputs: what to predict from.
@@ -79,7 +79,7 @@ class Question:
         options: of generation, in the place of what it was tuned with.
     """
 
-    asker: Asker
+    predictor: Predictor
     adapter: str
     task: "TaskIdentity"
     head: "Head"
@@ -103,7 +103,7 @@ class Kind(ABC):
         pooled: whether its head is over one vector an input.
         generates: whether its answers are texts that are made.
         by_token: whether each token of an input has logits of its own.
-        alike: whether held-out rows are taken from each class in proportion.
+        stratified: whether held-out rows are taken from each class in proportion.
         unit: what is held out and counted.
         baseline: what a linear model on the frozen embeddings is called; None where there is none.
         problem_type: as `transformers.PretrainedConfig` calls it, where it has a word for it.
@@ -123,7 +123,7 @@ class Kind(ABC):
     pooled: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     by_token: ClassVar[bool] = False
-    alike: ClassVar[bool] = True
+    stratified: ClassVar[bool] = True
     unit: ClassVar[str] = "row"
     baseline: ClassVar[str | None] = None
     problem_type: ClassVar[ProblemType | None] = None
@@ -221,10 +221,10 @@ class Kind(ABC):
 
     # -- its answers --------------------------------------------------------------------------------------------------
 
-    def answers(self, asked: Question) -> "list[Prediction]":
+    def answers(self, request: Request) -> "list[Prediction]":
         """The predictions for some inputs."""
-        logits = asked.asker.logits(asked.inputs, asked.adapter, batch_size=asked.batch_size)
-        return self.read(asked.task, asked.head, logits, asked.inputs)
+        logits = request.predictor.logits(request.inputs, request.adapter, batch_size=request.batch_size)
+        return self.read(request.task, request.head, logits, request.inputs)
 
     @abstractmethod
     def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
@@ -251,7 +251,7 @@ class Kind(ABC):
         return None
 
     def outputs(
-        self, asker: Asker, adapter: str, labels: Sequence[str], logits: "Tensor", rows: Sequence[Any]
+        self, predictor: Predictor, adapter: str, labels: Sequence[str], logits: "Tensor", rows: Sequence[Any]
     ) -> Sequence[Any]:
         """What of a pass over encoded rows is needed to score each of them."""
         return logits.cpu().unbind()

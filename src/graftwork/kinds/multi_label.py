@@ -293,8 +293,7 @@ class MultiLabelClassification(Classification):
     ) -> "dict[str, numpy.ndarray]":
         import numpy as np
 
-        found = super().linear_outcomes(model, vectors, labels, names)
-        logits = {split: np.log(own + 0.5) - np.log(0.5 - own) for split, own in found.items()}
+        logits = super().linear_outcomes(model, vectors, labels, names)
         pairs = zip(logits["validation"].T, labels["validation"].T, strict=True)
         chosen = np.array([best_threshold(own, there) for own, there in pairs])
         return {split: own - np.log(chosen / (1 - chosen)) for split, own in logits.items()}
@@ -302,8 +301,9 @@ class MultiLabelClassification(Classification):
     def linear_predictions(self, model: Any, vectors: "numpy.ndarray", labels: Sequence[str]) -> "numpy.ndarray":
         import numpy as np
 
-        found: numpy.ndarray = np.clip(np.asarray(model.predict_proba(vectors)), 1e-12, 1 - 1e-12) - 0.5
-        return found
+        p = np.clip(np.asarray(model.predict_proba(vectors)), 1e-12, 1 - 1e-12)
+        logits: numpy.ndarray = np.log(p / (1 - p))
+        return logits
 
 
 def _one_or_none(value: Any) -> bool | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graftwork.data.columns import TAGS, WORDS, Columns, Content, is_integer, label_ids, label_text, sorted_names
 from graftwork.errors import DivergedError, RecipeError, nearest
 from graftwork.kinds.classification import of_names
-from graftwork.kinds.kind import Asker, Declared, Kind, Question
+from graftwork.kinds.kind import Declared, Kind, Predictor, Request
 from graftwork.kinds.metrics import Metric, span_f1, span_precision, span_recall, token_accuracy
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class TokenClassification(Kind):
     }
     usual_metrics = 4
     named = True
-    alike = False
+    stratified = False
     by_token = True
     takes = "words"
     example = '["Some", "words"]'
@@ -97,12 +97,12 @@ class TokenClassification(Kind):
 
         return TagEncoder
 
-    def answers(self, asked: Question) -> "list[Prediction]":
+    def answers(self, request: Request) -> "list[Prediction]":
         from graftwork.encoding import words_of
 
-        tags = asked.asker.tags(asked.inputs, asked.adapter, batch_size=asked.batch_size)
-        words = [words_of(given, i) for i, given in enumerate(asked.inputs)]
-        return [read_tags(asked.task, *both) for both in zip(words, tags, strict=True)]
+        tags = request.predictor.tags(request.inputs, request.adapter, batch_size=request.batch_size)
+        words = [words_of(given, i) for i, given in enumerate(request.inputs)]
+        return [read_tags(request.task, *both) for both in zip(words, tags, strict=True)]
 
     def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
         raise NotImplementedError(self.name)  # there is no one row of logits for an input
@@ -112,11 +112,11 @@ class TokenClassification(Kind):
         return "".join(f"{word}\t{tag}\n" for word, tag in zip(found.words or (), found.tags or (), strict=True))
 
     def outputs(
-        self, asker: Asker, adapter: str, labels: Sequence[str], logits: "Tensor", rows: Sequence[Any]
+        self, predictor: Predictor, adapter: str, labels: Sequence[str], logits: "Tensor", rows: Sequence[Any]
     ) -> Sequence[Any]:
         if not logits.isfinite().all():
             raise DivergedError.of("the logits of tags are not finite")
-        ids = asker.decide(logits, first_pieces(rows, logits), adapter).tolist()
+        ids = predictor.decide(logits, first_pieces(rows, logits), adapter).tolist()
         return [tags_of(row, ids[i], labels) for i, row in enumerate(rows)]
 
     def outcome(

@@ -24,7 +24,7 @@ def labelled(config: PretrainedConfig, adapters: Sequence[Adapter]) -> Pretraine
     [(kind, labels)] = kinds
     if labels is not None:
         found.id2label, found.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
-    elif kind == "regression":
+    elif KINDS[kind].problem_type == "regression":
         found.id2label, found.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
     found.problem_type = KINDS[kind].problem_type or found.problem_type
     return found

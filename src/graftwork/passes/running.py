@@ -17,7 +17,7 @@ from graftwork.errors import AdapterError, BackboneError
 from graftwork.grafting import Graft
 from graftwork.grafting.graft import Modules
 from graftwork.heads import States
-from graftwork.heads.objectives import Said, supervised
+from graftwork.heads.objectives import LossInputs, supervised_loss
 from graftwork.ops.op import Ops
 from graftwork.passes.call import AdaptedOutput, Call
 from graftwork.passes.sharing import RowGroup, Section, in_order, last_of, padded
@@ -25,8 +25,8 @@ from graftwork.passes.starts import KEPT, HeadStart, LayerStart, Start
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What an adapter's head says of its rows of one pass.
+class HeadOutput:
+    """The output of an adapter's head for its rows of one pass.
 
     Attributes:
         parameters: the adapter's, by name.
@@ -222,7 +222,7 @@ class Runner:
             if answer.labels is not None:
                 start, end = group.span(i)
                 mine = {argument: tensor[start:end] for argument, tensor in inputs.items()}
-                said = Said(
+                loss_inputs = LossInputs(
                     head=resident.adapter.head,
                     parameters=answer.parameters,
                     states=answer.states,
@@ -231,7 +231,7 @@ class Runner:
                     items=call.supervision.items.get(group.names[i]),
                     again=partial(self._again, group.alone(i), mine, call),
                 )
-                loss = (resident.objective if call.training else supervised)(said)
+                loss = (resident.objective if call.training else supervised_loss)(loss_inputs)
             results.append(AdaptedOutput(loss=loss, logits=answer.logits))
         return output, results
 
@@ -241,7 +241,7 @@ class Runner:
         assert answer is not None
         return answer.logits
 
-    def _pass(self, group: RowGroup, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[Answer | None]]:
+    def _pass(self, group: RowGroup, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, list[HeadOutput | None]]:
         """One pass with what acts in it drawn anew."""
         choices = inputs["input_ids"].shape[1] if "input_ids" in inputs and inputs["input_ids"].dim() == 3 else 1
         inputs = {name: value.flatten(0, 1) if choices > 1 else value for name, value in inputs.items()}
@@ -254,10 +254,10 @@ class Runner:
         decoded = []
         for resident, (labels, targets) in zip(group.residents, asks, strict=True):
             if resident is not None:
-                of_generation = resident.adapter.head.kind == "generation"
-                decoded.append(labels if of_generation else None if targets is None else targets.flatten(0, -2))
+                tokens = resident.adapter.head.labels_are_tokens
+                decoded.append(labels if tokens else None if targets is None else targets.flatten(0, -2))
         output, states = self._states(group, self._with_decoder(inputs, group, decoded), call)
-        answers: list[Answer | None] = []
+        answers: list[HeadOutput | None] = []
         for slot, (resident, (labels, targets)) in enumerate(zip(group.residents, asks, strict=True)):
             if resident is None:
                 answers.append(None)
@@ -283,7 +283,7 @@ class Runner:
                 logits = head.logits(own, parameters, training=call.training and resident.trainable)
             if absent is not None and mine > 1:
                 logits = logits.masked_fill((absent if places is None else absent[places]).view(-1, mine), -torch.inf)
-            answers.append(Answer(parameters, own, logits, labels))
+            answers.append(HeadOutput(parameters, own, logits, labels))
         return output, answers
 
     def _as_long(self, tokens: Tensor, states: States) -> Tensor:

@@ -53,7 +53,7 @@ def hold_out(task: Task, train: Table, fractions: Mapping[SplitName, float]) -> 
         for unit in order.tolist():
             names = named[unit].keys() or {""}
             if names <= seen:
-                groups.setdefault(_commonest(named[unit]) if kind.alike else "", []).append(unit)
+                groups.setdefault(_commonest(named[unit]) if kind.stratified else "", []).append(unit)
             seen |= names
         wanted = max(1, round(fraction * sum(sizes)))
         taken = _taken([sorted(group, key=sizes.__getitem__) for _, group in sorted(groups.items())], sizes, wanted)

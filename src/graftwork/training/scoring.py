@@ -4,14 +4,11 @@ gives are measured here, in the same passes.
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from threading import get_ident
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 
-from graftwork.encoding import prompts
 from graftwork.errors import DivergedError
 from graftwork.heads import Head
 from graftwork.inference.predicting import Inference
@@ -133,34 +130,7 @@ class Scorer:
                 len(self.rows),
             )
         sources = list(self.rows["text"])[:count]
-        return self._texts(sources), references_of(self.rows)[:count]
-
-    def _texts(self, sources: Sequence[str]) -> list[str]:
-        """What is generated of each source, a batch at a time, so that the bar moves."""
-        made: dict[int, str] = {}
-        encoder, inference = self.model.encoder(self.name), self.model.inference(self.name)
-        with (
-            self.display.bar(f"{self.label}, generating", len(sources), "texts", stays=False) as bar,
-            _without_warnings_of_cuts(),
-        ):
-            for places in encoder.places(encoder.encode(sources), self.batch_size):
-                own = [sources[place] for place in places]
-                texts = inference.texts(own, self.name, batch_size=self.batch_size, **self.options)
-                made.update(zip(places, texts, strict=True))
-                bar.advance(len(places))
-        return [made[place] for place in range(len(sources))]
-
-
-@contextmanager
-def _without_warnings_of_cuts() -> Iterator[None]:
-    """Inside, this thread does not warn again of sources that are cut: that was done when the rows were encoded."""
-    here = get_ident()
-
-    def passes(record: logging.LogRecord) -> bool:
-        return record.thread != here
-
-    prompts.logger.addFilter(passes)
-    try:
-        yield
-    finally:
-        prompts.logger.removeFilter(passes)
+        inference = self.model.inference(self.name)
+        with self.display.bar(f"{self.label}, generating", count, "texts", stays=False) as bar:
+            made = inference.texts(sources, self.name, batch_size=self.batch_size, advance=bar.advance, **self.options)
+        return made, references_of(self.rows)[:count]
