@@ -2,17 +2,22 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Condition, Lock, get_ident
 from weakref import finalize
 
+import torch
+
 from graftwork.bank.lease import Lease, Memory, Merged
 from graftwork.bank.resident import Resident
+from graftwork.bank.slabcache import SlabCache
 from graftwork.bank.version import Version
 from graftwork.errors import AdapterError, nearest
+from graftwork.ops.op import Ops
+from graftwork.ops.slabs import laid_out
 
 
 class Bank(Mapping[str, Resident]):
@@ -36,6 +41,8 @@ class Bank(Mapping[str, Resident]):
         self._pinned: set[str] = set()
         # What is on the device, the one that was not used for longest first, with its bytes.
         self._loaded: dict[Resident, int] = {}
+        # Of several of them, for the next pass over the same ones.
+        self._slabs = SlabCache()
         # How many passes use each of them, and how many passes each thread has begun.
         self._uses: Counter[Resident] = Counter()
         self._passes: Counter[int] = Counter()
@@ -52,6 +59,10 @@ class Bank(Mapping[str, Resident]):
     def __iter__(self) -> Iterator[str]:
         with self._changed:
             return iter(list(self._residents))
+
+    def values(self) -> ValuesView[Resident]:
+        with self._changed:
+            return dict(self._residents).values()
 
     def __len__(self) -> int:
         return len(self._residents)
@@ -220,7 +231,8 @@ class Bank(Mapping[str, Resident]):
         """What is loaded."""
         with self._changed:
             loaded = {name: self._loaded[r] for name, r in self._residents.items() if r in self._loaded}
-            return Memory(loaded, tuple(name for name in self._residents if name not in loaded), self.budget)
+            unloaded = tuple(name for name in self._residents if name not in loaded)
+            return Memory(loaded, unloaded, self.budget, self._slabs.nbytes)
 
     @property
     def folder(self) -> Path | None:
@@ -255,9 +267,33 @@ class Bank(Mapping[str, Resident]):
                 del self._passes[thread]
             self._give_back(residents)
 
+    def slabs(self, residents: Sequence[Resident | None], make: Callable[[], Ops]) -> Ops:
+        """The joined ops of the adapters of a pass. Those of finished adapters are made once and kept: the last
+        ones, others as long as all take no more than the adapters themselves, and any only within the budget.
+
+        Args:
+            residents: by slot; in use.
+            make: joins their ops.
+        """
+        if any(resident is not None and resident.trainable for resident in residents):
+            return make()
+        with self._changed:
+            found = self._slabs.get(residents)
+        if found is not None:
+            return found
+        # Tensors made in inference mode could not take part in a later pass with gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            ops = laid_out(make())
+        with self._changed:
+            taken = sum(self._loaded.values())
+            left = None if self.budget is None else self.budget - taken
+            self._slabs.put(residents, ops, room=taken if left is None else min(taken, left), most=left)
+        return ops
+
     def unload(self) -> None:
         """Unload all that can be: the model was moved or cast. What is used next is loaded anew."""
         with self._changed:
+            self._slabs.shrink(0)
             for resident in list(self._loaded):
                 if isinstance(resident, Version):
                     resident.unload()
@@ -324,6 +360,7 @@ class Bank(Mapping[str, Resident]):
         gone = None if leaving is None or self._uses[leaving] > 0 else leaving
         total = sum(size for resident, size in sizes.items() if resident is not gone)
         staying = {self._residents[name] for name in self._pinned} | {*residents, leaving}
+        self._slabs.shrink(max(0, self.budget - total))
         for resident, size in list(self._loaded.items()):
             if total <= self.budget:
                 break
@@ -351,5 +388,6 @@ class Bank(Mapping[str, Resident]):
         else:
             self._loaded.pop(resident, None)
             if isinstance(resident, Version) and resident not in self._standing:
+                self._slabs.forget(resident)
                 # A call that leased it may run again: it is loaded, and counted, for that pass.
                 resident.unload()

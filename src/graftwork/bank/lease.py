@@ -15,15 +15,17 @@ class Memory:
         adapters: of each that is loaded, by name, its head included.
         unloaded: the names of those that are loaded again when they are next used.
         budget: None when there is none.
+        slabs: of what is kept for the next batch over the same adapters.
     """
 
     adapters: Mapping[str, int]
     unloaded: tuple[str, ...]
     budget: int | None
+    slabs: int = 0
 
     @property
     def total(self) -> int:
-        return sum(self.adapters.values())
+        return sum(self.adapters.values()) + self.slabs
 
 
 @dataclass(frozen=True)

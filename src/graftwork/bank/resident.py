@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from graftwork.kinds import KINDS
 from graftwork.ops.op import Ops, check
 from graftwork.ops.slabs import Layout, Packed, routed
 
+_SERIAL = count()
+
 
 class Resident(ABC):
     """An adapter as it runs.
@@ -27,6 +30,7 @@ class Resident(ABC):
         sites: the names of those where its ops act.
         routed: whether it can share a pass with other adapters.
         objective: what is minimised in a pass of training.
+        serial: counts residents as they are made.
         layout: how its numbers lie where nothing is drawn at random; None of one that cannot share a pass.
     """
 
@@ -37,6 +41,7 @@ class Resident(ABC):
     routed: bool
     objective: Objective
     layout: Layout | None
+    serial: int
 
     def _look_at(self, ops: Ops) -> None:
         """Note what follows from the ops.
@@ -45,6 +50,7 @@ class Resident(ABC):
             SiteError: they cannot act where they are to act.
         """
         check(ops, self.backbone.sites)
+        self.serial = next(_SERIAL)
         self.sites = tuple(ops)
         self.routed = routed(ops, self.backbone)
 
@@ -95,8 +101,8 @@ class Resident(ABC):
 
     def _lower(self, tensors: Mapping[str, Tensor], *, training: bool) -> Ops:
         """The ops of these tensors, lowered in float32, or in the backbone's precision where that is a finer one."""
-        precision = torch.promote_types(torch.float32, self.backbone.dtype)
-        given = {name: tensor.to(self.backbone.device, precision) for name, tensor in tensors.items()}
+        device, precision = self.backbone.device, torch.promote_types(torch.float32, self.backbone.dtype)
+        given = {name: tensor.to(device, precision) for name, tensor in tensors.items()}
         method, head = self.adapter.method, self.adapter.head
         ops = lower(self.backbone, method, head, given, training=training, sites=self._acting_sites)
         return ops if training else {site: [op.at_rest() for op in acting] for site, acting in ops.items()}

@@ -107,7 +107,7 @@ def _search(
     modules = lease.modules(group.residents[0]) if len(group.residents) == 1 else None
     with runner.bank.use(group.present):
         with runner.graft.lock, torch.no_grad():
-            ops = {} if modules is not None else group.ops(runner.backbone, in_order=in_order)
+            ops = {} if modules is not None else group.ops(runner.backbone, runner.bank, in_order=in_order)
         model: Any = stepwise(runner.backbone.model, lambda: runner.acting(lambda: ops, modules=modules))
         return model.generate(*args, **as_of_text(options, ops))
 

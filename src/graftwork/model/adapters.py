@@ -8,6 +8,7 @@ from weakref import finalize
 
 import torch
 import torch.nn as nn
+from transformers import PretrainedConfig
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
@@ -15,7 +16,6 @@ from graftwork.bank import Bank, Memory, Merged, Resident, Trained, Version
 from graftwork.errors import AdapterError, SiteError
 from graftwork.grafting import Graft, Recomputing
 from graftwork.grafting.merging import merged_modules
-from graftwork.model.saving import labelled, trained_of
 from graftwork.passes.running import Runner
 
 
@@ -220,11 +220,11 @@ class BackboneWithAdapters(nn.Module):
         """Have the parameters of what is trained be parameters of this module, and the configuration be that of what
         is here."""
         with self._refreshing:
-            residents = self.residents.lease(self.residents).residents
-            trained = list(trained_of(residents).values())
+            trained = [resident for resident in self.residents.values() if isinstance(resident, Trained)]
             if list(self.trained) != trained:
                 self.trained = nn.ModuleList(trained)
-            self._config = labelled(self.backbone.config, [resident.adapter for resident in residents.values()])
+            # It is made when it is asked for.
+            self._config: PretrainedConfig | None = None
 
 
 def _let_go(graft: Graft, recomputing: Recomputing) -> None:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from graftwork.heads import LanguageHead
 from graftwork.model.adapters import BackboneWithAdapters
-from graftwork.model.saving import load_state, rebuilt, save_only_one, state_in_training, trained_of
+from graftwork.model.saving import labelled, load_state, rebuilt, save_only_one, state_in_training, trained_of
 
 
 class HuggingFaceModel(BackboneWithAdapters):
@@ -23,7 +23,10 @@ class HuggingFaceModel(BackboneWithAdapters):
     @property
     def config(self) -> PretrainedConfig:
         """The backbone's configuration; where one adapter is here, with its labels."""
-        return self._config
+        with self._refreshing:
+            if self._config is None:
+                self._config = labelled(self.backbone.config, [r.adapter for r in self.residents.values()])
+            return self._config
 
     @property
     def device(self) -> torch.device:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graftwork.backbones import SiteKind
 from graftwork.ops import routing
-from graftwork.ops.op import Forward, Op, Place
+from graftwork.ops.op import Copy, Forward, Op, Place
 from graftwork.ops.routing import Blocks, Route
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -90,6 +90,10 @@ class Bottleneck(Op):
             return super().spread(route)
         gain, bias = (None if v is None else route.spread(v) for v in (self.norm_gain, self.norm_bias))
         return replace(self, blocks=route.blocks, norm_gain=gain, norm_bias=bias)
+
+    def laid_out(self, copy: Copy) -> "Bottleneck":
+        copied: dict[str, Any] = {name: copy(t, transposed=name == "up") for name, t in self.tensors().items()}
+        return replace(self, **copied)
 
     def _changed(self, h: Tensor, x: Tensor) -> Tensor:
         """h with what the bottleneck makes of x."""

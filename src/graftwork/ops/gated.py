@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graftwork.backbones import SiteKind
 from graftwork.ops import routing
-from graftwork.ops.op import Forward, Op, Place, join_slabs
+from graftwork.ops.op import Copy, Forward, Op, Place, join_slabs
 from graftwork.ops.routing import Route
 
 
@@ -68,6 +68,10 @@ class Gated(Op):
     def spread(self, route: Route) -> "Op":
         ops = tuple(op.spread(route) for op in self.ops)
         return replace(self, ops=ops, weight=route.spread(self.weight), bias=route.spread(self.bias))
+
+    def laid_out(self, copy: Copy) -> "Op":
+        ops = tuple(op.laid_out(copy) for op in self.ops)
+        return replace(self, ops=ops, weight=copy(self.weight), bias=copy(self.bias))
 
     def neutral(self, frozen: Mapping[str, Tensor]) -> "Op":
         nothing = torch.zeros_like(self.weight[:1]), torch.zeros_like(self.bias[:1])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graftwork.backbones import SiteKind
 from graftwork.ops import routing
-from graftwork.ops.op import Forward, Op, Place
+from graftwork.ops.op import Copy, Forward, Op, Place
 from graftwork.ops.routing import Blocks, Route
 
 
@@ -68,6 +68,9 @@ class LowRank(Op):
 
     def spread(self, route: Route) -> Op:
         return super().spread(route) if route.blocks is None else replace(self, blocks=route.blocks)
+
+    def laid_out(self, copy: Copy) -> Op:
+        return replace(self, A=copy(self.A), B=copy(self.B, transposed=True))
 
     def _shrunk(self, x: Tensor, place: Place) -> Tensor:
         """A dropout(x), of which the first of the sites with one input computes all, and the last forgets them."""

@@ -14,6 +14,14 @@ from graftwork.backbones import SiteKind, Sites
 from graftwork.errors import SiteError
 from graftwork.ops.routing import Route
 
+
+@runtime_checkable
+class Copy(Protocol):
+    """Copies a tensor: as it is, or so that its transpose is contiguous."""
+
+    def __call__(self, tensor: Tensor, *, transposed: bool = False) -> Tensor: ...
+
+
 Forward = Callable[..., Any]
 """What a site computes: the frozen module's call, or that with ops around it."""
 
@@ -99,6 +107,10 @@ class Op(ABC):
         has matrices leaves them where the rows stand in blocks, and keeps the blocks.
         """
         return self.mapped(route.spread)
+
+    def laid_out(self, copy: "Copy") -> "Op":
+        """This slab with a copy of its tensors that lies in memory as its products read it fastest."""
+        return self.mapped(copy)
 
     def neutral(self, frozen: Mapping[str, Tensor]) -> "Op":
         """A slab of one slot that changes nothing, to be joined to this slab.

@@ -6,6 +6,7 @@ slots. A `Route` brings rows and slabs into that order, once a pass, so that no 
 blocks of any size: each then has a product of its own.
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,9 +53,18 @@ class Route:
             return None
         return tuple(sizes[slot] for slot in range(self.count)) if list(self.slots) == sorted(self.slots) else None
 
+    @cached_property
+    def _indices(self) -> dict[torch.device, Tensor]:
+        """The slots of the rows on each device."""
+        return {}
+
     def spread(self, slab: Shaped[Tensor, "S *shape"]) -> Shaped[Tensor, "groups *shape"]:
         """The slab as the rows need it: as it is, or with a slot of its own for each row."""
-        return slab if self.even else slab.index_select(0, torch.tensor(self.slots, device=slab.device))
+        if self.even:
+            return slab
+        if slab.device not in self._indices:
+            self._indices[slab.device] = torch.tensor(self.slots, device=slab.device)
+        return slab.index_select(0, self._indices[slab.device])
 
 
 def each(slab: Shaped[Tensor, "S *shape"], batch: int) -> Shaped[Tensor, "B *shape"]:
@@ -71,10 +81,26 @@ def linear(
     """y = x Wᵀ + b, with each row's own W and b when they are slabs."""
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
+    if _no_derivatives():
+        return _LinearOfSlab.forward(x, weight, bias, blocks)
     # A compiler takes no function that has tangents.
     product = _LinearOfSlab if torch.compiler.is_compiling() else _LinearOfSlabWithTangents
     y: Tensor = product.apply(x, weight, bias, blocks)  # type: ignore[no-untyped-call]
     return y
+
+
+def _no_derivatives() -> bool:
+    """Whether a pass needs no gradients and runs under no transform of `torch.func`. To call a function of autograd
+    takes longer than some of the products."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    return not torch._C._are_functorch_transforms_active()
+
+
+def _with_signature(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep what torch asks of a function's forward in each call, and takes a tenth of a millisecond to find out."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
 
 
 class _LinearOfSlab(torch.autograd.Function):
@@ -82,6 +108,7 @@ class _LinearOfSlab(torch.autograd.Function):
     each slot's would be copied when it comes to its parameter."""
 
     @staticmethod
+    @_with_signature
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Blocks | None) -> Tensor:
         groups = zip(_tokens(x, len(weight), blocks), _matrices(weight, blocks), strict=True)
         if bias is None:
@@ -155,6 +182,8 @@ def linear_and(
     if torch.compiler.is_compiling():
         # A compiler chooses by itself what is kept and what is added in place.
         return _sum_of_linears(x, weight, bias, s, wider, blocks)
+    if _no_derivatives():
+        return _LinearAnd.forward(x, weight, bias, s, wider, blocks)
     y: Tensor = _LinearAnd.apply(x, weight, bias, s, wider, blocks)  # type: ignore[no-untyped-call]
     return y
 
@@ -163,6 +192,7 @@ class _LinearAnd(torch.autograd.Function):
     """Keeps s and U for the backward pass, and neither x nor a copy of what is added to."""
 
     @staticmethod
+    @_with_signature
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, wider: Tensor, blocks: Blocks | None
     ) -> Tensor:

@@ -79,6 +79,26 @@ def _join_at(site: Site, parts: Sequence[Part], backbone: Backbone) -> list[Op]:
     return slabs
 
 
+def laid_out(ops: Ops) -> Ops:
+    """Slabs that are to be used by many passes: each tensor copied once, as its products read it fastest."""
+    copies: dict[int, Tensor] = {}
+
+    def copy(tensor: Tensor, *, transposed: bool = False) -> Tensor:
+        if id(tensor) not in copies:
+            turned = tensor.mT if transposed else tensor
+            own = turned.clone(memory_format=torch.contiguous_format)
+            copies[id(tensor)] = own.mT if transposed else own
+        return copies[id(tensor)]
+
+    return {name: [op.laid_out(copy) for op in acting] for name, acting in ops.items()}
+
+
+def nbytes(ops: Ops) -> int:
+    """What the tensors of ops take in memory, each counted once."""
+    tensors = {id(t): t.nbytes for acting in ops.values() for op in acting for t in op.numbers()}
+    return sum(tensors.values())
+
+
 def _repeated(op: Op, slots: int) -> Op:
     return op if slots == 1 else op.mapped(lambda tensor: tensor.expand(slots, *tensor.shape[1:]))
 

@@ -330,7 +330,7 @@ class Runner:
         if group.section == "encoder":
             asked.pop("use_cache", None)
         modules = call.lease.modules(group.residents[0]) if len(group.residents) == 1 else None
-        make_ops = partial(group.ops, self.backbone, training=call.training)
+        make_ops = partial(group.ops, self.backbone, self.bank, training=call.training)
         with self.acting(make_ops, modules=modules, training=call.training):
             output = getattr(self.graft, group.section)(**inputs, **asked)
         if group.section == "root":

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graftwork.backbones import Backbone
-from graftwork.bank import Resident
+from graftwork.bank import Bank, Resident
 from graftwork.heads import IGNORED, Items
 from graftwork.ops import Route
 from graftwork.ops.op import Ops
@@ -62,13 +63,17 @@ class RowGroup:
     def of_rows(
         cls, names: Sequence[str | None], residents: Mapping[str | None, Resident | None], section: Section
     ) -> "RowGroup":
-        """The rows of a batch that have these adapters. Adapters of one layout get slots running."""
-        layouts = dict.fromkeys(id(resident.layout) for resident in residents.values() if resident is not None)
-        order = {layout: place for place, layout in enumerate(layouts)}
+        """The rows of a batch that have these adapters. Adapters of one layout get slots running, and the order of the
+        slots is always the same for the same adapters."""
+        first: dict[int, int] = {}
+        for resident in residents.values():
+            if resident is not None:
+                layout = id(resident.layout)
+                first[layout] = min(resident.serial, first.get(layout, resident.serial))
 
-        def place(name: str | None) -> int:
+        def place(name: str | None) -> tuple[int, int]:
             resident = residents[name]
-            return -1 if resident is None else order[id(resident.layout)]
+            return (-1, -1) if resident is None else (first[id(resident.layout)], resident.serial)
 
         slots = sorted(residents, key=place)
         rows = [[row for row, other in enumerate(names) if other == name] for name in slots]
@@ -105,27 +110,30 @@ class RowGroup:
         name, rows = self.by_slot()[slot]
         return RowGroup(self.section, (name,), (self.residents[slot],), rows, (len(rows),))
 
-    def ops(self, backbone: Backbone, *, training: bool = False, in_order: bool = False) -> Ops:
+    def ops(self, backbone: Backbone, bank: Bank, *, training: bool = False, in_order: bool = False) -> Ops:
         """The ops that act: those of the one adapter, or of all slots as slabs.
 
         Args:
+            bank: where the adapters are in use.
             training: whether what is random about them is drawn.
             in_order: for the rows as they come in the batch, and not sorted by slot.
         """
         if len(self.residents) == 1:
             [only] = self.residents
             return {} if only is None else only.ops(training=training)
-        alone = [Part({}, 1) for resident in self.residents if resident is None]
-        packed = [resident.packed(training=training) for resident in self.present]
-        parts = [*alone, *stacked(packed, backbone.dtype)]
         slots = [slot for slot, size in enumerate(self.sizes) for _ in range(size)]
         if in_order:
             slots = [slot for _, slot in sorted(zip(self.rows, slots, strict=True))]
         route = Route(tuple(slots), len(self.sizes), in_blocks=backbone.device.type == "cpu")
-        joined = join(parts, backbone)
+        joined = bank.slabs(self.residents, partial(self._joined, backbone, training))
         if route.even:
             return joined
         return {name: [op.spread(route) for op in acting] for name, acting in joined.items()}
+
+    def _joined(self, backbone: Backbone, training: bool) -> Ops:
+        alone = [Part({}, 1) for resident in self.residents if resident is None]
+        packed = [resident.packed(training=training) for resident in self.present]
+        return join([*alone, *stacked(packed, backbone.dtype)], backbone)
 
 
 def last_of(output: Any) -> Tensor:

@@ -1,0 +1,149 @@
+"""Slabs that are kept for the next batch over the same adapters: they are never those of others, and are counted."""
+
+import pytest
+import torch
+from closeness import close
+from tiny import inputs_for, make_adapter, make_backbone
+
+from graftwork import AdaptedModel, Houlsby, LoRA
+from graftwork.passes import sharing
+
+
+@pytest.fixture
+def joins(monkeypatch):
+    """How often slabs were joined."""
+    made = []
+    join = sharing.join
+    monkeypatch.setattr(sharing, "join", lambda *args: made.append(args) or join(*args))
+    return made
+
+
+def make_model(*, rank=3, count=3, **options):
+    backbone = make_backbone("bert")
+    adapters = {f"a{i}": make_adapter(backbone, LoRA(rank=rank), trained=True, seed=i) for i in range(count)}
+    return AdaptedModel(backbone, adapters, **options), adapters
+
+
+def check_rows(model, batch, names):
+    """Each row says what its adapter says alone."""
+    with torch.no_grad():
+        rows = model(**batch, adapters=names).rows
+        for row, name in enumerate(names):
+            close(rows[row], model(**batch, adapters=name).logits[row])
+
+
+def test_the_same_adapters_in_any_order_and_number_are_joined_once(joins):
+    model, _ = make_model()
+    batch = inputs_for(model.model, 5, 4, 3, 5)
+    for names in (["a0", "a1", "a2", "a0"], ["a2", "a1", "a1", "a0"], ["a1", "a2", "a0", "a0"]):
+        check_rows(model, batch, names)
+    assert len(joins) == 1
+    check_rows(model, batch, ["a1", "a0", "a0", "a0"])
+    assert len(joins) == 2
+
+
+def test_another_adapter_under_the_same_name_has_slabs_of_its_own():
+    model, _ = make_model()
+    batch = inputs_for(model.model, 5, 4)
+    check_rows(model, batch, ["a0", "a1"])
+    with torch.no_grad():
+        before = model(**batch, adapters=["a0", "a1"]).rows
+    model.replace("a1", make_adapter(model.backbone, LoRA(rank=3), trained=True, seed=9))
+    assert model.memory().slabs == 0
+    check_rows(model, batch, ["a0", "a1"])
+    with torch.no_grad():
+        after = model(**batch, adapters=["a0", "a1"]).rows
+    close(after[0], before[0])
+    assert (after[1] - before[1]).abs().max() > 1e-3
+    model.remove("a1")
+    assert model.memory().slabs == 0
+
+
+def test_adapters_in_training_are_joined_anew(joins):
+    backbone = make_backbone("bert")
+    model = AdaptedModel(backbone)
+    for i in range(2):
+        model.add(f"a{i}", make_adapter(backbone, LoRA(rank=2), trained=True, seed=i), trainable=True)
+    batch = inputs_for(backbone.model, 5, 4)
+    check_rows(model, batch, ["a0", "a1"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    check_rows(model, batch, ["a0", "a1"])
+    assert len(joins) == 2
+    assert model.memory().slabs == 0
+
+
+def test_slabs_are_counted_and_take_no_more_than_the_adapters_themselves():
+    model, _ = make_model(count=4)
+    batch = inputs_for(model.model, 5, 4)
+    memory = model.memory()
+    assert memory.slabs == 0
+    ops = sum(t.nbytes for n, t in model.adapter("a0").tensors.items() if not n.startswith("head."))
+    check_rows(model, batch, ["a0", "a1"])
+    assert model.memory().slabs == 2 * ops
+    assert model.memory().total == memory.total + 2 * ops
+    check_rows(model, batch, ["a2", "a3"])
+    assert model.memory().slabs == 4 * ops
+    check_rows(model, batch, ["a1", "a3"])
+    assert model.memory().slabs == 4 * ops
+
+
+def test_within_a_budget_slabs_give_way_to_adapters(joins):
+    free, _ = make_model()
+    one = free.memory().adapters["a0"]
+    free.detach()
+    model, adapters = make_model(count=2, budget=4 * one)
+    batch = inputs_for(model.model, 5, 4)
+    check_rows(model, batch, ["a0", "a1"])
+    assert 0 < model.memory().slabs <= 2 * one
+    for i in range(2):
+        model.add(f"b{i}", adapters[f"a{i}"])
+    memory = model.memory()
+    assert not memory.unloaded
+    assert memory.slabs == 0
+    for names in (["a0", "a1"], ["b0", "a1"], ["b0", "b1"]):
+        check_rows(model, batch, names)
+        assert model.memory().total <= 4 * one
+    assert len(joins) == 4
+
+
+def test_a_model_that_is_cast_has_slabs_in_its_precision():
+    model, _ = make_model()
+    batch = inputs_for(model.model, 5, 4)
+    check_rows(model, batch, ["a0", "a1"])
+    with torch.no_grad():
+        single = model(**batch, adapters=["a0", "a1"]).rows
+    model.double()
+    assert model.memory().slabs == 0
+    check_rows(model, batch, ["a0", "a1"])
+    with torch.no_grad():
+        double = model(**batch, adapters=["a0", "a1"]).last_hidden_state
+    assert double.dtype == torch.float64
+    close(model(**batch, adapters=["a0", "a1"]).rows[0].float(), single[0])
+
+
+def test_slabs_that_were_made_in_inference_mode_serve_passes_with_gradients():
+    model, _ = make_model()
+    batch = inputs_for(model.model, 5, 4)
+    with torch.inference_mode():
+        model(**batch, adapters=["a0", "a1"])
+    given = model.model.get_input_embeddings()(batch.pop("input_ids")).detach().requires_grad_()
+    model(inputs_embeds=given, **batch, adapters=["a0", "a1"]).last_hidden_state.sum().backward()
+    alone = model(inputs_embeds=given, **batch, adapters="a1", output_hidden_states=True)
+    [own] = torch.autograd.grad(alone.hidden_states[-1][1].sum(), [given])
+    close(given.grad[1], own[1])
+
+
+def test_unlike_adapters_are_joined_once_too(joins):
+    backbone = make_backbone("bert")
+    adapters = {
+        "low": make_adapter(backbone, LoRA(rank=2), trained=True),
+        "rank": make_adapter(backbone, LoRA(rank=5), trained=True, seed=1),
+        "wide": make_adapter(backbone, Houlsby(bottleneck=3), trained=True),
+    }
+    model = AdaptedModel(backbone, adapters)
+    batch = inputs_for(backbone.model, 5, 4, 3)
+    for names in (["low", "wide", "rank"], ["wide", "rank", "low"]):
+        check_rows(model, batch, names)
+    assert len(joins) == 1
