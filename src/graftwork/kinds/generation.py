@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork.data.columns import TEXT, Columns, Content
 from graftwork.errors import MethodError
-from graftwork.kinds.kind import MORE, Declared, Kind, Request
+from graftwork.kinds.kind import MORE, Kind, Request, TaskLike
 from graftwork.kinds.metrics import Metric, bleu, chrf, exact_match, rouge
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Generation(Kind):
     unit = "source"
     says = "a text"
 
-    def columns(self, task: Declared, table: "Table", *, grouped: bool) -> Columns:
+    def columns(self, task: TaskLike, table: "Table", *, grouped: bool) -> Columns:
         # Rows with one source become one row, with all their targets as references.
         from datasets import List, Value
 
@@ -112,7 +112,7 @@ class Generation(Kind):
             raise ValueError(f"{len(predictions)} texts and references of {len(labels)} do not fit {self.name}")
         return list(predictions), [list(row) for row in labels]
 
-    def remark(self, task: Declared, predictions: Any, labels: Any) -> tuple[str, str]:
+    def chance_warning(self, task: TaskLike, predictions: Any, labels: Any) -> tuple[str, str]:
         if len(set(predictions)) > 1 or len(set(map(tuple, labels))) < 2:
             return "", ""
         return f"the text {predictions[0]!r:.60} is generated of every source", MORE

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork.data.columns import IMAGE, Columns, Content
 from graftwork.kinds.classification import Classification
-from graftwork.kinds.kind import Declared
+from graftwork.kinds.kind import TaskLike
 
 if TYPE_CHECKING:
     import datasets
@@ -36,7 +36,7 @@ class ImageClassification(Classification):
         several = {size for size, count in Counter(sizes).items() if count > 1}
         return [(size, _digest(image)) if size in several else size for size, image in zip(sizes, images, strict=True)]
 
-    def columns(self, task: Declared, table: "Table", *, grouped: bool) -> Columns:
+    def columns(self, task: TaskLike, table: "Table", *, grouped: bool) -> Columns:
         from datasets import Image, Value
 
         images = table.columns[task.inputs["image"][0]]

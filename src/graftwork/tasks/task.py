@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from graftwork.data.table import SplitName
 from graftwork.errors import RecipeError, nearest
-from graftwork.folders import settled
+from graftwork.folders import resolved_path
 from graftwork.kinds import KINDS, KindName
 from graftwork.kinds.kind import Kind
 from graftwork.kinds.scoring import check_metrics
@@ -237,14 +237,14 @@ class Task(Checked):
             return task.model_copy(update={"data": str(path.parent)})
         return task
 
-    def settled(self) -> "Task":
+    def resolved(self) -> "Task":
         """This task with its data named so that it means the same from any current folder, and on any day: a file or
         folder by its whole path, and the hub's by `hf://datasets/`."""
         if self.data is None or self.data.startswith(HUB):
             return self
         path = Path(self.data)
         local = path.exists() or path.is_absolute()
-        return self.model_copy(update={"data": settled(path) if local else HUB + self.data})
+        return self.model_copy(update={"data": resolved_path(path) if local else HUB + self.data})
 
     def override(self, **changes: Any) -> "Task":
         """This task with some fields changed, checked as a new one is.
