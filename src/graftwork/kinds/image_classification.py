@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 
 class ImageClassification(Classification):
-    """See `Kind`."""
+    """One of C classes of images.
+
+    Columns of its datasets: `image` (a PIL image, of the mode and size it has in the data), `label` (int).
+    """
 
     name = "image-classification"
     inputs: ClassVar[Mapping[str, Content]] = {"image": IMAGE}
     needed = ("image",)
+    layouts = ("digits",)
+    class_folders = True
     baseline = None
     takes = "images"
     example = '"image.png"'

@@ -97,6 +97,8 @@ class Kind(ABC):
         needed: those of them that every task of the kind has.
         label: what the label column holds.
         options: the other fields of a task that not every kind has.
+        layouts: how its data may lie besides in tables: layouts of `graftwork.tasks.Task`.
+        class_folders: whether its data may also lie in a folder of files for each class.
         metrics: those that suit it; the usual ones come first.
         usual_metrics: how many of them are usual.
         named: whether its answers are labels out of one list for all rows.
@@ -117,6 +119,8 @@ class Kind(ABC):
     needed: ClassVar[tuple[str, ...]] = ("text",)
     label: ClassVar[Content] = LABEL
     options: ClassVar[tuple[str, ...]] = ()
+    layouts: ClassVar[tuple[str, ...]] = ()
+    class_folders: ClassVar[bool] = False
     metrics: ClassVar[Mapping[str, Metric]]
     usual_metrics: ClassVar[int]
     named: ClassVar[bool] = False

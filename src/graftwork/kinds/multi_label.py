@@ -157,10 +157,14 @@ def _auc(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> float:
 
 
 class MultiLabelClassification(Classification):
-    """See `Kind`."""
+    """Several of C labels, or none.
+
+    Columns of its datasets: those of classification, with `label` a list of 0 and 1, one for each label.
+    """
 
     name = NAME
     label = SEVERAL
+    layouts = ()
     metrics: ClassVar[Mapping[str, Metric]] = {
         "f1_micro": Metric(_f1("micro")),
         "f1_macro": Metric(_f1("macro")),

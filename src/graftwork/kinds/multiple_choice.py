@@ -24,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class MultipleChoice(Kind):
-    """See `Kind`."""
+    """One of a row's choices.
+
+    Columns of its datasets: `text` (str), `choices` (list of str), `label` (int, the right choice's place from 0).
+    """
 
     name = "multiple-choice"
     inputs: ClassVar[Mapping[str, Content]] = {"text": TEXT, "choices": CHOICE}

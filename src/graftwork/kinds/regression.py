@@ -23,7 +23,10 @@ ALPHA = (10_000.0, 1_000.0, 100.0, 10.0)
 
 
 class Regression(Kind):
-    """See `Kind`."""
+    """One number.
+
+    Columns of its datasets: those of classification, with `label` a float.
+    """
 
     name = "regression"
     inputs: ClassVar[Mapping[str, Content]] = {"text": TEXT, "text_pair": TEXT}
@@ -37,6 +40,7 @@ class Regression(Kind):
         "mae": Metric(mae, greater_is_better=False),
     }
     usual_metrics = 4
+    layouts = ("glue",)
     pooled = True
     baseline = "ridge regression"
     problem_type: ClassVar[ProblemType | None] = "regression"

@@ -28,7 +28,10 @@ SPAN_TAG = re.compile(r"O|[BIES]-.+", re.DOTALL)
 
 
 class TokenClassification(Kind):
-    """See `Kind`."""
+    """A tag for each word.
+
+    Columns of its datasets: `words` (list of str), `tags` (list of int, as many, ids into the task's labels).
+    """
 
     name = "token-classification"
     inputs: ClassVar[Mapping[str, Content]] = {"text": WORDS}
@@ -40,6 +43,7 @@ class TokenClassification(Kind):
         "seqeval_recall": Metric(span_recall, spans=True),
         "token_accuracy": Metric(token_accuracy),
     }
+    layouts = ("conll",)
     usual_metrics = 4
     named = True
     stratified = False
