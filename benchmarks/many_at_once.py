@@ -21,7 +21,7 @@ from graftwork import AdaptedModel, Adapter, Backbone
 from graftwork.adapters import TaskIdentity
 from graftwork.kinds.heads import head_for
 from graftwork.methods import METHODS
-from graftwork.training.together import Step, take
+from graftwork.training.joint_passes import Step, take
 
 TASKS, ROWS, TOKENS = 8, 4, 32
 STUDIES: dict[str, list[tuple[str, dict[str, Any]]]] = {

@@ -196,7 +196,7 @@ def test_every_local_link_resolves(page):
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
-INNER = ("slab", "slot", "route", "strand")
+INNER = ("slab", "slot", "route", "coroutine")
 """Of the inner words, those that plain English does not use in a sentence."""
 
 

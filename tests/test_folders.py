@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from graftwork.errors import InProgressError, OutputError
-from graftwork.folders import LOCK, NEW, OLD, OWNER, HeldFolder, Owner, replacing_folder, settled, sweep
+from graftwork.folders import LOCK, NEW, OLD, OWNER, HeldFolder, Owner, replacing_folder, resolved_path, sweep
 
 HOLD = """
 import os, sys, time
@@ -284,6 +284,6 @@ def test_a_settled_path_means_the_same_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "real" / "x.csv").symlink_to("blob")
     monkeypatch.chdir(tmp_path / "real")
     for given in ("x.csv", "./x.csv", "../real/x.csv", "../link/x.csv", tmp_path / "link" / "x.csv"):
-        assert settled(Path(given)) == str(tmp_path / "real" / "x.csv"), "the ending of a link's own name counts"
-    assert settled(Path(".")) == str(tmp_path / "real")
-    assert settled(Path("..")) == str(tmp_path)
+        assert resolved_path(Path(given)) == str(tmp_path / "real" / "x.csv"), "the ending of a link's own name counts"
+    assert resolved_path(Path(".")) == str(tmp_path / "real")
+    assert resolved_path(Path("..")) == str(tmp_path)

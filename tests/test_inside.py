@@ -377,9 +377,14 @@ def test_room_is_never_waited_for_with_the_graft_held(size):
         for thread in threads:
             thread.start()
         for _ in range(30):
-            kept = model.keep("a", **batch)
+            cached = model.states_to_cache("a", **batch)
             with torch.no_grad():
-                model(attention_mask=batch["attention_mask"], input_ids=batch["input_ids"], kept=kept, adapters="c")
+                model(
+                    attention_mask=batch["attention_mask"],
+                    input_ids=batch["input_ids"],
+                    cached_states=cached,
+                    adapters="c",
+                )
         for thread in threads:
             thread.join(30)
     assert not failed

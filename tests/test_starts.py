@@ -1,4 +1,4 @@
-"""Passes that begin with what was kept say what whole ones do, without what comes before."""
+"""Passes that begin with cached states say what whole ones do, without what comes before."""
 
 from contextlib import contextmanager
 
@@ -54,9 +54,9 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.residents["t"].parameters_by_name.by_name().items()}
 
 
-def step(model, batch, **kept):
+def step(model, batch, **cached):
     model.zero_grad()
-    output = model(**batch, **kept)
+    output = model(**batch, **cached)
     output.loss.backward()
     return output, gradients(model)
 
@@ -71,16 +71,16 @@ def test_a_pass_begins_at_a_layer(kind):
     with begun(backbone, LayerStart(backbone, 1), adapter, trainable=True) as model:
         whole, expected = step(model, batch)
         with torch.no_grad():
-            kept = model.keep("t", **inputs)
+            cached = model.states_to_cache("t", **inputs)
         with counted(lowest_layer(backbone)) as calls:
-            output, found = step(model, batch, kept=kept)
+            output, found = step(model, batch, cached_states=cached)
         assert not calls
         torch.testing.assert_close(output.logits, whole.logits, rtol=0, atol=0)
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=0, atol=0)
-        # What is kept of padding is of no account.
+        # What is cached of padding is of no account.
         padding = batch["attention_mask"] == 0
-        again, _ = step(model, batch, kept=kept.masked_fill(padding[..., None], 0.0))
+        again, _ = step(model, batch, cached_states=cached.masked_fill(padding[..., None], 0.0))
         close(again.logits, whole.logits)
     assert dict(backbone.model.named_modules()) == before
 
@@ -93,7 +93,7 @@ def test_a_language_models_pass_begins_at_a_layer(kind):
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     with begun(backbone, LayerStart(backbone, 1), adapter) as model:
         whole = model(**batch, labels=labels)
-        output = model(**batch, labels=labels, kept=model.keep("t", **batch))
+        output = model(**batch, labels=labels, cached_states=model.states_to_cache("t", **batch))
         torch.testing.assert_close(output.logits, whole.logits, rtol=0, atol=0)
         assert output.loss == whole.loss
 
@@ -105,7 +105,9 @@ def test_a_pass_begins_behind_the_last_layer(kind):
     batch = make_batch(9, 4)
     with begun(backbone, LayerStart(backbone, 2), adapter) as model:
         whole = model(**batch).logits
-        torch.testing.assert_close(model(**batch, kept=model.keep("t", **batch)).logits, whole, rtol=0, atol=0)
+        torch.testing.assert_close(
+            model(**batch, cached_states=model.states_to_cache("t", **batch)).logits, whole, rtol=0, atol=0
+        )
 
 
 HEADS = {
@@ -127,22 +129,22 @@ def test_a_pass_begins_at_the_head(kind, case):
     batch = make_batch(9, 4, 7, pad=backbone.config.pad_token_id or 0)
     with begun(backbone, HeadStart(backbone, adapter.head), adapter) as model:
         whole = model(**batch).logits
-        kept = model.keep("t", **batch)
+        cached = model.states_to_cache("t", **batch)
         with counted(backbone.model) as calls:
-            said = model(**batch, kept=kept).logits
+            said = model(**batch, cached_states=cached).logits
         assert not calls
         real = batch["attention_mask"].bool() if task == "token-classification" else ...
         torch.testing.assert_close(said[real], whole[real], rtol=0, atol=0)
 
 
-def test_the_pooling_layers_output_is_kept():
+def test_the_pooling_layers_output_is_cached():
     backbone = make_backbone()
     adapter = make_adapter(backbone, HeadOnly(), pooling="pooler")
     batch = make_batch(9, 4)
     with begun(backbone, HeadStart(backbone, adapter.head), adapter) as model:
-        kept = model.keep("t", **batch)
-        assert kept.shape == (2, backbone.hidden_size)
-        torch.testing.assert_close(model(**batch, kept=kept).logits, model(**batch).logits, rtol=0, atol=0)
+        cached = model.states_to_cache("t", **batch)
+        assert cached.shape == (2, backbone.hidden_size)
+        torch.testing.assert_close(model(**batch, cached_states=cached).logits, model(**batch).logits, rtol=0, atol=0)
 
 
 def test_the_texts_of_a_pair_are_told_apart():
@@ -151,8 +153,8 @@ def test_the_texts_of_a_pair_are_told_apart():
     adapter = make_adapter(backbone, method, trained=True)
     batch = {**make_batch(9, 6), "token_type_ids": (torch.arange(9) > 3).long().expand(2, -1)}
     with begun(backbone, HeadStart(backbone, adapter.head), adapter) as model:
-        kept = model.keep("t", **batch)
-        torch.testing.assert_close(model(**batch, kept=kept).logits, model(**batch).logits, rtol=0, atol=0)
+        cached = model.states_to_cache("t", **batch)
+        torch.testing.assert_close(model(**batch, cached_states=cached).logits, model(**batch).logits, rtol=0, atol=0)
 
 
 class Telling(BertLayer):
@@ -187,11 +189,11 @@ def test_layers_are_recomputed_above_the_start():
     with begun(backbone, LayerStart(backbone, 1), adapter, trainable=True) as model:
         model.train()
         with torch.no_grad():
-            kept = model.keep("t", input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        _, expected = step(model, batch, kept=kept)
+            cached = model.states_to_cache("t", input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        _, expected = step(model, batch, cached_states=cached)
         model.gradient_checkpointing_enable()
         with counted(lowest_layer(backbone)) as calls:
-            _, found = step(model, batch, kept=kept)
+            _, found = step(model, batch, cached_states=cached)
         assert not calls
         for name, gradient in expected.items():
             close(found[name], gradient)

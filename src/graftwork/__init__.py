@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         OutputError,
         RecipeError,
         SiteError,
-        StudyError,
+        TuneManyError,
     )
     from graftwork.kinds.prediction import Prediction
     from graftwork.methods import (
@@ -87,9 +87,9 @@ _HOMES = {
     "PromptTuning": "methods",
     "RecipeError": "errors",
     "SiteError": "errors",
-    "StudyError": "errors",
     "Task": "tasks",
     "TrainingSettings": "training",
+    "TuneManyError": "errors",
     "ULMFiT": "methods",
     "Union": "methods",
     "VeRA": "methods",
@@ -98,6 +98,9 @@ _HOMES = {
     "tune": "training",
     "tune_many": "training",
 }
+
+_RENAMED = {"StudyError": "TuneManyError"}
+"""A public name of before -> today's."""
 
 __all__ = [
     "IA3",
@@ -132,9 +135,9 @@ __all__ = [
     "PromptTuning",
     "RecipeError",
     "SiteError",
-    "StudyError",
     "Task",
     "TrainingSettings",
+    "TuneManyError",
     "ULMFiT",
     "Union",
     "VeRA",
@@ -146,6 +149,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    name = _RENAMED.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module 'graftwork' has no attribute {name!r}")
     return getattr(import_module(f"graftwork.{_HOMES[name]}"), name)

@@ -75,8 +75,8 @@ class InProgressError(OutputError):
     """An output that another run, in this process or another one, is working on."""
 
 
-class StudyError(GraftworkError):
-    """Runs of a study that failed.
+class TuneManyError(GraftworkError):
+    """Runs of `tune_many` that failed.
 
     Args:
         finished: what the other runs made, by name.

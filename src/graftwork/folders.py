@@ -236,7 +236,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(going)
 
 
-def settled(path: Path) -> str:
+def resolved_path(path: Path) -> str:
     """A path that means the same from any current folder. Links within the last name are kept: its ending says of what
     kind it is."""
     path = path.expanduser()

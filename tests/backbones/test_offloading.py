@@ -6,7 +6,7 @@ from accelerate import dispatch_model
 from tiny import make_adapter, make_backbone, make_model, make_tokenizer
 
 from graftwork import AdaptedModel, Backbone
-from graftwork.backbones.offloading import Brought
+from graftwork.backbones.offloading import OffloadedParameters
 from graftwork.errors import BackboneError
 from graftwork.methods import BitFit, DoRA, FullFineTuning, Houlsby, LayerNormTuning, LoRA, VeRA, make_method
 
@@ -52,7 +52,7 @@ def test_offloaded_weights_are_read_when_they_are_asked_for(tmp_path):
     backbone = offloaded_backbone(tmp_path, plain)
     site = backbone.sites["layers.1.attention.query"]
     found = backbone.frozen(site)
-    assert isinstance(found, Brought)
+    assert isinstance(found, OffloadedParameters)
     assert list(found) == ["weight", "bias"]
     assert torch.equal(found["weight"], plain.frozen(site)["weight"])
     assert backbone.modules[site.path].weight.is_meta

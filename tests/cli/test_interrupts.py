@@ -28,9 +28,9 @@ def recipe(backbone_folder, data, tmp_path, monkeypatch):
         "train": SHORT,
     }
     (tmp_path / "a recipe.yaml").write_text(yaml.safe_dump(values))
-    study = {**values, "adapters": {n: {"task": values["task"], "method": "lora"} for n in ("one", "two")}}
-    del study["task"], study["method"]
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    joint = {**values, "adapters": {n: {"task": values["task"], "method": "lora"} for n in ("one", "two")}}
+    del joint["task"], joint["method"]
+    (tmp_path / "joint.yaml").write_text(yaml.safe_dump(joint))
     return "a recipe.yaml"
 
 
@@ -88,14 +88,14 @@ def test_a_run_that_replaces_another_goes_on_to_do_so(graftwork, interrupted, re
 
 
 def test_several_at_once(graftwork, interrupted, recipe, tmp_path):
-    stopped = interrupted("tune-many", "study.yaml", "--output", "out", "--overwrite", "--quiet", step=5)
+    stopped = interrupted("tune-many", "joint.yaml", "--output", "out", "--overwrite", "--quiet", step=5)
     assert stopped.status == 130
     said, command = stopped.err.splitlines()
     assert said == "interrupted; kept: one, two. To go on:"
-    assert command == "  graftwork tune-many study.yaml --output out --quiet --resume"
+    assert command == "  graftwork tune-many joint.yaml --output out --quiet --resume"
     assert graftwork(*shlex.split(command)[1:]).status == 0
     assert names_in(tmp_path / "out") == ["one", "two"]
-    stopped = interrupted("tune-many", "study.yaml", "--output", "other", "--quiet", step=1)
+    stopped = interrupted("tune-many", "joint.yaml", "--output", "other", "--quiet", step=1)
     assert stopped.err == "interrupted; nothing is kept, as no checkpoint had been saved\n"
 
 

@@ -10,9 +10,9 @@ from graftwork import Adapter
 
 
 @pytest.fixture
-def study(backbone_folder, data, tmp_path):
-    """A study of two tasks, one of them under two seeds."""
-    file = tmp_path / "study.yaml"
+def joint(backbone_folder, data, tmp_path):
+    """A joint recipe of two tasks, one of them under two seeds."""
+    file = tmp_path / "joint.yaml"
     numbers = {"name": "numbers", "kind": "regression", "text": "text"}
     values = {
         "backbone": str(backbone_folder),
@@ -27,8 +27,8 @@ def study(backbone_folder, data, tmp_path):
     return file
 
 
-def test_a_study_is_tuned_and_told_of(graftwork, study, tmp_path):
-    ran = graftwork("tune-many", study, "--output", tmp_path / "out", "--quiet")
+def test_a_joint_recipe_is_tuned_and_told_of(graftwork, joint, tmp_path):
+    ran = graftwork("tune-many", joint, "--output", tmp_path / "out", "--quiet")
     assert (ran.status, ran.err) == (0, "")
     header, *rows, last = ran.out.splitlines()
     assert header.split() == ["adapter", "task", "method", "trained", "validation", "test", "baseline"]
@@ -39,17 +39,17 @@ def test_a_study_is_tuned_and_told_of(graftwork, study, tmp_path):
     assert last.startswith(f"saved in {tmp_path / 'out'} in ")
     assert names_in(tmp_path / "out") == ["numbers", "words-0", "words-1"]
     assert graftwork("evaluate", tmp_path / "out" / "numbers").status == 0
-    again = graftwork("tune-many", study, "--output", tmp_path / "out", "--quiet")
+    again = graftwork("tune-many", joint, "--output", tmp_path / "out", "--quiet")
     assert again.status == 2
     assert "--overwrite" in again.err
 
 
-def test_resuming_makes_only_what_is_absent(graftwork, study, tmp_path):
-    graftwork("tune-many", study, "--output", tmp_path / "out", "--quiet")
+def test_resuming_makes_only_what_is_absent(graftwork, joint, tmp_path):
+    graftwork("tune-many", joint, "--output", tmp_path / "out", "--quiet")
     kept = Adapter.load(tmp_path / "out" / "words-0")
     (tmp_path / "out" / "numbers").rename(tmp_path / "numbers")
     stamp = (tmp_path / "out" / "words-0").stat().st_ino
-    ran = graftwork("tune-many", study, "--output", tmp_path / "out", "--quiet", "--resume", "--json")
+    ran = graftwork("tune-many", joint, "--output", tmp_path / "out", "--quiet", "--resume", "--json")
     assert ran.status == 0
     found = json.loads(ran.out)
     assert list(found["adapters"]) == ["words-0", "words-1", "numbers"]
@@ -58,8 +58,8 @@ def test_resuming_makes_only_what_is_absent(graftwork, study, tmp_path):
     assert (tmp_path / "out" / "words-0").stat().st_ino == stamp
 
 
-def test_what_each_run_does_is_said(graftwork, study, tmp_path):
-    ran = graftwork("tune-many", study, "--output", tmp_path / "out")
+def test_what_each_run_does_is_said(graftwork, joint, tmp_path):
+    ran = graftwork("tune-many", joint, "--output", tmp_path / "out")
     assert ran.status == 0
     assert ran.err.startswith("loading backbone ")
     for name, steps in {"words-0": 3, "words-1": 3, "numbers": 2}.items():
@@ -67,9 +67,9 @@ def test_what_each_run_does_is_said(graftwork, study, tmp_path):
         assert f"{name}: step {steps} of {steps}, validation " in ran.err
 
 
-def test_what_is_wrong_is_said(graftwork, study, tmp_path):
-    study.write_text(study.read_text().replace("seeds", "sedes"))
-    ran = graftwork("tune-many", study, "--output", tmp_path / "out")
+def test_what_is_wrong_is_said(graftwork, joint, tmp_path):
+    joint.write_text(joint.read_text().replace("seeds", "sedes"))
+    ran = graftwork("tune-many", joint, "--output", tmp_path / "out")
     assert ran.status == 2
     assert "has an unknown key 'sedes'" in ran.err
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ from training.kinds import make_tokenizer
 from graftwork.adapters import TaskIdentity
 from graftwork.backbones import Backbone
 from graftwork.encoding import GenerationEncoder, LikelihoodEncoder, TagEncoder, TextEncoder
-from graftwork.methods.words import tokens_of
+from graftwork.methods.vocabulary import tokens_of
 
 TEXT = "a very good film and a very bad book " * 4
 ROUNDS = 300

@@ -11,7 +11,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from graftwork import AdaptedModel, Backbone, LoRA
 from graftwork.adapters import TaskIdentity
-from graftwork.backbones.tokenizers import ends, parts_pairs
+from graftwork.backbones.tokenizers import ends, separates_pairs
 from graftwork.encoding import (
     ChoiceEncoder,
     GenerationEncoder,
@@ -78,7 +78,7 @@ def backbone_with(tokenizer, kind: str = "gpt2", **options) -> Backbone:
 
 def test_who_parts_pairs_is_found_out(kind):
     tokenizer = TOKENIZERS[kind]()
-    assert parts_pairs(tokenizer) == (kind in PARTED)
+    assert separates_pairs(tokenizer) == (kind in PARTED)
     assert (pair_separator(tokenizer) is None) == (kind in PARTED)
 
 

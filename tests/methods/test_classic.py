@@ -191,7 +191,7 @@ def test_tied_embeddings_are_one_and_at_the_bottom(kind):
     assert torch.equal(found, expected)
 
 
-# Rates and thawing
+# Rates and unfreezing
 
 
 def test_discriminative_rates_and_gradual_unfreezing():

@@ -12,7 +12,7 @@ from graftwork import AdaptedModel, Backbone, LoRA, Task, TrainingSettings, eval
 from graftwork.tasks import load_split
 from graftwork.training import display
 from graftwork.training.display import SILENT, Bars, Lines, readable_seconds, shown_on_stderr
-from graftwork.training.opening import of_training
+from graftwork.training.run_summary import of_training
 from graftwork.training.scoring import Scorer
 
 UPPER = LoRA(rank=4, targets="layers.1.*")

@@ -10,7 +10,7 @@ from training.workbench import FAST, names_in
 
 from graftwork import AdaptedModel, Adapter, Backbone, LoRA, Task, evaluate, tune, tune_many
 from graftwork.cli.app import main
-from graftwork.errors import AdapterError, DivergedError, StudyError
+from graftwork.errors import AdapterError, DivergedError, TuneManyError
 from graftwork.training.trainer import AdapterTrainer
 
 LORA = LoRA(rank=4)
@@ -100,14 +100,14 @@ def test_tensors_that_break_between_scorings(backbone, classes, breaking, tmp_pa
     assert not (tmp_path / "a").exists()
 
 
-def test_the_others_of_a_study_go_on(backbone, classes, data, breaking, tmp_path):
+def test_the_others_of_a_joint_recipe_go_on(backbone, classes, data, breaking, tmp_path):
     breaking("loss")
     adapters = {
         "classes": {"task": classes, "method": LORA},
         "numbers": {"task": Task(name="n", kind="regression", text="text", data=str(data["numbers"])), "method": LORA},
     }
     settings = {**FAST, "eval_strategy": "steps", "eval_steps": 5, "max_steps": 20}
-    with pytest.raises(StudyError, match=r"classes: the training loss is nan in step 16(.|\n)*checkpoint-") as error:
+    with pytest.raises(TuneManyError, match=r"classes: the training loss is nan in step 16(.|\n)*checkpoint-") as error:
         tune_many(backbone, adapters, output=tmp_path, **settings)
     assert list(error.value.finished) == ["numbers"]
     assert names_in(tmp_path) == [".classes.tuning", "numbers"]

@@ -14,11 +14,11 @@ from training.workbench import FAST, contents, names_in
 from graftwork import AdaptedModel, Adapter, FullFineTuning, Houlsby, LoRA, Task, evaluate, tune, tune_many
 from graftwork.backbones import Backbone
 from graftwork.bank.randomness import RandomSource
-from graftwork.errors import DataError, InterruptedRunError, OutputError, RecipeError, StudyError
+from graftwork.errors import DataError, InterruptedRunError, OutputError, RecipeError, TuneManyError
 from graftwork.heads import LanguageHead, LikelihoodHead
 from graftwork.methods import AdaMix, PrefixTuning, make_method
 from graftwork.training import Recipe
-from graftwork.training.together import Step, passes, take
+from graftwork.training.joint_passes import Step, passes, take
 from graftwork.training.trainer import AdapterTrainer
 
 LORA = LoRA(rank=4)
@@ -252,7 +252,7 @@ def test_a_saved_folder_is_an_ordinary_one(backbone, tasks, tmp_path):
         model.detach()
 
 
-def test_a_study_run_twice_gives_the_same_bytes(backbone, tasks, tmp_path):
+def test_a_joint_recipe_run_twice_gives_the_same_bytes(backbone, tasks, tmp_path):
     # Dropout of low-rank inputs is drawn for all rows together.
     method = LoRA(rank=4, dropout=0.3)
     adapters = {name: {"task": tasks[name], "method": method} for name in ("classes", "numbers")}
@@ -310,7 +310,9 @@ def test_a_run_that_fails_leaves_the_others_alone(backbone, three, tmp_path, mon
     tune_many(backbone, three, output=tmp_path / "whole", **SAVED)
     with monkeypatch.context() as patch:
         patch.setattr(AdapterTrainer, "training_step", fail)
-        with pytest.raises(StudyError, match=r"1 of 3 runs failed(.|\n)*pairs: RuntimeError: in the middle") as caught:
+        with pytest.raises(
+            TuneManyError, match=r"1 of 3 runs failed(.|\n)*pairs: RuntimeError: in the middle"
+        ) as caught:
             tune_many(backbone, three, output=tmp_path / "a", **SAVED)
     assert list(caught.value.finished) == ["classes", "numbers"]
     assert names_in(tmp_path / "a") == [".pairs.tuning", "classes", "numbers"]
@@ -333,7 +335,7 @@ def test_a_pass_that_fails_fails_all_that_took_part(backbone, three, tmp_path, m
         raise RuntimeError("no memory")
 
     monkeypatch.setattr("graftwork.training.many.take", fail)
-    with pytest.raises(StudyError, match="3 of 3 runs failed"):
+    with pytest.raises(TuneManyError, match="3 of 3 runs failed"):
         tune_many(backbone, three, output=tmp_path / "a", **SAVED)
     assert names_in(tmp_path) == []
     with torch.no_grad():

@@ -206,17 +206,17 @@ def changed(adapter) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize(
-    ("steps", "thawed"),
+    ("steps", "unfrozen"),
     [
         (STEPS, {"layers.1", "pooler", "head"}),
         (STEPS + 1, {"layers.0", "layers.1", "pooler", "head"}),
         (2 * STEPS + 1, {"embeddings", "layers.0", "layers.1", "pooler", "head"}),
     ],
 )
-def test_one_layer_more_is_trained_each_epoch(backbone, classes, steps, thawed):
+def test_one_layer_more_is_trained_each_epoch(backbone, classes, steps, unfrozen):
     settings = {**FAST, "eval_strategy": "steps", "eval_steps": steps, "max_steps": steps}
     adapter = tune(backbone, task=classes, method=FullFineTuning(gradual_unfreezing=True), pooling="pooler", **settings)
-    assert {place for place, moved in changed(adapter).items() if moved} == thawed
+    assert {place for place, moved in changed(adapter).items() if moved} == unfrozen
     assert set(changed(adapter)) == {"embeddings", "layers.0", "layers.1", "pooler", "head"}
 
 
@@ -253,7 +253,7 @@ def resumed(backbone, classes, tmp_path_factory):
 
 
 def test_a_killed_run_whose_layers_thaw_resumes_to_the_same_bytes(resumed):
-    # In the first epoch; at its end, just before the next layer thaws; in the third.
+    # In the first epoch; at its end, just before the next layer is unfrozen; in the third.
     resumed(ULMFiT(), (9, STEPS, 2 * STEPS + 2), max_steps=2 * STEPS + 3)
 
 

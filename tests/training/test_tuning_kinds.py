@@ -305,9 +305,9 @@ def test_a_method_that_trains_nothing_is_refused_before_anything_is_read(make, c
     expected = rf"method 'head-only' has nothing to train for a task of kind {task.kind}(.|\n)*change: --method"
     with pytest.raises(MethodError, match=expected):
         tune(backbone, task=unread, method="head-only", output=tmp_path / "a", **FAST)
-    study = {"one": {"task": unread, "method": LORA}, "two": {"task": unread, "method": "head-only"}}
+    joint = {"one": {"task": unread, "method": LORA}, "two": {"task": unread, "method": "head-only"}}
     with pytest.raises(MethodError, match="adapter 'two': " + expected):
-        tune_many(backbone, study, output=tmp_path / "many", **FAST)
+        tune_many(backbone, joint, output=tmp_path / "many", **FAST)
     assert not (tmp_path / "a").exists()
     new = Adapter.new(backbone, "head-only", kind=task.kind)
     model = AdaptedModel(backbone, {"a": new})
@@ -411,5 +411,7 @@ def test_nothing_is_logged_of_what_is_whole(make, caplog):
         with caplog.at_level(logging.WARNING):
             tune(backbone, task=task, method=LORA, max_steps=1)
     # The splits are small, and one step learns nothing, of which is told.
-    own = [r for r in caplog.records if r.name.startswith("graftwork") and r.name != "graftwork.training.remarks"]
+    own = [
+        r for r in caplog.records if r.name.startswith("graftwork") and r.name != "graftwork.training.score_warnings"
+    ]
     assert [r.message for r in own] == []

@@ -18,7 +18,7 @@ from graftwork.backbones import Backbone, Pooling, Site
 from graftwork.encoding.identity import TaskIdentity
 from graftwork.errors import AdapterError
 from graftwork.heads import Head
-from graftwork.kinds import KINDS
+from graftwork.kinds import DEFAULT_KIND, KINDS
 from graftwork.kinds.heads import head_for
 from graftwork.methods import Method, as_method
 from graftwork.methods.parameters import Parameter, initialise
@@ -58,7 +58,7 @@ class Adapter(Record):
         backbone: Backbone,
         method: Method | str,
         *,
-        kind: str = "classification",
+        kind: str = DEFAULT_KIND,
         labels: Sequence[str] | None = None,
         pairs: bool = False,
         name: str = "task",

@@ -62,7 +62,7 @@ def check_new(
         takes = ("text", "images")[images]
         raise AdapterError(
             f"an adapter for {kind} cannot be made for backbone {backbone.name!r}, whose inputs are {takes}",
-            expected="kind image-classification" if images else "a kind of task over texts",
+            expected=f"kind {' or '.join(_of_images())}" if images else "a kind of task over texts",
             change="kind, or the backbone",
         )
     _check_labels(kind, labels)
@@ -85,6 +85,10 @@ def check_new(
         raise AdapterError(f"the task's name is {name!r}", expected="a non-empty text", change="name")
     if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1:
         raise AdapterError(f"max_length is {max_length!r}", expected="a whole number, 1 or more", change="max_length")
+
+
+def _of_images() -> list[str]:
+    return [name for name, kind in KINDS.items() if "image" in kind.inputs]
 
 
 def _check_labels(kind: str, labels: Sequence[str] | None) -> None:

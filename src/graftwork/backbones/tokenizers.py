@@ -29,7 +29,7 @@ _extended = WeakKeyDictionary()
 
 
 @contextmanager
-def asking(tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
+def locked(tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
     """Inside, no other thread uses this tokenizer."""
     with _looking:
         lock = _locks.setdefault(tokenizer, RLock())
@@ -45,7 +45,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special:
     """
     if not texts:
         return []
-    with asking(tokenizer):
+    with locked(tokenizer):
         found: list[list[int]] = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
     return found
 
@@ -57,10 +57,10 @@ def ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return ([], []) if start is None else (whole[:start], whole[start + len(bare) :])
 
 
-def parts_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
+def separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether it puts something between the two texts of a pair."""
     [bare] = pieces(tokenizer, ["a"])
-    with asking(tokenizer):
+    with locked(tokenizer):
         [whole] = tokenizer(["a"], ["a"], verbose=False)["input_ids"]
     return not any(whole[i : i + 2 * len(bare)] == bare * 2 for i in range(len(whole)))
 
@@ -69,7 +69,7 @@ def pair_separator(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """What has to stand between the texts of a pair: nothing where the tokenizer parts them itself; else the token that
     separates or ends texts, which no text has in it unless it spells it, or a line break where there is none.
     """
-    if parts_pairs(tokenizer):
+    if separates_pairs(tokenizer):
         return None
     return str(tokenizer.sep_token or tokenizer.eos_token or "\n")
 
@@ -100,7 +100,7 @@ def with_tokens(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...], fir
     Raises:
         RecipeError: a token is empty, is given twice, is one already, or cannot be told from another.
     """
-    with asking(tokenizer):
+    with locked(tokenizer):
         made = _extended.setdefault(tokenizer, WeakValueDictionary())
         longer = made.get((tokens, first))
         if longer is None:

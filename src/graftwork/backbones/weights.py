@@ -15,7 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from graftwork.backbones.offloading import Brought, offloaded
+from graftwork.backbones.offloading import OffloadedParameters, offloaded
 from graftwork.backbones.sites import Site, Sites
 from graftwork.backbones.stored import Stored, stored_tensors
 from graftwork.errors import BackboneError, SiteError, nearest
@@ -144,7 +144,7 @@ class Weights(Mapping[str, Tensor]):
         own = self._by_site[site.name]
         read = partial(_read, own, turned=site.kind == "linear")
         away = next((module for module in {held.module for _, held, _ in own} if offloaded(module)), None)
-        return read() if away is None else Brought(away, read)
+        return read() if away is None else OffloadedParameters(away, read)
 
     def stored(self, name: str) -> Stored | None:
         """Where a tensor lies in a checkpoint as `save_pretrained` writes it; None where it leaves the tensor out. Tied
@@ -291,7 +291,9 @@ class Weights(Mapping[str, Tensor]):
     def _tensor(self, location: Location) -> Tensor:
         """What the module holds; a copy where it is offloaded."""
         held = self._held[location.key]
-        return Brought(held.module, lambda: {"": held.tensor})[""] if offloaded(held.module) else held.tensor
+        return (
+            OffloadedParameters(held.module, lambda: {"": held.tensor})[""] if offloaded(held.module) else held.tensor
+        )
 
 
 class _Held(NamedTuple):

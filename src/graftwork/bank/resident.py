@@ -105,7 +105,7 @@ class Resident(ABC):
         given = {name: tensor.to(device, precision) for name, tensor in tensors.items()}
         method, head = self.adapter.method, self.adapter.head
         ops = lower(self.backbone, method, head, given, training=training, sites=self._acting_sites)
-        return ops if training else {site: [op.at_rest() for op in acting] for site, acting in ops.items()}
+        return ops if training else {site: [op.for_inference() for op in acting] for site, acting in ops.items()}
 
     def _in_precision(self, ops: Ops) -> Ops:
         return {site: [op.to(self.backbone.dtype) for op in acting] for site, acting in ops.items()}

@@ -78,7 +78,7 @@ def evaluate(
     from graftwork.cli.table import print_table
     from graftwork.training.display import shown_on_stderr
     from graftwork.training.evaluation import evaluate as score
-    from graftwork.training.opening import of_loading
+    from graftwork.training.run_summary import of_loading
 
     loaded = Adapter.load(adapter)
     name = backbone or loaded.backbone.name

@@ -51,12 +51,12 @@ def gather_settings(arguments: Sequence[str]) -> list[str]:
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """Values by dotted key, read as a file has them, or as JSON where that is a list, a mapping or a text in quotes.
-    Without a value a key is `Bare`.
+    Without a value a key is `FlagWithoutValue`.
 
     Raises:
         RecipeError: no key, or one that is given twice.
     """
-    from graftwork.settings.checked import Bare
+    from graftwork.settings.checked import FlagWithoutValue
     from graftwork.settings.yamlfile import read_value
 
     result: dict[str, Any] = {}
@@ -66,5 +66,5 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             raise RecipeError(f"setting {setting!r} has no key", expected="KEY=VALUE", change="--set")
         if key in result:
             raise RecipeError(f"setting {key!r} is given twice", expected="one value", change=f"--{key}")
-        result[key] = read_value(value) if equals else Bare(f"--{key}")
+        result[key] = read_value(value) if equals else FlagWithoutValue(f"--{key}")
     return result

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from graftwork.cli.settings import Settings, Switch, parse_settings
 from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
-from graftwork.kinds import KINDS, KindName
+from graftwork.kinds import DEFAULT_KIND, KINDS, KindName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,7 +120,7 @@ def tune(
     if recipe is None:
         overrides = {"method": "houlsby", **overrides}
         has_task = bool({"task", "task.base"} & overrides.keys())
-        kind = str(overrides.get("task.kind", "classification"))
+        kind = str(overrides.get("task.kind", DEFAULT_KIND))
         images = kind in KINDS and "image" in KINDS[kind].needed
         if not has_task and not {"task.data", *(() if images else ("task.text",))} <= overrides.keys():
             raise RecipeError(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def tune_many(
-    study: Path,
+    recipe: Path,
     /,
     *,
     output: Path,
@@ -27,8 +27,8 @@ def tune_many(
 
     Parameters
     ----------
-    study
-        A study file (YAML): backbone, dtype, train (settings for all) and adapters, by name, each with task, method,
+    recipe
+        A joint recipe (YAML): backbone, dtype, train (settings for all) and adapters, by name, each with task, method,
         data, pooling, train and seeds.
     output
         Folder in which each adapter is saved under its name, as soon as it is finished.
@@ -42,11 +42,11 @@ def tune_many(
         Print the results as JSON.
     """
     say_start(quiet=quiet)
-    from graftwork.training import Study, tune_study
+    from graftwork.training import JointRecipe, tune_joint_recipe
 
-    chosen = Study.from_yaml(study)
+    joint = JointRecipe.from_yaml(recipe)
     start = time.perf_counter()
-    found = tune_study(chosen, output=output, resume=resume, overwrite=overwrite, progress=not quiet)
+    found = tune_joint_recipe(joint, output=output, resume=resume, overwrite=overwrite, progress=not quiet)
     _report(found, output, time.perf_counter() - start, as_json=json)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from graftwork.backbones.tokenizers import asking, pieces
+from graftwork.backbones.tokenizers import locked, pieces
 from graftwork.encoding.choices import ChoiceEncoder
 from graftwork.encoding.encoder import Encoder, Rows, shortened
 from graftwork.encoding.tokens import Row, not_empty, tokenized
@@ -80,7 +80,7 @@ class PromptEncoder(Encoder):
         elif not texts:
             return []
         else:
-            with asking(self.tokenizer) as tokenizer:
+            with locked(self.tokenizer) as tokenizer:
                 found = tokenizer(text_target=list(texts), verbose=False)["input_ids"]
                 cut = tokenizer(text_target=list(texts), truncation=True, max_length=longest)["input_ids"]
             ids = [row or [self.end] for row in cut]
@@ -133,7 +133,7 @@ class GenerationEncoder(PromptEncoder):
     def read(self, made: Int[Tensor, "B T"], prompts: dict[str, Tensor]) -> list[str]:
         """The texts that a model made of a batch of prompts, without white space around them."""
         new = made[:, prompts["input_ids"].shape[1] :] if self.causal else made
-        with asking(self.tokenizer) as tokenizer:
+        with locked(self.tokenizer) as tokenizer:
             return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import DataCollatorForTokenClassification
 
-from graftwork.backbones.tokenizers import asking
+from graftwork.backbones.tokenizers import locked
 from graftwork.encoding.encoder import Encoder, shortened
 from graftwork.encoding.tokens import Row, not_empty
 from graftwork.errors import BackboneError, DataError
@@ -37,7 +37,7 @@ class TagEncoder(Encoder):
             return []
         # Pieces at a word's beginning are those of running text, which only some tokenizers give for words alone.
         texts = [" ".join(words) for words in sentences]
-        with asking(self.tokenizer) as tokenizer:
+        with locked(self.tokenizer) as tokenizer:
             encoded = tokenizer(texts, truncation=True, max_length=self.max_length)
         rows = []
         for i, words in enumerate(sentences):

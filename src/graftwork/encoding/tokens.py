@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from graftwork.backbones.tokenizers import asking, ends, pieces
+from graftwork.backbones.tokenizers import ends, locked, pieces
 from graftwork.errors import RecipeError
 
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ def tokenized(
     if second is not None and separator is not None:
         rows = _parted(tokenizer, first, second, max_length, separator)
     else:
-        with asking(tokenizer):
+        with locked(tokenizer):
             _check_room(max_length - tokenizer.num_special_tokens_to_add(pair=second is not None), max_length)
             others = None if second is None else list(second)
             encoded = tokenizer(list(first), others, truncation=True, max_length=max_length)

@@ -3,6 +3,6 @@
 from graftwork.grafting.graft import Graft, Running
 from graftwork.grafting.recomputing import Recomputing
 from graftwork.grafting.site import SiteModule
-from graftwork.grafting.standin import StandIn
+from graftwork.grafting.wrapper import ModuleWrapper
 
-__all__ = ["Graft", "Recomputing", "Running", "SiteModule", "StandIn"]
+__all__ = ["Graft", "ModuleWrapper", "Recomputing", "Running", "SiteModule"]

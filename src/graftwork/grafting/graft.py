@@ -17,7 +17,7 @@ import torch.nn as nn
 from graftwork.backbones import Backbone
 from graftwork.errors import SiteError
 from graftwork.grafting.site import SiteModule
-from graftwork.grafting.standin import put
+from graftwork.grafting.wrapper import replace_module
 from graftwork.ops.op import Ops, ordered
 
 Modules = Mapping[str, nn.Module]
@@ -63,7 +63,7 @@ class Graft:
         self.compiled = False
         self.root: nn.Module = backbone.model
         self.lock = RLock()
-        self.running = self._resting = Running()
+        self.running = self._outside_passes = Running()
         self._modules: dict[str, SiteModule] = {}
         self._sites: set[str] = set()
         self._training = False
@@ -100,7 +100,7 @@ class Graft:
         inner = self.backbone.modules[path]
         here = [site for site in self.backbone.sites.values() if site.path == path]
         module = SiteModule(inner, here, self._memory)
-        self.root = put(self.root, path, inner, module)
+        self.root = replace_module(self.root, path, inner, module)
         self._modules[path] = module
         self._sites.update(site.name for site in here)
 
@@ -115,10 +115,10 @@ class Graft:
         """
         with self.lock:
             self.require_outside()
-            self.rest()
+            self.run_outside_passes()
             # Innermost first: a wrapped module may stand inside another wrapped one.
             for path in sorted(self._modules, key=lambda path: -len(path)):
-                self.root = put(self.root, path, self._modules[path], self.backbone.modules[path])
+                self.root = replace_module(self.root, path, self._modules[path], self.backbone.modules[path])
                 del self._modules[path]
             self._sites.clear()
 
@@ -135,20 +135,20 @@ class Graft:
                     expected="detach() outside of forward passes and their hooks",
                 )
 
-    def rest(self, modules: Modules | None = None) -> None:
-        """Let these modules run outside of passes, and have their weights be the model's, in the place of the
-        backbone's own, which stay as they are. Passes of other threads are waited for; one of this thread goes on
-        as it began.
+    def run_outside_passes(self, modules: Modules | None = None) -> None:
+        """Let these modules run outside of passes from now on, and have their weights be the model's, in the place of
+        the backbone's own, which stay as they are. Passes of other threads are waited for; one of this thread goes
+        on as it began.
 
         Args:
             modules: by the path of a module that is wrapped; None: the backbone's own run.
         """
         with self.lock:
-            self._resting = Running(modules=modules or {})
+            self._outside_passes = Running(modules=modules or {})
             for path, module in self._modules.items():
-                module.hold(self._resting.modules.get(path, self.backbone.modules[path]))
+                module.hold(self._outside_passes.modules.get(path, self.backbone.modules[path]))
             if not self._depth:
-                self._hand_out(self._resting)
+                self._hand_out(self._outside_passes)
 
     @contextmanager
     def run(self, ops: Ops, *, modules: Modules | None = None, training: bool = False) -> Iterator[None]:
@@ -180,7 +180,7 @@ class Graft:
             finally:
                 self._depth -= 1
                 # What runs outside of passes may be others by now.
-                self._hand_out(before if self._depth else self._resting)
+                self._hand_out(before if self._depth else self._outside_passes)
 
     def _hand_out(self, running: Running) -> None:
         """Give each site module what acts there. It is not asked for by the sites' names: layers of one structure then

@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from graftwork.errors import AdapterError, BackboneError
 from graftwork.grafting.graft import Graft
-from graftwork.grafting.standin import unwrapped_modules
+from graftwork.grafting.wrapper import unwrapped_modules
 
 
 class _Recomputed:

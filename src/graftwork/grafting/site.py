@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graftwork.backbones import Site
 from graftwork.errors import SiteError
-from graftwork.grafting.standin import StandIn
+from graftwork.grafting.wrapper import ModuleWrapper
 from graftwork.ops import Forward, Op, Place
 
 Acting = tuple[tuple[tuple[int, int] | None, tuple[Op, ...]], ...]
@@ -18,7 +18,7 @@ Acting = tuple[tuple[tuple[int, int] | None, tuple[Op, ...]], ...]
 
 
 @final
-class SiteModule(StandIn, Place):
+class SiteModule(ModuleWrapper, Place):
     """Runs the module that it holds with the ops of its sites around it, in the precision of what enters.
 
     Attributes:

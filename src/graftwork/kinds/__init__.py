@@ -50,4 +50,14 @@ class Kinds(Mapping[str, "Kind"]):
 KINDS = Kinds()
 """Kinds of task by name."""
 
-__all__ = ["KINDS", "KindName", "Kinds"]
+DEFAULT_KIND = next(iter(CLASSES))
+"""The kind that is meant where none is named."""
+
+
+def default_kind(num_labels: int) -> str:
+    """The kind that is meant where none is named, but the number of labels is: one alone is a number, as in
+    transformers."""
+    return DEFAULT_KIND if num_labels > 1 else next(n for n, kind in KINDS.items() if kind.problem_type == "regression")
+
+
+__all__ = ["DEFAULT_KIND", "KINDS", "KindName", "Kinds", "default_kind"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork.data.columns import LABEL, TEXT, Columns, Content, label_ids, label_text, sorted_names
 from graftwork.errors import RecipeError, nearest
-from graftwork.kinds.kind import MORE, Declared, Kind
+from graftwork.kinds.kind import MORE, Kind, TaskLike
 from graftwork.kinds.metrics import Metric, accuracy, as_numbers, f1, f1_macro, matthews, refuse_not_finite
 
 if TYPE_CHECKING:
@@ -24,12 +24,16 @@ C = (0.001, 0.01, 0.1, 1.0)
 
 
 class Classification(Kind):
-    """See `Kind`."""
+    """One of C classes.
+
+    Columns of its datasets: `text` (str), `text_pair` (str; only of a task on pairs), `label` (int, the class's id).
+    """
 
     name = "classification"
     inputs: ClassVar[Mapping[str, Content]] = {"text": TEXT, "text_pair": TEXT}
     label = LABEL
     options = ("labels", "label_ids")
+    layouts: ClassVar[tuple[str, ...]] = ("glue", "movie-reviews")
     metrics: ClassVar[Mapping[str, Metric]] = {
         "accuracy": Metric(accuracy),
         "f1_macro": Metric(f1_macro),
@@ -47,13 +51,13 @@ class Classification(Kind):
     def sorted_names(self, names: set[str]) -> tuple[str, ...]:
         return sorted_names(names)
 
-    def columns(self, task: Declared, table: "Table", *, grouped: bool) -> Columns:
+    def columns(self, task: TaskLike, table: "Table", *, grouped: bool) -> Columns:
         from datasets import Value
 
         texts: Columns = {field: (Value("string"), table.columns[own[0]]) for field, own in task.inputs.items()}
         return {**texts, "label": (Value("int64"), self.ids(task, table))}
 
-    def ids(self, task: Declared, table: "Table") -> list[int]:
+    def ids(self, task: TaskLike, table: "Table") -> list[int]:
         """The id of each row's class."""
         names = self.label_names(table.columns[task.label])
         found = label_ids(table, task.label, names, task.labels or (), as_ids=task.label_ids, layout=task.layout)
@@ -90,7 +94,7 @@ class Classification(Kind):
         refuse_not_finite(np.isfinite(said))
         return said.argmax(axis=1), there
 
-    def remark(self, task: Declared, predictions: Any, labels: Any) -> tuple[str, str]:
+    def chance_warning(self, task: TaskLike, predictions: Any, labels: Any) -> tuple[str, str]:
         names = task.labels or tuple(map(str, range(predictions.shape[1])))
         said, there = [names[i] for i in predictions.argmax(axis=1)], [names[i] for i in labels]
         return of_names(task, said, there, "row", blind="accuracy", other="f1_macro")
@@ -110,7 +114,7 @@ class Classification(Kind):
 
 
 def of_names(
-    task: Declared, said: Sequence[str], there: Sequence[str], thing: str, *, blind: str, other: str
+    task: TaskLike, said: Sequence[str], there: Sequence[str], thing: str, *, blind: str, other: str
 ) -> tuple[str, str]:
     """Of names: one for everything, or names that agree with the labels no better than by chance.
 

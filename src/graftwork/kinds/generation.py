@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork.data.columns import TEXT, Columns, Content
 from graftwork.errors import MethodError
-from graftwork.kinds.kind import MORE, Declared, Kind, Request
+from graftwork.kinds.kind import MORE, Kind, Request, TaskLike
 from graftwork.kinds.metrics import Metric, bleu, chrf, exact_match, rouge
 
 if TYPE_CHECKING:
@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 
 class Generation(Kind):
-    """See `Kind`."""
+    """A text, made by a causal or an encoder-decoder backbone.
+
+    Columns of its datasets: `text` (str), `target` (str), of validation and test also `references` (list of str).
+    Training has a row for each target; validation and test have one for each source, with all its targets as
+    `references`, of which the first is also the `target`.
+    """
 
     name = "generation"
     inputs: ClassVar[Mapping[str, Content]] = {"text": TEXT}
     label = TEXT
     options = ("separator",)
+    layouts = ("e2e",)
     metrics: ClassVar[Mapping[str, Metric]] = {
         "loss": Metric(None, greater_is_better=False),
         "bleu": Metric(bleu),
@@ -41,7 +47,7 @@ class Generation(Kind):
     unit = "source"
     says = "a text"
 
-    def columns(self, task: Declared, table: "Table", *, grouped: bool) -> Columns:
+    def columns(self, task: TaskLike, table: "Table", *, grouped: bool) -> Columns:
         # Rows with one source become one row, with all their targets as references.
         from datasets import List, Value
 
@@ -112,7 +118,7 @@ class Generation(Kind):
             raise ValueError(f"{len(predictions)} texts and references of {len(labels)} do not fit {self.name}")
         return list(predictions), [list(row) for row in labels]
 
-    def remark(self, task: Declared, predictions: Any, labels: Any) -> tuple[str, str]:
+    def chance_warning(self, task: TaskLike, predictions: Any, labels: Any) -> tuple[str, str]:
         if len(set(predictions)) > 1 or len(set(map(tuple, labels))) < 2:
             return "", ""
         return f"the text {predictions[0]!r:.60} is generated of every source", MORE

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork.data.columns import IMAGE, Columns, Content
 from graftwork.kinds.classification import Classification
-from graftwork.kinds.kind import Declared
+from graftwork.kinds.kind import TaskLike
 
 if TYPE_CHECKING:
     import datasets
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 
 class ImageClassification(Classification):
-    """See `Kind`."""
+    """One of C classes of images.
+
+    Columns of its datasets: `image` (a PIL image, of the mode and size it has in the data), `label` (int).
+    """
 
     name = "image-classification"
     inputs: ClassVar[Mapping[str, Content]] = {"image": IMAGE}
     needed = ("image",)
+    layouts = ("digits",)
+    class_folders = True
     baseline = None
     takes = "images"
     example = '"image.png"'
@@ -36,7 +41,7 @@ class ImageClassification(Classification):
         several = {size for size, count in Counter(sizes).items() if count > 1}
         return [(size, _digest(image)) if size in several else size for size, image in zip(sizes, images, strict=True)]
 
-    def columns(self, task: Declared, table: "Table", *, grouped: bool) -> Columns:
+    def columns(self, task: TaskLike, table: "Table", *, grouped: bool) -> Columns:
         from datasets import Image, Value
 
         images = table.columns[task.inputs["image"][0]]

@@ -30,7 +30,7 @@ MORE = "more epochs (--train.num_train_epochs) or a higher rate (--train.learnin
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
 
-class Declared(Protocol):
+class TaskLike(Protocol):
     """What a kind reads of a task's declaration; see `graftwork.tasks.Task`."""
 
     @property
@@ -97,6 +97,8 @@ class Kind(ABC):
         needed: those of them that every task of the kind has.
         label: what the label column holds.
         options: the other fields of a task that not every kind has.
+        layouts: how its data may lie besides in tables: layouts of `graftwork.tasks.Task`.
+        class_folders: whether its data may also lie in a folder of files for each class.
         metrics: those that suit it; the usual ones come first.
         usual_metrics: how many of them are usual.
         named: whether its answers are labels out of one list for all rows.
@@ -117,6 +119,8 @@ class Kind(ABC):
     needed: ClassVar[tuple[str, ...]] = ("text",)
     label: ClassVar[Content] = LABEL
     options: ClassVar[tuple[str, ...]] = ()
+    layouts: ClassVar[tuple[str, ...]] = ()
+    class_folders: ClassVar[bool] = False
     metrics: ClassVar[Mapping[str, Metric]]
     usual_metrics: ClassVar[int]
     named: ClassVar[bool] = False
@@ -150,7 +154,7 @@ class Kind(ABC):
         """The labels that rows have, in the order of their ids."""
         raise NotImplementedError(self.name)
 
-    def misfits(self, task: Declared, table: "Table") -> list[tuple[str, str, str]]:
+    def misfits(self, task: TaskLike, table: "Table") -> list[tuple[str, str, str]]:
         """What is wrong with rows whose single values are right: the problem, what was expected, what to change."""
         return []
 
@@ -159,7 +163,7 @@ class Kind(ABC):
         return [tuple(map(_hashable, values)) for values in zip(*columns, strict=True)]
 
     @abstractmethod
-    def columns(self, task: Declared, table: "Table", *, grouped: bool) -> Columns:
+    def columns(self, task: TaskLike, table: "Table", *, grouped: bool) -> Columns:
         """The dataset's columns, of a table that is checked.
 
         Args:
@@ -257,7 +261,7 @@ class Kind(ABC):
         return logits.cpu().unbind()
 
     def outcome(
-        self, task: Declared, head: "Head", outputs: Mapping[int, Any], rows: "datasets.Dataset"
+        self, task: TaskLike, head: "Head", outputs: Mapping[int, Any], rows: "datasets.Dataset"
     ) -> tuple[Any, Any]:
         """Predictions and labels, as `compute` takes them, of the outputs of all rows."""
         import numpy as np
@@ -297,7 +301,7 @@ class Kind(ABC):
             ValueError: the shapes do not fit, or there are no rows.
         """
 
-    def remark(self, task: Declared, predictions: Any, labels: Any) -> tuple[str, str]:
+    def chance_warning(self, task: TaskLike, predictions: Any, labels: Any) -> tuple[str, str]:
         """Why predictions are no better than chance, and what to try; empty where they are."""
         return "", ""
 

@@ -15,7 +15,7 @@ from graftwork.errors import DataError, MethodError, nearest
 from graftwork.heads import IGNORED, PooledHead, States
 from graftwork.heads.losses import LABELS
 from graftwork.kinds.classification import C, Classification
-from graftwork.kinds.kind import MORE, Declared, ProblemType
+from graftwork.kinds.kind import MORE, ProblemType, TaskLike
 from graftwork.kinds.metrics import Metric, as_numbers, refuse_not_finite
 from graftwork.kinds.prediction import Prediction, check_finite, widen
 
@@ -157,10 +157,14 @@ def _auc(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> float:
 
 
 class MultiLabelClassification(Classification):
-    """See `Kind`."""
+    """Several of C labels, or none.
+
+    Columns of its datasets: those of classification, with `label` a list of 0 and 1, one for each label.
+    """
 
     name = NAME
     label = SEVERAL
+    layouts = ()
     metrics: ClassVar[Mapping[str, Metric]] = {
         "f1_micro": Metric(_f1("micro")),
         "f1_macro": Metric(_f1("macro")),
@@ -203,7 +207,7 @@ class MultiLabelClassification(Classification):
             classes={**table.classes, label: columns},
         )
 
-    def misfits(self, task: Declared, table: Table) -> list[tuple[str, str, str]]:
+    def misfits(self, task: TaskLike, table: Table) -> list[tuple[str, str, str]]:
         values = table.columns[task.label]
         names = [_names(value) for value in values]
         twice = [row for row, own in enumerate(names) if len(set(own)) < len(own)]
@@ -224,7 +228,7 @@ class MultiLabelClassification(Classification):
     def label_names(self, values: Sequence[Any]) -> list[list[str]]:
         return [_names(value) for value in values]
 
-    def columns(self, task: Declared, table: Table, *, grouped: bool) -> Columns:
+    def columns(self, task: TaskLike, table: Table, *, grouped: bool) -> Columns:
         from datasets import List, Value
 
         texts: Columns = {field: (Value("string"), table.columns[own[0]]) for field, own in task.inputs.items()}
@@ -257,7 +261,7 @@ class MultiLabelClassification(Classification):
         return [SEPARATOR.join(found.labels or ()), " ".join(f"{scores[label]:.4f}" for label in found.labels or ())]
 
     def outcome(
-        self, task: Declared, head: "Head", outputs: Mapping[int, Any], rows: "datasets.Dataset"
+        self, task: TaskLike, head: "Head", outputs: Mapping[int, Any], rows: "datasets.Dataset"
     ) -> tuple[Any, Any]:
         import numpy as np
 
@@ -272,7 +276,7 @@ class MultiLabelClassification(Classification):
         refuse_not_finite(np.isfinite(said))
         return said, there.astype(bool)
 
-    def remark(self, task: Declared, predictions: Any, labels: Any) -> tuple[str, str]:
+    def chance_warning(self, task: TaskLike, predictions: Any, labels: Any) -> tuple[str, str]:
         said, there = self.prepare(predictions, labels)
         if (said >= 0).any() or not there.any():
             return "", ""

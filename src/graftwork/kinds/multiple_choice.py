@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork.data.columns import CHOICE, LABEL, TEXT, Columns, Content, label_text
 from graftwork.errors import DataError
-from graftwork.kinds.kind import MORE, Declared, Kind
+from graftwork.kinds.kind import MORE, Kind, TaskLike
 from graftwork.kinds.metrics import Metric, accuracy, as_numbers, refuse_not_finite
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class MultipleChoice(Kind):
-    """See `Kind`."""
+    """One of a row's choices.
+
+    Columns of its datasets: `text` (str), `choices` (list of str), `label` (int, the right choice's place from 0).
+    """
 
     name = "multiple-choice"
     inputs: ClassVar[Mapping[str, Content]] = {"text": TEXT, "choices": CHOICE}
@@ -38,7 +41,7 @@ class MultipleChoice(Kind):
     example = '("a question", ["one choice", "another"])'
     shown = "questions with choices"
 
-    def columns(self, task: Declared, table: "Table", *, grouped: bool) -> Columns:
+    def columns(self, task: TaskLike, table: "Table", *, grouped: bool) -> Columns:
         from datasets import List, Value
 
         columns = [table.columns[column] for column in task.inputs["choices"]]
@@ -106,7 +109,7 @@ class MultipleChoice(Kind):
         refuse_not_finite((usable | np.isneginf(said)) & usable[np.arange(len(there)), there][:, None])
         return said.argmax(axis=1), there
 
-    def remark(self, task: Declared, predictions: Any, labels: Any) -> tuple[str, str]:
+    def chance_warning(self, task: TaskLike, predictions: Any, labels: Any) -> tuple[str, str]:
         import numpy as np
 
         right = float((predictions.argmax(axis=1) == labels).mean())
@@ -116,7 +119,7 @@ class MultipleChoice(Kind):
         return f"{right:.0%} of the choices are right, and {chance:.0%} by chance", MORE
 
 
-def choice_ids(task: Declared, table: "Table", counts: Sequence[int]) -> list[int]:
+def choice_ids(task: TaskLike, table: "Table", counts: Sequence[int]) -> list[int]:
     """Which of a row's choices is the right one, from 0.
 
     Args:

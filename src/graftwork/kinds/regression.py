@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork.data.columns import LABEL, TEXT, Columns, Content
 from graftwork.data.numbers import read_numbers
-from graftwork.kinds.kind import MORE, Declared, Kind, ProblemType
+from graftwork.kinds.kind import MORE, Kind, ProblemType, TaskLike
 from graftwork.kinds.metrics import Metric, as_numbers, mae, mse, pearson, r2, refuse_not_finite, spearman
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ ALPHA = (10_000.0, 1_000.0, 100.0, 10.0)
 
 
 class Regression(Kind):
-    """See `Kind`."""
+    """One number.
+
+    Columns of its datasets: those of classification, with `label` a float.
+    """
 
     name = "regression"
     inputs: ClassVar[Mapping[str, Content]] = {"text": TEXT, "text_pair": TEXT}
@@ -37,12 +40,13 @@ class Regression(Kind):
         "mae": Metric(mae, greater_is_better=False),
     }
     usual_metrics = 4
+    layouts = ("glue",)
     pooled = True
     baseline = "ridge regression"
     problem_type: ClassVar[ProblemType | None] = "regression"
     says = "a number"
 
-    def columns(self, task: Declared, table: "Table", *, grouped: bool) -> Columns:
+    def columns(self, task: TaskLike, table: "Table", *, grouped: bool) -> Columns:
         from datasets import Value
 
         texts: Columns = {field: (Value("string"), table.columns[own[0]]) for field, own in task.inputs.items()}
@@ -74,7 +78,7 @@ class Regression(Kind):
         refuse_not_finite(np.isfinite(said))
         return said, there.astype(np.float64)
 
-    def remark(self, task: Declared, predictions: Any, labels: Any) -> tuple[str, str]:
+    def chance_warning(self, task: TaskLike, predictions: Any, labels: Any) -> tuple[str, str]:
         import numpy as np
 
         if np.ptp(labels) == 0:

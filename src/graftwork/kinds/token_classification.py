@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graftwork.data.columns import TAGS, WORDS, Columns, Content, is_integer, label_ids, label_text, sorted_names
 from graftwork.errors import DivergedError, RecipeError, nearest
 from graftwork.kinds.classification import of_names
-from graftwork.kinds.kind import Declared, Kind, Predictor, Request
+from graftwork.kinds.kind import Kind, Predictor, Request, TaskLike
 from graftwork.kinds.metrics import Metric, span_f1, span_precision, span_recall, token_accuracy
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ SPAN_TAG = re.compile(r"O|[BIES]-.+", re.DOTALL)
 
 
 class TokenClassification(Kind):
-    """See `Kind`."""
+    """A tag for each word.
+
+    Columns of its datasets: `words` (list of str), `tags` (list of int, as many, ids into the task's labels).
+    """
 
     name = "token-classification"
     inputs: ClassVar[Mapping[str, Content]] = {"text": WORDS}
@@ -40,6 +43,7 @@ class TokenClassification(Kind):
         "seqeval_recall": Metric(span_recall, spans=True),
         "token_accuracy": Metric(token_accuracy),
     }
+    layouts = ("conll",)
     usual_metrics = 4
     named = True
     stratified = False
@@ -56,7 +60,7 @@ class TokenClassification(Kind):
             return sorted_names(names)
         return tuple(sorted(names, key=lambda tag: (tag != OUTSIDE, tag.partition("-")[2], tag)))
 
-    def misfits(self, task: Declared, table: "Table") -> list[tuple[str, str, str]]:
+    def misfits(self, task: TaskLike, table: "Table") -> list[tuple[str, str, str]]:
         pairs = list(zip(table.columns[task.inputs["text"][0]], table.columns[task.label], strict=True))
         uneven = [row for row, (words, tags) in enumerate(pairs) if len(words) != len(tags)]
         if not uneven:
@@ -68,7 +72,7 @@ class TokenClassification(Kind):
         )
         return [(problem, "a tag for each word", "those rows, or --label")]
 
-    def columns(self, task: Declared, table: "Table", *, grouped: bool) -> Columns:
+    def columns(self, task: TaskLike, table: "Table", *, grouped: bool) -> Columns:
         from datasets import List, Value
 
         names = self.label_names(table.columns[task.label])
@@ -120,7 +124,7 @@ class TokenClassification(Kind):
         return [tags_of(row, ids[i], labels) for i, row in enumerate(rows)]
 
     def outcome(
-        self, task: Declared, head: "Head", outputs: Mapping[int, Any], rows: "datasets.Dataset"
+        self, task: TaskLike, head: "Head", outputs: Mapping[int, Any], rows: "datasets.Dataset"
     ) -> tuple[Any, Any]:
         names = task.labels or ()
         there = [[names[tag] for tag in tags] for tags in self.labels_of(rows)]
@@ -150,7 +154,7 @@ class TokenClassification(Kind):
     def labels_in(self, predictions: Any, labels: Any) -> tuple[str, ...] | None:
         return tuple(sorted({tag for row in (*predictions, *labels) for tag in row}))
 
-    def remark(self, task: Declared, predictions: Any, labels: Any) -> tuple[str, str]:
+    def chance_warning(self, task: TaskLike, predictions: Any, labels: Any) -> tuple[str, str]:
         pairs = [pair for both in zip(predictions, labels, strict=True) for pair in zip(*both, strict=True)]
         said, there = [one for one, _ in pairs], [other for _, other in pairs]
         return of_names(task, said, there, "word", blind="token_accuracy", other="seqeval_f1")

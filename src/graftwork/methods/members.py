@@ -53,7 +53,7 @@ def members_at(site: Site) -> Mapping[str, Site]:
     return site.members
 
 
-class Under(Mapping[str, Tensor]):
+class MemberTensors(Mapping[str, Tensor]):
     """Those of a union's tensors that stand under a member's name, without it."""
 
     def __init__(self, member: str, tensors: Mapping[str, Tensor]) -> None:

@@ -29,7 +29,7 @@ from graftwork.errors import SiteError
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, kaiming_uniform, normal, uniform
 from graftwork.methods.targets import Targets
-from graftwork.methods.words import activations, draw_words, tokens_of
+from graftwork.methods.vocabulary import activations, draw_words, tokens_of
 from graftwork.ops import KeyValue, Op
 
 

@@ -21,7 +21,7 @@ from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import MethodError, SiteError
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, uniform
-from graftwork.methods.words import draw_words, embeddings, label_embeddings, tokens_of
+from graftwork.methods.vocabulary import draw_words, embeddings, label_embeddings, tokens_of
 from graftwork.ops import Op, Prompt, PromptedEncoder
 
 BOUND = 0.5

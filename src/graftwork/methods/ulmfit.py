@@ -1,7 +1,7 @@
 """ULMFiT's fine-tuning: a lower rate for each lower layer, one layer more each epoch, and slanted triangular rates.
 
 Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", sections 3.2 and 3.3. It is full
-fine-tuning with other settings and another schedule; the embeddings of a model of L layers thaw in epoch L + 1.
+fine-tuning with other settings and another schedule; the embeddings of a model of L layers are unfrozen in epoch L + 1.
 """
 
 from typing import ClassVar

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import MethodError
-from graftwork.methods.members import Members, SharedSite, Under, declare_gate, gate, members_at
+from graftwork.methods.members import Members, MemberTensors, SharedSite, declare_gate, gate, members_at
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter
 from graftwork.ops import Gated, Op
@@ -164,7 +164,7 @@ class Union(Method):
     ) -> Mapping[str, Tensor]:
         found: dict[str, Tensor] = {}
         for member, method, own in self._each(sites):
-            made = method.initial(Under(member, tensors), own, backbone, labels, generator)
+            made = method.initial(MemberTensors(member, tensors), own, backbone, labels, generator)
             found |= {f"{member}.{name}": tensor for name, tensor in made.items()}
         return found
 
@@ -173,12 +173,12 @@ class Union(Method):
     ) -> Mapping[str, Tensor]:
         prepared = dict(parameters)
         for member, method, own in self._each(sites):
-            made = method.prepare(Under(member, parameters), own, training=training)
+            made = method.prepare(MemberTensors(member, parameters), own, training=training)
             prepared |= {f"{member}.{name}": tensor for name, tensor in made.items()}
         return prepared
 
     def finish(self, parameters: Mapping[str, Tensor], sites: Sequence[Site]) -> tuple[Method, dict[str, Tensor]]:
-        ends = [method.finish(Under(member, parameters), own) for member, method, own in self._each(sites)]
+        ends = [method.finish(MemberTensors(member, parameters), own) for member, method, own in self._each(sites)]
         union = self.model_copy(update={"methods": tuple(method for method, _ in ends)})
         starts = tuple(f"{member}." for member in self.members)
         kept = {name: tensor for name, tensor in parameters.items() if not name.startswith(starts)}
@@ -189,7 +189,7 @@ class Union(Method):
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         acting: list[Op] = []
         for member, own in members_at(site).items():
-            under = Under(member, parameters)
+            under = MemberTensors(member, parameters)
             ops = self.members[member].lower(own, under, frozen)
             if self.gated and f"{own.name}.gate.bias" in under:
                 ops = gate(ops, own, under)

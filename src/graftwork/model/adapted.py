@@ -19,7 +19,7 @@ from graftwork.kinds.prediction import Prediction
 from graftwork.model.huggingface import HuggingFaceModel
 from graftwork.passes.call import AdaptedOutput, Call
 from graftwork.passes.sharing import for_each_row
-from graftwork.passes.starts import KEPT, Start
+from graftwork.passes.starts import CACHED_STATES, Start
 
 MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
 OTHER_INPUTS = ("attention_mask", "token_type_ids", "position_ids", "decoder_input_ids", "decoder_attention_mask")
@@ -64,7 +64,7 @@ class AdaptedModel(HuggingFaceModel):
         decoder_attention_mask: Tensor | None = None,
         labels: Tensor | Mapping[str, Tensor] | None = None,
         targets: Tensor | Mapping[str, Tensor] | None = None,
-        kept: Tensor | None = None,
+        cached_states: Tensor | None = None,
         adapters: str | Sequence[str | None] | None = None,
         num_items_in_batch: StepItems | None = None,
         output_hidden_states: bool | None = None,
@@ -86,8 +86,8 @@ class AdaptedModel(HuggingFaceModel):
                 its rows; or tensors by the name of the adapter.
             targets: (B, C, T), each choice's own tokens, -100 elsewhere, where choices are judged by likelihood; or by
                 the name of the adapter, as labels.
-            kept: (B, n) or (B, T, n), of multiple choice (B, C, n) or (B, C, T, n): what `keep` gave of these rows; the
-                pass begins with it.
+            cached_states: (B, n) or (B, T, n), of multiple choice (B, C, n) or (B, C, T, n): what `states_to_cache`
+                gave for these rows; the pass begins with them.
             adapters: name of the adapter; or, for each row, a name, or None for the backbone alone. May be left out
                 when there is only one adapter.
             num_items_in_batch: what the loss is a mean over where gradients are accumulated: the number of labels in
@@ -117,8 +117,8 @@ class AdaptedModel(HuggingFaceModel):
         self._refuse(inputs)
         main = next((inputs[name] for name in MAIN_INPUTS if name in inputs), next(iter(inputs.values())))
         inputs = for_each_row(inputs, len(main))
-        if kept is not None:
-            inputs[KEPT] = kept
+        if cached_states is not None:
+            inputs[CACHED_STATES] = cached_states
         names, lease = self._lease(adapters, len(main))
         one = adapters is None or isinstance(adapters, str)
         by_name = {"labels": labels, "targets": targets} | ({} if one else {"num_items_in_batch": num_items_in_batch})
@@ -270,7 +270,7 @@ class AdaptedModel(HuggingFaceModel):
 
     @contextmanager
     def beginning(self, start: Start) -> Iterator[None]:
-        """Inside, passes that are given what is `kept` begin at a start; afterwards none do, also after an exception.
+        """Inside, passes that are given `cached_states` begin at a start; afterwards none do, also after an exception.
 
         Raises:
             BackboneError: the layers above the start need more of those below than their states; or passes begin
@@ -279,15 +279,15 @@ class AdaptedModel(HuggingFaceModel):
         with self._runner.beginning(start):
             yield
 
-    def keep(self, adapter: str, **inputs: Tensor) -> Tensor:
-        """What is to be kept of rows, for passes that begin where `beginning` says: (B, n) or (B, T, n). Without
-        dropout and gradients.
+    def states_to_cache(self, adapter: str, **inputs: Tensor) -> Tensor:
+        """The states of rows that passes which begin where `beginning` says are given: (B, n) or (B, T, n).
+        Without dropout and gradients.
 
         Args:
             inputs: as `forward` takes them; of multiple choice, a row for each choice.
         """
         with torch.no_grad():
-            return self._runner.keep(adapter, inputs, self.residents.lease([adapter]))
+            return self._runner.states_to_cache(adapter, inputs, self.residents.lease([adapter]))
 
     def _refuse(self, inputs: Mapping[str, Tensor]) -> None:
         accepted = self._runner.forward_arguments

@@ -192,13 +192,13 @@ class BackboneWithAdapters(nn.Module):
             ) from error
         with self.graft.lock:
             self.residents.merge(Merged(name, version, modules))
-            self.graft.rest(modules)
+            self.graft.run_outside_passes(modules)
 
     def unmerge(self) -> None:
         """Give the backbone its own weights back, the very tensors. Does nothing when no adapter is merged."""
         with self.graft.lock:
             self.residents.merge(None)
-            self.graft.rest()
+            self.graft.run_outside_passes()
 
     def detach(self) -> Backbone:
         """Take everything off. The backbone has its very modules back, and its outputs and state dict are bit for bit

@@ -142,11 +142,11 @@ class HuggingFaceModel(BackboneWithAdapters):
             lease = self.residents.lease(self.residents)
             recomputed = self._recomputing.on
             try:
-                self.graft.rest()
+                self.graft.run_outside_passes()
                 with self._recomputing.paused():
                     backbone = deepcopy(self.backbone)
             finally:
-                self.graft.rest(None if lease.merged is None else lease.merged.modules)
+                self.graft.run_outside_passes(None if lease.merged is None else lease.merged.modules)
         adapters = {
             name: (resident.snapshot(), resident.trainable, self.residents.pinned(name))
             for name, resident in lease.residents.items()

@@ -49,8 +49,8 @@ class Gated(Op):
 
         return gated
 
-    def at_rest(self) -> "Gated":
-        return replace(self, ops=tuple(op.at_rest() for op in self.ops))
+    def for_inference(self) -> "Gated":
+        return replace(self, ops=tuple(op.for_inference() for op in self.ops))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Op":
         ops = tuple(op.mapped(change) for op in self.ops)

@@ -63,7 +63,7 @@ class LowRank(Op):
         difference = self.B.double() @ self.A.double()
         return {**frozen, "weight": (frozen["weight"].double() + difference).to(frozen["weight"])}
 
-    def at_rest(self) -> "LowRank":
+    def for_inference(self) -> "LowRank":
         return replace(self, dropout=0.0) if self.dropout else self
 
     def spread(self, route: Route) -> Op:

@@ -75,7 +75,7 @@ class Op(ABC):
         """The same op with its floating-point tensors in another precision; gradients flow through the cast."""
         return self.mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
-    def at_rest(self) -> "Op":
+    def for_inference(self) -> "Op":
         """The same op as it acts without training."""
         return self
 

@@ -50,33 +50,33 @@ class Prompt(Op):
             if lengths is not None and attention_mask is None:
                 whole = (len(given), (past or 0) + given.shape[1])
                 attention_mask = torch.ones(whole, dtype=torch.long, device=given.device)
-            seam = None if attention_mask is None else _seam(attention_mask)
-            seats = Seats(size, lengths, seam, first=lengths is not None and _is_causal(place))
+            offset = None if attention_mask is None else _padding_before(attention_mask)
+            layout = PromptLayout(size, lengths, offset, first=lengths is not None and _is_causal(place))
             if attention_mask is not None:
-                kwargs["attention_mask"] = seats.longer(attention_mask, 1)
+                kwargs["attention_mask"] = layout.longer(attention_mask, 1)
             told = kwargs.get("position_ids") is not None
             if padding is not None and input_ids is not None and not told and not begun:
                 # As the stack itself counts tokens; of embeddings it could not tell which are padding.
                 real = (input_ids != padding).long()
                 kwargs["position_ids"] = real.cumsum(dim=1) * real + padding
-            elif seats.first and not told:
+            elif layout.first and not told:
                 # Behind a cache the stack would count the longest prompt of the batch.
                 places = torch.arange(given.shape[1], device=given.device) + (past or 0)
                 kwargs["position_ids"] = places.expand(len(given), -1)
             if kwargs.get("position_ids") is not None:
-                kwargs["position_ids"] = seats.later(kwargs["position_ids"], padding, begun)
+                kwargs["position_ids"] = layout.later(kwargs["position_ids"], padding, begun)
             if begun:
                 # The prompt's own keys and values are in the cache.
                 return forward(input_ids=input_ids, **kwargs)
             if kwargs.get("token_type_ids") is not None:
-                kwargs["token_type_ids"] = seats.longer(kwargs["token_type_ids"], 0)
+                kwargs["token_type_ids"] = layout.longer(kwargs["token_type_ids"], 0)
             embeddings = kwargs.pop("inputs_embeds", None)
             if embeddings is None:
                 embeddings = embedded(place.module, given)
             vectors = self.vectors.to(embeddings)
             vectors = vectors if lengths is None else routing.each(vectors, len(given))
-            output = forward(inputs_embeds=seats.joined(vectors.expand(len(given), -1, -1), embeddings), **kwargs)
-            return output if self.keeps else _without(output, seats, place)
+            output = forward(inputs_embeds=layout.joined(vectors.expand(len(given), -1, -1), embeddings), **kwargs)
+            return output if self.keeps else _without(output, layout, place)
 
         return prompted
 
@@ -112,7 +112,7 @@ class PromptedEncoder(Op):
                 lengths = (
                     None if self.lengths is None else routing.each(self.lengths.to(mask.device), len(mask))[:, None]
                 )
-                mask = Seats(self.length, lengths, _seam(mask)).longer(mask, 1)
+                mask = PromptLayout(self.length, lengths, _padding_before(mask)).longer(mask, 1)
             return forward(*args, encoder_attention_mask=mask, **kwargs)
 
         return decode
@@ -188,36 +188,39 @@ def as_one(ops: Sequence[Op]) -> list[Op]:
 
 
 @dataclass(frozen=True)
-class Seats:
+class PromptLayout:
     """Where a prompt and a text stand in the rows of a batch.
 
     Attributes:
         size: l, of the longest prompt.
         lengths: (B, 1), of each row's prompt; None when all are of length l.
-        seam: (B, 1), how much padding stands before each text: the prompt goes behind it. None: the prompt comes first.
+        offset: (B, 1), how much padding stands before each text: the prompt goes behind it. None: the prompt comes
+            first.
         first: whether what a shorter prompt leaves stands before everything, and not behind it.
     """
 
     size: int
     lengths: Tensor | None
-    seam: Tensor | None
+    offset: Tensor | None
     first: bool = False
 
     def joined(self, prompt: Tensor, rows: Tensor) -> Tensor:
         """(B, l, *) and (B, T, *) -> (B, l + T, *)."""
         both = torch.cat([prompt.expand(len(rows), *prompt.shape[1:]), rows], dim=1)
-        seam, size = self.seam, self.size
-        if seam is None:
+        offset, size = self.offset, self.size
+        if offset is None:
             return both
         at = torch.arange(both.shape[1], device=rows.device)
         if self.lengths is None:
-            return _taken(both, torch.where(at < seam, at + size, torch.where(at < seam + size, at - seam, at)))
+            return _taken(both, torch.where(at < offset, at + size, torch.where(at < offset + size, at - offset, at)))
         own, rest = self.lengths, size - self.lengths
         if self.first:
-            before = torch.where(at < rest, own + at, torch.where(at < rest + seam, size + at - rest, at - rest - seam))
-            return _taken(both, torch.where(at < size + seam, before, at))
+            before = torch.where(
+                at < rest, own + at, torch.where(at < rest + offset, size + at - rest, at - rest - offset)
+            )
+            return _taken(both, torch.where(at < size + offset, before, at))
         end = own + rows.shape[1]
-        index = torch.where(at < seam, size + at, torch.where(at < seam + own, at - seam, size + at - own))
+        index = torch.where(at < offset, size + at, torch.where(at < offset + own, at - offset, size + at - own))
         return _taken(both, torch.where(at < end, index, at - rows.shape[1]))
 
     def longer(self, rows: Tensor, value: int) -> Tensor:
@@ -234,20 +237,20 @@ class Seats:
             moved = torch.where(positions == padding, positions, moved)
         if begun:
             return moved
-        if self.seam is not None:
-            moved = moved.expand(len(self.seam), -1)
+        if self.offset is not None:
+            moved = moved.expand(len(self.offset), -1)
         start = 0 if padding is None else padding + 1
         own = torch.arange(start, start + self.size, device=positions.device, dtype=positions.dtype)
         return self.joined(own[None], moved)
 
     def without(self, states: Tensor) -> Tensor:
         """(B, l + T, *) -> (B, T, *)."""
-        if self.seam is None:
+        if self.offset is None:
             return states[:, self.size :]
         at = torch.arange(states.shape[1] - self.size, device=states.device)
         own = self.size if self.lengths is None or self.first else self.lengths
         before = self.size - self.lengths if self.lengths is not None and self.first else 0
-        return _taken(states, torch.where(at < self.seam, at + before, at + own))
+        return _taken(states, torch.where(at < self.offset, at + before, at + own))
 
 
 def embedded(stack: Any, ids: Int[Tensor, "*B T"]) -> Float[Tensor, "*B T d"]:
@@ -276,7 +279,7 @@ def _take_past(kwargs: dict[str, Any], size: int) -> int | None:
     return rows - size if rows else None
 
 
-def _seam(mask: Any) -> Int[Tensor, "B 1"]:
+def _padding_before(mask: Any) -> Int[Tensor, "B 1"]:
     """How much padding stands before each text: the prompt goes behind it."""
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         raise SiteError(
@@ -302,11 +305,11 @@ def _padding_position(place: Place) -> int | None:
     return getattr(table, "padding_idx", None)
 
 
-def _without(output: Any, seats: Seats, place: Place) -> Any:
+def _without(output: Any, layout: PromptLayout, place: Place) -> Any:
     """A stack's output without the prompt's rows."""
-    output.last_hidden_state = seats.without(output.last_hidden_state)
+    output.last_hidden_state = layout.without(output.last_hidden_state)
     if output.get("hidden_states") is not None:
-        output.hidden_states = tuple(seats.without(states) for states in output.hidden_states)
+        output.hidden_states = tuple(layout.without(states) for states in output.hidden_states)
     if output.get("pooler_output") is not None:
         output.pooler_output = _pooled(place.module, output.last_hidden_state)
     return output

@@ -21,7 +21,7 @@ from graftwork.heads.objectives import LossInputs, supervised_loss
 from graftwork.ops.op import Ops
 from graftwork.passes.call import AdaptedOutput, Call
 from graftwork.passes.sharing import RowGroup, Section, in_order, last_of, padded
-from graftwork.passes.starts import KEPT, HeadStart, LayerStart, Start
+from graftwork.passes.starts import CACHED_STATES, HeadStart, LayerStart, Start
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Runner:
         bank: where adapters are loaded.
 
     Attributes:
-        start: where passes begin whose inputs have what is kept for it; None: there are none.
+        start: where passes begin whose inputs have cached states; None: there are none.
         forward_arguments: what the backbone's forward takes.
     """
 
@@ -150,11 +150,11 @@ class Runner:
             with self.graft.run({} if modules is not None else make_ops(), modules=modules, training=training):
                 yield
 
-    # -- passes that begin with what was kept --------------------------------------------------------------------------
+    # -- passes that begin with cached states --------------------------------------------------------------------------
 
     @contextmanager
     def beginning(self, start: Start) -> Iterator[None]:
-        """Inside, passes that are given what is `kept` begin at a start; afterwards none do, also after an exception.
+        """Inside, passes that are given `cached_states` begin at a start; afterwards none do, also after an exception.
 
         Raises:
             BackboneError: the layers above the start need more of those below than their states; passes begin somewhere
@@ -177,13 +177,14 @@ class Runner:
                 self.start = None
                 start.detach()
 
-    def keep(self, name: str, inputs: Mapping[str, Tensor], lease: Lease) -> Tensor:
-        """What is to be kept of rows for passes that begin at the start, which is where this one ends."""
+    def states_to_cache(self, name: str, inputs: Mapping[str, Tensor], lease: Lease) -> Tensor:
+        """The states of rows that passes which begin at the start are given; this one ends there."""
         rows = len(next(iter(inputs.values())))
         [group] = self.row_groups(lease, [name] * rows)
         if isinstance(self.start, HeadStart):
             with self.bank.use(group.present):
-                return self.start.keep(self._states(group, self._with_decoder(inputs, group, []), Call(lease))[1])
+                _, states = self._states(group, self._with_decoder(inputs, group, []), Call(lease))
+                return self.start.states_to_cache(states)
         assert isinstance(self.start, LayerStart)
         with self.graft.lock, self.start.end():
             self._bare(inputs)
@@ -318,9 +319,9 @@ class Runner:
         return {**inputs, "decoder_input_ids": torch.full((len(first), 1), start, device=first.device)}
 
     def _states(self, group: RowGroup, inputs: Mapping[str, Tensor], call: Call) -> tuple[Any, States]:
-        """The backbone's output, and what heads read of it; of what is kept, where the inputs have it."""
-        if KEPT in inputs:
-            return self._states_of_kept(group, {**inputs}, call)
+        """The backbone's output, and what heads read of it; of cached states, where the inputs have them."""
+        if CACHED_STATES in inputs:
+            return self._states_from_cache(group, {**inputs}, call)
         mask, asked = inputs.get("attention_mask"), dict(call.asked)
         reads = {resident.adapter.head.reads for resident in group.present}
         if "layers" in reads or (group.section != "root" and self._decodes_whole):
@@ -353,16 +354,18 @@ class Runner:
             segments=self._segments(inputs) if "layers" in reads else None,
         )
 
-    def _states_of_kept(self, group: RowGroup, inputs: dict[str, Tensor], call: Call) -> tuple[Any, States]:
-        kept, start = inputs.pop(KEPT), self.start
+    def _states_from_cache(self, group: RowGroup, inputs: dict[str, Tensor], call: Call) -> tuple[Any, States]:
+        cached, start = inputs.pop(CACHED_STATES), self.start
         if start is None:
-            raise AdapterError(f"`{KEPT}` is given, and passes begin at the input", expected="beginning() around it")
+            raise AdapterError(
+                f"`{CACHED_STATES}` are given, and passes begin at the input", expected="beginning() around it"
+            )
         for resident in group.present:
             start.check(resident.sites)
         if isinstance(start, HeadStart):
-            return {}, start.states(kept, inputs.get("attention_mask"), self._segments(inputs))
+            return {}, start.states(cached, inputs.get("attention_mask"), self._segments(inputs))
         assert isinstance(start, LayerStart)
-        with self.graft.lock, start.begin(kept):
+        with self.graft.lock, start.begin(cached):
             return self._states(group, inputs, call)
 
     def _segments(self, inputs: Mapping[str, Tensor]) -> Tensor | None:

@@ -1,9 +1,9 @@
-"""Starts: where a pass begins when what comes before is kept, because nothing in it is trained.
+"""Starts: where a pass begins when the states before it are cached, because nothing there is trained.
 
 A start is at a layer k: the pass is given what enters k, and the layers below do nothing. Or it is at the head, which
 is given all that it reads: nothing of the backbone runs.
 
-Notation: B rows, T tokens, d hidden size, n numbers that are kept of a token or of a text.
+Notation: B rows, T tokens, d hidden size, n numbers that are cached of a token or of a text.
 """
 
 from abc import ABC, abstractmethod
@@ -19,12 +19,12 @@ from torch import Tensor
 from graftwork.backbones import Backbone
 from graftwork.backbones.families.family import base_path
 from graftwork.errors import AdapterError
-from graftwork.grafting.standin import StandIn, put
+from graftwork.grafting.wrapper import ModuleWrapper, replace_module
 from graftwork.heads import ChoiceHead, FeatureHead, Head, PooledHead, States
 from graftwork.heads.pooled import pool
 
-KEPT = "kept"
-"""The name under which a batch has what is kept of its rows."""
+CACHED_STATES = "cached_states"
+"""The name under which a batch has the cached states of its rows."""
 
 _MORE = (
     "its layers need more of those below than their hidden states, and would give other outputs; run whole passes, "
@@ -36,8 +36,8 @@ class Start(ABC):
     """Where a pass begins.
 
     Attributes:
-        name: what is kept for it; part of a cache's key.
-        by_token: whether it is (B, T, n), or (B, n).
+        name: names the states that are cached for it; part of a cache's key.
+        by_token: whether they are (B, T, n), or (B, n).
     """
 
     name: str
@@ -56,7 +56,7 @@ class Start(ABC):
         if below:
             raise AdapterError(
                 f"an adapter that acts at {below[0]} cannot take part in a pass that begins at {self.name}",
-                expected="an adapter that acts above, or a pass without `kept`",
+                expected="an adapter that acts above, or a pass without `cached_states`",
             )
 
     @abstractmethod
@@ -93,7 +93,7 @@ class HeadStart(Start):
     def detach(self) -> None:
         """Nothing was changed."""
 
-    def keep(self, states: States) -> Float[Tensor, "B *T n"]:
+    def states_to_cache(self, states: States) -> Float[Tensor, "B *T n"]:
         """All that the head reads of the backbone's states."""
         if isinstance(self.head, PooledHead | ChoiceHead):
             return pool(states, self.head.pooling)
@@ -102,17 +102,17 @@ class HeadStart(Start):
         assert states.last is not None
         return states.last
 
-    def states(self, kept: Float[Tensor, "B *T n"], mask: Tensor | None, segments: Tensor | None) -> States:
-        """The states in which the head finds what was kept."""
+    def states(self, cached: Float[Tensor, "B *T n"], mask: Tensor | None, segments: Tensor | None) -> States:
+        """The states in which the head finds what was cached."""
         if not self.by_token:
             # One vector a text, of which every pooling makes itself.
-            return States(last=kept[:, None], pooled=kept)
+            return States(last=cached[:, None], pooled=cached)
         if isinstance(self.head, FeatureHead):
-            return States(layers=torch.split(kept, self._width, dim=-1), mask=mask, segments=segments)
-        return States(last=kept, mask=mask)
+            return States(layers=torch.split(cached, self._width, dim=-1), mask=mask, segments=segments)
+        return States(last=cached, mask=mask)
 
 
-class _Layer(StandIn):
+class _Layer(ModuleWrapper):
     """Runs the layer that it holds unless the pass begins above it or ends below it."""
 
     place: int
@@ -139,7 +139,7 @@ class LayerStart(Start):
         self.entering: Tensor | None = None
         self.reading = False
         self.read: Tensor | None = None
-        self._stand_ins: dict[str, _Layer] = {}
+        self._wrappers: dict[str, _Layer] = {}
         self._gives: dict[int, int | None] = {}
 
     def leaves_out(self, site: str) -> bool:
@@ -151,18 +151,18 @@ class LayerStart(Start):
         [stack] = self.backbone.family.stacks
         for place, path in enumerate(stack.layer_paths(self.backbone.model, base_path(self.backbone.model))):
             inner = self.backbone.model.get_submodule(path)
-            self._stand_ins[path] = _Layer(inner, place, self)
-            put(self.backbone.model, path, inner, self._stand_ins[path])
+            self._wrappers[path] = _Layer(inner, place, self)
+            replace_module(self.backbone.model, path, inner, self._wrappers[path])
 
     def detach(self) -> None:
-        for path, stand_in in list(self._stand_ins.items()):
-            put(self.backbone.model, path, stand_in, stand_in.inner)
-            del self._stand_ins[path]
+        for path, wrapper in list(self._wrappers.items()):
+            replace_module(self.backbone.model, path, wrapper, wrapper.inner)
+            del self._wrappers[path]
 
     @contextmanager
-    def begin(self, kept: Float[Tensor, "B T d"]) -> Iterator[None]:
+    def begin(self, cached: Float[Tensor, "B T d"]) -> Iterator[None]:
         """Passes inside begin with these states; those after it, also after an exception, run whole."""
-        self.entering = kept
+        self.entering = cached
         try:
             yield
         finally:
@@ -177,9 +177,9 @@ class LayerStart(Start):
         finally:
             self.reading, self.read = False, None
 
-    def run(self, stand_in: _Layer, states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def run(self, wrapper: _Layer, states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What a layer gives in the pass that runs."""
-        place = stand_in.place
+        place = wrapper.place
         if self.entering is not None and place <= self.layer:
             states = self.entering
             if place < self.layer:
@@ -187,7 +187,7 @@ class LayerStart(Start):
         if self.reading and place >= self.layer:
             self.read = states if place == self.layer else self.read
             return self._given(place, states)
-        given = stand_in.inner(states, *args, **kwargs)
+        given = wrapper.inner(states, *args, **kwargs)
         self._gives[place] = len(given) if isinstance(given, tuple) else None
         if self.reading:
             self.read = given if isinstance(given, Tensor) else given[0]

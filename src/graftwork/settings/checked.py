@@ -13,7 +13,7 @@ from graftwork.errors import GraftworkError, RecipeError
 
 
 @dataclass(frozen=True)
-class Bare:
+class FlagWithoutValue:
     """What is given by a flag without a value: true of a setting that is true or false, and nothing of any other."""
 
     flag: str
@@ -46,7 +46,7 @@ class Checked(BaseModel, ABC):
         """True and false are no numbers, and Python reads 1_0 as 10, and so would pydantic."""
         types = [*_types(cls.model_fields[str(info.field_name)].annotation)]
         numbers = int in types or float in types
-        if isinstance(value, Bare):
+        if isinstance(value, FlagWithoutValue):
             if bool not in types:
                 raise PydanticCustomError("no_value", "{flag} has no value", {"flag": value.flag})
             return True

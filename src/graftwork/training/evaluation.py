@@ -13,8 +13,8 @@ from graftwork.settings.checked import require_count
 from graftwork.tasks import BUILTIN, SplitName, Task, load_split
 from graftwork.tasks.task import HUB
 from graftwork.training.display import shown_on_stderr
-from graftwork.training.opening import joined, of_backbone, of_loading, of_task
-from graftwork.training.remarks import remark
+from graftwork.training.run_summary import joined, of_backbone, of_loading, of_task
+from graftwork.training.score_warnings import warn_of_scores
 from graftwork.training.scoring import Scorer
 
 
@@ -105,7 +105,7 @@ def evaluate(
         finally:
             model.detach()
     of_file = split is None and data is not None and Path(data).is_file()
-    remark(adapter.task.name, str(data) if of_file else split or "validation", task, len(rows), scorer.outcome)
+    warn_of_scores(adapter.task.name, str(data) if of_file else split or "validation", task, len(rows), scorer.outcome)
     return {name: scores[name] for name in task.metrics}
 
 

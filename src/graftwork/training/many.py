@@ -1,9 +1,9 @@
 """`tune_many`: several adapters tuned at once, whose batches share passes of the backbone.
 
 Each adapter has a trainer of its own, and with it its own data, loss, rate, clipping, schedule, stopping and
-checkpoints. Each trainer runs in a strand: it waits where it would run a pass. When all have come there, their batches
-are joined, one pass gives each its gradients, and they go on one after the other. A run that has ended leaves, and its
-adapter is saved as `tune` saves it.
+checkpoints. Each trainer runs in a coroutine: it waits where it would run a pass. When all have come there, their
+batches are joined, one pass gives each its gradients, and they go on one after the other. A run that has ended leaves,
+and its adapter is saved as `tune` saves it.
 
 What is random in a run comes from a source of its own, so that it is as if the run were alone.
 """
@@ -25,20 +25,20 @@ from graftwork.errors import (
     InterruptedRunError,
     OutputError,
     RecipeError,
-    StudyError,
+    TuneManyError,
 )
 from graftwork.folders import HeldFolder
 from graftwork.model import AdaptedModel
 from graftwork.tasks import TaskData, load
 from graftwork.training.baseline import Scores
+from graftwork.training.coroutine import ThreadCoroutine
 from graftwork.training.display import Display, shown_on_stderr
 from graftwork.training.diverging import with_checkpoint
-from graftwork.training.opening import of_backbone, of_loading
+from graftwork.training.joint_passes import Step, take
+from graftwork.training.joint_recipe import JointRecipe, plain
 from graftwork.training.outputs import Output
 from graftwork.training.recipe import Recipe
-from graftwork.training.strand import Strand
-from graftwork.training.study import Study, plain
-from graftwork.training.together import Step, take
+from graftwork.training.run_summary import of_backbone, of_loading
 from graftwork.training.trainer import last_checkpoint
 from graftwork.training.tuning import Run, adapted_for, refuse_idle
 
@@ -46,7 +46,7 @@ OF_THE_BACKBONE = ("backbone_dropout", "gradient_checkpointing")
 """Training settings that all rows of a pass have in common."""
 
 HELD = ".tuning"
-"""In the folder of a study's outputs: the folder that is held while the study runs. No adapter's name begins with a
+"""In the folder of a joint recipe's outputs: the folder that is held while it is tuned. No adapter's name begins with a
 point."""
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def tune_many(
     Args:
         backbone: the frozen model. It is as it was when the call returns.
         adapters: by name, a recipe; or a mapping with a recipe's `task` (also a `Task`), `method` (also a `Method`),
-            `pooling`, `add_tokens` and `train`, and with `data` and `seeds` as in a study's file. A recipe's backbone
+            `pooling`, `add_tokens` and `train`, and with `data` and `seeds` as in a joint recipe. A recipe's backbone
             is not used.
         output: folder in which each adapter is saved under its name, as soon as it is finished. None only returns them.
         resume: go on with what was killed. What is finished is not trained again.
@@ -81,7 +81,7 @@ def tune_many(
 
     Raises:
         GraftworkError: a subclass that says what is wrong with the data, settings or outputs; nothing was trained.
-        StudyError: some of the runs failed. The others were trained to their ends and saved.
+        TuneManyError: some of the runs failed. The others were trained to their ends and saved.
     """
     given = {
         name: own.model_dump(mode="json", exclude_unset=True, exclude={"backbone", "dtype"})
@@ -89,14 +89,16 @@ def tune_many(
         else plain(own)
         for name, own in adapters.items()
     }
-    study = Study.parse(
+    joint = JointRecipe.parse(
         {"backbone": backbone.name, "train": training, "adapters": given}, origin="the arguments of tune_many"
     )
-    return tune_study(study, output=output, backbone=backbone, resume=resume, overwrite=overwrite, progress=progress)
+    return tune_joint_recipe(
+        joint, output=output, backbone=backbone, resume=resume, overwrite=overwrite, progress=progress
+    )
 
 
-def tune_study(
-    study: Study,
+def tune_joint_recipe(
+    joint: JointRecipe,
     *,
     output: str | Path | None = None,
     backbone: Backbone | None = None,
@@ -104,26 +106,26 @@ def tune_study(
     overwrite: bool = False,
     progress: bool = False,
 ) -> dict[str, Adapter]:
-    """Tune as a study says. See `tune_many`."""
+    """Tune as a joint recipe says. See `tune_many`."""
     if output is None:
         if resume:
             raise OutputError("runs without an output cannot be resumed", change="--output")
         with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
-            outputs = {name: Output(Path(folder) / name) for name in study.recipes}
+            outputs = {name: Output(Path(folder) / name) for name in joint.recipes}
             with _held(outputs, Path(folder), resume=False, overwrite=False):
-                return _tune(study, outputs, backbone, resume=False, progress=progress, saved=False)
+                return _tune(joint, outputs, backbone, resume=False, progress=progress, saved=False)
     if resume and overwrite:
         raise OutputError("--resume keeps what is there, and --overwrite does not", expected="one of the two")
-    outputs = {name: Output(Path(output) / name) for name in study.recipes}
+    outputs = {name: Output(Path(output) / name) for name in joint.recipes}
     try:
         with _held(outputs, Path(output).resolve(), resume=resume, overwrite=overwrite):
-            return _tune(study, outputs, backbone, resume=resume, progress=progress)
+            return _tune(joint, outputs, backbone, resume=resume, progress=progress)
     except KeyboardInterrupt as stop:
         raise _interruption(outputs) from stop
 
 
 def _tune(
-    study: Study,
+    joint: JointRecipe,
     outputs: Mapping[str, Output],
     backbone: Backbone | None,
     *,
@@ -138,17 +140,23 @@ def _tune(
     """
     with shown_on_stderr(shown=progress) as display:
         if backbone is None:
-            display.say(of_loading(study.backbone))
-            backbone = Backbone.load(study.backbone, dtype=study.dtype)
-        return _tune_on(backbone, study, outputs, display, resume=resume, saved=saved)
+            display.say(of_loading(joint.backbone))
+            backbone = Backbone.load(joint.backbone, dtype=joint.dtype)
+        return _tune_on(backbone, joint, outputs, display, resume=resume, saved=saved)
 
 
 def _tune_on(
-    backbone: Backbone, study: Study, outputs: Mapping[str, Output], display: Display, *, resume: bool, saved: bool
+    backbone: Backbone,
+    joint: JointRecipe,
+    outputs: Mapping[str, Output],
+    display: Display,
+    *,
+    resume: bool,
+    saved: bool,
 ) -> dict[str, Adapter]:
     """The same on a backbone, shown on a display."""
     recipes: dict[str, Recipe] = {}
-    for name, recipe in study.recipes.items():
+    for name, recipe in joint.recipes.items():
         with _named(name):
             recipes[name] = recipe.resolved(backbone, recipe.find_task(), recipe.find_method())
             refuse_idle(recipe, backbone)
@@ -177,7 +185,7 @@ def _tune_on(
             if members:
                 display.say(of_backbone(backbone))
             for member in members:
-                about, training = member.run.opening(study.recipes[member.name].train)
+                about, training = member.run.summary(joint.recipes[member.name].train)
                 display.say(f"{member.name}: {about}", f"{member.name}: {training}")
             _compare(members)
             for member in _train(model, members):
@@ -187,11 +195,11 @@ def _tune_on(
                     found[member.name] = member.adapter
     finally:
         for member in members:
-            member.strand.close()
+            member.coroutine.close()
         model.detach()
     finished = {name: found[name] for name in recipes if name in found}
     if failures:
-        raise StudyError(
+        raise TuneManyError(
             f"{len(failures)} of {len(recipes)} runs failed; the others are finished{' and saved' if saved else ''}\n  "
             + "\n  ".join(f"{name}: {_said(error)}" for name, error in failures.items()),
             change="what each error names; then run again with --resume" if saved else "what each error names",
@@ -234,9 +242,9 @@ class _Member:
         self.adapter: Adapter | None = None
         self.failure: Exception | None = None
         self.random_source = RandomSource(model.device)
-        self.strand = Strand(lambda: self.run.train(), name=f"tuning {name}")
+        self.coroutine = ThreadCoroutine(lambda: self.run.train(), name=f"tuning {name}")
         with self.random_source.own():
-            self.run = Run(model, name, recipe, data, output, resume=resume, display=display, strand=self.strand)
+            self.run = Run(model, name, recipe, data, output, resume=resume, display=display, coroutine=self.coroutine)
         model.in_training(name).random_source = self.random_source
 
     def next_step(self, answer: Any) -> Step | None:
@@ -246,9 +254,11 @@ class _Member:
             answer: to what it asked before: the loss of its last step, or the error that came of it.
         """
         try:
-            while not self.strand.ended:
+            while not self.coroutine.ended:
                 with self.random_source.own():
-                    asked = self.strand.throw(answer) if isinstance(answer, Exception) else self.strand.send(answer)
+                    asked = (
+                        self.coroutine.throw(answer) if isinstance(answer, Exception) else self.coroutine.send(answer)
+                    )
                 if isinstance(asked, Step):
                     return asked
                 # What is scored: the passes are run here, where an interrupt of the keyboard reaches them.
@@ -302,7 +312,7 @@ def _tried(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextmanager
 def _held(outputs: Mapping[str, Output], folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Inside, no other study can run in a folder, and no other run can work on one of its outputs.
+    """Inside, no other joint recipe can be tuned in a folder, and no other run can work on one of its outputs.
 
     Raises:
         OutputError: as of one run; or, to be resumed, there is nothing of any of them.

@@ -9,6 +9,7 @@ from graftwork.adapters.adapter import Adapter
 from graftwork.adapters.declared import counts, declare
 from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import GraftworkError
+from graftwork.kinds import default_kind
 from graftwork.kinds.heads import head_for
 from graftwork.methods import Method, find_method, known_methods, make_method
 from graftwork.methods.named import Named
@@ -31,7 +32,7 @@ def count(
     """Number of trained parameters by group, without loading weights.
 
     Args:
-        kind: the task's; None: classification, or regression where there is one label only.
+        kind: the task's; None: `graftwork.kinds.default_kind` of the number of labels.
 
     Returns:
         `trained` (adapter, norms, head, total, and without_classifier: the total less the last classifier), `backbone`
@@ -135,7 +136,7 @@ def _count(
     outline: Backbone, chosen: Method, *, kind: str | None, num_labels: int, pooling: Pooling | Literal["auto"]
 ) -> dict[str, Any]:
     head = head_for(
-        kind or ("classification" if num_labels > 1 else "regression"),
+        kind or default_kind(num_labels),
         outline,
         num_labels=num_labels,
         pooling=outline.pooling if pooling == "auto" else pooling,

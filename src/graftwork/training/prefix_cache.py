@@ -1,8 +1,8 @@
-"""The prefix cache: what comes before everything that is trained is computed once for each text, and kept in a file for
-later epochs, runs and methods.
+"""The prefix cache: what comes before everything that is trained is computed once for each text, and cached in a file
+for later epochs, runs and methods.
 
 Where passes begin follows from where a method acts: at the lowest layer in which something is trained, or, when nothing
-of the backbone is, at the head. States are kept in the precision in which they are computed: nothing is rounded.
+of the backbone is, at the head. States are cached in the precision in which they are computed: nothing is rounded.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from graftwork.backbones.fingerprint import cache_folder
 from graftwork.encoding import ChoiceEncoder, Encoder, ImageEncoder, Row, Rows
 from graftwork.errors import BackboneError, RecipeError
 from graftwork.model import AdaptedModel
-from graftwork.passes.starts import KEPT, HeadStart, LayerStart, Start
+from graftwork.passes.starts import CACHED_STATES, HeadStart, LayerStart, Start
 from graftwork.training.display import SILENT, Bar, Display
 from graftwork.training.scoring import Scorer
 from graftwork.training.settings import TrainingSettings
@@ -32,7 +32,7 @@ from graftwork.training.statefiles import DamagedError, StateFiles, size_of
 from graftwork.training.trainer import AdapterTrainer
 
 LAYOUT = 3
-"""Part of a key: a new number when what is kept changes."""
+"""Part of a key: a new number when what is cached changes."""
 
 BATCH = 64
 """Texts in one pass of filling. It is the same in every run, because rounding depends on it."""
@@ -56,7 +56,7 @@ class UnsuitableError(RecipeError):
 def prefix_cache(
     trainer: AdapterTrainer, scorer: Scorer, settings: TrainingSettings, display: Display = SILENT
 ) -> Iterator[None]:
-    """Inside, trainer and scorer begin their passes with what is kept of the rows, where that can be.
+    """Inside, trainer and scorer begin their passes with cached states of the rows, where that can be.
 
     Args:
         settings: resolved ones.
@@ -68,7 +68,7 @@ def prefix_cache(
     with ExitStack() as stack:
         try:
             if settings.prefix_cache != "off":
-                stack.enter_context(_kept(trainer, scorer, settings, display))
+                stack.enter_context(_cached(trainer, scorer, settings, display))
         except (RecipeError, OSError) as error:
             problem = error.problem if isinstance(error, RecipeError) else f"it cannot be written: {error}"
             if settings.prefix_cache == "on":
@@ -81,7 +81,7 @@ def prefix_cache(
 
 
 @contextmanager
-def _kept(trainer: AdapterTrainer, scorer: Scorer, settings: TrainingSettings, display: Display) -> Iterator[None]:
+def _cached(trainer: AdapterTrainer, scorer: Scorer, settings: TrainingSettings, display: Display) -> Iterator[None]:
     model, name, encoder, collate = trainer.adapted, trainer.adapter_name, scorer.encoder, trainer.data_collator
     if settings.backbone_dropout == "keep":
         raise UnsuitableError("the backbone's dropout is kept, so that no two passes over a text are the same")
@@ -98,7 +98,7 @@ def _kept(trainer: AdapterTrainer, scorer: Scorer, settings: TrainingSettings, d
         rows: Any = trainer.train_dataset
         texts = Texts(encoder, [rows, scorer.encoded])
         bounds, states = _states(model, name, start, texts, int(settings.prefix_cache_gb * GIGABYTE), display)
-        scorer.encoder = reader = KeptEncoder(encoder, texts, bounds, states, by_token=start.by_token)
+        scorer.encoder = reader = CachedEncoder(encoder, texts, bounds, states, by_token=start.by_token)
         trainer.data_collator = reader.collate
         try:
             yield
@@ -184,13 +184,13 @@ class Texts:
         return torch.tensor([0, *sizes]).cumsum(dim=0)
 
 
-class KeptEncoder(Encoder):
-    """An encoder whose batches have what is kept of their rows.
+class CachedEncoder(Encoder):
+    """An encoder whose batches have the cached states of their rows.
 
     Args:
         inner: it makes the batches.
         texts: among which are those of all rows.
-        bounds, states: what is kept of them; see `statefiles`.
+        bounds, states: those of them; see `statefiles`.
         by_token: whether that is one row of numbers a token, or one a text.
     """
 
@@ -208,20 +208,20 @@ class KeptEncoder(Encoder):
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         batch = self.inner.collate(rows)
         *several, length = batch["input_ids"].shape
-        kept = self.states.new_zeros((*several, length if self.by_token else 1, self.states.shape[-1]))
-        for row, own in zip(rows, kept.view(len(rows), -1, *kept.shape[-2:]), strict=True):
+        cached = self.states.new_zeros((*several, length if self.by_token else 1, self.states.shape[-1]))
+        for row, own in zip(rows, cached.view(len(rows), -1, *cached.shape[-2:]), strict=True):
             for text, room in zip(self.texts.of(row), own, strict=False):
                 place = self.texts.place(text)
                 start, end = self.bounds[place : place + 2]
                 room[: end - start] = self.states[start:end]
-        return {**batch, KEPT: kept if self.by_token else kept.squeeze(-2)}
+        return {**batch, CACHED_STATES: cached if self.by_token else cached.squeeze(-2)}
 
 
 def _states(
     model: AdaptedModel, name: str, start: Start, texts: Texts, limit: int, display: Display
 ) -> tuple[Tensor, Tensor]:
-    """What is kept of texts, out of its file, which is made where it is not there."""
-    first = _keep(model, name, start, [texts[0]])
+    """The states of texts, out of their file, which is made where it is not there."""
+    first = _states_of(model, name, start, [texts[0]])
     bounds, width = texts.bounds(by_token=start.by_token), first.shape[-1]
     size = size_of(bounds, width, first.dtype)
     if size > limit:
@@ -241,7 +241,7 @@ def _states(
 
         def pieces(bar: Bar) -> Iterator[Tensor]:
             for batch in places:
-                yield _keep(model, name, start, [texts[place] for place in batch])
+                yield _states_of(model, name, start, [texts[place] for place in batch])
                 bar.advance(len(batch))
 
         def write() -> tuple[Tensor, Tensor]:
@@ -256,7 +256,7 @@ def _states(
 
 
 def key_of(backbone: Backbone, start: Start, dtype: torch.dtype, texts: str) -> str:
-    """Under what the states of texts are kept: all that decides them, to the last bit. A run then learns the same
+    """The key of the cached states of texts: all that decides them, to the last bit. A run then learns the same
     whether its states were there already or not, also where machines share a folder.
 
     Args:
@@ -271,11 +271,11 @@ def key_of(backbone: Backbone, start: Start, dtype: torch.dtype, texts: str) -> 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _keep(model: AdaptedModel, name: str, start: Start, texts: Sequence[Text]) -> Tensor:
-    """(rows, n): what is to be kept of texts, one after the other."""
+def _states_of(model: AdaptedModel, name: str, start: Start, texts: Sequence[Text]) -> Tensor:
+    """(rows, n): the states of texts, one after the other."""
     tokenizer, device = model.backbone.require_tokenizer(), model.backbone.device
     batch = {name: tensor.to(device) for name, tensor in tokenizer.pad(list(texts), return_tensors="pt").items()}
-    found = model.keep(name, **batch).cpu()
+    found = model.states_to_cache(name, **batch).cpu()
     if not start.by_token:
         return found
     lengths = torch.tensor([len(text["input_ids"]) for text in texts])

@@ -106,7 +106,7 @@ class Recipe(BaseModel):
         return Recipe(
             backbone=backbone.name,
             dtype=str(backbone.dtype).removeprefix("torch."),
-            task=task.settled().model_dump(mode="json", exclude_none=True),
+            task=task.resolved().model_dump(mode="json", exclude_none=True),
             method={"name": method.name, **method.model_dump(mode="json")},
             pooling=backbone.pooling if self.pooling == "auto" else self.pooling,
             pooling_source=self._pooling_source(backbone),

@@ -20,7 +20,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
 from graftwork.errors import RecipeError, describe
-from graftwork.kinds import KINDS
+from graftwork.kinds import DEFAULT_KIND, KINDS
 from graftwork.methods import Method
 from graftwork.settings.checked import Checked
 from graftwork.training.lengths import lengths
@@ -161,7 +161,7 @@ class TrainingSettings(Checked):
             raise ValueError("torch_compile and gradient_checkpointing cannot be combined: expected one of the two")
         return self
 
-    def resolved(self, method: Method, backbone: Backbone, kind: str = "classification") -> "TrainingSettings":
+    def resolved(self, method: Method, backbone: Backbone, kind: str = DEFAULT_KIND) -> "TrainingSettings":
         """The same with the method's and the backbone's defaults in the place of what was left open.
 
         Args:

@@ -76,7 +76,7 @@ class StateFiles:
     def write(
         self, key: str, bounds: Tensor, width: int, dtype: torch.dtype, pieces: Iterable[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Keep states under a key; gives what `read` does, which stays although the file may be removed by then.
+        """Store states under a key; gives what `read` does, which stays although the file may be removed by then.
 
         Args:
             bounds: (N + 1).

@@ -1,5 +1,5 @@
-"""The trainer: transformers' own, with the rates and the thawing that methods declare, saving adapters in the place of
-models.
+"""The trainer: transformers' own, with the rates and the unfreezing that methods declare. It saves adapters in
+the place of models.
 """
 
 import json
@@ -24,10 +24,10 @@ from graftwork.errors import DivergedError
 from graftwork.folders import writing
 from graftwork.methods.parameters import Parameter
 from graftwork.model import AdaptedModel
+from graftwork.training.coroutine import ThreadCoroutine
+from graftwork.training.joint_passes import OneAdapter, Step
 from graftwork.training.sampling import Batches
 from graftwork.training.schedules import Schedule, scheduler
-from graftwork.training.strand import Strand
-from graftwork.training.together import OneAdapter, Step
 
 STATE = "trainer_state.json"
 
@@ -46,8 +46,8 @@ class AdapterTrainer(Trainer):
         head_learning_rate: the head's; None: the run's.
         schedule: the learning rate's, in the place of transformers' own.
         scorer: gives the scores that choose among checkpoints.
-        strand: of a run among several, what it runs in: its steps are then asked of the strand's caller, and so is what
-            is scored. The model is a `OneAdapter`.
+        coroutine: of a run among several, what it runs in: its steps are then asked of the coroutine's caller, and so
+            is what is scored. The model is a `OneAdapter`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class AdapterTrainer(Trainer):
         head_learning_rate: float | None = None,
         schedule: Schedule | None = None,
         scorer: Callable[[], dict[str, float]] | None = None,
-        strand: Strand | None = None,
+        coroutine: ThreadCoroutine | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -67,7 +67,7 @@ class AdapterTrainer(Trainer):
         self.head_learning_rate = head_learning_rate
         self.schedule = schedule
         self.scorer = scorer
-        self.strand = strand
+        self.coroutine = coroutine
         self._moment = (-1, 0)
         self.add_callback(GradualUnfreezing(self))
 
@@ -127,7 +127,7 @@ class AdapterTrainer(Trainer):
         return loss
 
     def _step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
-        if self.strand is None:
+        if self.coroutine is None:
             return super().training_step(model, inputs, num_items_in_batch)
         step, times = self._moment
         self._moment = (self.state.global_step, times + 1 if step == self.state.global_step else 0)
@@ -141,12 +141,12 @@ class AdapterTrainer(Trainer):
         return loss
 
     def _ask(self, question: Any) -> Any:
-        """Ask the strand's caller; other runs may go on before it answers."""
-        assert self.strand is not None
+        """Ask the coroutine's caller; other runs may go on before it answers."""
+        assert self.coroutine is not None
         # accelerate keeps this for all trainers of a process in one place.
         shared = self.accelerator.gradient_state
         synced = shared.sync_gradients
-        answer = self.strand.ask(question)
+        answer = self.coroutine.ask(question)
         shared._set_sync_gradients(synced)
         return answer
 
@@ -155,13 +155,13 @@ class AdapterTrainer(Trainer):
     ) -> dict[str, float]:
         """The scorer's scores, logged."""
         assert self.scorer is not None
-        scored = self.scorer() if self.strand is None else self._ask(self.scorer)
+        scored = self.scorer() if self.coroutine is None else self._ask(self.scorer)
         scores = {f"{metric_key_prefix}_{name}": value for name, value in scored.items()}
         self.log(scores)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
 
-    def take_up(self, checkpoint: Path) -> None:
+    def resume_from(self, checkpoint: Path) -> None:
         """Stand where a run stood that was killed after its last step."""
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         self._load_best_model()
@@ -237,7 +237,7 @@ class AdapterTrainer(Trainer):
 
 
 class GradualUnfreezing(TrainerCallback):
-    """Keeps what thaws later out of the gradients until its epoch comes (Howard & Ruder 2018, section 3.3).
+    """Keeps what is unfrozen later out of the gradients until its epoch comes (Howard & Ruder 2018, section 3.3).
 
     An optimizer leaves a parameter without a gradient as it is, weight decay included, and holds no state for it; so a
     run that is resumed in a later epoch goes on as it would have.

@@ -31,20 +31,20 @@ from graftwork.model import AdaptedModel
 from graftwork.tasks import Task, TaskData, load
 from graftwork.training.baseline import Scores, baseline, below
 from graftwork.training.compiling import compiled
+from graftwork.training.coroutine import ThreadCoroutine
 from graftwork.training.display import Display, shown_on_stderr
 from graftwork.training.diverging import with_checkpoint
 from graftwork.training.examples import examples, lengths_of
-from graftwork.training.opening import joined, of_backbone, of_loading, of_pooling, of_task, of_training
+from graftwork.training.joint_passes import OneAdapter
 from graftwork.training.outputs import LOG, Output
 from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
 from graftwork.training.recipe import Recipe
-from graftwork.training.remarks import remark
+from graftwork.training.run_summary import joined, of_backbone, of_loading, of_pooling, of_task, of_training
 from graftwork.training.sampling import Batches, LengthGrouped, Shuffled, TokenBudget
+from graftwork.training.score_warnings import warn_of_scores
 from graftwork.training.scoring import Scorer
 from graftwork.training.settings import TrainingSettings
-from graftwork.training.strand import Strand
-from graftwork.training.together import OneAdapter
 from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def _run(
         model = adapted_for(backbone, resolved.train)
         try:
             run = Run(model, task.name, resolved, data, place, resume=resume, display=display)
-            about, training = run.opening(recipe.train)
+            about, training = run.summary(recipe.train)
             display.say(joined(of_backbone(backbone), about), training)
             run.baseline = run.measure_baseline()
             with quiet_transformers():
@@ -192,7 +192,7 @@ class Run:
         place: held, in whose working folder the run works.
         resume: go on from the last checkpoint there.
         display: where it shows how far it is.
-        strand: what it runs in, where it is one of several.
+        coroutine: what it runs in, where it is one of several.
 
     Attributes:
         baseline: what the adapter is compared with; empty for nothing.
@@ -211,9 +211,9 @@ class Run:
         *,
         resume: bool,
         display: Display,
-        strand: Strand | None = None,
+        coroutine: ThreadCoroutine | None = None,
     ) -> None:
-        self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, strand is None
+        self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, coroutine is None
         self.display = display
         self.baseline: Scores = {}
         method, settings = recipe.find_method(), recipe.train
@@ -224,11 +224,11 @@ class Run:
         place.begin(recipe, resume=resume)
         self.checkpoint = last_checkpoint(place.working) if resume else None
         self.scorer = self._scorer("validation", data.validation)
-        self.trainer = _trainer(model, name, data, settings, place.working, self.scorer, strand)
+        self.trainer = _trainer(model, name, data, settings, place.working, self.scorer, coroutine)
         self.trainer.add_callback(ProgressBar(name, data.task.main_metric, display))
         _tell_of_late_thawing(self.trainer, settings)
 
-    def opening(self, given: TrainingSettings) -> tuple[str, str]:
+    def summary(self, given: TrainingSettings) -> tuple[str, str]:
         """What a run begins with: what is tuned on what, and how it is trained.
 
         Args:
@@ -253,7 +253,7 @@ class Run:
         """From the start or the checkpoint to the end; the adapter is then the best one."""
         checkpoint = self.checkpoint
         if checkpoint is not None and has_ended(checkpoint):
-            self.trainer.take_up(checkpoint)
+            self.trainer.resume_from(checkpoint)
             return
         # Passes that several share begin where all of them begin: at the input.
         cache = partial(prefix_cache, self.trainer, self.scorer, self.recipe.train, self.display)
@@ -278,7 +278,7 @@ class Run:
             scorers["test"] = self._scorer("test", self.data.test)
         metrics |= {split: scorer() for split, scorer in scorers.items() if split not in metrics}
         for split, scorer in scorers.items():
-            remark(
+            warn_of_scores(
                 self.name, split, self.data.task, len(scorer.rows), scorer.outcome if split == "validation" else None
             )
         worse = below(self.data.task, metrics, self.baseline)
@@ -333,7 +333,7 @@ def _trainer(
     settings: TrainingSettings,
     working: Path,
     scorer: Scorer,
-    strand: Strand | None,
+    coroutine: ThreadCoroutine | None,
 ) -> AdapterTrainer:
     task, encoder = data.task, model.inference(name).encoder(name)
     arguments = settings.arguments(
@@ -345,14 +345,14 @@ def _trainer(
     rows = examples(encoder, task.kind, data.train)
     # Generating is slow: unless it chooses the checkpoint, it is done once, at the end.
     trainer = AdapterTrainer(
-        model=model if strand is None else OneAdapter(model, name),
+        model=model if coroutine is None else OneAdapter(model, name),
         args=arguments,
         adapter_name=name,
         batches=_batches(lengths_of(encoder, rows), settings),
         head_learning_rate=settings.head_learning_rate,
         schedule=settings.schedule,
         scorer=partial(scorer, generate=task.main_metric != "loss"),
-        strand=strand,
+        coroutine=coroutine,
         train_dataset=rows,
         eval_dataset=scorer.encoded,
         data_collator=encoder.collate,

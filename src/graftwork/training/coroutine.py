@@ -6,7 +6,7 @@ from threading import Thread
 from typing import Any
 
 
-class Strand:
+class ThreadCoroutine:
     """A function and its caller that take turns: while one of them runs, the other one waits.
 
     The caller's side is a generator's: `send`, `throw` and `close`. The function's side is `ask`, which waits for the

@@ -14,7 +14,7 @@ WIDTH = 0.98
 """Half the width of the 95 % interval of a share of N rows is at most this over √N: 1.96 deviations, each of 0.5."""
 
 
-def remark(name: str, split: str, task: Task, rows: int, outcome: tuple[Any, Any] | None) -> None:
+def warn_of_scores(name: str, split: str, task: Task, rows: int, outcome: tuple[Any, Any] | None) -> None:
     """Warn of what is wrong with a split's scores, and say what to do.
 
     Args:
@@ -36,6 +36,6 @@ def remark(name: str, split: str, task: Task, rows: int, outcome: tuple[Any, Any
             held_out,
         )
     if outcome is not None and rows > 1:
-        problem, change = KINDS[task.kind].remark(task, *outcome)
+        problem, change = KINDS[task.kind].chance_warning(task, *outcome)
         if problem:
             logger.warning("%s: in %s %s. Try %s", name, split, problem, change)

@@ -7,7 +7,7 @@ import pytest
 from training.workbench import FAST, make_rows, write_csv
 
 from graftwork import Adapter, LoRA, Task, evaluate, tune, tune_many
-from graftwork.training.remarks import remark
+from graftwork.training.score_warnings import warn_of_scores
 
 LORA = LoRA(rank=4)
 STILL = {"learning_rate": 1e-9, "head_learning_rate": 1e-9, "max_steps": 1}
@@ -23,7 +23,7 @@ def task(kind, **fields):
 def said(caplog, kind, predictions, labels, names=None, **fields):
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        remark("t", "validation", task(kind, labels=names, **fields), 1_000, (predictions, labels))
+        warn_of_scores("t", "validation", task(kind, labels=names, **fields), 1_000, (predictions, labels))
     return caplog.text
 
 
@@ -97,7 +97,7 @@ def test_one_text_for_all_sources(caplog):
 @pytest.mark.parametrize(("rows", "width"), [(1, "0.98"), (4, "0.49"), (99, "0.10")])
 def test_a_few_rows(caplog, rows, width):
     with caplog.at_level(logging.WARNING):
-        remark("t", "validation", task("classification"), rows, None)
+        warn_of_scores("t", "validation", task("classification"), rows, None)
     assert f"validation has {rows} row" in caplog.text
     assert f"±{width}" in caplog.text
     assert "--task.validation_fraction" in caplog.text
@@ -105,7 +105,7 @@ def test_a_few_rows(caplog, rows, width):
 
 def test_enough_rows(caplog):
     with caplog.at_level(logging.WARNING):
-        remark("t", "validation", task("classification"), 100, None)
+        warn_of_scores("t", "validation", task("classification"), 100, None)
     assert not caplog.records
 
 
@@ -121,16 +121,16 @@ def rows(tmp_path_factory):
 
 def test_a_run_that_learns_nothing_says_so(backbone, rows, caplog, tmp_path):
     own = Task(name="reviews", text="text", data=str(rows[1_200]))
-    with caplog.at_level(logging.WARNING, "graftwork.training.remarks"):
+    with caplog.at_level(logging.WARNING, "graftwork.training.score_warnings"):
         tune(backbone, task=own, method=LORA, pooling="pooler", output=tmp_path / "a", **STILL)
     assert "reviews: in validation the adapter predicts" in caplog.text
     assert "has 1" not in caplog.text
     caplog.clear()
-    with caplog.at_level(logging.WARNING, "graftwork.training.remarks"):
+    with caplog.at_level(logging.WARNING, "graftwork.training.score_warnings"):
         evaluate(Adapter.load(tmp_path / "a"), backbone=backbone)
     assert "for every row, and" in caplog.text
     caplog.clear()
-    with caplog.at_level(logging.WARNING, "graftwork.training.remarks"):
+    with caplog.at_level(logging.WARNING, "graftwork.training.score_warnings"):
         tune_many(backbone, {"one": {"task": own, "method": LORA, "pooling": "pooler"}}, **STILL)
     assert "one: in validation the adapter predicts" in caplog.text
 

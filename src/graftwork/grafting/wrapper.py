@@ -9,7 +9,7 @@ from torch import Tensor
 from graftwork.ops.substitution import hooks_of, no_hooks
 
 SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-"""What a stand-in has in common with the module that it holds: the very dictionaries, so that names, parameters and
+"""What a wrapper has in common with the module that it holds: the very dictionaries, so that names, parameters and
 state dict of the model are what they are without it."""
 
 SAVING = ("_state_dict_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
@@ -20,8 +20,8 @@ HOOKING = ("forward", "_old_forward", "_hf_hook")
 """What accelerate sets on a module that it hooks into: it calls what it found there, and that is what stands there."""
 
 
-class StandIn(nn.Module):
-    """Stands in the place of a module, and holds it.
+class ModuleWrapper(nn.Module):
+    """Wraps a module: it stands in the module's place, and holds it.
 
     The module's parameters, buffers and children are its own as well, under the same names. What else is read or set is
     the module's. Its forward hooks and backward hooks move to whatever stands in its place, and back: they see what the
@@ -64,12 +64,12 @@ class StandIn(nn.Module):
         else:
             delattr(self.inner, name)
 
-    def train(self, mode: bool = True) -> "StandIn":
+    def train(self, mode: bool = True) -> "ModuleWrapper":
         super().train(mode)
         self.inner.training = mode
         return self
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StandIn":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ModuleWrapper":
         self.inner._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -94,7 +94,7 @@ def _hooked(module: nn.Module, hooks: Mapping[str, Any]) -> nn.Module:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module itself, out of all that stands in its place."""
-    while isinstance(module, StandIn):
+    while isinstance(module, ModuleWrapper):
         module = module.inner
     return module
 
@@ -104,8 +104,8 @@ def unwrapped_modules(root: nn.Module) -> Iterator[nn.Module]:
     return map(unwrapped, root.modules())
 
 
-def put(root: nn.Module, path: str, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Put a module in the place of another one, wherever that stands among the stand-ins at a path. Hooks stay at the
+def replace_module(root: nn.Module, path: str, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Put a module in the place of another one, wherever that stands among the wrappers at a path. Hooks stay at the
     place.
 
     Returns:
@@ -115,13 +115,13 @@ def put(root: nn.Module, path: str, old: nn.Module, new: nn.Module) -> nn.Module
     place = root.get_submodule(parent) if path else None
     here: nn.Module = root if place is None else place._modules[leaf]  # type: ignore[assignment]
     if here is not old:
-        while isinstance(here, StandIn) and here.inner is not old:
+        while isinstance(here, ModuleWrapper) and here.inner is not old:
             here = here.inner
-        assert isinstance(here, StandIn), f"{path}: the module is not there"
+        assert isinstance(here, ModuleWrapper), f"{path}: the module is not there"
         here.__dict__["inner"] = new
     elif place is not None:
         place._modules[leaf] = new
-    if isinstance(new, StandIn) and new.inner is old:
+    if isinstance(new, ModuleWrapper) and new.inner is old:
         new.__dict__.update(hooks_of(old))
         old.__dict__.update(no_hooks())
     else:

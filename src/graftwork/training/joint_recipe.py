@@ -1,4 +1,4 @@
-"""A study: adapters that are tuned together on one backbone, each by a recipe of its own, as one checked file."""
+"""A joint recipe: adapters that are tuned together on one backbone, each by its own recipe, as one checked file."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
-class Study:
+class JointRecipe:
     """What adapters are tuned together.
 
     Attributes:
@@ -32,7 +32,7 @@ class Study:
     recipes: Mapping[str, Recipe]
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], *, origin: str = "the study") -> "Study":
+    def parse(cls, values: Mapping[str, Any], *, origin: str = "the joint recipe") -> "JointRecipe":
         """Check plain values: `backbone`, `dtype`, `train` (what holds for all adapters that say nothing else), and
         `adapters`, by name. Each of them has `task`, `method`, `pooling`, `add_tokens` and `train` as a recipe has;
         `data`, where the task's data are; and `seeds`, of which each makes an adapter NAME-SEED.
@@ -70,8 +70,8 @@ class Study:
         return cls(first.backbone, first.dtype, recipes)
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "Study":
-        """The study in a YAML file.
+    def from_yaml(cls, path: str | Path) -> "JointRecipe":
+        """The joint recipe in a YAML file.
 
         Raises:
             RecipeError: the file cannot be read, or its contents are refused by `parse`.
