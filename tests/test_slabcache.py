@@ -1,11 +1,15 @@
 """Slabs that are kept for the next batch over the same adapters: they are never those of others, and are counted."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from closeness import close
 from tiny import inputs_for, make_adapter, make_backbone
 
-from graftwork import AdaptedModel, Houlsby, LoRA
+from graftwork import AdaptedModel, Houlsby, LoRA, VeRA
+from graftwork.errors import AdapterError
 from graftwork.passes import sharing
 
 
@@ -147,3 +151,78 @@ def test_unlike_adapters_are_joined_once_too(joins):
     for names in (["low", "wide", "rank"], ["wide", "rank", "low"]):
         check_rows(model, batch, names)
     assert len(joins) == 1
+
+
+# Tensors that adapters have in common
+
+
+def vera(backbone, seed, **settings):
+    return make_adapter(backbone, VeRA(rank=16, **settings), trained=True, seed=seed)
+
+
+def test_what_adapters_have_in_common_is_in_memory_once():
+    backbone = make_backbone("bert")
+    adapters = [vera(backbone, seed) for seed in range(3)]
+    common = sum(adapters[0].tensors[name].nbytes for name in adapters[0].fixed)
+    own = sum(t.nbytes for t in adapters[0].tensors.values()) - common
+    model = AdaptedModel(backbone, {f"a{i}": adapter for i, adapter in enumerate(adapters)})
+    batch = inputs_for(backbone.model, 5, 4, 3, 6)
+    check_rows(model, batch, ["a2", "a0", "a1", "a0"])
+    memory = model.memory()
+    assert set(memory.adapters.values()) == {own}
+    assert memory.shared == common
+    assert memory.total == 3 * own + common + memory.slabs
+    assert memory.slabs < 3 * own
+    tensors = {op.A.tensor.data_ptr() for r in model.residents.values() for acting in r.ops().values() for op in acting}
+    assert len(tensors) == 2  # of two input widths
+    for i in range(3):
+        assert model.memory().shared == common
+        model.remove(f"a{i}")
+    assert model.memory().total == 0
+
+
+def test_what_nobody_has_any_more_is_let_go():
+    backbone = make_backbone("bert")
+    model = AdaptedModel(backbone, {f"a{i}": vera(backbone, i) for i in range(2)})
+    check_rows(model, inputs_for(backbone.model, 5, 4), ["a0", "a1"])
+    op = next(iter(model.residents["a0"].ops().values()))[0]
+    held = weakref.ref(op.A.tensor)
+    del op
+    model.remove("a0")
+    gc.collect()
+    assert held() is not None
+    model.remove("a1")
+    gc.collect()
+    assert held() is None
+
+
+def test_adapters_with_other_matrices_share_a_batch():
+    backbone = make_backbone("bert")
+    model = AdaptedModel(
+        backbone,
+        {
+            "a": vera(backbone, 0),
+            "b": vera(backbone, 1, projection_seed=1),
+            "c": vera(backbone, 2),
+            "low": make_adapter(backbone, LoRA(rank=2), trained=True),
+        },
+    )
+    batch = inputs_for(backbone.model, 5, 4, 3, 6)
+    check_rows(model, batch, ["c", "b", "a", "low"])
+    check_rows(model, batch, ["b", "b", "low", "c"])
+
+
+def test_a_budget_counts_what_is_in_common_once():
+    backbone = make_backbone("bert")
+    adapters = [vera(backbone, seed) for seed in range(3)]
+    model = AdaptedModel(backbone, {"a": adapters[0]})
+    memory = model.memory()
+    model.detach()
+    model = AdaptedModel(backbone, budget=2 * memory.adapters["a"] + memory.shared)
+    for i, adapter in enumerate(adapters):
+        model.add(f"a{i}", adapter)
+    assert model.memory().unloaded == ("a0",)
+    check_rows(model, inputs_for(backbone.model, 5, 4), ["a0", "a1"])
+    assert model.memory().total <= model.residents.budget
+    with pytest.raises(AdapterError, match="3 adapters of one pass"):
+        model(**inputs_for(backbone.model, 5, 4, 3), adapters=["a0", "a1", "a2"])

@@ -212,6 +212,7 @@ def test_vera_keeps_one_pair_of_matrices_for_all_layers():
     backbone = make_backbone("bert")
     adapter = make_adapter(backbone, VeRA(rank=5, d_init=0.3))
     shapes = {name: tuple(adapter.tensors[name].shape) for name in adapter.fixed}
+    assert len(adapter.fixed) == len(shapes)
     assert shapes == {
         "shared.A.32": (5, 32),
         "shared.A.64": (5, 64),
@@ -226,6 +227,15 @@ def test_vera_keeps_one_pair_of_matrices_for_all_layers():
     assert counts(declare(backbone, adapter.method, adapter.head))["adapter"] == sum(
         5 + site.out_features for site in backbone.sites.match(("layers.*",), "linear")
     )
+
+
+def test_adapters_of_any_seed_have_the_same_matrices_unless_another_projection_seed_is_given():
+    backbone = make_backbone("bert")
+    one, two = (make_adapter(backbone, VeRA(rank=5), seed=seed) for seed in range(2))
+    other = make_adapter(backbone, VeRA(rank=5, projection_seed=1))
+    for name in one.fixed:
+        assert torch.equal(one.tensors[name], two.tensors[name])
+        assert not torch.equal(one.tensors[name], other.tensors[name])
 
 
 def test_vera_is_read_back_with_its_matrices(tmp_path):

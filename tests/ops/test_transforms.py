@@ -32,6 +32,8 @@ from graftwork.ops import (
     Remember,
     Route,
     Scale,
+    Shared,
+    SharedLowRank,
 )
 from graftwork.ops.lowrank import Joint
 
@@ -162,6 +164,7 @@ BOTTLENECK = {"down": (R, D), "down_bias": (R,), "up": (D, R), "up_bias": (D,)}
 DEEP = {"hidden": (1, R, R), "hidden_bias": (1, R), "norm_gain": (D,), "norm_bias": (D,)}
 ROWS = {"keys": (HEADS, 2, WIDE), "values": (HEADS, 2, WIDE)}
 IDS = torch.tensor([[1, 9], [10, 0], [4, 10], [8, 7]])
+SHARED = Shared(random(R, D, seed=40)), Shared(random(OUT, R, seed=41))
 MASK = torch.tensor([[1, 1], [1, 1], [0, 1], [1, 0]])
 
 
@@ -171,6 +174,10 @@ def gated(weight: Tensor, bias: Tensor, A: Tensor, B: Tensor) -> Op:
 
 def joint(A: Tensor, B: Tensor) -> Op:
     return LowRank(A=A, B=B, joint=Joint("both", 1))
+
+
+def shared_low_rank(d: Tensor, b: Tensor) -> Op:
+    return SharedLowRank(A=SHARED[0], B=SHARED[1], d=d, b=b)
 
 
 def twice(forward, x: Tensor) -> Tensor:
@@ -228,6 +235,7 @@ CASES = {
     "norm-root-mean-square": Case(Norm, {"gain": (D,)}, lambda: norm(nn.RMSNorm)),
     "norm-in-python": Case(Norm, {"gain": (D,)}, lambda: norm(RootMeanSquare)),
     "prompt": Case(Prompt, {"vectors": (2, D)}, Stack, lambda: IDS, prompted, ("alone", "even", "rows")),
+    "shared-low-rank": Case(shared_low_rank, {"d": (R,), "b": (OUT,)}),
     "scale": Case(Scale, {"v": (OUT,)}),
     "scale-at-input": Case(lambda v: Scale(v=v, at="input"), {"v": (D,)}),
 }

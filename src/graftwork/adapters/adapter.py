@@ -48,7 +48,7 @@ class Adapter(Record):
             backbone=BackboneIdentity.of(backbone),
             sites=tuple(site.name for site in sites),
             tensors=tensors,
-            fixed=tuple(n for _, parameters in declared for n, p in parameters.items() if not p.trained),
+            fixed=tuple(dict.fromkeys(n for _, parameters in declared for n, p in parameters.items() if not p.trained)),
             seed=seed,
         )
 

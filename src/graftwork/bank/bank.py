@@ -12,7 +12,7 @@ from weakref import finalize
 import torch
 
 from graftwork.bank.lease import Lease, Memory, Merged
-from graftwork.bank.resident import Resident
+from graftwork.bank.resident import Resident, bytes_of, shared_bytes
 from graftwork.bank.slabcache import SlabCache
 from graftwork.bank.version import Version
 from graftwork.errors import AdapterError, nearest
@@ -232,7 +232,7 @@ class Bank(Mapping[str, Resident]):
         with self._changed:
             loaded = {name: self._loaded[r] for name, r in self._residents.items() if r in self._loaded}
             unloaded = tuple(name for name in self._residents if name not in loaded)
-            return Memory(loaded, unloaded, self.budget, self._slabs.nbytes)
+            return Memory(loaded, unloaded, self.budget, shared_bytes(self._loaded), self._slabs.nbytes)
 
     @property
     def folder(self) -> Path | None:
@@ -285,7 +285,7 @@ class Bank(Mapping[str, Resident]):
         with torch.inference_mode(False), torch.no_grad():
             ops = laid_out(make())
         with self._changed:
-            taken = sum(self._loaded.values())
+            taken = bytes_of(self._loaded)
             left = None if self.budget is None else self.budget - taken
             self._slabs.put(residents, ops, room=taken if left is None else min(taken, left), most=left)
         return ops
@@ -345,7 +345,7 @@ class Bank(Mapping[str, Resident]):
     def _refuse_too_many(self, residents: Sequence[Resident], what: str, leaving: Resident | None) -> None:
         """Refuse adapters that have no room beside those that stay, whatever passes run."""
         staying = {self._residents[name] for name in self._pinned} - {leaving}
-        together = sum(resident.nbytes for resident in staying | {*residents})
+        together = bytes_of(staying | {*residents})
         if self.budget is not None and together > self.budget:
             raise AdapterError(
                 f"{what} and those that stay take {together:,} bytes, more than the budget of {self.budget:,}",
@@ -356,18 +356,19 @@ class Bank(Mapping[str, Resident]):
         """Unload what was not used for longest, until these have room. Whether they have."""
         if self.budget is None:
             return True
-        sizes = self._loaded | {resident: resident.nbytes for resident in residents}
         gone = None if leaving is None or self._uses[leaving] > 0 else leaving
-        total = sum(size for resident, size in sizes.items() if resident is not gone)
+        here = {*self._loaded, *residents} - {gone}
+        total = bytes_of(here)
         staying = {self._residents[name] for name in self._pinned} | {*residents, leaving}
         self._slabs.shrink(max(0, self.budget - total))
-        for resident, size in list(self._loaded.items()):
+        for resident in list(self._loaded):
             if total <= self.budget:
                 break
             if resident not in staying and not self._uses[resident] and isinstance(resident, Version):
                 resident.unload()
                 del self._loaded[resident]
-                total -= size
+                here.discard(resident)
+                total = bytes_of(here)
         return total <= self.budget
 
     def _give_back(self, residents: Sequence[Resident]) -> None:

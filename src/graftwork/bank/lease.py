@@ -15,17 +15,19 @@ class Memory:
         adapters: of each that is loaded, by name, its head included.
         unloaded: the names of those that are loaded again when they are next used.
         budget: None when there is none.
+        shared: of what several of them have in common, such as VeRA's random matrices.
         slabs: of what is kept for the next batch over the same adapters.
     """
 
     adapters: Mapping[str, int]
     unloaded: tuple[str, ...]
     budget: int | None
+    shared: int = 0
     slabs: int = 0
 
     @property
     def total(self) -> int:
-        return sum(self.adapters.values()) + self.slabs
+        return sum(self.adapters.values()) + self.shared + self.slabs
 
 
 @dataclass(frozen=True)

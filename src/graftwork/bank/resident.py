@@ -1,7 +1,7 @@
 """What a name in the bank stands for: an adapter on one backbone, as passes use it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from itertools import count
@@ -67,6 +67,11 @@ class Resident(ABC):
         """Of what is on the device for it when it is loaded, in bytes."""
 
     @property
+    def shared(self) -> Mapping[str, int]:
+        """Bytes of what it needs besides and has in common with others, by what tells it apart."""
+        return {}
+
+    @property
     @abstractmethod
     def loaded(self) -> bool:
         """Whether it is on the device."""
@@ -109,3 +114,17 @@ class Resident(ABC):
 
     def _in_precision(self, ops: Ops) -> Ops:
         return {site: [op.to(self.backbone.dtype) for op in acting] for site, acting in ops.items()}
+
+
+def bytes_of(residents: Iterable[Resident]) -> int:
+    """What adapters take on the device, with what they have in common counted once."""
+    every = list(residents)
+    return sum(resident.nbytes for resident in every) + shared_bytes(every)
+
+
+def shared_bytes(residents: Iterable[Resident]) -> int:
+    """What adapters have in common, each counted once."""
+    found: dict[str, int] = {}
+    for resident in residents:
+        found.update(resident.shared)
+    return sum(found.values())

@@ -40,11 +40,18 @@ class _Loaded:
         Args:
             precision: the backbone's.
         """
-        own = {id(tensor): tensor for acting in self.ops.values() for op in acting for tensor in op.numbers()}
+        every = [op for acting in self.ops.values() for op in acting]
+        common = {id(shared.tensor) for op in every for shared in op.shared()}
+        own = {id(tensor): tensor for op in every for tensor in op.numbers() if id(tensor) not in common}
         numbers = own.values() if self.packed is None else self.packed.tensors
         fixed = [*self.head.values(), *(tensor for tensor in numbers if tensor.dtype != precision)]
         rounded = sum(tensor.numel() for tensor in numbers if tensor.dtype == precision)
         return sum(tensor.nbytes for tensor in fixed), rounded
+
+    def shared(self) -> dict[str, int]:
+        """How many numbers each tensor has that others have as well."""
+        every = [own for acting in self.ops.values() for op in acting for own in op.shared()]
+        return {own.key[0]: own.tensor.numel() for own in every}
 
 
 @final
@@ -79,6 +86,7 @@ class Version(Resident):
         self._loading = Lock()
         loaded = self._put_on_device(tensors, ops)
         self._size = loaded.size(backbone.dtype)
+        self._shared = loaded.shared()
         # Within a budget, it is loaded when there is room for it.
         self._loaded: _Loaded | None = loaded if folder is None else None
 
@@ -86,6 +94,10 @@ class Version(Resident):
     def nbytes(self) -> int:
         fixed, rounded = self._size
         return fixed + rounded * self.backbone.dtype.itemsize
+
+    @property
+    def shared(self) -> Mapping[str, int]:
+        return {key: numbers * self.backbone.dtype.itemsize for key, numbers in self._shared.items()}
 
     @property
     def loaded(self) -> bool:

@@ -5,29 +5,32 @@ Kopiczko et al. 2023, "VeRA: Vector-based Random Matrix Adaptation", section 3.1
 with Λ_d and Λ_b the diagonal matrices of the vectors d and b. A and B start Kaiming-uniform and stay as they are, d
 starts at 0.1 and b at zero, so that nothing is changed at first.
 
-Shapes: A (r, in) for each input width in use, B (out, r) for each output width, kept with the adapter and counted
-nowhere; d (r) and b (out) for each linear map: r + out numbers.
+Shapes: A (r, in) for each input width in use, B (out, r) for each output width, drawn from a seed of their own, so that
+adapters of one seed and rank have the same ones, kept with the adapter and counted nowhere; d (r) and b (out) for each
+linear map: r + out numbers.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from pydantic import Field, PositiveInt
-from torch import Tensor
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Generator, Tensor
 
 from graftwork.backbones import Site, Sites
 from graftwork.methods.method import Method
-from graftwork.methods.parameters import Parameter, constant, kaiming_uniform, zeros
+from graftwork.methods.parameters import Init, Parameter, constant, kaiming_uniform, zeros
 from graftwork.methods.targets import Targets
-from graftwork.ops import LowRank, Op
+from graftwork.ops import Op, Shared, SharedLowRank
 
 
 class VeRA(Method):
     """VeRA. Use it when an adapter's trained numbers must be fewer still than LoRA's; the rank can be large, since it
-    costs r numbers a map. In a pass it costs what LoRA of that rank does.
+    costs r numbers a map. A pass costs what one with LoRA of that rank does. In memory, A and B are there once for all
+    adapters that have the same ones.
 
     Settings:
         rank: r.
+        projection_seed: from which A and B are drawn, whatever the seed of the adapter is.
         d_init: the value at which d starts.
         dropout: of the input to A, in training.
         targets: site patterns, as LoRA's; by default all linear maps in the layers.
@@ -37,11 +40,12 @@ class VeRA(Method):
     paper: ClassVar[str] = "Kopiczko et al. 2023, arXiv:2310.11454"
     when: ClassVar[str] = "fewer trained parameters than LoRA, also at large ranks"
     learning_rate: ClassVar[float] = 2e-2
-    lowers_to: ClassVar[tuple[type[Op], ...]] = (LowRank,)
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (SharedLowRank,)
 
     rank: PositiveInt = 256
     d_init: float = 0.1
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    projection_seed: NonNegativeInt = 0
     targets: Targets = Field(default=("layers.*",), min_length=1)
 
     def sites(self, sites: Sites) -> list[Site]:
@@ -49,19 +53,29 @@ class VeRA(Method):
 
     def declare(self, site: Site) -> dict[str, Parameter]:
         a, b = _shared(site)
-        random = kaiming_uniform(0.0)
         return {
-            a: Parameter(shape=(self.rank, site.in_features), init=random, trained=False),
-            b: Parameter(shape=(site.out_features, self.rank), init=random, trained=False),
+            a: Parameter(shape=(self.rank, site.in_features), init=self._drawn(2 * site.in_features), trained=False),
+            b: Parameter(
+                shape=(site.out_features, self.rank), init=self._drawn(2 * site.out_features + 1), trained=False
+            ),
             f"{site.name}.d": Parameter(shape=(self.rank,), init=constant(self.d_init), decay=False),
             f"{site.name}.b": Parameter(shape=(site.out_features,), init=zeros, decay=False),
         }
 
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         a, b = _shared(site)
-        A = parameters[f"{site.name}.d"][:, None] * parameters[a]
-        B = parameters[f"{site.name}.b"][:, None] * parameters[b]
-        return [LowRank(A=A, B=B, dropout=self.dropout)]
+        A, B = Shared(parameters[a]), Shared(parameters[b])
+        d, vector = parameters[f"{site.name}.d"], parameters[f"{site.name}.b"]
+        return [SharedLowRank(A=A, B=B, d=d, b=vector, dropout=self.dropout)]
+
+    def _drawn(self, which: int) -> Init:
+        """Kaiming-uniform, from a source of this matrix's own."""
+
+        def fill(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
+            own = Generator().manual_seed(self.projection_seed * 2**20 + which)
+            kaiming_uniform(0.0)(tensor, frozen, own)
+
+        return fill
 
 
 def _shared(site: Site) -> tuple[str, str]:

@@ -13,6 +13,8 @@ from graftwork.ops.prompt import Prompt, PromptedEncoder
 from graftwork.ops.remember import Remember
 from graftwork.ops.routing import Route
 from graftwork.ops.scale import Scale
+from graftwork.ops.shared import Shared
+from graftwork.ops.sharedlowrank import SharedLowRank
 
 __all__ = [
     "Added",
@@ -32,4 +34,6 @@ __all__ = [
     "Remember",
     "Route",
     "Scale",
+    "Shared",
+    "SharedLowRank",
 ]

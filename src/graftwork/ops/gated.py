@@ -12,6 +12,7 @@ from graftwork.backbones import SiteKind
 from graftwork.ops import routing
 from graftwork.ops.op import Copy, Forward, Op, Place, join_slabs
 from graftwork.ops.routing import Route
+from graftwork.ops.shared import Shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,11 @@ class Gated(Op):
         ops = tuple(op.mapped(change) for op in self.ops)
         return replace(self, ops=ops, weight=change(self.weight), bias=change(self.bias))
 
+    def shared(self) -> list[Shared]:
+        return [shared for op in self.ops for shared in op.shared()]
+
     def numbers(self) -> list[Tensor]:
-        return [*super().numbers(), *(tensor for op in self.ops for tensor in op.numbers())]
+        return [self.weight, self.bias, *(tensor for op in self.ops for tensor in op.numbers())]
 
     def alike(self) -> Hashable:
         return (Gated, tuple(op.alike() for op in self.ops), self.reads)

@@ -13,6 +13,7 @@ from torch import Tensor
 from graftwork.backbones import SiteKind, Sites
 from graftwork.errors import SiteError
 from graftwork.ops.routing import Route
+from graftwork.ops.shared import Shared
 
 
 @runtime_checkable
@@ -89,9 +90,13 @@ class Op(ABC):
         """Its own tensors by field."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
+    def shared(self) -> list[Shared]:
+        """Those of its tensors that others have as well, and that are in no slab."""
+        return []
+
     def numbers(self) -> list[Tensor]:
         """All tensors that it needs to run."""
-        return list(self.tensors().values())
+        return [*self.tensors().values(), *(shared.tensor for shared in self.shared())]
 
     def alike(self) -> Hashable:
         """What ops must have in common to share a slab: all but the numbers in their tensors, and their sizes."""

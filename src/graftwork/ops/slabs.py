@@ -17,6 +17,7 @@ from torch import Tensor
 
 from graftwork.backbones import Backbone, Site
 from graftwork.ops.op import Op, Ops
+from graftwork.ops.shared import Shared
 
 
 def routed(ops: Ops, backbone: Backbone) -> bool:
@@ -94,9 +95,10 @@ def laid_out(ops: Ops) -> Ops:
 
 
 def nbytes(ops: Ops) -> int:
-    """What the tensors of ops take in memory, each counted once."""
-    tensors = {id(t): t.nbytes for acting in ops.values() for op in acting for t in op.numbers()}
-    return sum(tensors.values())
+    """What the tensors of ops take in memory, each counted once, and without those that others have as well."""
+    every = [op for acting in ops.values() for op in acting]
+    shared = {id(own.tensor) for op in every for own in op.shared()}
+    return sum({id(t): t.nbytes for op in every for t in op.numbers() if id(t) not in shared}.values())
 
 
 def _repeated(op: Op, slots: int) -> Op:
@@ -109,22 +111,32 @@ class _Blueprint(NamedTuple):
     kind: type[Op]
     fields: tuple[tuple[str, Any], ...]
 
-    def build(self, tensors: Sequence[Tensor]) -> Op:
-        return self.kind(**{name: self._value(value, tensors) for name, value in self.fields})
+    def build(self, tensors: Sequence[Tensor], shared: Sequence[Shared]) -> Op:
+        return self.kind(**{name: self._value(value, tensors, shared) for name, value in self.fields})
 
     @staticmethod
-    def _value(value: Any, tensors: Sequence[Tensor]) -> Any:
+    def _value(value: Any, tensors: Sequence[Tensor], shared: Sequence[Shared]) -> Any:
         if isinstance(value, _Place):
             return tensors[value.place]
+        if isinstance(value, _SharedPlace):
+            return shared[value.place]
         if isinstance(value, _Blueprint):
-            return value.build(tensors)
-        return tuple(_Blueprint._value(part, tensors) for part in value) if isinstance(value, tuple) else value
+            return value.build(tensors, shared)
+        return tuple(_Blueprint._value(part, tensors, shared) for part in value) if isinstance(value, tuple) else value
 
 
 class _Place(NamedTuple):
     """Which of an adapter's tensors stands in a field."""
 
     place: int
+
+
+class _SharedPlace(NamedTuple):
+    """Which of the shared tensors stands in a field, and what tells it apart: adapters that share others have another
+    layout."""
+
+    place: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -139,9 +151,9 @@ class Layout:
     sites: tuple[tuple[str, tuple[_Blueprint, ...]], ...]
     shapes: tuple[torch.Size, ...]
 
-    def build(self, tensors: Sequence[Tensor]) -> Ops:
+    def build(self, tensors: Sequence[Tensor], shared: Sequence[Shared]) -> Ops:
         """Ops with these tensors."""
-        return {name: [blueprint.build(tensors) for blueprint in acting] for name, acting in self.sites}
+        return {name: [blueprint.build(tensors, shared) for blueprint in acting] for name, acting in self.sites}
 
     def views(self, numbers: Float[Tensor, "*S N"]) -> list[Tensor]:
         """The tensors whose numbers these are."""
@@ -159,11 +171,13 @@ class Packed:
 
     Attributes:
         tensors: of the ops, in the layout's order; or one, with the numbers of all in a row.
+        shared: what its ops have in common with those of others, in no row.
         in_a_row: whether they are one row.
     """
 
     layout: Layout
     tensors: tuple[Tensor, ...]
+    shared: tuple[Shared, ...] = ()
     in_a_row: bool = False
 
     @classmethod
@@ -171,6 +185,7 @@ class Packed:
         """Ops packed, with each tensor once however many ops have it."""
         tensors: list[Tensor] = []
         known: dict[int, _Place] = {}
+        shared: dict[Shared, _SharedPlace] = {}
 
         def drawn(op: Op) -> _Blueprint:
             return _Blueprint(type(op), tuple((name, placed(value)) for name, value in vars(op).items()))
@@ -180,6 +195,8 @@ class Packed:
                 return drawn(value)
             if isinstance(value, tuple):
                 return tuple(placed(part) for part in value)
+            if isinstance(value, Shared):
+                return shared.setdefault(value, _SharedPlace(len(shared), value.key[0]))
             if not isinstance(value, Tensor):
                 return value
             if id(value) not in known:
@@ -189,17 +206,18 @@ class Packed:
 
         sites = tuple((name, tuple(drawn(op) for op in acting)) for name, acting in ops.items())
         drawing = Layout(sites, tuple(tensor.shape for tensor in tensors))
-        return cls(_LAYOUTS.setdefault(drawing, drawing), tuple(tensors))
+        return cls(_LAYOUTS.setdefault(drawing, drawing), tuple(tensors), tuple(shared))
 
     def to_row(self, dtype: torch.dtype, device: torch.device) -> "Packed":
         """The same with a copy of the numbers, in a row."""
         flat = [tensor.reshape(-1).to(device, dtype) for tensor in self.tensors]
         row = torch.cat(flat) if flat else torch.empty(0, dtype=dtype, device=device)
-        return Packed(self.layout, (row,), in_a_row=True)
+        shared = tuple(own.to(dtype, device).pooled() for own in self.shared)
+        return Packed(self.layout, (row,), shared, in_a_row=True)
 
     def ops(self) -> Ops:
         """The ops again."""
-        return self.layout.build(self.layout.views(*self.tensors) if self.in_a_row else self.tensors)
+        return self.layout.build(self.layout.views(*self.tensors) if self.in_a_row else self.tensors, self.shared)
 
 
 def stacked(adapters: Sequence[Packed], dtype: torch.dtype) -> list[Part]:
@@ -211,6 +229,7 @@ def stacked(adapters: Sequence[Packed], dtype: torch.dtype) -> list[Part]:
         alike = list(group)
         layout, slots = alike[0].layout, len(alike)
         tensors = [torch.stack(own).to(dtype) for own in zip(*(own.tensors for own in alike), strict=True)]
-        ops = layout.build(layout.views(*tensors) if alike[0].in_a_row else tensors)
+        shared = [own.to(dtype) for own in alike[0].shared]
+        ops = layout.build(layout.views(*tensors) if alike[0].in_a_row else tensors, shared)
         parts.append(Part({name: [op.slab(slots) for op in acting] for name, acting in ops.items()}, slots))
     return parts
