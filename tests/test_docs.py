@@ -209,6 +209,15 @@ def test_inner_words_are_those_of_the_table():
     assert set(INNER) < {row[0] for row in rows}
 
 
+def test_inner_words_are_those_of_the_code():
+    ((_, rows),) = tables(ROOT / "CONTRIBUTING.md", "word")
+    files = (ROOT / "src" / "graftwork").rglob("*.py")
+    classes = set(
+        re.findall(r"^class (\w+)", "\n".join(file.read_text(encoding="utf-8") for file in files), re.MULTILINE)
+    )
+    assert {row[2].strip("`") for row in rows} <= classes
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_users_meet_no_inner_words(page):
     assert inner_words(page.read_text(encoding="utf-8")) == []

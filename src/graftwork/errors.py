@@ -110,31 +110,6 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return "for example " + ", ".join(close) + f" (of {len(known)})"
 
 
-def describe(detail: Mapping[str, Any], known: Iterable[str]) -> str:
-    """One problem that pydantic found with settings, in words.
-
-    Args:
-        known: the keys that there are where it found it.
-    """
-    key = key_of(detail)
-    if detail["type"] == "extra_forbidden":
-        return f"unknown key {key!r} (expected {nearest(key.rpartition('.')[2], known)})"
-    if detail["type"] == "missing":
-        return f"key {key!r} is missing"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if not key or detail["type"] == "no_value":
-        return message
-    given = key if isinstance(detail["input"], Mapping) else f"{key}={detail['input']!r}"
-    return f"{given}: {message}"
-
-
-def key_of(detail: Mapping[str, Any]) -> str:
-    """The dotted key of what pydantic found a problem with."""
-    # It names the branch of a union, too.
-    branches = ("dict[", "literal[")
-    return ".".join(part for part in map(str, detail["loc"]) if part != "str" and not part.startswith(branches))
-
-
 def first_line(error: BaseException) -> str:
     """What another library says of an error, without what follows it; its kind where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -177,6 +177,6 @@ def test_other_settings_may_have_underscores():
     with pytest.raises(MethodError, match="without _ in it"):
         LoRA(rank="1_6")
     assert LoRA(targets="layers.0_1.*", rank="16").rank == 16
-    with pytest.raises(RecipeError, match=r"split_seed: (.|\n)*without _ in it"):
+    with pytest.raises(RecipeError, match=r"split_seed=.1_0.: (.|\n)*without _ in it"):
         Task.parse({"name": "a_1", "text": "1_0", "split_seed": "1_0"}, origin="it")
     assert Task.parse({"name": "a_1", "text": "1_0"}, origin="it").text == "1_0"

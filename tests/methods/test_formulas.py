@@ -189,7 +189,7 @@ def test_an_unknown_method_names_those_there_are():
         ),
         ("houlsby", {"bottleneck": 0, "norms": "some"}, ["bottleneck=0", "norms='some'"]),
         ("houlsby", {"activation": "gleu"}, ["activation='gleu'", "unknown activation", "gelu"]),
-        ("lora", {"dropout": 1.0}, ["dropout=1.0", "less than 1"]),
+        ("lora", {"dropout": 1.0}, ["dropout=1.0", "a number below 1"]),
         ("lora", {"rank": "x"}, ["rank='x'", "--method.rank"]),
         ("lora", {"targets": ()}, ["targets=()"]),
         ("head-only", {"rank": 1}, ["unknown key 'rank'", "settings of head-only: none"]),

@@ -26,6 +26,7 @@ from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeEr
 from graftwork.folders import replacing_folder
 from graftwork.kinds.heads import AnyHead
 from graftwork.methods import make_method
+from graftwork.settings.problems import describe
 from graftwork.settings.yamlfile import dump_yaml, read_yaml
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -286,7 +287,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], AdapterFile]:
     except json.JSONDecodeError as error:
         raise AdapterError(f"{file} is not JSON: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
+        problems = describe(error.errors(), AdapterFile)
         raise AdapterError(f"{file} is not an adapter's configuration: {problems}") from error
 
 

@@ -10,6 +10,7 @@ from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import MethodError
 from graftwork.heads import HEADS, Head
 from graftwork.kinds import KINDS
+from graftwork.settings.problems import describe
 
 
 def head_for(kind: str, backbone: Backbone, *, num_labels: int, pooling: Pooling, **fields: Any) -> Head:
@@ -52,7 +53,7 @@ def as_head(value: object) -> Head:
     try:
         return HEADS[kind].model_validate(value)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors())
+        problems = describe(error.errors(), HEADS[kind])
         raise PydanticCustomError("head", "{problems}", {"problems": problems}) from None
 
 

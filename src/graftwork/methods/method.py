@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 from torch import Generator, Tensor
 
 from graftwork.backbones import Backbone, Site, Sites
-from graftwork.errors import MethodError, describe
+from graftwork.errors import MethodError
 from graftwork.methods.parameters import Parameter
 from graftwork.ops import Op
 from graftwork.settings.checked import Checked
+from graftwork.settings.problems import describe, flags
 
 
 class Method(Checked):
@@ -36,9 +37,9 @@ class Method(Checked):
     @classmethod
     def refusal(cls, details: Sequence[Any]) -> MethodError:
         return MethodError(
-            f"invalid settings of method {cls.name!r}: " + "; ".join(describe(d, cls.model_fields) for d in details),
+            f"invalid settings of method {cls.name!r}: " + describe(details, cls),
             expected=f"settings of {cls.name}: {', '.join(cls.model_fields) or 'none'}",
-            change=", ".join(sorted({f"--method.{d['loc'][0]}" for d in details if d["loc"]})),
+            change=flags(details, "method"),
         )
 
     def refuse_idle(self, name: str, why: str) -> None:

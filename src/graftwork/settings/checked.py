@@ -1,15 +1,16 @@
 """Settings that are checked when they are made, and say in graftwork's words what is wrong with them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from graftwork.errors import GraftworkError, RecipeError
+from graftwork.settings.problems import types_in
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ class Checked(BaseModel, ABC):
     @classmethod
     def _plain_numbers(cls, value: object, info: ValidationInfo) -> object:
         """True and false are no numbers, and Python reads 1_0 as 10, and so would pydantic."""
-        types = [*_types(cls.model_fields[str(info.field_name)].annotation)]
+        types = [*types_in(cls.model_fields[str(info.field_name)].annotation)]
         numbers = int in types or float in types
         if isinstance(value, FlagWithoutValue):
             if bool not in types:
                 raise PydanticCustomError("no_value", "{flag} has no value", {"flag": value.flag})
             return True
         if numbers and bool not in types and _has_bool(value):
-            raise PydanticCustomError("bool", "expected a number, and not true or false")
+            raise PydanticCustomError("bool", "expected a number")
         if numbers and str not in types and isinstance(value, str) and "_" in value:
             raise ValueError("expected a number, without _ in it")
         return value
@@ -60,13 +61,6 @@ class Checked(BaseModel, ABC):
     @abstractmethod
     def refusal(cls, details: Sequence[Any]) -> GraftworkError:
         """The error that names these problems, which pydantic found."""
-
-
-def _types(annotation: object) -> Iterator[object]:
-    """A type, and those that it is made of."""
-    yield annotation
-    for part in get_args(annotation):
-        yield from _types(part)
 
 
 def _has_bool(value: object) -> bool:

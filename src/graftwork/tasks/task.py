@@ -18,12 +18,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from graftwork.data.table import SplitName
-from graftwork.errors import RecipeError, nearest
+from graftwork.errors import RecipeError
 from graftwork.folders import resolved_path
 from graftwork.kinds import DEFAULT_KIND, KINDS, KindName
 from graftwork.kinds.kind import Kind
 from graftwork.kinds.scoring import check_metrics
 from graftwork.settings.checked import Checked, split_commas
+from graftwork.settings.problems import describe
 
 HUB = "hf://datasets/"
 """What stands before the id of data on the hub, where they cannot be meant to be a file or folder."""
@@ -199,10 +200,8 @@ class Task(Checked):
 
     @classmethod
     def refusal(cls, details: Sequence[Any], origin: str = "the task") -> RecipeError:
-        # A default that depends on a field that is wrong is no problem of its own.
-        told = [_describe(detail) for detail in details if detail["type"] != "default_factory_not_called"]
         return RecipeError(
-            f"{origin} is not a valid task: " + "; ".join(told),
+            f"{origin} is not a valid task: {describe(details, cls)}",
             expected="the keys " + ", ".join(cls.model_fields),
             change=origin,
         )
@@ -245,18 +244,3 @@ class Task(Checked):
         """
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return Task.parse({**given, **changes}, origin=f"task {self.name}")
-
-
-def _describe(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key; expected {nearest(key, Task.model_fields)}"
-    if detail["type"] == "missing":
-        return f"{key}: the key is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    if not key:
-        return message if detail["type"] == "value_error" else "expected keys and values"
-    if detail["type"] == "no_value":
-        return str(message)
-    hint = " (put it in quotes)" if detail["type"] == "string_type" and detail["input"] is not None else ""
-    return f"{key}: {message[0].lower()}{message[1:]}, not {detail['input']!r}{hint}"

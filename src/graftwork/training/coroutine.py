@@ -5,6 +5,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+# greenlet does this in one thread, where torch has one gradient mode, autocast and device for all: runs need their own.
+
 
 class ThreadCoroutine:
     """A function and its caller that take turns: while one of them runs, the other one waits.

@@ -7,10 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graftwork.backbones import Backbone, PoolingSource
-from graftwork.errors import RecipeError, describe, key_of
+from graftwork.errors import RecipeError
 from graftwork.heads import Head
 from graftwork.kinds.heads import head_for
 from graftwork.methods import Method, as_method
+from graftwork.settings.problems import describe, key_of
 from graftwork.settings.yamlfile import read_yaml
 from graftwork.tasks import Task, find_task
 from graftwork.training.settings import TrainingSettings
@@ -60,12 +61,9 @@ class Recipe(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             details = error.errors()
-            problems = [
-                describe(d, (TrainingSettings if d["loc"][:1] == ("train",) else Recipe).model_fields) for d in details
-            ]
             where = sorted({_flag(key) if key in given else origin for key in map(key_of, details)})
             raise RecipeError(
-                f"invalid settings in {origin}: " + "; ".join(dict.fromkeys(problems)),
+                f"invalid settings in {origin}: {describe(details, cls)}",
                 change=", ".join(where) + ("; or --task, if it is a task file" if "text" in values else ""),
             ) from None
 

@@ -19,10 +19,11 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
-from graftwork.errors import RecipeError, describe
+from graftwork.errors import RecipeError
 from graftwork.kinds import DEFAULT_KIND, KINDS
 from graftwork.methods import Method
 from graftwork.settings.checked import Checked
+from graftwork.settings.problems import describe, flags
 from graftwork.training.lengths import lengths
 from graftwork.training.schedules import SCHEDULES, Schedule
 
@@ -111,8 +112,7 @@ class TrainingSettings(Checked):
 
     @classmethod
     def refusal(cls, details: Sequence[Any]) -> RecipeError:
-        problems = "; ".join(describe(detail, cls.model_fields) for detail in details)
-        return RecipeError(f"invalid training settings: {problems}")
+        return RecipeError(f"invalid training settings: {describe(details, cls)}", change=flags(details, "train"))
 
     @field_validator("max_steps")
     @classmethod

@@ -158,6 +158,7 @@ def _end(bounds: Tensor, width: int, dtype: torch.dtype) -> int:
 
 def _header(bounds: Tensor, width: int, dtype: torch.dtype, checksum: int) -> bytes:
     """As safetensors has it: its length, and JSON. Its length does not depend on the checksum."""
+    # The library writes only tensors that are whole in memory; these come in pieces, which may be more than fit there.
     rows, end = int(bounds[-1]), _end(bounds, width, dtype)
     content = {
         "__metadata__": {"crc32": f"{checksum:08x}"},

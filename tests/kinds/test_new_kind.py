@@ -1,0 +1,73 @@
+"""A new kind of task is one file and one line of the registry: a copy of the package with both tunes and predicts."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training.workbench import write_csv
+
+import graftwork
+
+FILE = '''
+"""Whether two texts agree, disagree, or neither: classes of pairs, with a metric of its own."""
+
+from typing import ClassVar
+
+from graftwork.data.columns import TEXT
+from graftwork.kinds.classification import Classification
+from graftwork.kinds.metrics import Metric, accuracy
+
+
+class Stance(Classification):
+    name = "stance"
+    inputs: ClassVar = {"text": TEXT, "text_pair": TEXT}
+    needed = ("text",)
+    metrics: ClassVar = {"share_right": Metric(accuracy)}
+    usual_metrics = 1
+    layouts = ("glue",)
+'''
+
+
+@pytest.fixture
+def run(tmp_path, backbone_folder):
+    """Runs a command of the copy; gives what it prints."""
+    shutil.copytree(Path(graftwork.__file__).parent, tmp_path / "graftwork")
+    kinds = tmp_path / "graftwork" / "kinds"
+    (kinds / "stance.py").write_text(FILE)
+    registry = kinds / "__init__.py"
+    line = '    "regression": "regression.Regression",\n'
+    assert line in registry.read_text()
+    registry.write_text(registry.read_text().replace(line, line + '    "stance": "stance.Stance",\n'))
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "graftwork", *map(str, arguments)]
+        ran = subprocess.run(
+            command,
+            env={**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    return run
+
+
+def test_a_kind_is_a_file_and_a_line(run, backbone_folder, tmp_path):
+    rows = [{"text": f"a word {i}", "label": "agree" if i % 2 else "disagree"} for i in range(60)]
+    write_csv(tmp_path / "rows.csv", rows)
+    given = ["--backbone", backbone_folder, "--dtype", "float32"]
+    task = ["--data", "rows.csv", "--text", "text", "--kind", "stance"]
+    run("tune", *task, *given, "--method", "lora", "--train.max_steps", 2, "--output", "a", "--quiet")
+    saved = json.loads((tmp_path / "a" / "adapter.json").read_text())
+    assert saved["task"]["kind"] == "stance"
+    assert saved["metrics"]["validation"].keys() == {"share_right", "loss"}
+    assert "share_right" in run("evaluate", "a", "--data", "rows.csv", "--quiet")
+    assert run("predict", "a", "a word 3").split()[0] in ("agree", "disagree")
+    assert json.loads(run("plan", *given[:2], "--method", "lora", "--kind", "stance", "--json"))["trained"]["head"] > 0
