@@ -1,5 +1,4 @@
-"""What a user of peft and transformers' Trainer writes for MRPC: LoRA of rank 8, as peft's documentation shows it, or as a
-skilled user does.
+"""LoRA on MRPC by peft and transformers' Trainer: as peft's documentation shows it, or as a skilled user writes it.
 
 Run as `python -m benchmarks.peft_script --model FOLDER --data FOLDER --output FOLDER [--epochs 3] [--skilled]`. It
 follows peft's quick tour: float32, rate 1e-3, batches of 32 rows that are drawn at random and padded to their longest,
@@ -66,10 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=2)
     config = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=32, lora_dropout=0.1)
     model = get_peft_model(model, config)
-    on_gpu = torch.cuda.is_available()
-    skilled = (
-        {"use_cpu": not on_gpu, "bf16": True, "train_sampling_strategy": "group_by_length"} if options.skilled else {}
-    )
+    skilled: dict[str, Any] = {}
+    if options.skilled:
+        skilled = {"bf16": True, "train_sampling_strategy": "group_by_length", "use_cpu": not torch.cuda.is_available()}
     trainer = Trainer(
         model=model,
         args=TrainingArguments(

@@ -2,9 +2,9 @@
 
 Run as `python -m benchmarks.whole_job --glue FOLDER [--quick | --tiny] [--device …] [--dtype …]`, where FOLDER has
 `MRPC/train.tsv` and `MRPC/dev.tsv` as GLUE has them. Each contestant is a process from its start to the saved adapter,
-with the defaults of its own documentation: `graftwork tune`, and `benchmarks/peft_script.py` as documented (float32) and
-as a skilled user writes it (bfloat16 by autocast, rows of like lengths). The scores are those of the 408 validation
-rows, by which each chooses its checkpoint too.
+with the defaults of its documentation: `graftwork tune`, and `benchmarks/peft_script.py` as documented (float32) and as
+a skilled user writes it (bfloat16 by autocast, rows of like lengths). The scores are those of the 408 validation rows,
+by which each chooses its checkpoint too.
 """
 
 import argparse
