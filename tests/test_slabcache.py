@@ -226,3 +226,16 @@ def test_a_budget_counts_what_is_in_common_once():
     assert model.memory().total <= model.residents.budget
     with pytest.raises(AdapterError, match="3 adapters of one pass"):
         model(**inputs_for(backbone.model, 5, 4, 3), adapters=["a0", "a1", "a2"])
+
+
+def test_what_a_method_never_trains_is_held_once_in_the_memory_of_the_processor_too():
+    backbone = make_backbone("bert")
+    given = [vera(backbone, seed) for seed in range(2)]
+    model = AdaptedModel(backbone, {f"a{i}": adapter for i, adapter in enumerate(given)})
+    one, two = (model.residents[name].tensors() for name in ("a0", "a1"))
+    for name, tensor in one.items():
+        assert (tensor.data_ptr() == two[name].data_ptr()) == (name in given[0].fixed)
+        assert tensor.data_ptr() != given[0].tensors[name].data_ptr()
+    for name in given[0].fixed:
+        given[0].tensors[name].zero_()
+    assert one["shared.A.32"].any()

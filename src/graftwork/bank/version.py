@@ -16,6 +16,7 @@ from graftwork.bank.resident import Resident
 from graftwork.bank.stored import Stored
 from graftwork.heads.objectives import supervised_loss
 from graftwork.ops.op import Ops
+from graftwork.ops.shared import Shared
 from graftwork.ops.shrinks import with_joint_shrinks
 from graftwork.ops.slabs import Packed
 
@@ -54,6 +55,17 @@ class _Loaded:
         return {own.key[0]: own.tensor.numel() for own in every}
 
 
+def _kept(adapter: Adapter, *, owned: bool) -> dict[str, Tensor]:
+    """An adapter's tensors while it is resident, which nobody else can change. What its method never trains, such as
+    VeRA's matrices or what generates other tensors, is there once for all adapters that have the same."""
+    return {
+        name: Shared(tensor.detach()).pooled().tensor
+        if name in adapter.fixed
+        else (tensor if owned else tensor.detach().clone())
+        for name, tensor in adapter.tensors.items()
+    }
+
+
 @final
 class Version(Resident):
     """A finished adapter on one backbone.
@@ -75,11 +87,9 @@ class Version(Resident):
         self.objective = supervised_loss
         self.adapter = replace(adapter, tensors={})
         self.backbone = backbone
-        kept = owned or folder is not None
-        given = {n: t if kept else t.detach().clone() for n, t in adapter.tensors.items()}
-        self._stored = Stored(given, folder)
+        self._stored = Stored(adapter.tensors if folder is not None else _kept(adapter, owned=owned), folder)
         # Of a file, other tensors than the given ones.
-        tensors = self._stored.tensors()
+        tensors = self.tensors()
         ops = self._exact(tensors)
         self._look_at(ops)
         self.layout = None
@@ -124,13 +134,17 @@ class Version(Resident):
 
     def exact_ops(self) -> Ops:
         """The ops by site before they are rounded to the backbone's precision."""
-        return self._exact(self._stored.tensors())
+        return self._exact(self.tensors())
 
     def drawing(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The adapter's tensors, on the CPU; of one that is on disk, they are read."""
+        return self._stored.tensors()
+
     def snapshot(self) -> Adapter:
-        return replace(self.adapter, tensors={n: t.clone() for n, t in self._stored.tensors().items()})
+        return replace(self.adapter, tensors={n: t.clone() for n, t in self.tensors().items()})
 
     def _on_device(self) -> _Loaded:
         loaded = self._loaded
@@ -138,7 +152,7 @@ class Version(Resident):
             with self._loading:
                 loaded = self._loaded
                 if loaded is None:
-                    tensors = self._stored.tensors()
+                    tensors = self.tensors()
                     self._loaded = loaded = self._put_on_device(tensors, self._exact(tensors))
         return loaded
 
