@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint: under which keys of a checkpoint transformers writes what a model holds.
+"""Tensors as a checkpoint has them: under which keys transformers writes what a model holds.
 
 transformers renames some tensors when it writes a checkpoint, joins some (DINOv2's gate and up maps), and writes tied
 ones once. What it does is asked of it, with tensors without numbers, so that nothing of it is written down here.
