@@ -365,15 +365,15 @@ def test_an_interrupted_detach_can_be_called_again(backbone, monkeypatch):
     import graftwork.grafting.graft as module
 
     calls = []
-    put = module.put
+    replace = module.replace_module
 
     def interrupted(*args):
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return put(*args)
+        return replace(*args)
 
-    monkeypatch.setattr(module, "put", interrupted)
+    monkeypatch.setattr(module, "replace_module", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.detach()
     model.detach()

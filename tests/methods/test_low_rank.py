@@ -297,7 +297,7 @@ def test_rank_stabilised_is_divided_by_the_root():
     ("name", "settings", "parts"),
     [
         ("lora", {"init": "pisa", "b_rate": 0}, ["init='pisa'", "'default' or 'pissa'", "b_rate=0"]),
-        ("dora", {"rank": 0, "targets": ""}, ["rank=0", "targets=", "at least 1 item"]),
+        ("dora", {"rank": 0, "targets": ""}, ["rank=0", "targets=", "a list of at least 1"]),
         ("vera", {"alpha": 1, "dropout": -0.1}, ["'alpha'", "dropout=-0.1", "settings of vera: rank, d_init"]),
     ],
 )

@@ -15,9 +15,9 @@ import torch.nn as nn
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from graftwork.backbones.checkpoint_tensors import CheckpointTensor, checkpoint_tensors
 from graftwork.backbones.offloading import OffloadedParameters, offloaded
 from graftwork.backbones.sites import Site, Sites
-from graftwork.backbones.stored import Stored, stored_tensors
 from graftwork.errors import BackboneError, SiteError, nearest
 
 
@@ -146,7 +146,7 @@ class Weights(Mapping[str, Tensor]):
         away = next((module for module in {held.module for _, held, _ in own} if offloaded(module)), None)
         return read() if away is None else OffloadedParameters(away, read)
 
-    def stored(self, name: str) -> Stored | None:
+    def stored(self, name: str) -> CheckpointTensor | None:
         """Where a tensor lies in a checkpoint as `save_pretrained` writes it; None where it leaves the tensor out. Tied
         tensors are stored once. An outline's are those of a new model.
 
@@ -224,9 +224,9 @@ class Weights(Mapping[str, Tensor]):
         return found
 
     @cached_property
-    def _stored(self) -> dict[str, Stored]:
+    def _stored(self) -> dict[str, CheckpointTensor]:
         shapes = {key: held.shape for key, held in self._held.items()}
-        return stored_tensors(self._model, shapes, {key: held.identity for key, held in self._held.items()})
+        return checkpoint_tensors(self._model, shapes, {key: held.identity for key, held in self._held.items()})
 
     @cached_property
     def _names_by_key(self) -> dict[str, tuple[str, ...]]:

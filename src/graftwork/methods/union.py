@@ -189,10 +189,10 @@ class Union(Method):
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
         acting: list[Op] = []
         for member, own in members_at(site).items():
-            under = MemberTensors(member, parameters)
-            ops = self.members[member].lower(own, under, frozen)
-            if self.gated and f"{own.name}.gate.bias" in under:
-                ops = gate(ops, own, under)
+            own_tensors = MemberTensors(member, parameters)
+            ops = self.members[member].lower(own, own_tensors, frozen)
+            if self.gated and f"{own.name}.gate.bias" in own_tensors:
+                ops = gate(ops, own, own_tensors)
             acting += ops
         return as_one(acting)
 

@@ -15,7 +15,7 @@ WORDS: Mapping[str, str] = {
     **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "expected keys and values"),
     "string_type": "expected a text",
     "string_too_short": "expected a text that is not empty",
-    "too_short": "expected at least {min_length}",
+    "too_short": "expected a list of at least {min_length}",
     "finite_number": "expected a finite number",
     "literal_error": "expected {expected}",
     "greater_than": "expected a number above {gt}",

@@ -1,4 +1,4 @@
-"""Stored tensors: under which keys of a checkpoint transformers writes what a model holds.
+"""Tensors as a checkpoint has them: under which keys transformers writes what a model holds.
 
 transformers renames some tensors when it writes a checkpoint, joins some (DINOv2's gate and up maps), and writes tied
 ones once. What it does is asked of it, with tensors without numbers, so that nothing of it is written down here.
@@ -23,7 +23,7 @@ def _as_held(held: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class CheckpointTensor:
     """Where in a checkpoint a tensor lies.
 
     Attributes:
@@ -44,9 +44,9 @@ class Stored:
         return self.view(stored if self.size is None else stored.narrow(self.dim, self.start, self.size))
 
 
-def stored_tensors(
+def checkpoint_tensors(
     model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], identities: Mapping[str, int]
-) -> dict[str, Stored]:
+) -> dict[str, CheckpointTensor]:
     """Where each tensor of a model's state dict is stored, by its key there; those that are not stored are left out.
 
     Args:
@@ -63,7 +63,7 @@ def stored_tensors(
     held = {key: torch.empty(shapes[key], device="meta") for key in kept}
     known = {id(tensor): key for key, tensor in held.items()}
     renamed = {known[id(t)]: key for key, t in revert_weight_conversion(model, dict(held)).items() if id(t) in known}
-    found = {key: Stored(key=name) for key, name in renamed.items()}
+    found = {key: CheckpointTensor(key=name) for key, name in renamed.items()}
     for group in _joined(model, {key: tensor for key, tensor in held.items() if key not in renamed}):
         found |= _placed(model, {key: shapes[key] for key in group})
     by_identity = {identities[key]: stored for key, stored in found.items()}
@@ -91,7 +91,7 @@ def _joined(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Iterable[l
     return groups.values()
 
 
-def _placed(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
+def _placed(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, CheckpointTensor]:
     """Where tensors lie in the one that is made of them: seen by numbering all their entries.
 
     Raises:
@@ -107,7 +107,7 @@ def _placed(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> di
         for name, tensor in stored.items():
             place = None if tensor.dim() != own.dim() else _place_in(tensor, own)
             if place is not None:
-                found[key] = Stored(key=name, dim=place[0], start=place[1], size=own.shape[place[0]])
+                found[key] = CheckpointTensor(key=name, dim=place[0], start=place[1], size=own.shape[place[0]])
     lost = sorted(shapes.keys() - found.keys())
     if lost:
         raise BackboneError(
