@@ -71,10 +71,8 @@ class Head(BaseModel, ABC):
     """A task's output layer, computed in float32.
 
     Attributes:
-        kind: which head it is, in files.
-
-    Class attributes:
-        reads: what it reads.
+        kind: the head's name in files.
+        reads: what the head reads: one vector a text, one a token, all layers, or the language-model head's scores.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

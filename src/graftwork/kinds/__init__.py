@@ -23,9 +23,9 @@ CLASSES = {
 
 if TYPE_CHECKING:
     KindName = str
+    """The name of a kind of task: a key of `KINDS`."""
 else:
     KindName = Literal[tuple(CLASSES)]
-"""The name of a kind, as settings have it."""
 
 
 class Kinds(Mapping[str, "Kind"]):

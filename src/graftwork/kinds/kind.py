@@ -1,6 +1,6 @@
 """What a kind of task has to say: which columns its data have, how a model reads and answers it, and how it is scored.
 
-A kind knows nothing of where data lie and of how a model is run. It imports what is heavy when it is request.
+A kind knows nothing of where data lie and of how a model is run. It imports what is heavy when it is asked for.
 """
 
 from abc import ABC, abstractmethod
@@ -91,7 +91,7 @@ class Request:
 class Kind(ABC):
     """A kind of task.
 
-    Class attributes:
+    Attributes:
         name: the kind's.
         inputs: the fields of a task that name columns of its inputs, and what these hold; in order.
         needed: those of them that every task of the kind has.

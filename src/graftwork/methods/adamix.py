@@ -35,7 +35,7 @@ EXPERTS = ("down", "down_bias")
 class AdaMix(BottleneckMethod):
     """AdaMix. Use it for better quality from an adapter of Pfeiffer's size, at twice the training time.
 
-    Settings, besides those of `BottleneckMethod`:
+    Attributes:
         experts: E.
         init_std: of the normal distribution of the projections. None: W_down Kaiming-uniform(sqrt 5) and W_up zero.
     """

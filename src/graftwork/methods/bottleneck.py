@@ -31,7 +31,7 @@ from graftwork.ops.bottleneck import ACTIVATIONS
 class BottleneckMethod(Method, ABC):
     """A method that trains bottlenecks.
 
-    Settings of all of them:
+    Attributes:
         bottleneck: size m.
         reduction: in its place, d / m.
         activation: σ, one of gelu, gelu_tanh, relu, silu, swish, tanh, sigmoid.

@@ -32,7 +32,7 @@ class Compacter(BottleneckMethod):
 
     Use it when adapters must be very small: 0.05 % of the backbone.
 
-    Settings, besides those of `BottleneckMethod`:
+    Attributes:
         init_std: of A's normal distribution. The other factors are Glorot-uniform and the biases zero, so that nearly
             nothing is changed at first.
         phm_dim: n; it must divide d and m.

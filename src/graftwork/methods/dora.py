@@ -28,7 +28,7 @@ class DoRA(Method):
     """DoRA. Use it instead of LoRA at small ranks, where it is closer to full fine-tuning. A training step costs
     more: it forms each changed weight once for its rows' lengths.
 
-    Settings:
+    Attributes:
         rank: r.
         alpha: α; the low-rank difference is scaled by α / r.
         dropout: of the input to A, in training.

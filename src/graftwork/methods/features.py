@@ -15,7 +15,7 @@ from graftwork.methods.headonly import HeadMethod
 class FeatureExtraction(HeadMethod):
     """Feature extraction.
 
-    Settings:
+    Attributes:
         model: the task model over the mixed layers. `linear`: a classifier of the pooled text, or of each token.
             `bilstm`: of texts, BiLSTMs with bi-attention (McCann et al. 2017); of tokens, a BiLSTM. `esim`: of pairs of
             texts (Chen et al. 2017). `bilstm-crf`: of tokens, with a conditional random field (Lample et al. 2016).

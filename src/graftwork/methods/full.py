@@ -34,7 +34,7 @@ class FullFineTuning(Method):
     A layer's height is the number of layers above it; embeddings have that of a layer below the lowest. Weights that
     stand in two places (tied embeddings) are one, at the lower.
 
-    Settings:
+    Attributes:
         top_layers: train only this many layers from the top, and what stands above them (Houlsby et al. 2019, section
             3.3: variable fine-tuning).
         random_subset: train only this share of each tensor's entries, drawn uniformly (Ben Zaken et al. 2022, "BitFit",

@@ -26,7 +26,7 @@ from graftwork.ops import Op, Scale
 class IA3(Method):
     """IA3. Use it for few examples, or for adapters of a few thousand parameters; merged, it costs nothing.
 
-    Settings:
+    Attributes:
         outputs: site patterns of the linear maps whose output is scaled; by default keys and values, those of cross
             attention too.
         inputs: of those whose input is scaled; by default the feed-forward's second map.

@@ -24,7 +24,7 @@ from graftwork.ops import Norm, Op
 class LayerNormTuning(Method):
     """Layer-norm tuning. A baseline with few parameters; merged, it costs nothing at inference.
 
-    Settings:
+    Attributes:
         targets: site patterns of the norms that are trained (`layers.*`, `ffn.norm`); by default all of them.
     """
 

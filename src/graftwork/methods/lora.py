@@ -35,7 +35,7 @@ class LoRA(Method):
     """LoRA. Use it when adapters should be small, nothing should be added to the depth of the model, and a task may be
     merged into the weights.
 
-    Settings:
+    Attributes:
         rank: r.
         alpha: α; the difference is scaled by s = α / r.
         rank_stabilised: scaled by α / √r instead (rsLoRA).

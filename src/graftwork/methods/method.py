@@ -21,7 +21,7 @@ from graftwork.settings.checked import Checked
 class Method(Checked):
     """A way to tune a frozen backbone.
 
-    Class attributes:
+    Attributes:
         name: how the command line and files call it.
         paper: where it is from.
         when: in a line of at most 56 characters, when to use it, as `graftwork methods` shows.

@@ -36,7 +36,7 @@ from graftwork.ops import KeyValue, Op
 class PrefixTuning(Method):
     """Prefix tuning.
 
-    Settings:
+    Attributes:
         num_virtual_tokens: l (5 for table-to-text and 200 for summaries in the paper; 40 to 128 in P-tuning v2).
         reparametrise: whether the rows are made by a network, the paper's way, or are trained themselves.
         encoder_hidden_size: m (512 and 800 in the paper).

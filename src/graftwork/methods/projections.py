@@ -30,7 +30,7 @@ class DenseBottleneck(BottleneckMethod, ABC):
     Shapes: down (m, d), down_bias (m), up (d, m), up_bias (d); hidden (depth - 1, m, m), hidden_bias (depth - 1, m);
     norm_gain and norm_bias (d); scale (1).
 
-    Settings, besides those of `BottleneckMethod`:
+    Attributes:
         init_std: of the normal distribution of D and U. None: D Kaiming-uniform(sqrt 5) and U zero, so that nothing is
             changed at first.
         scale: s, a number, or `learned`, which starts at 1.

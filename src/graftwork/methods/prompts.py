@@ -31,7 +31,7 @@ BOUND = 0.5
 class PromptTuning(Method):
     """Prompt tuning.
 
-    Settings:
+    Attributes:
         num_virtual_tokens: l. They take positions from the text's.
         init: how P starts. `vocabulary`: embeddings of words drawn from the 5000 most frequent (those with the lowest
             ids, which is what vocabularies say of frequency). `labels`: the labels' own words, a label of several

@@ -32,7 +32,7 @@ LSTM_LAYERS = 2
 class PTuning(Method):
     """P-tuning.
 
-    Settings:
+    Attributes:
         num_virtual_tokens: l. They take positions from the text's.
         encoder: `lstm`, the paper's, or `mlp`.
         encoder_hidden_size: h; by default d/2 for the LSTM and d for the MLP.

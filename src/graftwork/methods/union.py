@@ -30,7 +30,7 @@ COMMON = ("optim", "lr_scheduler_type")
 class Union(Method):
     """Several methods as one.
 
-    Settings:
+    Attributes:
         methods: the members: methods, their names, or mappings of `name` and settings.
         gated: whether each member's effect is multiplied by a trained gate between 0 and 1. This is UniPELT-like and
             not UniPELT: at linear maps and sub-layer outputs the gate is a function of each token's hidden state there,

@@ -26,7 +26,7 @@ class VeRA(Method):
     """VeRA. Use it when an adapter's trained numbers must be fewer still than LoRA's; the rank can be large, since it
     costs r numbers a map. In a pass it costs what LoRA of that rank does.
 
-    Settings:
+    Attributes:
         rank: r.
         d_init: the value at which d starts.
         dropout: of the input to A, in training.
