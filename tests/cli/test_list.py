@@ -12,7 +12,7 @@ def test_adapters_are_listed_one_a_line(graftwork, adapters):
     ran = graftwork("list", adapters)
     assert (ran.status, ran.err) == (0, "")
     header, *lines = ran.out.splitlines()
-    assert header.split() == ["adapter", "task", "method", "parameters", "on", "disk", "validation", "backbone"]
+    assert header.split() == ["adapter", "task", "method", "parameters", "weights", "validation", "backbone"]
     assert [line.split()[0] for line in lines] == ["classes", "numbers", "pairs"]
     found = json.loads(graftwork("list", adapters, "--json").out)
     for line, row in zip(lines, found, strict=True):

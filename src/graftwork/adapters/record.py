@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from graftwork.adapters.contents import digest_of
+from graftwork.adapters.contents import digest_of, size_of_file
 from graftwork.adapters.identity import BackboneIdentity, library_versions
 from graftwork.backbones.pooling import describe_pooling
 from graftwork.encoding.identity import TaskIdentity
@@ -86,6 +86,11 @@ class Record:
     def num_parameters(self) -> int:
         """Number of trained parameters, head included."""
         return sum(tensor.numel() for name, tensor in self.tensors.items() if name not in self.fixed)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its tensors' file, `adapter.safetensors`."""
+        return size_of_file({name: tensor.shape for name, tensor in self.tensors.items()})
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.method!r}, task={self.task.name!r}, {self.num_parameters:,} parameters)"

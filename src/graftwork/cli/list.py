@@ -41,7 +41,7 @@ def list_adapters(folder: Path, /, *, json: Annotated[bool, Switch] = False) -> 
                 {
                     **{name: str(row[name]) for name in ("adapter", "task", "method")},
                     "parameters": f"{row['parameters']:,}",
-                    "on disk": readable_bytes(row["bytes"]),
+                    "weights": readable_bytes(row["bytes"]),
                     "validation": _score(row),
                     "backbone": row["backbone"],
                 }
@@ -91,7 +91,7 @@ def _facts(place: Path, adapter: "Adapter") -> dict[str, Any]:
         "kind": adapter.kind,
         "method": adapter.method.name,
         "parameters": adapter.num_parameters,
-        "bytes": sum(file.stat().st_size for file in place.iterdir()),
+        "bytes": adapter.num_bytes,
         "metric": _main_metric(adapter),
         "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
         "rows": dict(adapter.rows),
