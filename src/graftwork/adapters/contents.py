@@ -33,10 +33,10 @@ def checksum_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def size_of_file(shapes: Mapping[str, Sequence[int]]) -> int:
-    """Bytes of `adapter.safetensors` with float32 tensors of these shapes, by name. Needs no tensors.
+    """Size of `adapter.safetensors`, in bytes, for float32 tensors of these shapes, by name.
 
-    The file is the length of its header in 8 bytes, the header, padded to a multiple of 8 bytes, and the numbers in the
-    order of the names (https://huggingface.co/docs/safetensors).
+    The file has the length of its header in 8 bytes, the header, padded to a multiple of 8 bytes, and the numbers in
+    the order of the names (https://huggingface.co/docs/safetensors).
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -9,12 +9,12 @@ from graftwork.grafting.graft import Modules
 
 @dataclass(frozen=True)
 class Memory:
-    """What adapters take on the device, in bytes.
+    """The memory that adapters use on the device, in bytes.
 
     Attributes:
-        adapters: of each that is loaded, by name, its head included.
-        unloaded: the names of those that are loaded again when they are next used.
-        budget: None when there is none.
+        adapters: bytes of each loaded adapter, its head included, by name.
+        unloaded: names of the adapters that are not loaded; each is loaded when it is next used.
+        budget: the maximum for all adapters together; None: no maximum.
     """
 
     adapters: Mapping[str, int]
@@ -23,6 +23,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Bytes of all loaded adapters."""
         return sum(self.adapters.values())
 
 

@@ -14,16 +14,16 @@ from torch import Tensor
 from graftwork.errors import AdapterError
 
 IGNORED = -100
-"""The label of what is not judged: padding, sources, and all word-pieces of a word but the first."""
+"""The label of positions without a label: padding, sources, and all word pieces of a word but the first."""
 
 LABELS = "labels"
 """The name of the count of what has a label, which is what `transformers.Trainer` counts too."""
 
 Counts = Mapping[str, Tensor]
-"""How many things each term of a loss is a mean over, by its name."""
+"""The number of items that each term of a loss is averaged over, by name of the term."""
 
 Items = int | Tensor | Counts
-"""The counts of a step; or, as `transformers.Trainer` gives it, the number of its labels."""
+"""The counts of a step, or the number of its labels, as `transformers.Trainer` passes it."""
 
 StepItems = Items | Mapping[str, Items]
 """The same of one adapter; or of several by their names."""

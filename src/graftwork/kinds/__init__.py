@@ -29,7 +29,7 @@ else:
 
 
 class Kinds(Mapping[str, "Kind"]):
-    """The kinds of task by name."""
+    """Kinds of task by name, each imported when it is first used."""
 
     def __init__(self) -> None:
         self._made: dict[str, Kind] = {}

@@ -36,8 +36,9 @@ class AdaMix(BottleneckMethod):
     """AdaMix. Use it for better quality from an adapter of Pfeiffer's size, at twice the training time.
 
     Attributes:
-        experts: E.
-        init_std: of the normal distribution of the projections. None: W_down Kaiming-uniform(sqrt 5) and W_up zero.
+        experts: number E of experts.
+        init_std: standard deviation of the normal distribution of the initial projections. None: W_down is
+            Kaiming-uniform (a = √5) and W_up zero.
     """
 
     name: ClassVar[str] = "adamix"

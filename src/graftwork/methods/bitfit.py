@@ -22,7 +22,9 @@ from graftwork.ops import Bias, Dense, Op
 
 
 class BitFit(Method):
-    """BitFit. A strong baseline with few parameters for models with biases; merged, it costs nothing at inference."""
+    """BitFit: only biases are trained. A strong baseline with few parameters, for models with biases. Once merged, it
+    adds no cost.
+    """
 
     name: ClassVar[str] = "bitfit"
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"

@@ -28,16 +28,17 @@ SHARED = "shared"
 
 
 class Compacter(BottleneckMethod):
-    """Compacter, twice a layer; Compacter++ (`compacter++`) only after the feed-forward; PHM adapters (`phm`).
+    """Compacter: bottlenecks made of Kronecker products, twice per layer. With other settings, Compacter++
+    (`compacter++`), only after the feed-forward layer, and PHM adapters (`phm`).
 
     Use it when adapters must be very small: 0.05 % of the backbone.
 
     Attributes:
-        init_std: of A's normal distribution. The other factors are Glorot-uniform and the biases zero, so that nearly
-            nothing is changed at first.
-        phm_dim: n; it must divide d and m.
-        phm_rank: r; None for PHM's matrices.
-        share_rule: one A for the whole model; else each map has its own.
+        init_std: standard deviation of the normal distribution of the initial A. The other factors are Glorot-uniform
+            and the biases zero, so that the outputs are nearly unchanged at first.
+        phm_dim: number n of products; it must divide d and m.
+        phm_rank: rank r of the second factors; None: full matrices, as in PHM.
+        share_rule: use one A for the whole model, instead of one per map.
     """
 
     name: ClassVar[str] = "compacter"

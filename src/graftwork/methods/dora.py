@@ -25,14 +25,14 @@ from graftwork.ops import Bias, LowRank, Op, Scale
 
 
 class DoRA(Method):
-    """DoRA. Use it instead of LoRA at small ranks, where it is closer to full fine-tuning. A training step costs
-    more: it forms each changed weight once for its rows' lengths.
+    """DoRA: LoRA with a trained magnitude for each output. Use it instead of LoRA at small ranks, where it is closer to
+    full fine-tuning. Training steps take longer, because the length of each row of the adapted weights is computed.
 
     Attributes:
-        rank: r.
-        alpha: α; the low-rank difference is scaled by α / r.
-        dropout: of the input to A, in training.
-        targets: site patterns, as LoRA's; by default all linear maps in the layers.
+        rank: rank r of the update.
+        alpha: α; the low-rank update is scaled by α / r.
+        dropout: dropout of the input of A, in training.
+        targets: site patterns of the linear maps to adapt, as for `LoRA`. By default all linear maps in the layers.
     """
 
     name: ClassVar[str] = "dora"

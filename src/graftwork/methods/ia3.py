@@ -24,12 +24,14 @@ from graftwork.ops import Op, Scale
 
 
 class IA3(Method):
-    """IA3. Use it for few examples, or for adapters of a few thousand parameters; merged, it costs nothing.
+    """IA3: trained scaling of keys, values and the feed-forward layer. Use it for few examples, or for adapters of some
+    thousand parameters. Once merged, it adds no cost.
 
     Attributes:
-        outputs: site patterns of the linear maps whose output is scaled; by default keys and values, those of cross
-            attention too.
-        inputs: of those whose input is scaled; by default the feed-forward's second map.
+        outputs: site patterns of the linear maps whose output is scaled. By default keys and values, including those of
+            cross-attention.
+        inputs: site patterns of the linear maps whose input is scaled. By default the second map of the feed-forward
+            layer.
     """
 
     name: ClassVar[str] = "ia3"

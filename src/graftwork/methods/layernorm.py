@@ -22,7 +22,7 @@ from graftwork.ops import Norm, Op
 
 
 class LayerNormTuning(Method):
-    """Layer-norm tuning. A baseline with few parameters; merged, it costs nothing at inference.
+    """Layer-norm tuning: only norms are trained. A baseline with few parameters. Once merged, it adds no cost.
 
     Attributes:
         targets: site patterns of the norms that are trained (`layers.*`, `ffn.norm`); by default all of them.

@@ -34,20 +34,21 @@ from graftwork.ops import KeyValue, Op
 
 
 class PrefixTuning(Method):
-    """Prefix tuning.
+    """Prefix tuning: trained keys and values before those of each attention. Use it for generation and for little data.
 
     Attributes:
-        num_virtual_tokens: l (5 for table-to-text and 200 for summaries in the paper; 40 to 128 in P-tuning v2).
-        reparametrise: whether the rows are made by a network, the paper's way, or are trained themselves.
-        encoder_hidden_size: m (512 and 800 in the paper).
-        init: `random`; or `activations`, the keys and values that the backbone makes of real words, better where data
-            are few (section 7.4). The network's last layer is then solved for, exactly where l <= m.
-        text: those words, repeated or cut to l; by default drawn from the most frequent.
-        dropout: of the rows, in training.
-        targets: patterns of attention sites; by default all.
-        keep: what is kept when training has ended: the `network`, from which the rows are made once when the adapter is
-            loaded, so that training can go on; or the `table` alone, which says the same and is far smaller. The
-            rows are not written beside their network: a copy of what follows from it could only disagree.
+        num_virtual_tokens: number l of key-value rows (in the paper 5 for table-to-text and 200 for summaries; in
+            P-tuning v2 40 to 128).
+        reparametrise: compute the rows with a trained network, as in the paper, instead of training them directly.
+        encoder_hidden_size: hidden size m of the network (512 and 800 in the paper).
+        init: `random`; or `activations`, which starts from the keys and values that the backbone computes for real
+            words, and is better for little data (section 7.4). The last layer of the network is then solved for, which
+            is exact if l <= m.
+        text: the words for `init` `activations`, repeated or truncated to l. By default drawn from the most frequent.
+        dropout: dropout of the rows, in training.
+        targets: patterns of attention sites. By default all attentions.
+        keep: what is saved after training: the `network`, so that training can continue; or the `table` of rows, with
+            the same outputs, which is much smaller.
     """
 
     name: ClassVar[str] = "prefix-tuning"

@@ -29,18 +29,18 @@ BOUND = 0.5
 
 
 class PromptTuning(Method):
-    """Prompt tuning.
+    """Prompt tuning: trained vectors before the input embeddings. Use it for large language models.
+
+    The paper trains T5 with Adafactor at a constant learning rate of 0.3, which suits the large embeddings of T5 (of
+    order ten). The default here, for AdamW and a decreasing rate, suits embeddings of the size of BERT's and GPT-2's.
 
     Attributes:
-        num_virtual_tokens: l. They take positions from the text's.
-        init: how P starts. `vocabulary`: embeddings of words drawn from the 5000 most frequent (those with the lowest
-            ids, which is what vocabularies say of frequency). `labels`: the labels' own words, a label of several
-            tokens as their mean, and vocabulary for the rest. `text`: the tokens of `text`, repeated or cut to l.
-            `uniform`: between -0.5 and 0.5.
-        text: what the prompt starts as, with init `text`.
-
-    The paper trains T5 by Adafactor at the constant rate 0.3, which suits embeddings of T5's size (they are of order
-    ten); the default here, for AdamW and a falling rate, suits embeddings of BERT's and GPT-2's size.
+        num_virtual_tokens: number l of vectors. They reduce the maximum length of the text.
+        init: how the prompt is initialised. `vocabulary`: with embeddings of words drawn from the 5000 most frequent
+            ones, taken to be those with the lowest ids. `labels`: with the words of the labels (the mean of its tokens
+            if a label has several), and the rest as for `vocabulary`. `text`: with the tokens of `text`, repeated or
+            truncated to l. `uniform`: with numbers between -0.5 and 0.5.
+        text: the initial text, for `init` `text`.
     """
 
     name: ClassVar[str] = "prompt-tuning"

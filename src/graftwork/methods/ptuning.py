@@ -30,15 +30,14 @@ LSTM_LAYERS = 2
 
 
 class PTuning(Method):
-    """P-tuning.
+    """P-tuning: a prompt that is computed by a trained network. Use it for prompts on smaller models.
 
     Attributes:
-        num_virtual_tokens: l. They take positions from the text's.
-        encoder: `lstm`, the paper's, or `mlp`.
-        encoder_hidden_size: h; by default d/2 for the LSTM and d for the MLP.
-        keep: what is kept when training has ended: the `network`, from which the prompt is made once when the adapter
-            is loaded, so that training can go on; or the `table` alone, as an adapter of prompt tuning that says the
-            same and is far smaller.
+        num_virtual_tokens: number l of vectors. They reduce the maximum length of the text.
+        encoder: the network: `lstm`, as in the paper, or `mlp`.
+        encoder_hidden_size: hidden size h of the network. None: d/2 for the LSTM, d for the MLP.
+        keep: what is saved after training: the `network`, so that training can continue; or the `table` of vectors, as
+            an adapter of prompt tuning with the same outputs, which is much smaller.
     """
 
     name: ClassVar[str] = "p-tuning"

@@ -12,8 +12,8 @@ from graftwork.methods.full import FullFineTuning
 
 
 class ULMFiT(FullFineTuning):
-    """ULMFiT: discriminative fine-tuning, gradual unfreezing and slanted triangular rates. Settings as of full
-    fine-tuning.
+    """ULMFiT: discriminative fine-tuning, gradual unfreezing and slanted triangular learning rates. Settings as for
+    `FullFineTuning`.
     """
 
     name: ClassVar[str] = "ulmfit"

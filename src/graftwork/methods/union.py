@@ -28,18 +28,19 @@ COMMON = ("optim", "lr_scheduler_type")
 
 
 class Union(Method):
-    """Several methods as one.
+    """Several methods combined, such as LoRA and prefix tuning.
+
+    The default learning rate is the smallest of the members'. The rates of the members keep the ratios of their
+    defaults. Members must agree on optimiser and schedule.
 
     Attributes:
         methods: the members: methods, their names, or mappings of `name` and settings.
-        gated: whether each member's effect is multiplied by a trained gate between 0 and 1. This is UniPELT-like and
-            not UniPELT: at linear maps and sub-layer outputs the gate is a function of each token's hidden state there,
-            σ(w·x + b), one for each site (UniPELT averages over the text's tokens); on prefixes it is a number a layer,
-            since a gate over a whole text would let a token see what comes after it. A gate on rows scales them, as
-            UniPELT's does; closed, it leaves rows of zeros, which still take their share of the attention.
-
-    Each member is trained at its own default rate, relative to the run's (the smallest of theirs by default). Optimiser
-    and schedule are those of all members.
+        gated: multiply the effect of each member by a trained gate between 0 and 1. This is similar to UniPELT, but
+            differs from it: at a linear map or a sub-layer's output, the gate is a function of each token's hidden
+            state, σ(w·x + b), with one gate per site (UniPELT averages over the tokens of the text). On prefixes there
+            is one number per layer, since a gate computed from the whole text would let tokens see later ones. As in
+            UniPELT, a gate on a prefix scales its rows; a closed gate leaves rows of zeros, which still receive
+            attention.
     """
 
     name: ClassVar[str] = "union"

@@ -23,14 +23,15 @@ from graftwork.ops import LowRank, Op
 
 
 class VeRA(Method):
-    """VeRA. Use it when an adapter's trained numbers must be fewer still than LoRA's; the rank can be large, since it
-    costs r numbers a map. In a pass it costs what LoRA of that rank does.
+    """VeRA: a low-rank update with shared random matrices and trained scaling vectors. Use it to train even fewer
+    parameters than LoRA. The rank can be large, since it costs only r parameters per linear map. A forward pass costs
+    as much as with LoRA of the same rank.
 
     Attributes:
-        rank: r.
-        d_init: the value at which d starts.
-        dropout: of the input to A, in training.
-        targets: site patterns, as LoRA's; by default all linear maps in the layers.
+        rank: rank r of the update.
+        d_init: initial value of d.
+        dropout: dropout of the input of A, in training.
+        targets: site patterns of the linear maps to adapt, as for `LoRA`. By default all linear maps in the layers.
     """
 
     name: ClassVar[str] = "vera"

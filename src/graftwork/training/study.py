@@ -20,11 +20,12 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Study:
-    """What adapters are tuned together.
+    """Several adapters that are tuned together on one backbone.
 
     Attributes:
-        backbone, dtype: of all of them, as in a recipe.
-        recipes: by the adapters' names.
+        backbone: name, folder or hub id of the backbone.
+        dtype: precision of the backbone.
+        recipes: the recipe of each adapter, by name.
     """
 
     backbone: str
@@ -33,9 +34,13 @@ class Study:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, origin: str = "the study") -> "Study":
-        """Check plain values: `backbone`, `dtype`, `train` (what holds for all adapters that say nothing else), and
-        `adapters`, by name. Each of them has `task`, `method`, `pooling`, `add_tokens` and `train` as a recipe has;
-        `data`, where the task's data are; and `seeds`, of which each makes an adapter NAME-SEED.
+        """Make a study from plain values: `backbone`, `dtype`, `train` (defaults for all adapters), and `adapters`, by
+        name. Each adapter has `task`, `method`, `pooling`, `add_tokens` and `train` as in a recipe; `data`, where the
+        task's data are; and `seeds`, each of which gives an adapter NAME-SEED.
+
+        Args:
+            values: the values.
+            origin: the source of the values, for error messages.
 
         Raises:
             RecipeError: keys are unknown, values are of the wrong type, or two adapters have one name; says where.
@@ -71,7 +76,7 @@ class Study:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Study":
-        """The study in a YAML file.
+        """Read a study from a YAML file.
 
         Raises:
             RecipeError: the file cannot be read, or its contents are refused by `parse`.
