@@ -93,7 +93,7 @@ def test_an_adapter_saved_before_kinds_were_kept_is_of_its_heads(tagger):
 
 
 def test_each_kind_has_its_own_call(tagger):
-    with pytest.raises(AdapterError, match="no one row of logits"):
+    with pytest.raises(AdapterError, match="one row of logits"):
         tagger.logits(["the film"], "a")
     with pytest.raises(AdapterError, match="does not generate"):
         tagger.texts(["the film"], "a")

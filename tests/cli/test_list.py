@@ -69,4 +69,4 @@ def test_what_is_no_folder_of_adapters_is_refused(graftwork, copied, place, prob
     ran = graftwork("list", copied / place)
     assert (ran.status, ran.out) == (2, "")
     assert problem in ran.err
-    assert "expected: a folder with one folder an adapter in it" in ran.err
+    assert "expected: a folder with one folder per adapter in it" in ran.err

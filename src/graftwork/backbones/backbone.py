@@ -82,7 +82,7 @@ class Backbone:
     ) -> None:
         if model.base_model is not model and not generates(model):
             raise BackboneError(
-                f"{type(model).__name__} has a task head, which a backbone has not", expected="its `base_model`"
+                f"{type(model).__name__} has a task head, which a backbone does not have", expected="its `base_model`"
             )
         if is_held_by_another(model):
             raise BackboneError(
@@ -195,7 +195,7 @@ class Backbone:
         """
         if not self.is_taken_by(graft):
             raise BackboneError(
-                f"the model has let go of backbone {self.name!r}",
+                f"the model no longer uses backbone {self.name!r}",
                 expected="a model before detach(), or one to which an adapter is added again",
             )
 

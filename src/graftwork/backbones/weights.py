@@ -92,7 +92,7 @@ class Weights(Mapping[str, Tensor]):
                     raise BackboneError(
                         f"{type(model).__name__} has two tensors of the canonical name {location.name!r}, at "
                         f"{self._locations[location.name].key!r} and {key!r}",
-                        expected="a name of its own for each",
+                        expected="a different name for each",
                         change="the family's table in graftwork/backbones/families",
                     )
                 self._locations[location.name] = location

@@ -67,7 +67,7 @@ def tune(
         Column of the label; for token-classification, of the lists of tags; for generation, of the target. Default:
         label.
     kind
-        The kind of task, which decides the head; docs/tasks.md tells of each. Default: classification.
+        The kind of task, which decides the head; see docs/tasks.md. Default: classification.
     backbone
         minilm or smollm2 (carried by Python packages), a local folder, or a hub id. Default: minilm.
     dtype
@@ -85,7 +85,7 @@ def tune(
     resume
         Resume an interrupted run to the same output.
     overwrite
-        Replace an existing output, and discard what an interrupted run left.
+        Replace an existing output, and discard an interrupted run.
     quiet
         Print neither what is tuned nor how far it is.
     json

@@ -175,8 +175,8 @@ class FeatureHead(Head):
         """Of two numbers, the squared difference, standardised."""
         if self.model == "bilstm-crf":
             raise MethodError(
-                "a conditional random field says how likely a row's tags are together, and not each one: two passes "
-                "of it are not drawn together",
+                "a conditional random field gives the probability of all tags of a row together, not of each tag, so "
+                "two passes have no divergence",
                 expected=", ".join(model for model in self._models if model != self.model),
                 change="--method.model, or a method with one pass per step",
             )

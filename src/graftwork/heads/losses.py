@@ -96,7 +96,7 @@ def of_several(items: StepItems | None, labels: object) -> dict[str | None, Item
         return dict(cast(Mapping[str | None, Items], items))
     if not isinstance(labels, Tensor) or int(items) != labels_in(labels):
         raise AdapterError(
-            "num_items_in_batch is one number, and the rows have several adapters, each with a loss of its own",
+            "num_items_in_batch is one number, and the rows have several adapters, each with its own loss",
             expected="a mapping from each adapter's name to its counts, or no gradient accumulation",
         )
     return {}

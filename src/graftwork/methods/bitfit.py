@@ -40,7 +40,7 @@ class BitFit(Method):
         if not chosen:
             raise SiteError(
                 "BitFit trains biases, and the backbone has none",
-                expected="a backbone with biases (those of BERT's layout, GPT-2), or another method of few numbers "
+                expected="a backbone with biases (BERT's layout, GPT-2), or another method with few parameters "
                 "(layer-norm-tuning, ia3)",
                 change="--method",
             )

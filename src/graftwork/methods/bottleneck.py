@@ -181,7 +181,7 @@ class BottleneckMethod(Method, ABC):
         assert self.reduction is not None  # one of the two says the size
         if self.reduction > d:
             raise MethodError(
-                f"a reduction of {self.reduction} leaves no bottleneck of a hidden size of {d}",
+                f"a reduction of {self.reduction} is larger than the hidden size {d}",
                 expected=f"at most {d}",
                 change="--method.reduction",
             )

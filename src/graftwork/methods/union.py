@@ -60,7 +60,7 @@ class Union(Method):
                 if asked.setdefault(name, value) != value:
                     raise ValueError(f"the members need different values of {name}: {asked[name]} and {value}")
         if asked.get("model") == "bilstm-crf" and any(method.passes > 1 for method in methods):
-            raise ValueError("tags of the model bilstm-crf cannot be drawn together over several passes")
+            raise ValueError("the model bilstm-crf cannot be used with a method of several passes per step")
         return methods
 
     @property

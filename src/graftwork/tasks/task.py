@@ -148,7 +148,7 @@ class Task(Checked):
         if self.header is not None and self.layout != "conll":
             problems.append("header: it is given for the layout conll, and only for that")
         elif self.header is not None and len(set(self.header)) != len(self.header):
-            problems.append("header: each field needs a name of its own")
+            problems.append("header: each field needs a different name")
         elif self.header is not None and not {self.text, self.label} <= set(self.header):
             unnamed = [column for column in self.columns if column not in self.header]
             problems.append(f"header: {' and '.join(map(repr, unnamed))} is not in it")
@@ -161,7 +161,7 @@ class Task(Checked):
         except RecipeError as error:
             problems.append(f"metrics: {error.problem}; expected {error.expected}")
         if len(set(self.columns)) != len(self.columns):
-            problems.append(f"{', '.join(self.inputs)}, label: each needs a column of its own")
+            problems.append(f"{', '.join(self.inputs)}, label: each needs a separate column")
         if self.validation_fraction + self.test_fraction >= 1.0:
             problems.append("validation_fraction, test_fraction: together they leave no row to train on")
         if (self.source is None) == (self.layout == "movie-reviews"):

@@ -156,7 +156,7 @@ class TrainingSettings(Checked):
     @classmethod
     def _complete_schedule(cls, schedule: str | None) -> str | None:
         if schedule in INCOMPLETE:
-            raise ValueError("this schedule needs settings of its own, which cannot be given")
+            raise ValueError("this schedule needs further settings, which are not supported")
         known = [*(kind.value for kind in SchedulerType if kind not in INCOMPLETE), *SCHEDULES]
         if schedule is not None and schedule not in known:
             raise ValueError(f"unknown schedule; known are {', '.join(known)}")

@@ -51,7 +51,7 @@ class Study:
             if not isinstance(given, Mapping):
                 raise RecipeError(
                     f"{origin} has no {name}" if given is None else f"{origin}: {name} is {given!r}",
-                    expected=f"{name}: with keys and values under it",
+                    expected=f"{name}: a mapping with at least one key",
                     change=origin,
                 )
         assert isinstance(adapters, Mapping)
@@ -113,7 +113,7 @@ def _expanded(name: str, given: Any, where: str) -> dict[str, dict[str, Any]]:
     if "seed" in train:
         raise RecipeError(f"{where} has both seeds and train.seed", expected="one of the two", change=where)
     if len(set(map(str, seeds))) < len(seeds):
-        raise RecipeError(f"{where}: one of the seeds is there twice", change=where)
+        raise RecipeError(f"{where}: a seed is repeated", change=where)
     return {f"{name}-{seed}": {**values, "train": {**train, "seed": seed}} for seed in seeds}
 
 
