@@ -5,9 +5,10 @@ A map from k to d is y = x H + b with
     H = Σ_{i=1..n} A_i ⊗ (s_i t_iᵀ),
 A_i (n × n), s_i (k/n × r), t_i (d/n × r), r = 1. A is one tensor for all maps of the model. The plain parametrised
 hypercomplex map (PHM; Zhang et al. 2021, "Beyond Fully-Connected Layers with Quaternions", arXiv:2102.08597, eq. 3.2)
-has a matrix B_i (k/n × d/n) in the place of s_i t_iᵀ, and an A of its own.
+has a matrix B_i (k/n × d/n) instead of s_i t_iᵀ, and an A for each map.
 
-Shapes: A (n, n, n), s (n, k/n, r), t (n, r, d/n), or B (n, k/n, d/n). A rank-1 map costs k + d and its bias d.
+Shapes: A (n, n, n), s (n, k/n, r), t (n, r, d/n), or B (n, k/n, d/n). A rank-1 map has k + d parameters, and d for
+its bias.
 """
 
 from collections.abc import Mapping

@@ -2,11 +2,11 @@
 
 Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", section 4, eq. 5 and 11, over output rows:
     W' = g ⊙ (W + s B A) / ‖W + s B A‖,    y = W' x + b,    s = α / r,
-with g = ‖W‖ at first and the norm taken as a constant in the backward pass (section 4.3). The bias stands outside the
-scaling. Lowered to ops: with c = g / ‖W + s B A‖,
+with g = ‖W‖ at first and the norm taken as a constant in the backward pass (section 4.3). The bias is not
+scaled. Lowered to ops: with c = g / ‖W + s B A‖,
     y = c ⊙ (W x + b + s B A x) + (1 − c) ⊙ b.
 
-Shapes: A (r, in), B (out, r), magnitude g (out). r (in + out) + out numbers a linear map.
+Shapes: A (r, in), B (out, r), magnitude g (out). r (in + out) + out parameters per linear map.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
-"""Feature extraction: the backbone is unchanged, and a task model is trained on a mix of its layers.
+"""Feature extraction: the backbone is unchanged, and a task model is trained on a weighted sum of its layers.
 
-Peters et al. 2019, "To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", section 3. What it
-trains is the head (`graftwork.heads.FeatureHead`): the mix, the task model and the classifier; it acts at no site.
+Peters et al. 2019, "To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", section 3. All
+trained parameters belong to the head (`graftwork.heads.FeatureHead`): the weights of the sum, the task model and the
+classifier.
 """
 
 from collections.abc import Mapping

@@ -1,10 +1,10 @@
 """Fine-tuning of the backbone's own weights: all of them (Devlin et al. 2019, section 4), those of the top layers, or a
-random subset; at one rate, or at one that falls from layer to layer; all at once, or one layer more each epoch.
+random subset; at one rate, or at rates that decrease from layer to layer; all at once, or one more layer each epoch.
 
-What is trained and kept is the difference to the frozen weights, ΔW = 0 at first, in float32; the backbone itself never
-changes, so that a fully fine-tuned task is an adapter like any other, only larger.
+The difference to the frozen weights is trained and saved, in float32, with ΔW = 0 at first. The backbone itself never
+changes, so that a fully fine-tuned task is an adapter like any other, but larger.
 
-Shapes: ΔW as the module holds W; of a random subset, k values for a W of n entries, k = share · n rounded.
+Shapes: ΔW as W in the module; for a random subset, k values for a W of n entries, with k = share · n, rounded.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,17 +2,18 @@
 
 Li & Liang 2021, "Prefix-Tuning", section 4, with the reparametrisation of section 4.3: for each kind of attention
     [P_K; P_V] = W_out · tanh(W_in · E + b_in) + b_out,
-attention then runs over [P_K; K] and [P_V; V]. It is a gate (He et al. 2022, eq. 7):
+and attention is over [P_K; K] and [P_V; V]. This equals (He et al. 2022, eq. 7)
     (1 − g) · att(x) + g · softmax(q P_Kᵀ) P_V,
-with g the mass of the attention on the prefix. Positions of the text do not shift. P-tuning v2 (Liu et al. 2022)
-trains P_K and P_V themselves.
+with g the share of the attention on the prefix. Positions of the text do not shift. P-tuning v2 (Liu et al. 2022)
+trains P_K and P_V directly.
 
 Shapes, for l rows, attention of width d, and g key-value heads of width e: E (l, d), W_in (m, d), and at each layer
-W_out (2·g·e, m); P_K and P_V (g, l, e). With fewer key-value heads than query heads the table is narrower with them.
-An encoder-decoder has three kinds of attention (the encoder's, the decoder's own, the decoder's to the encoder), each
-with an E and a network of its own, as in the paper's code for BART.
+W_out (2·g·e, m); P_K and P_V (g, l, e). With fewer key-value heads than query heads the rows are narrower.
+An encoder-decoder has three kinds of attention (the encoder's, the decoder's self-attention, and cross-attention), each
+with its own E and network, as in the paper's code for BART.
 
-When to use: generation and little data. Nothing of it can be merged into weights, and each row costs a key a query.
+When to use: for generation and for little data. It cannot be merged into weights, and each row is one more key in every
+attention.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,13 +1,12 @@
 """Prompt tuning: trained vectors before the embedded text.
 
 Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", section 2: the frozen model reads
-[P; E(x)] in the place of E(x). Section 3.2 says how P starts.
+[P; E(x)] instead of E(x). The initialisation of P is in section 3.2.
 
 Shapes: P (l, d) for l prompt tokens and embeddings of width d. Nothing else is trained: l·d parameters. In an
-encoder-decoder P stands before the encoder's text, and the decoder attends to its rows too.
+encoder-decoder P is before the encoder's text, and the decoder also attends to it.
 
-When to use: the smallest adapters, on large models; rows of one batch can have different ones at no cost. On small
-models prefix tuning and adapters learn more.
+When to use: for the smallest adapters, on large models. On small models prefix tuning and bottlenecks work better.
 """
 
 from collections.abc import Mapping, Sequence

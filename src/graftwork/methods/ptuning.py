@@ -1,14 +1,14 @@
-"""P-tuning: a prompt made by a small network, which is trained with it.
+"""P-tuning: a prompt that is computed by a small trained network.
 
 Liu et al. 2021, "GPT Understands, Too", the prompt encoder: with trained vectors E,
     P = W₂ · relu(W₁ · LSTM(E) + b₁) + b₂
-over a bidirectional LSTM of two layers, h = d/2 units a direction; or, as NVIDIA's NeMo has it,
+over a bidirectional LSTM of two layers, with h = d/2 units per direction; or, as in NVIDIA's NeMo,
     P = W₃ · relu(W₂ · relu(W₁ · E + b₁) + b₂) + b₃.
 
 Shapes: E and P (l, d). LSTM: W₁ (2h, 2h), W₂ (d, 2h), and for each layer and direction weights (4h, d or 2h) and
 (4h, h) and two biases (4h). MLP: W₁ (h, d), W₂ (h, h), W₃ (d, h).
 
-When to use: prompts on small and middle-sized models, where vectors trained alone move too slowly.
+When to use: for prompts on small and medium-sized models, where vectors that are trained directly learn too slowly.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,11 +1,11 @@
-"""Unions: several methods at once, as one.
+"""Unions: several methods combined.
 
 He et al. 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning", section 4.6, whose MAM adapter is
 prefix tuning with a parallel bottleneck; and Mao et al. 2022, "UniPELT", which puts a gate on each member's effect.
 
-Members act in the order in which they are listed: where two act at one site, the later one changes what the earlier
-one gave. Parameters stand under their member's name (`lora.layers.0.attention.query.A`; a second one of a name under
-`lora-2`), and the counts add up. A union of one is that method.
+Members act in the order in which they are listed: if two act at one site, the later one changes the output of the
+earlier one. Names of parameters begin with that of their member (`lora.layers.0.attention.query.A`; `lora-2` for a
+second one), and the counts add up. A union of one method is that method.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,7 +65,7 @@ class Union(Method):
 
     @property
     def members(self) -> dict[str, Method]:
-        """The members by the name under which their parameters stand."""
+        """The members by the name that their parameters begin with."""
         found: dict[str, Method] = {}
         for method in self.methods:
             again = sum(other.name == method.name for other in found.values())

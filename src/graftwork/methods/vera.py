@@ -1,12 +1,12 @@
-"""VeRA: one pair of random matrices that all linear maps share and nobody trains, and two trained vectors a map.
+"""VeRA: one pair of random, untrained matrices that all linear maps share, and two trained vectors per linear map.
 
 Kopiczko et al. 2023, "VeRA: Vector-based Random Matrix Adaptation", section 3.1, eq. 2:
     y = W x + b0 + Λ_b B Λ_d A x,
-with Λ_d and Λ_b the diagonal matrices of the vectors d and b. A and B start Kaiming-uniform and stay as they are, d
-starts at 0.1 and b at zero, so that nothing is changed at first.
+with Λ_d and Λ_b the diagonal matrices of the vectors d and b. A and B are Kaiming-uniform and never trained. d
+starts at 0.1 and b at zero, so that the outputs are unchanged at first.
 
-Shapes: A (r, in) for each input width in use, B (out, r) for each output width, kept with the adapter and counted
-nowhere; d (r) and b (out) for each linear map: r + out numbers.
+Shapes: A (r, in) for each input width in use, B (out, r) for each output width, which are stored with the adapter but
+not counted; d (r) and b (out) for each linear map: r + out parameters.
 """
 
 from collections.abc import Mapping, Sequence
