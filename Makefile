@@ -7,13 +7,13 @@ QUICK ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
-INSTALLED := $(VENV)/.installed-demo-test-lint
+INSTALLED := $(VENV)/.installed-demo-test-lint-docs
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-machines lint bench clean
+.PHONY: help demo test test-machines lint docs bench clean
 
 help: ## print this list
 	@echo "graftwork: graft many tasks onto one frozen transformer"
@@ -32,7 +32,7 @@ $(BIN)/python:
 # torch comes first and alone: the extras then find it in place and never replace the build that was chosen.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) torch
-	$(PIP_INSTALL) -e ".[demo,test,lint]"
+	$(PIP_INSTALL) -e ".[demo,test,lint,docs]"
 	@touch $@
 
 demo: $(INSTALLED) ## see it work: three tasks tuned at once, and one mixed batch (five minutes on two cores)
@@ -60,9 +60,13 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/mypy
 	$(BIN)/python scripts/house.py --check
 
+# The theme speaks of its successor at each build unless it is told not to.
+docs: $(INSTALLED) ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(INSTALLED) ## run every benchmark and write benchmarks/RESULTS.md (QUICK=1 for fewer repetitions)
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 clean: ## remove what the tools leave behind (the environment stays)
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests $(wildcard benchmarks studies examples) -type d -name __pycache__ -prune -exec rm -rf {} +

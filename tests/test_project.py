@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import version
+from inspect import isclass, isroutine
 from itertools import chain
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -100,6 +103,47 @@ def test_no_tracked_file_names_a_path_of_one_machine():
             if match := pattern.search(line):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {match[0]}")
     assert not found
+
+
+PUBLIC = ("", "adapters", "backbones", "heads", "kinds", "methods", "model", "tasks", "training")
+"""The packages whose names users import."""
+
+
+def test_the_reference_has_every_public_name():
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    listed = re.findall(r"^::: graftwork\.([\w.]+)$", pages, re.MULTILINE)
+    assert len(listed) == len({*listed})
+    shown = [getattr(import_module(f"graftwork.{module}".rstrip(".")), name) for module, name in map(divide, listed)]
+    missing = [
+        f"{package}.{name}"
+        for package in PUBLIC
+        for module in [import_module(f"graftwork.{package}".rstrip("."))]
+        for name in module.__all__
+        if not any(getattr(module, name) is value for value in shown)
+    ]
+    assert not missing
+    described = zip(listed, shown, strict=True)
+    assert not [name for name, value in described if (isclass(value) or isroutine(value)) and not value.__doc__]
+
+
+def divide(path: str) -> tuple[str, str]:
+    """A dotted path as its module's and a name in that."""
+    module, _, name = path.rpartition(".")
+    return module, name
+
+
+def test_every_page_of_docs_is_in_the_navigation():
+    def pages(entry: object) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        parts = entry.values() if isinstance(entry, dict) else entry
+        return [page for part in parts for page in pages(part)]
+
+    named = pages(yaml.safe_load(read("mkdocs.yml"))["nav"])
+    assert len(named) == len({*named})
+    assert all((ROOT / page).is_file() for page in named)
+    docs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert docs <= {*named}
 
 
 def test_the_house_is_as_it_is_drawn():

@@ -10,11 +10,11 @@ from typing import Any
 
 
 class GraftworkError(Exception):
-    """Something the user can put right.
+    """An error that the user can correct.
 
     Args:
-        problem: what was given and why it cannot be used; one sentence without a final full stop.
-        expected: what would have been accepted.
+        problem: what was given and why it cannot be used, in one sentence without a full stop.
+        expected: what is accepted.
         change: the flag, column, file or key to change.
     """
 
@@ -55,11 +55,11 @@ class RecipeError(GraftworkError):
 
 
 class DivergedError(RecipeError):
-    """Training that comes to NaN or infinity, or an adapter that says them."""
+    """Training that reaches NaN or infinity, or predictions that are not finite."""
 
     @classmethod
     def of(cls, problem: str) -> "DivergedError":
-        """With what can be changed where nothing more is known."""
+        """An error with general advice."""
         return cls(
             f"{problem}: training has diverged",
             expected="finite numbers",
@@ -76,10 +76,12 @@ class InProgressError(OutputError):
 
 
 class TuneManyError(GraftworkError):
-    """Runs of `tune_many` that failed.
+    """Some runs of `tune_many` failed.
 
     Args:
-        finished: what the other runs made, by name.
+        problem: the runs that failed, and why.
+        change: what to change.
+        finished: the adapters of the other runs, by name.
     """
 
     def __init__(self, problem: str, *, change: str, finished: Mapping[str, Any]) -> None:
@@ -88,11 +90,11 @@ class TuneManyError(GraftworkError):
 
 
 class InterruptedRunError(KeyboardInterrupt):
-    """An interrupt, from the keyboard or by SIGTERM, of a run that has an output.
+    """A run with an output was interrupted, from the keyboard or by SIGTERM.
 
     Args:
-        problem: what was interrupted, and what is kept of it.
-        resumable: whether anything is, so that the run can go on from there with `resume`.
+        problem: what was interrupted, and what is kept.
+        resumable: whether the run can be continued with `resume`.
     """
 
     def __init__(self, problem: str, *, resumable: bool) -> None:

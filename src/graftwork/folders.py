@@ -1,5 +1,5 @@
-"""Folders on a disk that several processes use: one of them holds a folder while it works there, and what is written
-appears whole or not at all.
+"""Folders that several processes use: one process at a time holds a folder, and files are written completely or not at
+all.
 
 A held folder has a file on which the system keeps a lock for as long as the process lives, however it ends, and beside
 it a note of which process that is. What a killed process left is known by its free lock.

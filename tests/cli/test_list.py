@@ -12,7 +12,7 @@ def test_adapters_are_listed_one_a_line(graftwork, adapters):
     ran = graftwork("list", adapters)
     assert (ran.status, ran.err) == (0, "")
     header, *lines = ran.out.splitlines()
-    assert header.split() == ["adapter", "task", "method", "parameters", "on", "disk", "validation", "backbone"]
+    assert header.split() == ["adapter", "task", "method", "parameters", "weights", "validation", "backbone"]
     assert [line.split()[0] for line in lines] == ["classes", "numbers", "pairs"]
     found = json.loads(graftwork("list", adapters, "--json").out)
     for line, row in zip(lines, found, strict=True):
@@ -69,4 +69,4 @@ def test_what_is_no_folder_of_adapters_is_refused(graftwork, copied, place, prob
     ran = graftwork("list", copied / place)
     assert (ran.status, ran.out) == (2, "")
     assert problem in ran.err
-    assert "expected: a folder with one folder an adapter in it" in ran.err
+    assert "expected: a folder with one folder per adapter in it" in ran.err

@@ -227,7 +227,7 @@ def test_a_model_that_has_let_go_says_so_and_may_take_its_backbone_again():
     model = AdaptedModel(backbone, {"a": make_adapter(backbone, LoRA(rank=2))})
     model.detach()
     batch = batch_for(backbone, 4)
-    with pytest.raises(BackboneError, match="has let go of backbone 'tiny-bert'"):
+    with pytest.raises(BackboneError, match="no longer uses backbone 'tiny-bert'"):
         model(**batch, adapters=[None])
     other = AdaptedModel(backbone)
     with pytest.raises(BackboneError, match="in use by another"):

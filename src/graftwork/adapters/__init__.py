@@ -8,3 +8,4 @@ from graftwork.encoding.identity import TaskIdentity
 __all__ = ["Adapter", "BackboneIdentity", "TaskIdentity", "read_adapter", "write_adapter"]
 
 read_adapter = Adapter.load
+"""The same as `Adapter.load`."""

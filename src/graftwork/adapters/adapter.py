@@ -1,4 +1,4 @@
-"""An adapter: one trained result of any method, with its head, its labels and the identity of its backbone."""
+"""Adapters: the trained result of any method, with its head, its labels and the identity of its backbone."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,15 +25,25 @@ from graftwork.methods.parameters import Parameter, initialise
 
 
 class Adapter(Record):
-    """One trained result. Its attributes are those of `Record`."""
+    """The trained result of a method for one task, with its head. Its attributes are those of `Record`.
+
+    `Adapter.new` makes an untrained one, `Adapter.load` reads one from a folder, and `tune` trains one.
+    """
 
     @classmethod
     def create(cls, backbone: Backbone, method: Method, head: Head, task: TaskIdentity, *, seed: int = 0) -> "Adapter":
-        """A new adapter, initialised as its method prescribes: it leaves the backbone's outputs (nearly) unchanged.
+        """Make an untrained adapter with a given head. `Adapter.new` also makes the head.
+
+        Args:
+            backbone: the frozen model.
+            method: the method, which determines the initial values.
+            head: the head.
+            task: name, kind and labels of the task, and how inputs are read.
+            seed: seed of the initialisation.
 
         Raises:
-            SiteError, BackboneError: the method or head asks for what the backbone does not have.
-            MethodError: the method asks for what the task does not have.
+            SiteError, BackboneError: the backbone lacks something that the method or the head needs.
+            MethodError: the task lacks something that the method needs.
         """
         sites = method.sites(usable_sites(backbone, head))
         declared = [(site, method.declare(site)) for site in sites]
@@ -67,29 +77,31 @@ class Adapter(Record):
         separator: str | None = None,
         seed: int = 0,
     ) -> "Adapter":
-        """A new adapter for a training loop of one's own, with the head that its kind of task needs.
+        """Make an untrained adapter for your own training loop, with the head for its kind of task.
 
         `AdaptedModel.add(name, adapter, trainable=True)` makes its parameters trainable parameters of the model, and
-        `AdaptedModel.adapter(name)` returns it in its current state.
+        `AdaptedModel.adapter(name)` returns it with the current parameters.
 
         Args:
-            method: a method, or its name.
-            kind: of the task, one of `graftwork.kinds.KINDS`.
-            labels: the classes or tags, in the order of their ids: kinds whose answers are such labels need them. Of a
-                multiple choice, what the choices are called; may be left out. Regression and generation have none.
-            pairs: whether inputs are pairs of texts; of classification and regression.
-            name: of the task.
-            pooling: how the head's input is made; `auto` is the backbone's own way.
-            max_length: tokens a text or pair is cut to.
-            separator: what stands between source and target in a causal model; of generation and multiple choice. A
-                line break when left out.
-            seed: of what is random in its parameters.
+            backbone: the frozen model.
+            method: a method or its name.
+            kind: the kind of task, a key of `graftwork.kinds.KINDS`.
+            labels: the classes or tags, in the order of their ids; required for kinds of task that have them. For
+                multiple choice, optional names of the choices. Regression and generation have no labels.
+            pairs: whether inputs are pairs of texts; for classification and regression.
+            name: the name of the task.
+            pooling: how a text becomes one vector for the head; `auto` is the backbone's pooling.
+            max_length: maximum number of tokens of a text or pair; longer ones are truncated.
+            separator: for generation and multiple choice: the text between source and target in a causal model. None: a
+                line break.
+            seed: seed of the initialisation.
 
         Raises:
-            AdapterError: an unknown kind, or one that does not suit the backbone's inputs; labels are missing, repeated
-                or not texts; labels, pairs or a separator are given for a kind without them; another argument is wrong.
-            SiteError, BackboneError: the method or head asks for what the backbone does not have.
-            MethodError: the method is unknown, or asks for what the task does not have.
+            AdapterError: the kind is unknown or does not suit the backbone's inputs; labels are missing, repeated or
+                not strings; labels, pairs or a separator are given for a kind without them; or another argument is
+                invalid.
+            SiteError, BackboneError: the backbone lacks something that the method or the head needs.
+            MethodError: the method is unknown, or the task lacks something that it needs.
         """
         labels = labels if labels is None or isinstance(labels, str) else tuple(labels)
         own: dict[str, Any] = {
@@ -108,19 +120,30 @@ class Adapter(Record):
 
     @classmethod
     def load(cls, folder: str | Path) -> "Adapter":
-        """Read a folder that `save` or a run has written.
+        """Read an adapter from its folder.
 
         Raises:
-            AdapterError: it is missing, damaged, or not an adapter of graftwork; says which file and what is wrong.
+            AdapterError: the folder is missing, damaged, or not an adapter; names the file and what is wrong with it.
         """
         return cls(**read_record(Path(folder)))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write an adapter's folder. See `graftwork.adapters.write_adapter`."""
+        """Write the adapter to a folder. The folder is written completely or not at all.
+
+        Args:
+            folder: the folder.
+            overwrite: replace an existing adapter.
+
+        Raises:
+            OutputError: the folder exists and `overwrite` is off, or it cannot be written.
+            AdapterError: a tensor contains NaN or infinity.
+        """
         write_adapter(self, Path(folder), overwrite=overwrite)
 
     def finished(self, backbone: Backbone) -> "Adapter":
-        """The adapter that its method keeps after training; its outputs are the same."""
+        """The adapter that is kept after training: some methods replace what was trained by something smaller with the
+        same outputs (AdaMix averages its experts).
+        """
         usable = usable_sites(backbone, self.head)
         method, tensors = self.method.finish(self.tensors, self.method.sites(usable))
         sites = method.sites(usable)
@@ -129,15 +152,16 @@ class Adapter(Record):
         return replace(self, method=method, tensors=tensors, sites=acting, fixed=tuple(fixed))
 
     def without_layers(self, backbone: Backbone, count: int) -> "Adapter":
-        """The adapter without its effect in the first layers of each stack, which are then those of the frozen
-        backbone (AdapterDrop, Rücklé et al. 2021, section 3). Its scores are dropped, as they no longer apply.
+        """A copy without bottlenecks in the first layers of each stack, which are then the frozen backbone's own
+        (AdapterDrop, Rücklé et al. 2021, section 3). The scores are removed, since they no longer apply.
 
         Args:
-            count: of layers, those among them that the adapter left out before.
+            backbone: the backbone of the adapter.
+            count: number of layers without bottlenecks, including those that had none before.
 
         Raises:
-            AdapterError: its method has no setting for layers to leave out; or it acts in fewer layers.
-            MethodError: it would act in no layer of one of the stacks.
+            AdapterError: the method has no bottlenecks; or more layers have none already.
+            MethodError: a stack would have no bottlenecks left.
         """
         skipped = getattr(self.method, "skip_layers", None)
         if skipped is None:
@@ -164,19 +188,25 @@ class Adapter(Record):
     def declared(
         self, backbone: Backbone, method: Method | None = None, sites: Sequence[Site] | None = None
     ) -> dict[str, Parameter]:
-        """The parameters that it has, by canonical name; with a method, those that it would have with that method.
+        """The declared parameters of the adapter, by canonical name.
 
         Args:
-            sites: where the method acts, when that is known already.
+            backbone: the backbone of the adapter.
+            method: another method, to get the parameters that the adapter would have with it.
+            sites: the sites of the method, if they are known already.
         """
         method = method or self.method
         return declare(backbone, method, self.head, sites=sites, added=len(self.task.added_tokens))
 
     def check(self, backbone: Backbone, *, allow_mismatch: bool = False) -> None:
-        """Refuse a backbone that this adapter was not made for, and tensors that are not as declared.
+        """Check that the adapter fits a backbone, and that its tensors are those that its method declares.
+
+        Args:
+            backbone: the backbone.
+            allow_mismatch: accept other weights of the same shape.
 
         Raises:
-            AdapterError: what differs.
+            AdapterError: names the differences.
             BackboneError: weights that the method replaces are offloaded.
         """
         self.backbone.check(backbone, allow_mismatch=allow_mismatch)

@@ -8,11 +8,15 @@ digest is BLAKE2b, and tells adapters with different contents apart.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
+from math import prod
 from typing import Any
 from zlib import crc32
 
 import torch
 from torch import Tensor
+
+FLOAT32 = 4
+"""Bytes of a number: an adapter's tensors are float32."""
 
 
 def checksum_of_json(content: Mapping[str, Any]) -> str:
@@ -26,6 +30,21 @@ def checksum_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     for piece in _pieces(tensors):
         found = crc32(piece, found)
     return f"{found:08x}"
+
+
+def size_of_file(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Size of `adapter.safetensors`, in bytes, for float32 tensors of these shapes, by name.
+
+    The file has the length of its header in 8 bytes, the header, padded to a multiple of 8 bytes, and the numbers in
+    the order of the names (https://huggingface.co/docs/safetensors).
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in sorted(shapes.items()):
+        start, end = end, end + FLOAT32 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + length + -length % 8 + end
 
 
 def digest_of(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

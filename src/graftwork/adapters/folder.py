@@ -79,14 +79,17 @@ class AdapterFile(BaseModel):
 def write_adapter(
     adapter: Record, folder: Path, *, overwrite: bool = False, beside: Mapping[str, str] | None = None
 ) -> None:
-    """Write the folder, whole or not at all.
+    """Write an adapter to a folder, completely or not at all.
 
     Args:
-        beside: more text files for the folder, by name.
+        adapter: the adapter.
+        folder: the folder.
+        overwrite: replace an existing adapter.
+        beside: contents of more text files for the folder, by name.
 
     Raises:
-        OutputError: the folder exists and `overwrite` is off, or it cannot be written. What was there is left alone.
-        AdapterError: the adapter has numbers that are not finite.
+        OutputError: the folder exists and `overwrite` is off, or it cannot be written. An existing folder is unchanged.
+        AdapterError: a tensor contains NaN or infinity.
     """
     refuse_existing(folder, overwrite=overwrite)
     with replacing_folder(folder, overwrite=overwrite) as temporary:

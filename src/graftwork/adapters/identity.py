@@ -11,7 +11,15 @@ from graftwork.errors import AdapterError
 
 
 class BackboneIdentity(BaseModel):
-    """Which backbone an adapter was made for."""
+    """The backbone that an adapter was made for.
+
+    Attributes:
+        name: name, folder or hub id.
+        model_type: transformers' name of the architecture.
+        hidden_size: width of the residual stream.
+        num_layers: number of layers.
+        fingerprint: hash of the configuration and the weights.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,10 +40,14 @@ class BackboneIdentity(BaseModel):
         )
 
     def check(self, backbone: Backbone, *, allow_mismatch: bool = False) -> None:
-        """Refuse another backbone.
+        """Check that a backbone is this one.
+
+        Args:
+            backbone: the backbone.
+            allow_mismatch: accept other weights of the same shape.
 
         Raises:
-            AdapterError: the fingerprints differ and it was not allowed; or the shapes differ, which nothing can allow.
+            AdapterError: the fingerprints differ and `allow_mismatch` is off; or the shapes differ.
         """
         given = BackboneIdentity.of(backbone)
         if given.fingerprint == self.fingerprint:
@@ -57,7 +69,7 @@ class BackboneIdentity(BaseModel):
 
 
 def library_versions() -> dict[str, str]:
-    """The versions that an adapter's numbers were made with."""
+    """The versions of Python and of the libraries that determine an adapter's numbers."""
     names = ("graftwork", "torch", "transformers", "safetensors")
     return {"python": platform.python_version(), **{name: _version(name) for name in names}}
 

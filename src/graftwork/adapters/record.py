@@ -1,4 +1,4 @@
-"""The contents of an adapter, in memory and on disk, and what follows from them alone."""
+"""The contents of an adapter, in memory and on disk, and properties that depend on them alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from graftwork.adapters.contents import digest_of
+from graftwork.adapters.contents import digest_of, size_of_file
 from graftwork.adapters.identity import BackboneIdentity, library_versions
 from graftwork.backbones.pooling import describe_pooling
 from graftwork.encoding.identity import TaskIdentity
@@ -18,21 +18,22 @@ from graftwork.methods import Method
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What an adapter's folder holds.
+    """The contents of an adapter.
 
     Attributes:
-        method, head: how the tensors are to be read.
-        task: labels and how its texts are read.
-        backbone: which backbone it was made for.
-        sites: names of the sites where it acts, in site order.
-        tensors: training parameters and the head's, float32 on the CPU, under canonical names.
-        fixed: the names of those tensors that are kept but never trained.
+        method: the method and its settings.
+        head: the head.
+        task: name, kind and labels of the task, and how inputs are read.
+        backbone: identity of the backbone that the adapter was made for.
+        sites: names of the sites where the method acts, in the order of a forward pass.
+        tensors: parameters of the method and the head by canonical name, float32, on the CPU.
+        fixed: names of the tensors that are stored but never trained.
         metrics: scores by split, then by metric.
-        baseline: the scores of a linear model on the frozen backbone's states; empty where none was measured.
-        rows: how many rows of each split they were measured on; of generation, sources. Empty where it is not known.
-        seed: of initialisation and training.
-        recipe: everything that the run was started with, as resolved; empty for an adapter made by hand.
-        versions: of the libraries that made it.
+        baseline: scores of a linear model on the frozen backbone's output; empty if none were measured.
+        rows: number of rows of each split that was scored (for generation, of sources); empty if unknown.
+        seed: seed of the initialisation and the training.
+        recipe: the complete recipe of the run; empty for an adapter that was not made by a run.
+        versions: versions of the libraries that made it.
     """
 
     method: Method
@@ -51,9 +52,9 @@ class Record:
 
     @cached_property
     def digest(self) -> str:
-        """32 hexadecimal digits that are the same for two adapters with the same answers: a hash over the tensors, and
-        over what decides how they are read and what is said. Scores, seed, recipe, versions and the backbone's name
-        do not count. Computed once."""
+        """A hash of everything that determines the predictions, as 32 hexadecimal digits: tensors, method, head, task,
+        sites and the backbone's fingerprint, but not scores, seed, recipe, versions or the backbone's name. Computed
+        once."""
         content = {
             "method": {"name": self.method.name, **self.method.model_dump(mode="json", exclude_defaults=True)},
             "head": {"kind": self.head.kind, **self.head.model_dump(mode="json", exclude_defaults=True)},
@@ -66,11 +67,11 @@ class Record:
 
     @property
     def kind(self) -> str:
-        """The kind of its task."""
+        """The kind of task."""
         return self.task.kind or self.head.task_kind
 
     def describe(self) -> tuple[str, str]:
-        """Its inputs and its outputs, in words."""
+        """A description of the inputs and one of the outputs."""
         kind = KINDS[self.kind]
         return "pairs of texts" if self.task.pairs else kind.takes, kind.says or ", ".join(
             self.task.labels or ("classes",)
@@ -78,7 +79,7 @@ class Record:
 
     @property
     def pooling(self) -> str:
-        """How its head pools an input, and who chose that where it is known; empty where it does not pool."""
+        """How the head pools a text, and where that setting came from; empty if the head does not pool."""
         pooling = self.head.pooled_by
         return "" if pooling is None else describe_pooling(pooling, self.recipe.get("pooling_source"))
 
@@ -86,6 +87,11 @@ class Record:
     def num_parameters(self) -> int:
         """Number of trained parameters, head included."""
         return sum(tensor.numel() for name, tensor in self.tensors.items() if name not in self.fixed)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file of tensors, `adapter.safetensors`, in bytes."""
+        return size_of_file({name: tensor.shape for name, tensor in self.tensors.items()})
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.method!r}, task={self.task.name!r}, {self.num_parameters:,} parameters)"

@@ -39,24 +39,34 @@ from graftwork.folders import resolved_path
 
 
 class Backbone:
-    """A frozen pretrained model.
+    """A frozen pretrained model with its tokenizer or image processor.
 
-    Make one with `Backbone.load`, or around a Hugging Face model that you already hold: its parameters are frozen and
-    its attention implementation is set to graftwork's, which computes the same.
+    Load one with `Backbone.load`, or wrap a Hugging Face model: its parameters are then frozen, and its attention
+    implementation is set to graftwork's, which computes the same.
+
+    Args:
+        model: a Hugging Face model without a task head, or with a language-model head.
+        tokenizer: its tokenizer.
+        image_processor: its image processor.
+        name: name for messages, stored in adapters. By default, where the model was loaded from.
+        pooling: how a text becomes one vector. None: as the checkpoint declares, otherwise the default.
+        declared: the pooling that the checkpoint declares, if it is known already.
+        fingerprint: the fingerprint, if it is known already.
 
     Attributes:
-        name: what it was loaded as, a folder by its whole path; written into adapters, which find it by that. The
-            fingerprint is what is checked.
-        model: the Hugging Face model, in evaluation mode: without a task head, but with the language-model head that a
-            model which generates text was pretrained with.
-        tokenizer, image_processor: what makes its inputs; None when there is none. A tokenizer without a padding token
-            pads with the token that ends texts, else with the unknown one or another; padding is on the right.
-        family, sites: its layout and the places where ops can act.
-        modules: the very modules at the sites' paths, also while something else stands there.
-        weights: its parameters by canonical name, and where each lies in the model and in a checkpoint.
-        pooling: how an input becomes one vector unless a head says otherwise: as the checkpoint declares (see
-            `graftwork.backbones.pooling`); else as was measured to be best, see docs/defaults.md.
-        pooling_source: who chose that: `declared` by the checkpoint, `default`, or `given` to this constructor.
+        name: the name that it was loaded by; for a folder, its absolute path. Stored in adapters, which use it to find
+            the backbone; the fingerprint is what is checked.
+        model: the Hugging Face model, in evaluation mode, without a task head, but with the language-model head of a
+            generative model.
+        tokenizer: the tokenizer, or None. One without a padding token pads with its end-of-text token, otherwise with
+            its unknown token or another. Padding is on the right.
+        image_processor: the image processor, or None.
+        family: the family, which describes the layout.
+        sites: the named places where ops can act.
+        modules: the original modules by path, even while others replace them.
+        weights: the parameters by canonical name, and where they are in the model and in a checkpoint.
+        pooling: how a text becomes one vector, unless a head overrides it.
+        pooling_source: where that setting came from: `declared` by the checkpoint, `default`, or `given`.
     """
 
     def __init__(
@@ -72,7 +82,7 @@ class Backbone:
     ) -> None:
         if model.base_model is not model and not generates(model):
             raise BackboneError(
-                f"{type(model).__name__} has a task head, which a backbone has not", expected="its `base_model`"
+                f"{type(model).__name__} has a task head, which a backbone does not have", expected="its `base_model`"
             )
         if is_held_by_another(model):
             raise BackboneError(
@@ -126,24 +136,29 @@ class Backbone:
 
         Args:
             name: `minilm` or `smollm2` (carried by Python packages), a local folder, or a hub id.
-            dtype: `auto` holds the weights in bfloat16 where the hardware is good at it and in float32 elsewhere; or
-                one of float32, bfloat16, float16, float64.
-            device: `auto` (a GPU when there is one), or a torch device such as `cpu` or `cuda:1`.
-            revision: branch, tag or commit, for a hub id.
-            trust_remote_code: run Python code that the repository brings. Off unless you ask for it.
+            dtype: precision of the weights: `auto` (bfloat16 on hardware that is fast at it, otherwise float32),
+                float32, bfloat16, float16 or float64.
+            device: `auto` (a GPU if there is one), or a torch device such as `cpu` or `cuda:1`.
+            revision: for a hub id: branch, tag or commit.
+            trust_remote_code: run Python code of the repository.
 
         Raises:
-            BackboneError: it cannot be found or read, lacks weights, or has no known layout.
+            BackboneError: the backbone cannot be found or read, lacks weights, or has an unknown layout.
         """
         given = load_parts(name, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code)
         return cls(**given)
 
     @classmethod
     def outline(cls, name: str, *, trust_remote_code: bool = False) -> "Backbone":
-        """The backbone's shape without its weights: what `plan` needs. A folder with only config.json is enough.
+        """Make a backbone with the shapes of its parameters but without weights, for counting parameters. A folder that
+        has only config.json is sufficient.
 
-        Whether a checkpoint has a pooling layer is seen only where its files are on this machine; else it is taken to
-        have the one of its configuration.
+        Whether a checkpoint has a pooling layer is known only if its files are on this machine. Otherwise it is assumed
+        to have the one of its configuration.
+
+        Args:
+            name: as for `load`.
+            trust_remote_code: run Python code of the repository.
 
         Raises:
             BackboneError: as `load`.
@@ -180,7 +195,7 @@ class Backbone:
         """
         if not self.is_taken_by(graft):
             raise BackboneError(
-                f"the model has let go of backbone {self.name!r}",
+                f"the model no longer uses backbone {self.name!r}",
                 expected="a model before detach(), or one to which an adapter is added again",
             )
 
@@ -213,17 +228,17 @@ class Backbone:
 
     @property
     def base(self) -> PreTrainedModel:
-        """The model without its language-model head; the same as `model` where there is none."""
+        """The model without its language-model head; the same as `model` if it has none."""
         return self.model.base_model  # type: ignore[return-value]
 
     @property
     def base_path(self) -> str:
-        """Where `base` stands in `model`; empty when they are the same."""
+        """The path of `base` in `model`; empty if they are the same."""
         return base_path(self.model).rstrip(".")
 
     @property
     def generates(self) -> bool:
-        """Whether it has a language-model head, with which it generates text."""
+        """Whether it has a language-model head and can generate text."""
         return generates(self.model)
 
     @property
@@ -233,12 +248,12 @@ class Backbone:
 
     @property
     def hidden_size(self) -> int:
-        """Width d of the residual stream, where it ends."""
+        """Width d of the residual stream; in a convolutional network, its last width."""
         return hidden_size(self.config)
 
     @property
     def max_length(self) -> int | None:
-        """Tokens of the longest text that the position embeddings suffice for; None when there are none."""
+        """Maximum number of tokens, given by the position embeddings; None if there are none."""
         sites = [site for site in self.sites.values() if site.name.endswith("embeddings.position")]
         if not sites or sites[0].kind != "embedding":
             return None
@@ -254,23 +269,25 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         device: torch.device = self.model.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision of the model."""
         dtype: torch.dtype = self.model.dtype
         return dtype
 
     @property
     def num_parameters(self) -> int:
-        """Number of parameters, all of them frozen."""
+        """Number of parameters."""
         return sum(p.numel() for p in self.model.parameters())
 
     @property
     def fingerprint(self) -> str:
-        """Hash over the configuration and the weights as stored; computed once, and again when they were written to.
-        Adapters carry it and are checked by it.
+        """Hash of the configuration and the stored weights. Adapters store it, and loading checks it. Computed once,
+        and again if a weight was written to.
         """
         if self.device.type == "meta":
             raise BackboneError(f"the outline of backbone {self.name!r} has no weights", expected="Backbone.load")
@@ -301,9 +318,8 @@ class Backbone:
         return tuple(0 if t.is_inference() else t._version for t in self._own_tensors())
 
     def frozen(self, site: Site) -> Mapping[str, Tensor]:
-        """The frozen parameters at a site, by their name in its module. Those of a linear map are its own rows, (out,
-        in) and (out), however the module holds them. Of a module whose weights are offloaded they are copies, which are
-        read when they are asked for.
+        """The frozen parameters at a site, by name in its module. For a linear map, the weight is (out, in) and the
+        bias (out), whatever the layout in the module. Offloaded weights are copied when they are accessed.
         """
         return self.weights.of_site(site)
 

@@ -24,13 +24,14 @@ def _as_held(held: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointTensor:
-    """Where in a checkpoint a tensor lies.
+    """Where a tensor is in a checkpoint.
 
     Attributes:
-        key: of the checkpoint.
-        start, size: which entries of the stored tensor's dimension `dim` are those of the tensor that the module holds.
-            None: all of it.
-        view: makes of what the module holds the canonical tensor.
+        key: key in the checkpoint.
+        dim: dimension of the stored tensor in which the module's tensor is a part of it.
+        start: first entry of that part.
+        size: number of entries of that part; None: the whole tensor.
+        view: function from the module's tensor to the canonical tensor.
     """
 
     key: str
@@ -40,7 +41,7 @@ class CheckpointTensor:
     view: Callable[[Tensor], Tensor] = _as_held
 
     def of(self, stored: Tensor) -> Tensor:
-        """The canonical tensor as a view of the one that is stored under the key."""
+        """The canonical tensor, as a view of the stored tensor."""
         return self.view(stored if self.size is None else stored.narrow(self.dim, self.start, self.size))
 
 

@@ -18,11 +18,11 @@ from transformers.utils.hub import cached_file
 from graftwork.errors import BackboneError
 
 Pooling = Literal["pooler", "first", "last", "mean"]
-"""How one vector is made of an input: the backbone's own pooling layer, the first token, the last real token, or the
-mean over real tokens."""
+"""How a text becomes one vector: the backbone's pooling layer, the first token, the last token that is not padding, or
+the mean over tokens that are not padding."""
 
 PoolingSource = Literal["declared", "default", "given"]
-"""Who chose it: the checkpoint, graftwork (see docs/defaults.md), or whoever called."""
+"""Where a pooling setting came from: the checkpoint, graftwork's defaults, or the caller."""
 
 SOURCES: Mapping[PoolingSource, str] = {
     "declared": "declared by the checkpoint",

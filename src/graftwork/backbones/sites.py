@@ -15,10 +15,10 @@ WORD = "embeddings.word"
 """What the names of the sites of embedding tables end in."""
 
 SiteKind = Literal["stack", "embedding", "linear", "fused", "norm", "result", "attention", "convolution", "module"]
-"""What a site is: a whole stack of layers, where rows can enter before the input embeddings; an embedding table; a
-linear map; the module behind several linear maps, when one product computes them all; a normalisation; a sub-layer's
-output before the residual is added; the attention between its key-value rows and its queries; a convolution; or a
-module whose parameters are none of these."""
+"""The kinds of site: a `stack` of layers, where prompts are put before the input embeddings; an `embedding` table; a
+`linear` map; a `fused` linear layer that computes several linear maps; a `norm`; the `result` of a sub-layer, before
+the residual is added; an `attention`, where prefixes are put before keys and values; a `convolution`; or another
+`module` with parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,27 +27,28 @@ class Site:
 
     Attributes:
         name: canonical name, such as `layers.3.attention.query`.
-        kind: what stands there.
+        kind: kind of site.
         path: dotted path of the module in the Hugging Face model; empty for the model itself.
-        stack: `encoder` or `decoder` in a model that has both; empty elsewhere.
-        layer: number of the layer it belongs to, counted from 0 at the input; None outside the layers.
-        height: how many layers stand above its own, a decoder's above an encoder's; for what comes before the layers,
-            all of them; for what comes after, 0.
-        in_features, out_features: width of what enters and leaves (the vocabulary size and width for an embedding).
-        parameters: shapes of the parameters that are the site's, by their name in the module and as it holds them: the
-            module's own, or those that it reads from a module within it without calling that. A linear map that is a
-            part of a fused one has none, nor has a table of constants that is never trained.
-        owner: the site under whose name those parameters are trained: another one's where both hold the same tensors
-            (tied embeddings), else its own.
-        columns: which of the module's output columns are this linear map's, from and to; None for all.
-        transposed: whether the module holds its weight as (in, out).
+        stack: `encoder` or `decoder` if the model has both; empty otherwise.
+        layer: number of the layer, counted from 0 at the input; None outside the layers.
+        height: number of layers above this site's layer, where a decoder is above its encoder. Before the layers, the
+            number of all layers; after them, 0.
+        in_features: size of the input (for an embedding, of the vocabulary).
+        out_features: size of the output.
+        parameters: shapes of the site's parameters, by name in the module and in its layout: the module's own, or those
+            of a submodule that it uses without calling it. Linear maps in a fused layer have none; nor have tables of
+            constants.
+        owner: the site under whose name the parameters are trained: another site if both have the same tensors (tied
+            embeddings), otherwise this one.
+        columns: first and last-plus-one output column of the module that belong to this linear map; None: all.
+        transposed: whether the module stores its weight as (in, out).
         biased: whether a linear map has a bias.
-        source: of a result, the linear site whose input is the sub-layer's input.
-        follows_residual: of a norm, whether it normalises the sum of a sub-layer's output and its residual.
-        heads, head_dim: of an attention, its key-value heads and their width.
-        rowwise: whether what enters has a row for each row of the batch, with its features last. Where it has not
-            (relative positions, which all rows share; maps of a convolution), all rows of one pass must be treated
-            alike.
+        source: for a result, the linear site whose input is the input of the sub-layer.
+        follows_residual: for a norm, whether it normalises the sum of a sub-layer's output and the residual.
+        heads: for an attention, the number of key-value heads.
+        head_dim: for an attention, the size of a head.
+        rowwise: whether the input has one row per row of the batch, with the features last. If not (relative positions,
+            which all rows share; maps of a convolution), all rows of a pass must use the same adapter there.
     """
 
     name: str
@@ -75,20 +76,21 @@ class Site:
 
     @property
     def sublayer(self) -> str:
-        """`attention`, `cross_attention` or `ffn` for a site in a layer; the first part of the name elsewhere."""
+        """For a site in a layer, `attention`, `cross_attention` or `ffn`; otherwise the first part of its name."""
         parts = self.name.split(".")
         return parts[0] if self.layer is None else parts[parts.index(str(self.layer)) + 1]
 
     def matches(self, patterns: Iterable[str]) -> bool:
-        """Whether any of the patterns names the site, as `Sites.match` says."""
+        """Whether any of the patterns matches the site's name; see `Sites.match`."""
         return any(fnmatchcase(self.name, own) for pattern in patterns for own in (pattern, f"*.{pattern}"))
 
 
 class Sites(Mapping[str, Site]):
-    """The sites of one backbone, in the order in which a forward pass meets them.
+    """The sites of a backbone by name, in the order of a forward pass.
 
     Args:
-        refusals: kinds of which there are none, and why.
+        sites: the sites.
+        refusals: kinds of site that the backbone does not have, each with the reason.
     """
 
     def __init__(self, sites: Iterable[Site], refusals: Mapping[SiteKind, str] | None = None) -> None:
@@ -112,12 +114,12 @@ class Sites(Mapping[str, Site]):
 
     @property
     def stacks(self) -> tuple[str, ...]:
-        """The stacks that have layers, in order: `("encoder", "decoder")`, or `("",)`."""
+        """The names of the stacks with layers, in order: `("encoder", "decoder")`, or `("",)` if there is only one."""
         return tuple(dict.fromkeys(site.stack for site in self.values() if site.layer is not None))
 
     @property
     def num_layers(self) -> int:
-        """Number of layers L, those of an encoder and a decoder together."""
+        """Number of layers L, of encoder and decoder together."""
         return len({(site.stack, site.layer) for site in self.values() if site.layer is not None})
 
     def of_kind(self, *kinds: SiteKind) -> list[Site]:
@@ -125,10 +127,10 @@ class Sites(Mapping[str, Site]):
         return [site for site in self.values() if site.kind in kinds]
 
     def require(self, *kinds: SiteKind) -> list[Site]:
-        """All sites of the given kinds, of which there must be one of each kind.
+        """All sites of the given kinds.
 
         Raises:
-            SiteError: there is none of some kind; says why.
+            SiteError: there is no site of one of the kinds; gives the reason.
         """
         for kind in kinds:
             if not self.of_kind(kind):
@@ -140,21 +142,22 @@ class Sites(Mapping[str, Site]):
         return self.of_kind(*kinds)
 
     def without(self, names: Collection[str]) -> "Sites":
-        """The same sites less the named ones."""
+        """The sites except those with the given names."""
         return Sites((site for site in self.values() if site.name not in names), self.refusals)
 
     def match(self, patterns: Iterable[str], kind: SiteKind, setting: str = "targets") -> list[Site]:
-        """The sites of one kind that match any of the patterns, in site order.
+        """The sites of one kind that match any of the patterns, in order.
 
-        A pattern is a site's name, or the end of one from a dot on (`attention.query`, `query`), and may hold the
+        A pattern is the name of a site or its end after a dot (`attention.query`, `query`), and may contain the
         wildcards of file names (`layers.*.attention.*`, `layers.[0-3].ffn.up`).
 
         Args:
-            setting: of the method, which the patterns are.
+            patterns: the patterns.
+            kind: the kind of site.
+            setting: the method's setting that holds the patterns, for error messages.
 
         Raises:
-            SiteError: there is no site of this kind, says why; or a pattern matches none, which is named with the
-                nearest sites.
+            SiteError: there is no site of this kind; or a pattern matches none: names it and the nearest sites.
         """
         candidates = self.require(kind)
         chosen: set[str] = set()

@@ -172,7 +172,7 @@ def refuse_tokens_without_rows(tokenizer: PreTrainedTokenizerBase, sites: Sites,
             f"rows: none for {named}{' and others' if len(outside) > 3 else ''}",
             expected="the tokenizer that the model was trained with, or a model with a larger embedding table",
             change="the tokenizer; or model.resize_token_embeddings(len(tokenizer)); or --add-tokens, for tokens "
-            "of an adapter's own",
+            "that only the adapter needs",
         )
 
 

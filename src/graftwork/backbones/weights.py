@@ -23,19 +23,19 @@ from graftwork.errors import BackboneError, SiteError, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """Where in the model a tensor of a canonical name lies.
+    """Where a tensor is in the model.
 
     Attributes:
-        name: the canonical name.
-        site: the site that it belongs to; None of what stands at no site.
-        path: of the module; empty for the model itself.
-        parameter: its name in the module, with a dot where the site reads it from a module within.
-        shape: of the canonical tensor.
-        columns: which of the module's outputs are its own, from and to; None for all.
-        transposed: whether the module holds it as (in, out).
-        buffer: whether it is a buffer of the module, which is not trained (a batch norm's running statistics).
-        parts: of a fused product's tensor, the names of the linear maps' tensors that it is made of, in order.
-        tied: the other canonical names of the same tensor.
+        name: canonical name.
+        site: the site that it belongs to; None if it belongs to no site.
+        path: path of the module; empty for the model itself.
+        parameter: name in the module, with a dot if it is in a submodule.
+        shape: shape of the canonical tensor.
+        columns: first and last-plus-one output column of the module that belong to it; None: all.
+        transposed: whether the module stores it as (in, out).
+        buffer: whether it is a buffer, which is not trained (such as the running statistics of a batch norm).
+        parts: for the tensor of a fused linear layer, the canonical names of its parts, in order.
+        tied: other canonical names of the same tensor.
     """
 
     name: str
@@ -51,25 +51,26 @@ class Location:
 
     @property
     def key(self) -> str:
-        """Its tensor's key in the model's state dict."""
+        """The key of the tensor in the model's state dict."""
         return _dotted(self.path, self.parameter)
 
     def of(self, held: Tensor) -> Tensor:
-        """The canonical tensor as a view of what the module holds, so that what is written there is written in it."""
+        """The canonical tensor, as a view of the module's tensor."""
         own = held.mT if self.transposed and held.dim() == 2 else held
         return own if self.columns is None else own[slice(*self.columns)]
 
 
 class Weights(Mapping[str, Tensor]):
-    """A backbone's tensors by canonical name, in canonical orientation: views of the very parameters and buffers, which
-    stay its own while something else runs in their modules' places. Of weights that are offloaded they are copies.
+    """The parameters and buffers of a backbone by canonical name, in canonical orientation: (out, in) for the weight of
+    a linear map. They are views of the backbone's own tensors; offloaded weights are copies.
 
-    Iterating gives names that together cover each key of the model's state dict once. A fused product's whole tensor
-    (`layers.3.attention.fused.weight`) can be asked for by name, too, and is not among them: its parts are. Tied
-    tensors have a name at each of their places.
+    The names cover each key of the model's state dict once. The tensor of a fused linear layer
+    (`layers.3.attention.fused.weight`) can also be accessed by name, but is not listed: its parts are. A tied tensor
+    has a name for each of its sites.
 
     Args:
-        sites: the model's.
+        model: the model.
+        sites: its sites.
     """
 
     def __init__(self, model: PreTrainedModel, sites: Sites) -> None:
@@ -91,7 +92,7 @@ class Weights(Mapping[str, Tensor]):
                     raise BackboneError(
                         f"{type(model).__name__} has two tensors of the canonical name {location.name!r}, at "
                         f"{self._locations[location.name].key!r} and {key!r}",
-                        expected="a name of its own for each",
+                        expected="a different name for each",
                         change="the family's table in graftwork/backbones/families",
                     )
                 self._locations[location.name] = location
@@ -116,10 +117,10 @@ class Weights(Mapping[str, Tensor]):
         return len(self._covering)
 
     def where(self, name: str) -> Location:
-        """Where a tensor lies in the model.
+        """Where a tensor is in the model.
 
         Raises:
-            SiteError: there is none of that name; says which are nearest.
+            SiteError: no tensor has that name; gives the nearest names.
         """
         try:
             return self._locations[name]
@@ -129,17 +130,16 @@ class Weights(Mapping[str, Tensor]):
             ) from None
 
     def at(self, site: Site) -> Mapping[str, Location]:
-        """Where the parameters at a site lie, by their name in its module: those of a linear map are its own rows."""
+        """Where the parameters of a site are in the model, by name in its module."""
         return {name: location for name, _, location in self._by_site[site.name]}
 
     def within(self, path: str) -> Sequence[Location]:
-        """Where the tensors of the sites at a module's path lie, which together are all that it holds."""
+        """Where all tensors of the module at a path are."""
         return self._by_path.get(path, ())
 
     def of_site(self, site: Site) -> Mapping[str, Tensor]:
-        """The parameters at a site, by their name in its module. Those of a linear map are canonical; others are as the
-        module holds them, a fused product's too. Of a module whose weights are offloaded they are copies, which are
-        read when they are asked for.
+        """The parameters of a site, by name in its module. Those of a linear map are canonical; others, also those of a
+        fused linear layer, have the module's layout. Offloaded weights are copied when they are accessed.
         """
         own = self._by_site[site.name]
         read = partial(_read, own, turned=site.kind == "linear")
@@ -147,22 +147,22 @@ class Weights(Mapping[str, Tensor]):
         return read() if away is None else OffloadedParameters(away, read)
 
     def stored(self, name: str) -> CheckpointTensor | None:
-        """Where a tensor lies in a checkpoint as `save_pretrained` writes it; None where it leaves the tensor out. Tied
-        tensors are stored once. An outline's are those of a new model.
+        """Where a tensor is in a checkpoint that `save_pretrained` writes; None if the checkpoint does not contain it.
+        Tied tensors are stored once.
 
         Raises:
-            SiteError: there is none of that name.
-            BackboneError: transformers stores the model's weights in a form that is no rearrangement of them.
+            SiteError: no tensor has that name.
+            BackboneError: transformers does not just rename and concatenate the weights when it stores them.
         """
         found = self._stored.get(self.where(name).key)
         return None if found is None else replace(found, view=self.where(name).of)
 
     def names_of(self, key: str) -> tuple[str, ...]:
-        """The canonical names of what is stored under a checkpoint's key, in the order in which it lies there; those
-        that are tied to it behind.
+        """The canonical names of the tensors that are stored under a key of a checkpoint, in order, followed by names
+        that are tied to them.
 
         Raises:
-            BackboneError: no tensor of the backbone is stored under that key; as `stored`.
+            BackboneError: no tensor of the backbone is stored under that key; or as `stored`.
         """
         if key not in self._names_by_key:
             raise BackboneError(
@@ -172,23 +172,23 @@ class Weights(Mapping[str, Tensor]):
 
     @property
     def checkpoint_keys(self) -> tuple[str, ...]:
-        """All keys of a checkpoint as `save_pretrained` writes it."""
+        """All keys of a checkpoint that `save_pretrained` writes."""
         return tuple(self._names_by_key)
 
     def put(self, values: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """New tensors for the modules: what the values make of those that are there, which stay as they are.
+        """New tensors for the modules, with some values replaced. The backbone itself is not changed.
 
         Args:
-            values: canonical tensors by name, of any precision. Of a fused product some parts suffice: the others are
-                copied.
+            values: canonical tensors by name, in any precision. For a fused linear layer, some parts are sufficient;
+                the others are copied.
 
         Returns:
-            By the modules' paths, and by name in each module, in the precision and the orientation in which it holds
-            them. Tied tensors are one where the values are the same; where only one of them is given, the other's place
-            keeps its own.
+            The tensors by path of the module and name in the module, in its precision and layout. Tied tensors with the
+            same value are one tensor; if only one of their names is given, the other site keeps its tensor.
 
         Raises:
-            SiteError: there is none of that name; a value has another shape; or a name is given beside a part of it.
+            SiteError: no tensor has that name; a value has the wrong shape; or both a tensor and a part of it are
+                given.
         """
         made: dict[str, Tensor] = {}
         given: dict[str, list[Location]] = {}

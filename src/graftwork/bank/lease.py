@@ -9,14 +9,14 @@ from graftwork.grafting.graft import Modules
 
 @dataclass(frozen=True)
 class Memory:
-    """What adapters take on the device, in bytes.
+    """The memory that adapters use on the device, in bytes.
 
     Attributes:
-        adapters: of each that is loaded, by name, its head included.
-        unloaded: the names of those that are loaded again when they are next used.
-        budget: None when there is none.
-        shared: of what several of them have in common, such as VeRA's random matrices.
-        slabs: of what is kept for the next batch over the same adapters.
+        adapters: bytes of each loaded adapter, its head included, by name.
+        unloaded: names of the adapters that are not loaded; each is loaded when it is next used.
+        budget: the maximum for all adapters together; None: no maximum.
+        shared: bytes of what several adapters have in common, such as the random matrices of VeRA.
+        slabs: bytes of what is kept for the next batch with the same adapters.
     """
 
     adapters: Mapping[str, int]
@@ -27,6 +27,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Bytes of all loaded adapters, with `shared` and `slabs`."""
         return sum(self.adapters.values()) + self.shared + self.slabs
 
 

@@ -23,7 +23,6 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
     from graftwork.cli.table import print_pairs, readable_bytes
 
     loaded = Adapter.load(adapter)
-    size = sum(file.stat().st_size for file in adapter.iterdir())
     if json:
         content = {
             "method": {"name": loaded.method.name, **loaded.method.model_dump(mode="json")},
@@ -38,7 +37,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
             "seed": loaded.seed,
             "versions": dict(loaded.versions),
             "parameters": loaded.num_parameters,
-            "bytes": size,
+            "bytes": loaded.num_bytes,
             "tensors": {name: list(tensor.shape) for name, tensor in loaded.tensors.items()},
         }
         print(dumps(content, indent=2))
@@ -58,7 +57,7 @@ def inspect(adapter: Path, /, *, json: Annotated[bool, Switch] = False) -> None:
             **({"pooling": loaded.pooling} if loaded.pooling else {}),
             **({"added tokens": ", ".join(loaded.task.added_tokens)} if loaded.task.added_tokens else {}),
             "parameters": f"{loaded.num_parameters:,} in {len(loaded.tensors)} tensors",
-            "on disk": readable_bytes(size),
+            "weights": f"{readable_bytes(loaded.num_bytes)} (adapter.safetensors)",
             "backbone": f"{made_for}{loaded.backbone.hidden_size}, fingerprint {loaded.backbone.fingerprint[:12]})",
             "seed": loaded.seed,
             **scores,

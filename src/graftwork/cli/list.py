@@ -17,7 +17,7 @@ def list_adapters(folder: Path, /, *, json: Annotated[bool, Switch] = False) -> 
     Parameters
     ----------
     folder
-        A folder with one folder an adapter, as tune-many makes it.
+        A folder with one folder per adapter, as tune-many makes it.
     json
         Print JSON, with the scores on every split.
     """
@@ -41,7 +41,7 @@ def list_adapters(folder: Path, /, *, json: Annotated[bool, Switch] = False) -> 
                 {
                     **{name: str(row[name]) for name in ("adapter", "task", "method")},
                     "parameters": f"{row['parameters']:,}",
-                    "on disk": readable_bytes(row["bytes"]),
+                    "weights": readable_bytes(row["bytes"]),
                     "validation": _score(row),
                     "backbone": row["backbone"],
                 }
@@ -65,7 +65,7 @@ def _adapter_folders(folder: Path) -> list[Path]:
     """
     from graftwork.adapters.folder import CONFIG
 
-    expected = "a folder with one folder an adapter in it, as `graftwork tune-many` makes it"
+    expected = "a folder with one folder per adapter in it, as `graftwork tune-many` makes it"
     if not folder.is_dir():
         problem = f"{str(folder)!r} is a file" if folder.exists() else f"folder {str(folder)!r} does not exist"
         raise AdapterError(problem, expected=expected, change="FOLDER")
@@ -91,7 +91,7 @@ def _facts(place: Path, adapter: "Adapter") -> dict[str, Any]:
         "kind": adapter.kind,
         "method": adapter.method.name,
         "parameters": adapter.num_parameters,
-        "bytes": sum(file.stat().st_size for file in place.iterdir()),
+        "bytes": adapter.num_bytes,
         "metric": _main_metric(adapter),
         "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
         "rows": dict(adapter.rows),

@@ -69,6 +69,6 @@ def plan(
             "total": f"{trained['total']:,} ({found['percent']:.2f} % of the backbone)",
             "without the classifier": f"{trained['without_classifier']:,}",
             "backbone": f"{found['backbone']:,}",
-            "adapter on disk": readable_bytes(found["bytes"]),
+            "weights": f"{readable_bytes(found['bytes'])} (adapter.safetensors)",
         }
     )

@@ -67,7 +67,7 @@ def tune(
         Column of the label; for token-classification, of the lists of tags; for generation, of the target. Default:
         label.
     kind
-        The kind of task, which decides the head; docs/tasks.md tells of each. Default: classification.
+        The kind of task, which decides the head; see docs/tasks.md. Default: classification.
     backbone
         minilm or smollm2 (carried by Python packages), a local folder, or a hub id. Default: minilm.
     dtype
@@ -85,7 +85,7 @@ def tune(
     resume
         Resume an interrupted run to the same output.
     overwrite
-        Replace an existing output, and discard what an interrupted run left.
+        Replace an existing output, and discard an interrupted run.
     quiet
         Print neither what is tuned nor how far it is.
     json
@@ -170,7 +170,6 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
     from graftwork.cli.table import print_table, readable_bytes
     from graftwork.training.planning import trained_for
 
-    size = sum(file.stat().st_size for file in output.iterdir())
     total = Backbone.outline(str(adapter.recipe["backbone"])).num_parameters
     trained = trained_for(adapter)
     percent = 100 * trained / total
@@ -180,7 +179,7 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
             "method": adapter.method.name,
             "trained": trained,
             "percent": percent,
-            "bytes": size,
+            "bytes": adapter.num_bytes,
             "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
             "baseline": {split: dict(scores) for split, scores in adapter.baseline.items()},
             "rows": dict(adapter.rows),
@@ -193,7 +192,7 @@ def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) 
         "task": adapter.task.name,
         "method": adapter.method.name,
         "trained": f"{trained:,} ({percent:.2f} %)",
-        "on disk": readable_bytes(size),
+        "weights": readable_bytes(adapter.num_bytes),
     }
     for split, scores in adapter.metrics.items():
         rows = adapter.rows.get(split)

@@ -35,7 +35,7 @@ def tune_many(
     resume
         Resume interrupted and failed runs. Finished adapters are not tuned again.
     overwrite
-        Replace existing adapters, and discard what an interrupted run left.
+        Replace existing adapters, and discard interrupted runs.
     quiet
         Print neither what is tuned nor how far it is.
     json

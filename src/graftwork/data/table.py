@@ -8,6 +8,7 @@ from typing import Any, Literal
 from graftwork.errors import DataError
 
 SplitName = Literal["train", "validation", "test"]
+"""The name of a split."""
 
 # What data sets in the wild call the three splits.
 SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {

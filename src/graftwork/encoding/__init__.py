@@ -1,4 +1,4 @@
-"""From a task's inputs to what a backbone takes: one `Encoder` a kind of task.
+"""From a task's inputs to what a backbone takes: one `Encoder` per kind of task.
 
 Training, scoring and prediction all encode here, so that an adapter is asked in the very way in which it was taught.
 """

@@ -1,24 +1,24 @@
-"""What has to be known of a task to read its inputs and to name its answers."""
+"""What an adapter stores about its task: how inputs are read, and the names of the labels."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class TaskIdentity(BaseModel):
-    """What an adapter must know of its task to be used: its labels and how its inputs are read.
+    """What an adapter stores about its task: its labels, and how inputs are read.
 
     Attributes:
-        name: the task's.
-        kind: the task's; None in adapters saved before it was kept here, whose head tells it.
-        pairs: whether it is over pairs of texts.
-        labels: the classes or tags in the order of their ids; of a multiple choice, the choices' names.
-        max_length: tokens a text (or pair, or source with its separator) is cut to.
-        max_target_length: tokens a target, or a choice judged by its likelihood, is cut to.
-        separator: what stands between source and target in a causal model.
-        pair_separator: what stands between the two texts of a pair, or a question and its choice, where the tokenizer
-            puts nothing there. None: what the tokenizer puts there, also where that is nothing, as it was once in all.
-        added_tokens: those that the adapter has beside the backbone's; their embeddings are among its tensors.
-        max_new_tokens: tokens that are generated at most; None: as many as a target may have.
-        num_beams: of the beam search that generates; 1 takes the likeliest token each time.
+        name: name of the task.
+        kind: kind of task. None in older adapters, where the head determines it.
+        pairs: whether inputs are pairs of texts.
+        labels: the classes or tags, in the order of their ids; for multiple choice, the names of the choices.
+        max_length: maximum number of tokens of a text (or pair, or source with its separator).
+        max_target_length: maximum number of tokens of a target, or of a choice that is scored by its likelihood.
+        separator: the text between source and target in a causal model.
+        pair_separator: the text between the two texts of a pair, or between a question and a choice, for tokenizers
+            that put nothing there. None: what the tokenizer puts there, if anything.
+        added_tokens: the tokens added to those of the backbone; their embeddings are among the adapter's tensors.
+        max_new_tokens: maximum number of generated tokens. None: `max_target_length`.
+        num_beams: number of beams for generation; 1 is greedy search.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

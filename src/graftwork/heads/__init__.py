@@ -1,4 +1,4 @@
-"""Heads: a task's output layer, one file each. `HEADS` is the table by the name that files have."""
+"""Heads: a task's output layer, one file each. `HEADS` is the table by the kind that files name."""
 
 from graftwork.heads.choice import ChoiceHead
 from graftwork.heads.features import FeatureHead

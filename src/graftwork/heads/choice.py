@@ -16,8 +16,8 @@ from graftwork.methods.parameters import Parameter
 
 
 class ChoiceHead(Head):
-    """One number for each pair of a question and a choice; the logits of a question are its choices' (Devlin et al.
-    2019, section 4.4).
+    """Multiple choice by a classifier: one number for each pair of question and choice. The logits of a question are
+    the numbers of its choices (Devlin et al. 2019, section 4.4).
 
     Attributes:
         pooling, dropout, init_std: as for `PooledHead`.

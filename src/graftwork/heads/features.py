@@ -39,17 +39,17 @@ ROWS = "rows"
 
 
 class FeatureHead(Head):
-    """A scalar mix of the layers, a task model, and a linear classifier.
+    """Feature extraction: a weighted sum of the layers, a task model, and a linear classifier.
 
     Attributes:
-        task: what its outputs say.
+        task: the kind of task.
         model: the task model; see `graftwork.methods.FeatureExtraction`.
-        num_outputs: classes or tags; 1 for a number, and for the score of a choice.
+        num_outputs: number of classes or tags; 1 for regression and multiple choice.
         pooling: how the linear model makes one vector of a text.
-        hidden_size: h, of the task model.
-        dropout: of the mixed features and before the classifier, in training.
-        init_std: the classifier starts N(0, init_std²) with bias 0.
-        scale: of a regression, that of the numbers; None: the classifier says them as they are.
+        hidden_size: hidden size h of the task model.
+        dropout: dropout of the weighted sum and before the classifier, in training.
+        init_std: the classifier is initialised with N(0, init_std²) and bias 0.
+        scale: for regression, mean and standard deviation of the labels; None: numbers are not standardised.
     """
 
     reads: ClassVar[Reading] = "layers"
@@ -106,7 +106,7 @@ class FeatureHead(Head):
             )
 
     def unused_sites(self, backbone: Backbone) -> tuple[str, ...]:
-        """A decoder is not run: of an encoder-decoder the encoder's layers are read."""
+        """Sites of a decoder, which is not run: in an encoder-decoder the encoder's layers are used."""
         decoder = [site.name for site in backbone.sites.values() if site.stack == "decoder"]
         return ("lm_head", "pooler", *decoder)
 
@@ -175,8 +175,8 @@ class FeatureHead(Head):
         """Of two numbers, the squared difference, standardised."""
         if self.model == "bilstm-crf":
             raise MethodError(
-                "a conditional random field says how likely a row's tags are together, and not each one: two passes "
-                "of it are not drawn together",
+                "a conditional random field gives the probability of all tags of a row together, not of each tag, so "
+                "two passes have no divergence",
                 expected=", ".join(model for model in self._models if model != self.model),
                 change="--method.model, or a method with one pass per step",
             )

@@ -22,18 +22,18 @@ from graftwork.methods.parameters import Parameter, kaiming_uniform, normal, zer
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """What a pass of the backbone says.
+    """The outputs of a forward pass of the backbone, as heads read them.
 
     Attributes:
-        last: (B, T, d), the last layer's output; of an encoder-decoder, the decoder's, or the encoder's where the head
-            reads one state a token of the text.
-        pooled: (B, d), the pooling layer's output, where there is one.
-        layers: (B, T, d) for the embeddings and each layer, where the head asked for them.
-        scores: (B, T, V), the language-model head's, where the head asked for them.
-        mask: (B, T), 1 for real tokens; None when all are real.
-        segments: (B, T), 0 and 1 for the first and second text of a pair, where the backbone tells them apart.
-        targets: (B, T), the tokens whose scores a head asks for, where there are any; -100 where there is none.
-        choices: how many rows running are the choices of one question.
+        last: (B, T, d), output of the last layer; for an encoder-decoder that of the decoder, or of the encoder if the
+            head reads one state per token of the text.
+        pooled: (B, d), output of the pooling layer, if there is one.
+        layers: (B, T, d) for the embeddings and each layer, if the head reads them.
+        scores: (B, T, V), logits of the language-model head, if the head reads them.
+        mask: (B, T), 1 for tokens, 0 for padding; None if there is no padding.
+        segments: (B, T), 0 and 1 for the first and second text of a pair, if the backbone distinguishes them.
+        targets: (B, T), the tokens whose scores are needed, -100 elsewhere.
+        choices: number of consecutive rows that are the choices of one question.
     """
 
     last: Float[Tensor, "B T d"] | None = None
@@ -46,14 +46,14 @@ class States:
     choices: int = 1
 
     def of(self, rows: slice) -> "States":
-        """Those of some rows."""
+        """The outputs of some rows."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         cut: dict[str, Any] = {name: value[rows] for name, value in own.items() if isinstance(value, Tensor)}
         layers = None if self.layers is None else tuple(layer[rows] for layer in self.layers)
         return replace(self, **cut, layers=layers)
 
     def shortened(self, length: int) -> "States":
-        """Those of the first tokens only."""
+        """The outputs of the first tokens only."""
         own = {name: getattr(self, name) for name in ("last", "mask", "segments")}
         cut: dict[str, Any] = {name: value[:, :length] for name, value in own.items() if value is not None}
         layers = None if self.layers is None else tuple(layer[:, :length] for layer in self.layers)
@@ -61,20 +61,19 @@ class States:
 
 
 HEADS: dict[str, type["Head"]] = {}
-"""Heads by their kind in files."""
+"""The classes of heads by the kind that files name."""
 
 Reading = Literal["text", "tokens", "layers", "vocabulary"]
-"""What a head reads: one vector a text; one a token; all layers; or the language-model head's scores."""
+"""What a head reads: one vector per text, one per token, all layers, or the logits of the language-model head."""
 
 
 class Head(BaseModel, ABC):
     """A task's output layer, computed in float32.
 
     Attributes:
-        kind: which head it is, in files.
-
-    Class attributes:
-        reads: what it reads.
+        kind: the head's name in files.
+        reads: what the head reads: one vector per text, one per token, all layers, or the logits of the language-model
+            head.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,64 +88,65 @@ class Head(BaseModel, ABC):
 
     @property
     def task_kind(self) -> str:
-        """The kind of task that it is for."""
+        """The kind of task that the head is for."""
         return self.kind
 
     @property
     def over_choices(self) -> bool:
-        """Whether rows running are the choices of one question."""
+        """Whether consecutive rows are the choices of one question."""
         return False
 
     @property
     def labels_are_tokens(self) -> bool:
-        """Whether its labels are the tokens of a text to be generated."""
+        """Whether the labels are the tokens of a target text."""
         return False
 
     @property
     def by_token(self) -> bool:
-        """Whether it says something of each token, and labels are as long as texts."""
+        """Whether each token has its own logits and label."""
         return self.reads in ("tokens", "vocabulary")
 
     @property
     def num_labels(self) -> int | None:
-        """How many labels its task has; None when it has none."""
+        """Number of labels; None if the task has none."""
         return None
 
     @property
     def pooled_by(self) -> Pooling | None:
-        """How it makes one vector of an input; None where it does not."""
+        """How the head pools a text into one vector; None if it does not."""
         return None
 
     def check(self, backbone: Backbone) -> None:
-        """Refuse a backbone that does not have what the head reads.
+        """Check that the backbone has what the head reads.
 
         Raises:
-            BackboneError: what it lacks.
+            BackboneError: names what is missing.
         """
 
     def unused_sites(self, backbone: Backbone) -> tuple[str, ...]:
-        """Sites whose output the head does not read, so that training them would do nothing."""
+        """Names of sites whose output does not affect the head, so that training them would have no effect."""
         return ()
 
     @abstractmethod
     def declare(self, backbone: Backbone) -> dict[str, Parameter]:
-        """The head's parameters, by name in an adapter; each begins with `head.`."""
+        """The parameters of the head, by their names in an adapter, which begin with `head.`."""
 
     def fitted(self, labels: Sequence[Any]) -> "Head":
-        """The head for labels that are to be trained on: of numbers, with the scale that they are on."""
+        """The head fitted to the training labels: for regression, with their mean and standard deviation."""
         return self
 
     def calibrated(self, predictions: Any, labels: Any) -> "Head":
-        """The head with what is chosen on validation rows when training has ended.
+        """The head with settings chosen on validation rows after training, such as thresholds.
 
         Args:
-            predictions, labels: as `compute` takes them.
+            predictions: predictions, as for `graftwork.tasks.compute`.
+            labels: labels, as for `graftwork.tasks.compute`.
         """
         return self
 
     @abstractmethod
     def logits(self, states: States, parameters: Mapping[str, Tensor], *, training: bool) -> Tensor:
-        """What the head says, in float32."""
+        """The logits, in float32."""
 
     def loss(
         self,
@@ -156,14 +156,18 @@ class Head(BaseModel, ABC):
         parameters: Mapping[str, Tensor],
         items: Items | None = None,
     ) -> Float[Tensor, ""]:
-        """How far that is from the labels: the mean of each term of the loss, added up.
+        """The loss: the sum of its terms, each of which is a mean.
 
         Args:
-            items: what the terms are means over, where a step goes over more batches than this one; None: this batch's
-                own `counts`.
+            logits: the logits.
+            labels: the labels.
+            states: the outputs of the backbone.
+            parameters: the parameters of the adapter.
+            items: the numbers of items to average over, if a step has several batches. None: the `counts` of this
+                batch.
 
         Raises:
-            AdapterError: `items` is one number, and that does not say what each term is a mean over.
+            AdapterError: `items` is a single number, and the head's terms are averaged over different items.
         """
         return mean(
             self.sums(logits, labels, states, parameters), counted(items, self.counts(labels, states.targets), labels)
@@ -173,40 +177,43 @@ class Head(BaseModel, ABC):
     def sums(
         self, logits: Tensor, labels: Tensor, states: States, parameters: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The terms of the loss, each summed over what `counts` counts under its name."""
+        """The terms of the loss by name, each as a sum over the items that `counts` counts under that name."""
 
     def counts(self, labels: Tensor, targets: Tensor | None = None) -> Counts:
-        """What each term of the loss is a mean over, told from a batch's labels and targets before any pass."""
+        """The number of items that each term of the loss is averaged over, from the labels and targets of a batch."""
         return {LABELS: (labels != IGNORED).sum()}
 
     def step_counts(self, batches: Iterable[Mapping[str, Any]]) -> Counts:
-        """What the loss of a step over several micro-batches is a mean over.
+        """The numbers of items to average over in a step with several batches, for `num_items_in_batch`.
 
         Args:
-            batches: each with its `labels`, and its `targets` where it has some.
+            batches: the batches, each with `labels` and, if it has any, `targets`.
         """
         return together(self.counts(batch["labels"], batch.get("targets")) for batch in batches)
 
     def decide(self, logits: Tensor, mask: Tensor | None, parameters: Mapping[str, Tensor]) -> Tensor:
-        """What the head chooses: a class, a choice, a tag for each token, a token, or a number.
+        """The prediction from logits: a class, a choice, a tag for each token, a token, or a number.
 
         Args:
-            logits: what it said, with its classes last.
-            mask: (B, T), 1 for the tokens that are judged (the first word-piece of each word), where each token is
-                judged; None for all. What is chosen for the others says nothing.
-            parameters: the adapter's.
+            logits: the logits, with the classes in the last dimension.
+            mask: (B, T), 1 for the tokens to predict (the first word piece of each word), if each token has logits;
+                None: all. Predictions for other tokens are meaningless.
+            parameters: the parameters of the adapter.
         """
         return logits.argmax(dim=-1)
 
     def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N C"], Tensor]:
-        """The logits of each place that can be judged, and its label, `IGNORED` where it is not."""
+        """The logits and labels of all positions that can have a label; the label is `IGNORED` where there is none."""
         return logits, labels
 
     def divergence(self, one: Tensor, other: Tensor, labels: Tensor, items: Items | None = None) -> Float[Tensor, ""]:
-        """How far apart two passes over the same rows are: half the sum of the two Kullback-Leibler divergences, each
-        target detached (Wang et al. 2022, "AdaMix", section 3.2), averaged over the places that are judged.
+        """The divergence of two passes over the same rows: half the sum of the two Kullback-Leibler divergences, each
+        with its target detached (Wang et al. 2022, "AdaMix", section 3.2), averaged over positions with a label.
 
         Args:
+            one: the logits of one pass.
+            other: the logits of the other pass.
+            labels: the labels.
             items: as for `loss`.
 
         Raises:
@@ -215,7 +222,7 @@ class Head(BaseModel, ABC):
         return mean({LABELS: self.apart(one, other, labels)}, counted(items, self.counts(labels), labels))
 
     def apart(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
-        """The divergence, summed over the places that are judged."""
+        """The divergence, summed over positions with a label."""
         (one, judged), (other, _) = self.places(one, labels), self.places(other, labels)
         real = judged != IGNORED
         # A choice that is none has the logit -inf, and -inf less -inf would be NaN.

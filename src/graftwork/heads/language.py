@@ -21,11 +21,11 @@ WRONG = "tokens_of_wrong_choices"
 
 
 class LanguageHead(Head):
-    """Generation with the backbone's own language-model head, which brings no parameters.
+    """Generation with the backbone's own language-model head, without new parameters.
 
     Attributes:
-        shifted: whether the scores at a token are those of the one after it (a causal model's are; a decoder's inputs
-            are shifted already).
+        shifted: whether the logits at a position are those of the next token, as in a causal model. In an
+            encoder-decoder the decoder's inputs are already shifted.
     """
 
     reads: ClassVar[Reading] = "vocabulary"
@@ -61,11 +61,11 @@ class LanguageHead(Head):
         return {LABELS: F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED, reduction="sum")}
 
     def counts(self, labels: Tensor, targets: Tensor | None = None) -> Counts:
-        """A causal model says nothing of the first token of a row, whatever its label."""
+        """The number of tokens with a label, except the first of each row, which a causal model does not predict."""
         return super().counts(labels[:, 1:] if self.shifted else labels)
 
     def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N V"], Tensor]:
-        """Scores may go on behind the labels: other rows of a pass may have longer ones."""
+        """Logits beyond the labels are ignored: other rows of a pass may be longer."""
         logits = logits[:, : labels.shape[1]]
         if self.shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
@@ -73,14 +73,15 @@ class LanguageHead(Head):
 
 
 class LikelihoodHead(Head):
-    """Multiple choice by the likelihood that the language model gives each choice, trained by the three losses of T-Few
+    """Multiple choice by the likelihood of each choice under the language model, trained with the three losses of T-Few
     (Liu et al. 2022, section 3.2): L_LM + L_UL + L_LN.
 
-    A choice's score is its mean log-probability a token; the scores of a question are its logits.
+    The logit of a choice is its mean log-probability per token.
 
     Attributes:
         shifted: as for `LanguageHead`.
-        unlikelihood, length_normalised: whether L_UL and L_LN are added.
+        unlikelihood: whether to add L_UL.
+        length_normalised: whether to add L_LN.
     """
 
     reads: ClassVar[Reading] = "vocabulary"

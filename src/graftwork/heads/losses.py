@@ -14,16 +14,16 @@ from torch import Tensor
 from graftwork.errors import AdapterError
 
 IGNORED = -100
-"""The label of what is not judged: padding, sources, and all word-pieces of a word but the first."""
+"""The label of positions without a label: padding, sources, and all word pieces of a word but the first."""
 
 LABELS = "labels"
 """The name of the count of what has a label, which is what `transformers.Trainer` counts too."""
 
 Counts = Mapping[str, Tensor]
-"""How many things each term of a loss is a mean over, by its name."""
+"""The number of items that each term of a loss is averaged over, by name of the term."""
 
 Items = int | Tensor | Counts
-"""The counts of a step; or, as `transformers.Trainer` gives it, the number of its labels."""
+"""The counts of a step, or the number of its labels, as `transformers.Trainer` passes it."""
 
 StepItems = Items | Mapping[str, Items]
 """The same of one adapter; or of several by their names."""
@@ -96,7 +96,7 @@ def of_several(items: StepItems | None, labels: object) -> dict[str | None, Item
         return dict(cast(Mapping[str | None, Items], items))
     if not isinstance(labels, Tensor) or int(items) != labels_in(labels):
         raise AdapterError(
-            "num_items_in_batch is one number, and the rows have several adapters, each with a loss of its own",
+            "num_items_in_batch is one number, and the rows have several adapters, each with its own loss",
             expected="a mapping from each adapter's name to its counts, or no gradient accumulation",
         )
     return {}

@@ -18,16 +18,18 @@ from graftwork.methods.parameters import Parameter
 
 
 class PooledHead(Head):
-    """A classifier or a regressor: logits = W · dropout(pooled) + b.
+    """Classification or regression of texts: logits = W · dropout(pooled) + b.
 
-    With `extra_layer`, pooled is first sent through tanh(V · pooled + c), V (d, d).
+    With `extra_layer`, `pooled` is first replaced by tanh(V · pooled + c), V (d, d).
 
     Attributes:
-        kind: `classification` gives num_outputs logits, `regression` one number.
-        pooling: how one vector is made of a text.
-        dropout: before the classifier, in training.
-        init_std: the classifier starts N(0, init_std²) with bias 0.
-        scale: of a regression, that of the numbers; None: the classifier says them as they are.
+        kind: `classification` or `regression`.
+        num_outputs: number of logits: one per class, or 1 for regression.
+        pooling: how a text becomes one vector.
+        extra_layer: add a dense layer with tanh.
+        dropout: dropout before the classifier, in training.
+        init_std: the classifier is initialised with N(0, init_std²) and bias 0.
+        scale: for regression, mean and standard deviation of the labels; None: numbers are not standardised.
     """
 
     reads: ClassVar[Reading] = "text"
@@ -72,7 +74,7 @@ class PooledHead(Head):
     def sums(
         self, logits: Float[Tensor, "B C"], labels: Tensor, states: States, parameters: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Cross-entropy over class ids, or squared errors of standardised numbers."""
+        """Cross-entropy over classes, or squared errors of standardised numbers."""
         if self.kind == "regression":
             return of_numbers(logits, labels, self.scale)
         return {LABELS: F.cross_entropy(logits, labels, reduction="sum")}
@@ -86,7 +88,7 @@ class PooledHead(Head):
         return super().decide(logits, mask, parameters)
 
     def apart(self, one: Tensor, other: Tensor, labels: Tensor) -> Float[Tensor, ""]:
-        """Of two numbers, the squared difference, standardised."""
+        """For regression, the squared difference of standardised numbers."""
         if self.kind == "regression":
             return squared_errors(one.squeeze(-1), other.squeeze(-1), self.scale)
         return super().apart(one, other, labels)
@@ -107,12 +109,12 @@ def check_pooling(pooling: Pooling, backbone: Backbone) -> None:
 
 
 def unused_by(pooling: Pooling) -> tuple[str, ...]:
-    """The sites that are not read when vectors are made in that way."""
+    """The sites that this pooling does not use."""
     return ("lm_head",) if pooling == "pooler" else ("lm_head", "pooler")
 
 
 def pool(states: States, pooling: Pooling) -> Float[Tensor, "B d"]:
-    """One float32 vector a text."""
+    """One float32 vector per text."""
     if pooling == "pooler":
         assert states.pooled is not None  # the head has been checked
         return states.pooled.float()

@@ -15,14 +15,14 @@ from graftwork.methods.parameters import Parameter
 
 
 class TokenHead(Head):
-    """A classifier of tokens: logits_t = W · dropout(h_t) + b (Devlin et al. 2019, section 5.3).
+    """Token classification: logits_t = W · dropout(h_t) + b (Devlin et al. 2019, section 5.3).
 
-    A word is judged by its first word-piece.
+    The tag of a word is that of its first word piece.
 
     Attributes:
         num_outputs: number of tags.
-        dropout: before the classifier, in training.
-        init_std: the classifier starts N(0, init_std²) with bias 0.
+        dropout: dropout before the classifier, in training.
+        init_std: the classifier is initialised with N(0, init_std²) and bias 0.
     """
 
     reads: ClassVar[Reading] = "tokens"
@@ -37,7 +37,7 @@ class TokenHead(Head):
         return self.num_outputs
 
     def unused_sites(self, backbone: Backbone) -> tuple[str, ...]:
-        """A decoder is not run: of an encoder-decoder the encoder's states are read."""
+        """Sites of a decoder, which is not run: in an encoder-decoder the encoder's states are used."""
         decoder = [site.name for site in backbone.sites.values() if site.stack == "decoder"]
         return ("lm_head", "pooler", *decoder)
 
@@ -55,7 +55,7 @@ class TokenHead(Head):
         states: States,
         parameters: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Cross-entropy over the tags of the tokens that have one."""
+        """Cross-entropy over tokens with a tag."""
         return {LABELS: F.cross_entropy(*self.places(logits, labels), ignore_index=IGNORED, reduction="sum")}
 
     def places(self, logits: Tensor, labels: Tensor) -> tuple[Float[Tensor, "N C"], Tensor]:

@@ -85,7 +85,7 @@ class Inference:
         """
         known = [name for name in names if name is not None]
         if len(known) < len(inputs):
-            raise AdapterError("the backbone alone says nothing of an input", expected="a name for each input")
+            raise AdapterError("the backbone alone makes no predictions", expected="a name for each input")
         options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
         found: dict[int, Prediction] = {}
         if len(set(known)) > 1 and not any(option is not None for option in options.values()):
@@ -104,7 +104,7 @@ class Inference:
         resident, encoder = self._lease[adapter], self.encoder(adapter)
         kind = KINDS[resident.adapter.kind]
         if kind.generates or kind.by_token:
-            raise AdapterError(f"a {kind.name} task has no one row of logits for an input", expected="predict()")
+            raise AdapterError(f"a {kind.name} task does not have one row of logits per input", expected="predict()")
         rows = encoder.encode(inputs)
         found: dict[int, Tensor] = {}
         for places, batch in encoder.batches(rows, batch_size):
@@ -196,7 +196,7 @@ class Inference:
         kind = KINDS[adapter.kind]
         if given and not kind.generates:
             raise RecipeError(
-                f"adapter {name!r} does not generate, so that it has no {' and '.join(given)}",
+                f"adapter {name!r} does not generate and has no {' and '.join(given)}",
                 change=", ".join("--" + option.replace("_", "-") for option in given),
             )
         request = Request(

@@ -60,7 +60,7 @@ def generate(
     if isinstance(options.get("past_key_values"), Cache):
         raise AdapterError(
             "these adapters cannot share one generate(), and one cache was given for all rows",
-            expected="generate() for each of them, with a cache of its own",
+            expected="a separate generate() for each of them, each with its own cache",
         )
     if options.get("return_dict_in_generate"):
         raise AdapterError(

@@ -23,13 +23,13 @@ CLASSES = {
 
 if TYPE_CHECKING:
     KindName = str
+    """The name of a kind of task: a key of `KINDS`."""
 else:
     KindName = Literal[tuple(CLASSES)]
-"""The name of a kind, as settings have it."""
 
 
 class Kinds(Mapping[str, "Kind"]):
-    """The kinds of task by name."""
+    """Kinds of task by name, each imported when it is first used."""
 
     def __init__(self) -> None:
         self._made: dict[str, Kind] = {}
@@ -51,12 +51,15 @@ KINDS = Kinds()
 """Kinds of task by name."""
 
 DEFAULT_KIND = next(iter(CLASSES))
-"""The kind that is meant where none is named."""
+"""The default kind of task."""
 
 
 def default_kind(num_labels: int) -> str:
-    """The kind that is meant where none is named, but the number of labels is: one alone is a number, as in
-    transformers."""
+    """The default kind of task for a number of labels: regression for a single one, as in transformers.
+
+    Args:
+        num_labels: the number of labels.
+    """
     return DEFAULT_KIND if num_labels > 1 else next(n for n, kind in KINDS.items() if kind.problem_type == "regression")
 
 

@@ -1,6 +1,6 @@
 """What a kind of task has to say: which columns its data have, how a model reads and answers it, and how it is scored.
 
-A kind knows nothing of where data lie and of how a model is run. It imports what is heavy when it is request.
+A kind knows nothing of where data lie and of how a model is run. It imports what is heavy when it is asked for.
 """
 
 from abc import ABC, abstractmethod
@@ -91,27 +91,28 @@ class Request:
 class Kind(ABC):
     """A kind of task.
 
-    Class attributes:
-        name: the kind's.
-        inputs: the fields of a task that name columns of its inputs, and what these hold; in order.
-        needed: those of them that every task of the kind has.
-        label: what the label column holds.
-        options: the other fields of a task that not every kind has.
-        layouts: how its data may lie besides in tables: layouts of `graftwork.tasks.Task`.
-        class_folders: whether its data may also lie in a folder of files for each class.
-        metrics: those that suit it; the usual ones come first.
-        usual_metrics: how many of them are usual.
-        named: whether its answers are labels out of one list for all rows.
-        pooled: whether its head is over one vector an input.
-        generates: whether its answers are texts that are made.
-        by_token: whether each token of an input has logits of its own.
-        stratified: whether held-out rows are taken from each class in proportion.
-        unit: what is held out and counted.
-        baseline: what a linear model on the frozen embeddings is called; None where there is none.
-        problem_type: as `transformers.PretrainedConfig` calls it, where it has a word for it.
-        takes, says: in words; what it says is empty where that is its labels.
-        example: an input, as Python writes it.
-        shown: an input in error messages, in the plural.
+    Attributes:
+        name: name of the kind.
+        inputs: fields of a task that name columns of the inputs, in order, and the type of each.
+        needed: the fields among them that are required.
+        label: type of the label column.
+        options: other fields of a task that only some kinds have.
+        layouts: formats of data that the kind has in addition to tables: layouts of `graftwork.tasks.Task`.
+        class_folders: whether the data may also be a folder with a folder of files per class.
+        metrics: the metrics that suit the kind, the default ones first.
+        usual_metrics: number of default metrics.
+        named: whether all rows have labels from one list.
+        pooled: whether the head reads one vector per input.
+        generates: whether predictions are generated texts.
+        by_token: whether each token of an input has its own logits.
+        stratified: whether classes keep their proportions when rows are held out.
+        unit: what is held out and counted, such as a row.
+        baseline: name of the linear model on the frozen embeddings; None if there is none.
+        problem_type: `problem_type` of `transformers.PretrainedConfig`, if it has one for the kind.
+        takes: description of the inputs.
+        says: description of the predictions; empty if they are labels.
+        example: an input, as Python code.
+        shown: description of an input in error messages, in the plural.
     """
 
     name: ClassVar[str]

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric.
+    """A metric.
 
     Attributes:
-        function: (predictions, labels) -> value. Both are ids (N,) of classes or choices, numbers (N,) for regression,
-            N lists of tags for tagging; of generation they are N texts and N lists of references. None: the value is
-            not one of predictions, and whoever runs the model gives it.
-        greater_is_better: whether the best checkpoint has the greatest value.
-        binary: whether it is defined for two classes only; class 1 is then the positive one.
-        spans: whether it is defined only for tags that mark spans, as B-PER, I-PER and O do.
-        kinds: the kinds of task it suits, in the table of all metrics.
+        function: function from predictions and labels to the value. Both are ids (N,) of classes or choices, numbers
+            (N,) for regression, or N lists of tags; for generation, N texts and N lists of references. None: the value
+            is not computed from predictions (the loss).
+        greater_is_better: whether a higher value is better.
+        binary: whether the metric is for two classes only, with class 1 as the positive one.
+        spans: whether the metric needs tags that mark spans, such as B-PER, I-PER and O.
+        kinds: the kinds of task that the metric suits.
     """
 
     function: Callable[[Any, Any], float] | None

@@ -34,11 +34,11 @@ SEPARATOR = "|"
 
 
 class MultiLabelHead(PooledHead):
-    """A classifier with a probability for each label: sigmoid(W · dropout(pooled) + b).
+    """Multi-label classification: a probability for each label, sigmoid(W · dropout(pooled) + b).
 
     Attributes:
-        thresholds: the probability from which on a label is given, for each; None: 0.5. They are chosen on the
-            validation rows when training has ended: of each label the one with the best F1.
+        thresholds: for each label, the minimum probability at which it is predicted. None: 0.5. After training they are
+            chosen on the validation rows, for the best F1 of each label.
     """
 
     kind: Literal["multi-label-classification"] = NAME  # type: ignore[assignment] # one of a kind of its own

@@ -1,4 +1,4 @@
-"""What a model says of an input, as users get it."""
+"""Predictions, as users get them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,12 +13,13 @@ from graftwork.errors import AdapterError
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Words that tags mark as one.
+    """Consecutive words that form one entity.
 
     Attributes:
-        type: what they are marked as, the tags' text after B- and I-.
-        start, end: the places of its first word and of the one after its last.
-        text: its words, with spaces between them.
+        type: the entity's type: the part of the tags after B- and I-.
+        start: index of the first word.
+        end: index after the last word.
+        text: the words, joined by spaces.
     """
 
     type: str
@@ -29,18 +30,19 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What an adapter says of one input. What does not apply to the kind of task is None.
+    """The prediction for one input. Fields that do not apply to the kind of task are None.
 
     Attributes:
-        label: the class; the number, for regression; of a multiple choice, the name of the choice, which is its place
-            from 0 where the task names none.
-        labels: where an input may have several, those that it has.
+        label: for classification, the class; for regression, the number; for multiple choice, the name of the choice,
+            or its index from 0 if choices have no names.
+        labels: for multi-label classification, the labels whose probability is at least their threshold.
         score: the probability of the class or choice.
-        scores: every class's or choice's probability.
-        choice: the chosen text.
-        words, tags: of token classification, the words and the tag of each.
-        spans: what the tags mark, where they mark spans (B-PER, I-PER, O).
-        generated: the generated text.
+        scores: the probability of every class, label or choice.
+        choice: for multiple choice, the text of the choice.
+        words: for token classification, the words.
+        tags: for token classification, the tag of each word.
+        spans: for token classification with tags such as B-PER, I-PER and O, the entities.
+        generated: for generation, the generated text.
     """
 
     label: str | float | None = None
@@ -54,33 +56,33 @@ class Prediction:
     generated: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: without what does not apply."""
+        """The fields that are not None, for JSON."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def check_finite(scores: Tensor) -> None:
-    """Refuse scores of which nothing could be said, and that no JSON can hold.
+    """Refuse scores that are not finite.
 
     Raises:
-        AdapterError: one is NaN or infinite.
+        AdapterError: a score is NaN or infinite.
     """
     wrong = scores[~scores.isfinite()]
     if wrong.numel():
         raise AdapterError(
-            f"a score is {wrong[0].item()}, which is no finite number: the adapter's tensors have such numbers, or the "
-            "backbone's precision does not hold its states",
+            f"a score is {wrong[0].item()}, not a finite number: the adapter's tensors contain NaN or infinity, or "
+            "the backbone's states overflow its precision",
             expected="finite scores",
             change="the adapter, or --dtype float32",
         )
 
 
 def widen(found: Mapping[int, Tensor]) -> Float[Tensor, "N C"]:
-    """The rows' logits as one tensor, in the order of their places; -inf where a row has fewer than another."""
+    """The logits of all rows as one tensor, in row order; -inf where a row has fewer than another."""
     rows = [found[place] for place in range(len(found))]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
 
 
 def best(labels: Sequence[str], row: Sequence[float]) -> Prediction:
-    """The likeliest of labels, by their probabilities."""
+    """The most probable label, as a prediction."""
     found = max(range(len(row)), key=row.__getitem__)
     return Prediction(label=labels[found], score=row[found], scores=dict(zip(labels, row, strict=True)))

@@ -1,4 +1,4 @@
-"""What predictions are worth: the metrics of every kind of task in one table, and their values."""
+"""Scores of predictions: the metrics of all kinds of task in one table, and their values."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +36,7 @@ class Metrics(Mapping[str, Metric]):
 
 
 METRICS = Metrics()
-"""Every metric: the kinds of task that it suits, and whether more is better."""
+"""All metrics by name."""
 
 
 def check_metrics(names: Sequence[str], kind: str, labels: Sequence[str] | None = None) -> None:
@@ -71,25 +71,27 @@ def compute(
     predictions: "numpy.ndarray | Sequence[str] | Sequence[Sequence[str]]",
     labels: "numpy.ndarray | Sequence[Sequence[str]]",
 ) -> dict[str, float]:
-    """The named metrics of one model's predictions.
+    """Compute metrics of predictions.
+
+    | kind | predictions | labels |
+    |---|---|---|
+    | `classification`, `image-classification` | logits (N, C) | class ids (N,) |
+    | `multi-label-classification` | logits (N, C) minus those of the thresholds | 0 and 1 (N, C) |
+    | `multiple-choice` | logits (N, C), -inf where a row has fewer than C choices | ids of choices (N,) |
+    | `regression` | numbers (N,) or (N, 1) | numbers (N,) |
+    | `token-classification` | N lists of tags, one for each word | N lists of tags |
+    | `generation` | N texts | N lists of one or more references |
 
     Args:
         names: keys of `METRICS`.
-        kind: the task's kind, on which the other two depend:
-
-            | kind | predictions | labels |
-            |---|---|---|
-            | `classification`, `image-classification` | logits (N, C) | class ids (N,) |
-            | `multi-label-classification` | logits (N, C) less those of the thresholds | 0 and 1 (N, C) |
-            | `multiple-choice` | logits (N, C), -inf where a row has fewer than C choices | ids of choices (N,) |
-            | `regression` | numbers (N,) or (N, 1) | numbers (N,) |
-            | `token-classification` | N lists of tags, one for each word | N lists of tags |
-            | `generation` | N texts | N lists of one or more references |
+        kind: the kind of task.
+        predictions: the predictions, as the table says.
+        labels: the labels, as the table says.
 
     Returns:
-        One value for each name, in the order given, less `loss`: predictions do not tell it. Where a correlation is
-        undefined, because the predictions or the labels are constant (but for rounding), and where there is no span, it
-        is 0.0.
+        The value of each metric, in the given order, without `loss`, which cannot be computed from predictions. A
+        correlation is 0.0 if the predictions or the labels are constant (up to rounding), and a score of spans is 0.0
+        if there is no span.
 
     Raises:
         RecipeError: a name is unknown or does not suit the kind.

@@ -1,4 +1,4 @@
-"""Methods: one file each. `METHODS` is the table by name; a new method is a file and a line here."""
+"""Methods: one file each. `METHODS` is the table by name; a new method is one file and one line here."""
 
 from graftwork.methods.adamix import AdaMix
 from graftwork.methods.bitfit import BitFit

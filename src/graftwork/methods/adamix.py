@@ -1,15 +1,14 @@
-"""AdaMix: several experts instead of one bottleneck in training, averaged afterwards.
+"""AdaMix: several experts instead of one bottleneck during training, which are averaged afterwards.
 
-Wang et al. 2022, "AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning", EMNLP, section 3. There is one
-position a layer, Pfeiffer's, with E down projections and one up projection that they share:
+Wang et al. 2022, "AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning", EMNLP, section 3. The position
+is Pfeiffer's, once per layer, with E down projections and one shared up projection:
     f_e(x) = W_up · σ(W_down,e · x + b_down,e) + b_up.
-Each pass of training draws e anew in every layer, uniformly. A step has two passes, and its loss is
+Each training pass draws e uniformly in every layer. A step has two passes, and its loss is
     CE(p_1) + ½ [KL(p_2 ‖ p_1) + KL(p_1 ‖ p_2)],
-the targets detached (section 3.2). What is used and kept is the average of the experts' weights and biases (section
-3.3).
+with detached targets (section 3.2). The average of the experts' weights and biases is used and saved (section 3.3).
 
 Shapes: W_down (E, m, d), b_down (E, m), W_up (d, m), b_up (d): each expert has a down projection with its bias; the up
-projection and its bias are shared. That is E (md + m) + md + d a layer in training, 2md + m + d when finished:
+projection and its bias are shared. That is E (md + m) + md + d per layer in training, 2md + m + d when finished:
 2,223,360 and 894,528 on BERT-base with E 4 and m 48.
 """
 
@@ -35,9 +34,10 @@ EXPERTS = ("down", "down_bias")
 class AdaMix(BottleneckMethod):
     """AdaMix. Use it for better quality from an adapter of Pfeiffer's size, at twice the training time.
 
-    Settings, besides those of `BottleneckMethod`:
-        experts: E.
-        init_std: of the normal distribution of the projections. None: W_down Kaiming-uniform(sqrt 5) and W_up zero.
+    Attributes:
+        experts: number E of experts.
+        init_std: standard deviation of the normal distribution of the initial projections. None: W_down is
+            Kaiming-uniform (a = √5) and W_up zero.
     """
 
     name: ClassVar[str] = "adamix"

@@ -22,7 +22,9 @@ from graftwork.ops import Bias, Dense, Op
 
 
 class BitFit(Method):
-    """BitFit. A strong baseline with few parameters for models with biases; merged, it costs nothing at inference."""
+    """BitFit: only biases are trained. A strong baseline with few parameters, for models with biases. Once merged, it
+    adds no cost.
+    """
 
     name: ClassVar[str] = "bitfit"
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"
@@ -38,7 +40,7 @@ class BitFit(Method):
         if not chosen:
             raise SiteError(
                 "BitFit trains biases, and the backbone has none",
-                expected="a backbone with biases (those of BERT's layout, GPT-2), or another method of few numbers "
+                expected="a backbone with biases (BERT's layout, GPT-2), or another method with few parameters "
                 "(layer-norm-tuning, ia3)",
                 change="--method",
             )

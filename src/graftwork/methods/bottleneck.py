@@ -31,20 +31,20 @@ from graftwork.ops.bottleneck import ACTIVATIONS
 class BottleneckMethod(Method, ABC):
     """A method that trains bottlenecks.
 
-    Settings of all of them:
-        bottleneck: size m.
-        reduction: in its place, d / m.
-        activation: σ, one of gelu, gelu_tanh, relu, silu, swish, tanh, sigmoid.
+    Attributes:
+        bottleneck: size m of the bottleneck. Set either this or `reduction`.
+        reduction: the ratio d / m of the hidden size to the bottleneck.
+        activation: the nonlinearity σ: gelu, gelu_tanh, relu, silu, swish, tanh or sigmoid.
         init_std: standard deviation of the initial weights.
-        norms: which of the backbone's norms are trained too: `all`, `layers` (those in the layers), or `none`.
-        sublayers: at which sub-layers they act: attention, cross_attention, ffn, a list or separated by commas.
-        share_positions: one bottleneck serves all these sub-layers of a layer.
-        share_layers: one bottleneck serves this many consecutive layers.
-        skip_layers: n: the first n layers (of each stack) stay those of the frozen backbone, norms included, so that
-            tasks share their computation (Rücklé et al. 2021, "AdapterDrop", arXiv:2010.11918, section 3, specialised).
-        robust_drop: n is drawn from 0..L-1 anew in each pass of training, for each stack the same share of its L, so
-            that layers can be left out of the finished adapter (there, robust; `Adapter.without_layers`).
-        extra_classifier: one more dense layer with tanh before the head's classifier.
+        norms: the norms of the backbone to train as well: `all`, `layers` (those in the layers), or `none`.
+        sublayers: the sub-layers with a bottleneck: attention, cross_attention, ffn; as a list or separated by commas.
+        share_positions: use one bottleneck for all these sub-layers of a layer.
+        share_layers: use one bottleneck for this many consecutive layers.
+        skip_layers: leave the first n layers of each stack without bottlenecks and trained norms, so that tasks can
+            share their computation (AdapterDrop, Rücklé et al. 2021, arXiv:2010.11918, section 3, specialised).
+        robust_drop: draw n from 0 to L - 1 in each training pass (for each stack the same share of its layers), so that
+            layers can be left out of the finished adapter with `Adapter.without_layers` (AdapterDrop, robust).
+        extra_classifier: add a dense layer with tanh before the classifier of the head.
     """
 
     lowers_to: ClassVar[tuple[type[Op], ...]] = (Bottleneck, Norm)
@@ -181,7 +181,7 @@ class BottleneckMethod(Method, ABC):
         assert self.reduction is not None  # one of the two says the size
         if self.reduction > d:
             raise MethodError(
-                f"a reduction of {self.reduction} leaves no bottleneck of a hidden size of {d}",
+                f"a reduction of {self.reduction} is larger than the hidden size {d}",
                 expected=f"at most {d}",
                 change="--method.reduction",
             )

@@ -5,9 +5,10 @@ A map from k to d is y = x H + b with
     H = Σ_{i=1..n} A_i ⊗ (s_i t_iᵀ),
 A_i (n × n), s_i (k/n × r), t_i (d/n × r), r = 1. A is one tensor for all maps of the model. The plain parametrised
 hypercomplex map (PHM; Zhang et al. 2021, "Beyond Fully-Connected Layers with Quaternions", arXiv:2102.08597, eq. 3.2)
-has a matrix B_i (k/n × d/n) in the place of s_i t_iᵀ, and an A of its own.
+has a matrix B_i (k/n × d/n) instead of s_i t_iᵀ, and an A for each map.
 
-Shapes: A (n, n, n), s (n, k/n, r), t (n, r, d/n), or B (n, k/n, d/n). A rank-1 map costs k + d and its bias d.
+Shapes: A (n, n, n), s (n, k/n, r), t (n, r, d/n), or B (n, k/n, d/n). A rank-1 map has k + d parameters, and d for
+its bias.
 """
 
 from collections.abc import Mapping
@@ -28,16 +29,17 @@ SHARED = "shared"
 
 
 class Compacter(BottleneckMethod):
-    """Compacter, twice a layer; Compacter++ (`compacter++`) only after the feed-forward; PHM adapters (`phm`).
+    """Compacter: bottlenecks made of Kronecker products, twice per layer. With other settings, Compacter++
+    (`compacter++`), only after the feed-forward layer, and PHM adapters (`phm`).
 
     Use it when adapters must be very small: 0.05 % of the backbone.
 
-    Settings, besides those of `BottleneckMethod`:
-        init_std: of A's normal distribution. The other factors are Glorot-uniform and the biases zero, so that nearly
-            nothing is changed at first.
-        phm_dim: n; it must divide d and m.
-        phm_rank: r; None for PHM's matrices.
-        share_rule: one A for the whole model; else each map has its own.
+    Attributes:
+        init_std: standard deviation of the normal distribution of the initial A. The other factors are Glorot-uniform
+            and the biases zero, so that the outputs are nearly unchanged at first.
+        phm_dim: number n of products; it must divide d and m.
+        phm_rank: rank r of the second factors; None: full matrices, as in PHM.
+        share_rule: use one A for the whole model, instead of one per map.
     """
 
     name: ClassVar[str] = "compacter"

@@ -2,11 +2,11 @@
 
 Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", section 4, eq. 5 and 11, over output rows:
     W' = g ⊙ (W + s B A) / ‖W + s B A‖,    y = W' x + b,    s = α / r,
-with g = ‖W‖ at first and the norm taken as a constant in the backward pass (section 4.3). The bias stands outside the
-scaling. Lowered to ops: with c = g / ‖W + s B A‖,
+with g = ‖W‖ at first and the norm taken as a constant in the backward pass (section 4.3). The bias is not
+scaled. Lowered to ops: with c = g / ‖W + s B A‖,
     y = c ⊙ (W x + b + s B A x) + (1 − c) ⊙ b.
 
-Shapes: A (r, in), B (out, r), magnitude g (out). r (in + out) + out numbers a linear map.
+Shapes: A (r, in), B (out, r), magnitude g (out). r (in + out) + out parameters per linear map.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,14 +25,14 @@ from graftwork.ops import Bias, LowRank, Op, Scale
 
 
 class DoRA(Method):
-    """DoRA. Use it instead of LoRA at small ranks, where it is closer to full fine-tuning. A training step costs
-    more: it forms each changed weight once for its rows' lengths.
+    """DoRA: LoRA with a trained magnitude for each output. Use it instead of LoRA at small ranks, where it is closer to
+    full fine-tuning. Training steps take longer, because the length of each row of the adapted weights is computed.
 
-    Settings:
-        rank: r.
-        alpha: α; the low-rank difference is scaled by α / r.
-        dropout: of the input to A, in training.
-        targets: site patterns, as LoRA's; by default all linear maps in the layers.
+    Attributes:
+        rank: rank r of the update.
+        alpha: α; the low-rank update is scaled by α / r.
+        dropout: dropout of the input of A, in training.
+        targets: site patterns of the linear maps to adapt, as for `LoRA`. By default all linear maps in the layers.
     """
 
     name: ClassVar[str] = "dora"

@@ -1,7 +1,8 @@
-"""Feature extraction: the backbone is unchanged, and a task model is trained on a mix of its layers.
+"""Feature extraction: the backbone is unchanged, and a task model is trained on a weighted sum of its layers.
 
-Peters et al. 2019, "To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", section 3. What it
-trains is the head (`graftwork.heads.FeatureHead`): the mix, the task model and the classifier; it acts at no site.
+Peters et al. 2019, "To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", section 3. All
+trained parameters belong to the head (`graftwork.heads.FeatureHead`): the weights of the sum, the task model and the
+classifier.
 """
 
 from collections.abc import Mapping
@@ -13,14 +14,14 @@ from graftwork.methods.headonly import HeadMethod
 
 
 class FeatureExtraction(HeadMethod):
-    """Feature extraction.
+    """Feature extraction: a task model is trained on a weighted sum of the frozen backbone's layers.
 
-    Settings:
-        model: the task model over the mixed layers. `linear`: a classifier of the pooled text, or of each token.
-            `bilstm`: of texts, BiLSTMs with bi-attention (McCann et al. 2017); of tokens, a BiLSTM. `esim`: of pairs of
-            texts (Chen et al. 2017). `bilstm-crf`: of tokens, with a conditional random field (Lample et al. 2016).
-        hidden_size: of each direction of the LSTMs.
-        dropout: of the mixed features and before the classifier, in training.
+    Attributes:
+        model: the task model. `linear`: a classifier of the pooled text, or of each token. `bilstm`: for texts, BiLSTMs
+            with bi-attention (McCann et al. 2017); for tokens, a BiLSTM. `esim`: for pairs of texts (Chen et al. 2017).
+            `bilstm-crf`: for tokens, a BiLSTM with a conditional random field (Lample et al. 2016).
+        hidden_size: hidden size of each direction of the LSTMs.
+        dropout: dropout of the weighted sum and before the classifier, in training.
     """
 
     name: ClassVar[str] = "feature-extraction"

@@ -1,10 +1,10 @@
 """Fine-tuning of the backbone's own weights: all of them (Devlin et al. 2019, section 4), those of the top layers, or a
-random subset; at one rate, or at one that falls from layer to layer; all at once, or one layer more each epoch.
+random subset; at one rate, or at rates that decrease from layer to layer; all at once, or one more layer each epoch.
 
-What is trained and kept is the difference to the frozen weights, ΔW = 0 at first, in float32; the backbone itself never
-changes, so that a fully fine-tuned task is an adapter like any other, only larger.
+The difference to the frozen weights is trained and saved, in float32, with ΔW = 0 at first. The backbone itself never
+changes, so that a fully fine-tuned task is an adapter like any other, but larger.
 
-Shapes: ΔW as the module holds W; of a random subset, k values for a W of n entries, k = share · n rounded.
+Shapes: ΔW as W in the module; for a random subset, k values for a W of n entries, with k = share · n, rounded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,21 +29,23 @@ from graftwork.ops import Dense, Op
 
 
 class FullFineTuning(Method):
-    """Full fine-tuning. Weight decay pulls each weight to its pretrained value, because it acts on the difference.
+    """Full fine-tuning: the backbone's own weights are trained, all or some of them. The adapter stores the difference
+    to the pretrained weights, so weight decay pulls each weight towards its pretrained value.
 
-    A layer's height is the number of layers above it; embeddings have that of a layer below the lowest. Weights that
-    stand in two places (tied embeddings) are one, at the lower.
+    For rates and unfreezing, embeddings count as a layer below the lowest. A weight at two sites (tied embeddings)
+    belongs to the lower one.
 
-    Settings:
-        top_layers: train only this many layers from the top, and what stands above them (Houlsby et al. 2019, section
+    Attributes:
+        top_layers: train only this many layers from the top, and everything above them (Houlsby et al. 2019, section
             3.3: variable fine-tuning).
-        random_subset: train only this share of each tensor's entries, drawn uniformly (Ben Zaken et al. 2022, "BitFit",
-            section 4, "Are bias parameters special?").
-        subset_seed: draws the entries; an adapter's settings hold it, so that its entries are not kept on disk.
-        layer_decay: each layer's rate is that of the layer above divided by this (Howard & Ruder 2018, section 3.2:
-            discriminative fine-tuning, 2.6). The head and what stands above the layers have the top layer's rate.
-        gradual_unfreezing: train the top layer in the first epoch, and one layer more in each that follows; the
-            embeddings last (section 3.3).
+        random_subset: train only this share of the entries of each tensor, drawn uniformly (Ben Zaken et al. 2022,
+            "BitFit", section 4).
+        subset_seed: seed of that draw. It is stored, instead of the positions of the entries.
+        layer_decay: the learning rate of each layer is that of the layer above divided by this number (Howard & Ruder
+            2018, section 3.2: discriminative fine-tuning, 2.6). The head and everything above the layers have the rate
+            of the top layer.
+        gradual_unfreezing: train the top layer in the first epoch and one more layer in each epoch that follows; the
+            embeddings last (Howard & Ruder 2018, section 3.3).
     """
 
     name: ClassVar[str] = "full-fine-tuning"

@@ -28,7 +28,7 @@ class HeadMethod(Method, ABC):
 
 
 class HeadOnly(HeadMethod):
-    """The lower baseline: a linear classifier over the frozen backbone's pooled output."""
+    """Head only: a linear classifier over the pooled output of the frozen backbone. The lower baseline."""
 
     name: ClassVar[str] = "head-only"
     paper: ClassVar[str] = "the feature-based baseline of Peters et al. 2019, arXiv:1903.05987"

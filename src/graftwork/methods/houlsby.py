@@ -20,10 +20,12 @@ from graftwork.methods.projections import DenseBottleneck
 class Houlsby(DenseBottleneck):
     """Houlsby adapters. Use them when quality comes first and a few megabytes per task are acceptable.
 
-    Settings: those of `BottleneckMethod` and `DenseBottleneck`. What the paper has:
-        init_std: 1e-2 (1e-3 in its code), cut at two standard deviations.
-        norms: all, the embedding's included.
-        depth, layer_norm, activation, sublayers: variants of its section 3.6, which were no better.
+    The paper trains all layer norms, the embeddings' included. Its section 3.6 also tried other values of `depth`,
+    `layer_norm`, `activation` and `sublayers`, which were no better.
+
+    Attributes:
+        init_std: standard deviation of the initial weights, whose distribution is cut at two standard deviations. The
+            paper has 1e-2, its code 1e-3.
     """
 
     name: ClassVar[str] = "houlsby"

@@ -2,11 +2,11 @@
 
 Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", section 3.3:
     softmax(Q (l_k ⊙ K)ᵀ / √d_k) (l_v ⊙ V),    (l_ff ⊙ γ(W_1 x)) W_2,
-with γ the nonlinearity; of a gated feed-forward, the product that enters W_2 is what l_ff multiplies. All vectors
-start at one, so that nothing is changed at first.
+with γ the nonlinearity. In a gated feed-forward layer, l_ff multiplies the input of W_2. All vectors start at one, so
+that the outputs are unchanged at first.
 
-Shapes: output_scale (out) for keys and values, input_scale (in) for the feed-forward's second map: L (2d + f) numbers
-in an encoder; an encoder-decoder's cross attention has its own.
+Shapes: output_scale (out) for keys and values, input_scale (in) for the second map of the feed-forward layer:
+L (2d + f) parameters in an encoder. Cross-attention has separate vectors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,14 @@ from graftwork.ops import Op, Scale
 
 
 class IA3(Method):
-    """IA3. Use it for few examples, or for adapters of a few thousand parameters; merged, it costs nothing.
+    """IA3: trained scaling of keys, values and the feed-forward layer. Use it for few examples, or for adapters of some
+    thousand parameters. Once merged, it adds no cost.
 
-    Settings:
-        outputs: site patterns of the linear maps whose output is scaled; by default keys and values, those of cross
-            attention too.
-        inputs: of those whose input is scaled; by default the feed-forward's second map.
+    Attributes:
+        outputs: site patterns of the linear maps whose output is scaled. By default keys and values, including those of
+            cross-attention.
+        inputs: site patterns of the linear maps whose input is scaled. By default the second map of the feed-forward
+            layer.
     """
 
     name: ClassVar[str] = "ia3"

@@ -2,10 +2,10 @@
 
 Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP", section 3.4, as the smallest of its baselines:
     y = x̂ ⊙ (γ + Δγ) + β + Δβ,
-with x̂ the normalised input. What is trained is the difference to the frozen values, zero at first, so that nothing is
-changed then, in any precision.
+with x̂ the normalised input. The differences to the frozen values are trained. They are zero at first, so that the
+outputs are unchanged, in any precision.
 
-Shapes: Δγ (d), and Δβ (d) where the norm has a bias: 2d (2L + 1) numbers on BERT.
+Shapes: Δγ (d), and Δβ (d) if the norm has a bias: 2d (2L + 1) parameters on BERT.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ from graftwork.ops import Norm, Op
 
 
 class LayerNormTuning(Method):
-    """Layer-norm tuning. A baseline with few parameters; merged, it costs nothing at inference.
+    """Layer-norm tuning: only norms are trained. A baseline with few parameters. Once merged, it adds no cost.
 
-    Settings:
+    Attributes:
         targets: site patterns of the norms that are trained (`layers.*`, `ffn.norm`); by default all of them.
     """
 

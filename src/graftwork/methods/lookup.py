@@ -8,25 +8,32 @@ from graftwork.methods.method import Method
 from graftwork.methods.named import NAMED, Named
 
 METHODS: dict[str, type[Method]] = {}
-"""Methods by name. `graftwork.methods` lists them."""
+"""The classes of methods by name."""
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
-    """The method of that name (`houlsby`, `LoRA`, `full_fine_tuning`: case and separators do not matter) with its
-    settings. Those of a named one (`NAMED`) can be set anew.
+    """Make a method by name.
+
+    Args:
+        name: name of a method (`METHODS`) or of a named method (`NAMED`). Case and separators do not matter: `houlsby`,
+            `LoRA`, `full_fine_tuning`.
+        settings: settings that override the defaults.
 
     Raises:
-        MethodError: unknown name or settings.
+        MethodError: the name or a setting is unknown, or a value is invalid.
     """
     _, named = find_method(name)
     return METHODS[named.method](**{**named.settings, **(settings or {})})
 
 
 def find_method(name: str) -> tuple[str, Named]:
-    """The name as it is listed, and the method and settings that it stands for.
+    """Look up a method by any spelling of its name.
+
+    Returns:
+        The name as it is listed, and the method and settings that it stands for.
 
     Raises:
-        MethodError: unknown name.
+        MethodError: the name is unknown.
     """
     known = known_methods()
     listed = {_plain(own): own for own in known}.get(_plain(name))
@@ -36,7 +43,7 @@ def find_method(name: str) -> tuple[str, Named]:
 
 
 def known_methods() -> dict[str, Named]:
-    """Every method by name, each followed by those that are it with other settings."""
+    """All methods by name, each followed by the named methods that are based on it."""
     known: dict[str, Named] = {}
     for own, method in METHODS.items():
         known[own] = Named(own, method.paper, method.when)
@@ -45,10 +52,10 @@ def known_methods() -> dict[str, Named]:
 
 
 def as_method(value: object) -> Method:
-    """A method from a method, a name, or a mapping of `name` and settings.
+    """A method given as a method, a name, or a mapping of `name` and settings.
 
     Raises:
-        MethodError: it is none of these, or the name or settings are unknown.
+        MethodError: the value is none of these, or the name or a setting is unknown.
     """
     if isinstance(value, Method):
         return value

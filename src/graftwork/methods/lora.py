@@ -32,18 +32,18 @@ from graftwork.ops import LowRank, Op
 
 
 class LoRA(Method):
-    """LoRA. Use it when adapters should be small, nothing should be added to the depth of the model, and a task may be
-    merged into the weights.
+    """Low-rank adaptation (LoRA). A good default: small adapters that can be merged into the weights, after which they
+    add no cost.
 
-    Settings:
-        rank: r.
-        alpha: α; the difference is scaled by s = α / r.
-        rank_stabilised: scaled by α / √r instead (rsLoRA).
-        dropout: of the input to A, in training.
-        targets: site patterns (`query`, `attention.*`, `layers.[0-5].ffn.up`), a list or separated by commas; by
-            default all linear maps in the layers.
-        b_rate: learning rate of B, as a multiple of A's (LoRA+: 16).
-        init: `default`, or `pissa` for the principal singular vectors of each weight.
+    Attributes:
+        rank: rank r of the update.
+        alpha: α; the update is scaled by s = α / r.
+        rank_stabilised: scale the update by α / √r instead (rsLoRA).
+        dropout: dropout of the input of A, in training.
+        targets: site patterns of the linear maps to adapt (`query`, `attention.*`, `layers.[0-5].ffn.up`), as a list or
+            separated by commas. By default all linear maps in the layers.
+        b_rate: learning rate of B as a multiple of that of A (LoRA+: 16).
+        init: `default`, or `pissa`, which starts from the principal singular vectors of each weight.
     """
 
     name: ClassVar[str] = "lora"
@@ -61,12 +61,12 @@ class LoRA(Method):
 
     @property
     def learning_rate(self) -> float:
-        """A's: 5e-4, or less where B's, a multiple of it (LoRA+), would be above 1.6e-3, which is what B bears."""
+        """Learning rate of A: 5e-4, or less if that of B, which is a multiple of it (LoRA+), would exceed 1.6e-3."""
         return min(5e-4, 1.6e-3 / self.b_rate)
 
     @property
     def scale(self) -> float:
-        """s."""
+        """The factor s of the update."""
         return self.alpha / (sqrt(self.rank) if self.rank_stabilised else self.rank)
 
     def sites(self, sites: Sites) -> list[Site]:

@@ -20,14 +20,14 @@ from graftwork.settings.problems import describe, flags
 
 
 class Method(Checked):
-    """A way to tune a frozen backbone.
+    """A way to tune a frozen backbone: a frozen set of settings, and how its parameters are declared and used.
 
-    Class attributes:
-        name: how the command line and files call it.
-        paper: where it is from.
-        when: in a line of at most 56 characters, when to use it, as `graftwork methods` shows.
+    The properties below are class attributes in the methods where they do not depend on settings.
 
-    What depends on the settings in some methods is a property here; in the others a class attribute takes its place.
+    Attributes:
+        name: the method's name on the command line and in files.
+        paper: the paper that it comes from.
+        when: when to use it, in at most 56 characters, as `graftwork methods` shows it.
     """
 
     name: ClassVar[str]
@@ -43,10 +43,10 @@ class Method(Checked):
         )
 
     def refuse_idle(self, name: str, why: str) -> None:
-        """Refuse a setting that would do nothing, unless it is as it is by default.
+        """Refuse a setting without effect, unless it has its default value.
 
         Raises:
-            MethodError: it is another.
+            MethodError: it has another value.
         """
         value = getattr(self, name)
         if value != type(self).model_fields[name].default:
@@ -54,77 +54,81 @@ class Method(Checked):
 
     @property
     def settings_text(self) -> str:
-        """Its settings as the command line takes their values: `rank=8, targets=["layers.*"]`."""
+        """The settings as text, with values as on the command line: `rank=8, targets=["layers.*"]`."""
         values = self.model_dump(mode="json").items()
         return ", ".join(f"{n}={v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}" for n, v in values)
 
     @property
     @abstractmethod
     def lowers_to(self) -> tuple[type[Op], ...]:
-        """The ops that it lowers to."""
+        """The ops that the method uses."""
 
     @property
     def learning_rate(self) -> float:
-        """By default, as the four that follow."""
+        """Default learning rate."""
         return 3e-4
 
     @property
     def head_learning_rate(self) -> float:
-        """Of the head, which starts from nothing, at least, where the method's own is smaller."""
+        """Default learning rate of the head, which applies if it is larger than the run's learning rate."""
         return 3e-3
 
     @property
     def num_train_epochs(self) -> int:
+        """Default number of epochs."""
         return 10
 
     @property
     def optim(self) -> str:
+        """Default optimiser."""
         return "adamw_torch_fused"
 
     @property
     def lr_scheduler_type(self) -> str:
+        """Default learning rate schedule."""
         return "linear"
 
     @property
     def frozen_backbone(self) -> bool:
-        """Whether the backbone's own weights act as they are."""
+        """Whether the backbone's own weights stay unchanged."""
         return True
 
     @property
     def passes(self) -> int:
-        """Forward passes of a training step, each with draws of its own; what two of them say is drawn together
-        (AdaMix)."""
+        """Number of forward passes per training step, each with its own random draws. With two, the loss also penalises
+        the divergence of their outputs (AdaMix)."""
         return 1
 
     @property
     def unmergeable(self) -> str:
-        """Why its adapters cannot be merged into a backbone's weights; empty when they can."""
+        """The reason why adapters cannot be merged into the backbone's weights; empty if they can."""
         return "; ".join(dict.fromkeys(op.unmergeable for op in self.lowers_to if op.unmergeable))
 
     @property
     def head_fields(self) -> Mapping[str, Any]:
-        """The fields of the head that it decides."""
+        """Fields of the head that the method sets."""
         return {}
 
     @property
     def num_prompt_tokens(self) -> int:
-        """How many positions it takes from the text's, because it puts vectors before the input embeddings."""
+        """Number of vectors that the method puts before the input embeddings, which reduce the maximum text length."""
         return 0
 
     @abstractmethod
     def sites(self, sites: Sites) -> list[Site]:
-        """Where it acts, in site order.
+        """The sites where the method acts, in order.
 
         Raises:
-            SiteError: a site pattern among the settings matches nothing.
+            SiteError: a site pattern in the settings matches no site.
         """
 
     @abstractmethod
     def declare(self, site: Site) -> dict[str, Parameter]:
-        """The parameters that one of its sites brings, by canonical name. Sites that share declare the same names."""
+        """The parameters for one of the method's sites, by canonical name. Sites that share a parameter declare it
+        under the same name."""
 
     def replaces(self, site: Site) -> bool:
-        """Whether at one of its sites it computes the frozen module's part anew. Of a union only one member can."""
+        """Whether the method replaces the frozen module's computation at a site. In a union only one member can."""
         return False
 
     def initial(
@@ -135,44 +139,45 @@ class Method(Checked):
         labels: Sequence[str] | None,
         generator: Generator,
     ) -> Mapping[str, Tensor]:
-        """Of a new adapter, the parameters that start from the backbone's words, by canonical name; the others start as
-        they are declared.
+        """The initial values of parameters that depend on the backbone's vocabulary or its activations, by canonical
+        name. The others are initialised as declared.
 
         Args:
-            tensors: all as declared.
-            sites: where the method acts.
-            labels: the task's, where it has some.
+            tensors: all parameters, initialised as declared.
+            sites: the sites where the method acts.
+            backbone: the frozen model.
+            labels: the labels of the task, if it has any.
             generator: the source of randomness.
 
         Raises:
-            BackboneError: the backbone has no tokenizer, and its words are needed.
-            MethodError: the task has no labels, and they are needed.
+            BackboneError: words are needed, and the backbone has no tokenizer.
+            MethodError: labels are needed, and the task has none.
         """
         return {}
 
     def prepare(
         self, parameters: Mapping[str, Tensor], sites: Sequence[Site], *, training: bool
     ) -> Mapping[str, Tensor]:
-        """What `lower` is given in the place of the parameters, made once a pass: encoders that serve all sites are run
-        here, and what is random in training is drawn here, from torch's own source.
+        """Prepare the parameters for `lower`, once per forward pass: networks that serve all sites are run, and random
+        choices of training are drawn from torch's default generator.
 
         Args:
-            parameters: all of the adapter's, by canonical name.
-            sites: where the method acts.
-            training: whether it is a pass of training.
+            parameters: all parameters of the adapter, by canonical name.
+            sites: the sites where the method acts.
+            training: whether this is a training pass.
         """
         return parameters
 
     def finish(self, parameters: Mapping[str, Tensor], sites: Sequence[Site]) -> "tuple[Method, dict[str, Tensor]]":
-        """The method and parameters of the adapter that is kept when training has ended, saying the same (AdaMix
-        averages its experts)."""
+        """The method and parameters of the adapter that is saved after training (AdaMix averages its experts)."""
         return self, dict(parameters)
 
     @abstractmethod
     def lower(self, site: Site, parameters: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Sequence[Op]:
-        """The ops that run at one of its sites. Differentiable in the parameters.
+        """The ops that run at one of the method's sites. Differentiable in the parameters.
 
         Args:
-            parameters: what `prepare` gave: all of the adapter's, by canonical name.
-            frozen: the backbone's own at the site, as `Backbone.frozen` gives them.
+            site: the site.
+            parameters: all parameters of the adapter, as `prepare` returned them, by canonical name.
+            frozen: the backbone's parameters at the site, as `Backbone.frozen` returns them.
         """

@@ -1,4 +1,4 @@
-"""What papers call by a name of its own and is another method with other settings, as data."""
+"""Named methods: methods of papers that are another method with other settings, as data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,13 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Named:
-    """A method under another name.
+    """A method with other default settings, under its own name.
 
     Attributes:
-        method: the name of the method that it is.
-        paper: where it is from.
-        when: when to use it, as `Method.when`.
-        settings: what differs from that method's defaults.
+        method: name of the method.
+        paper: the paper that it comes from.
+        when: when to use it, as for `Method.when`.
+        settings: the settings that differ from the method's defaults.
     """
 
     method: str
@@ -105,4 +105,4 @@ NAMED: dict[str, Named] = {
         {"gradual_unfreezing": True},
     ),
 }
-"""Methods by the name that papers call them by. The settings can be set anew."""
+"""Named methods by name. Their settings can be overridden."""

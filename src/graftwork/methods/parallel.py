@@ -19,10 +19,12 @@ from graftwork.ops import Bottleneck, Norm, Op, Remember
 class Parallel(DenseBottleneck):
     """Parallel adapters: the best place for a large bottleneck (m 512), and with a prefix MAM's half of the work.
 
-    Settings: those of `BottleneckMethod` and `DenseBottleneck`. What the paper has:
-        scale: 4 for the scaled ones (`scaled-parallel`); 2 in a GLUE setting with m 16; 1 for the plain ones.
-        init_std: None, as LoRA starts.
-        sublayers, interaction: Houlsby et al. 2019, section 3.6, tried it beside both sub-layers, and multiplying.
+    The up projection starts at zero, as LoRA's B does. Houlsby et al. 2019, section 3.6, tried parallel bottlenecks
+    beside both sub-layers (`sublayers`), and with a product in place of the sum (`interaction`).
+
+    Attributes:
+        scale: s, a number, or `learned`, which starts at 1. In the paper 4 for scaled parallel adapters
+            (`scaled-parallel`), 2 in a GLUE setting with m 16, and 1 for plain ones.
     """
 
     name: ClassVar[str] = "parallel"

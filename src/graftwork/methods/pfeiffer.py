@@ -20,7 +20,7 @@ from graftwork.methods.projections import DenseBottleneck
 class Pfeiffer(DenseBottleneck):
     """Pfeiffer adapters: about Houlsby's quality at half its size and time, and what most shared adapters are.
 
-    Settings: those of `BottleneckMethod` and `DenseBottleneck`; the backbone's norms stay frozen by default.
+    The backbone's norms stay frozen by default.
     """
 
     name: ClassVar[str] = "pfeiffer"

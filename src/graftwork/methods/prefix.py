@@ -2,17 +2,18 @@
 
 Li & Liang 2021, "Prefix-Tuning", section 4, with the reparametrisation of section 4.3: for each kind of attention
     [P_K; P_V] = W_out · tanh(W_in · E + b_in) + b_out,
-attention then runs over [P_K; K] and [P_V; V]. It is a gate (He et al. 2022, eq. 7):
+and attention is over [P_K; K] and [P_V; V]. This equals (He et al. 2022, eq. 7)
     (1 − g) · att(x) + g · softmax(q P_Kᵀ) P_V,
-with g the mass of the attention on the prefix. Positions of the text do not shift. P-tuning v2 (Liu et al. 2022)
-trains P_K and P_V themselves.
+with g the share of the attention on the prefix. Positions of the text do not shift. P-tuning v2 (Liu et al. 2022)
+trains P_K and P_V directly.
 
 Shapes, for l rows, attention of width d, and g key-value heads of width e: E (l, d), W_in (m, d), and at each layer
-W_out (2·g·e, m); P_K and P_V (g, l, e). With fewer key-value heads than query heads the table is narrower with them.
-An encoder-decoder has three kinds of attention (the encoder's, the decoder's own, the decoder's to the encoder), each
-with an E and a network of its own, as in the paper's code for BART.
+W_out (2·g·e, m); P_K and P_V (g, l, e). With fewer key-value heads than query heads the rows are narrower.
+An encoder-decoder has three kinds of attention (the encoder's, the decoder's self-attention, and cross-attention), each
+with its own E and network, as in the paper's code for BART.
 
-When to use: generation and little data. Nothing of it can be merged into weights, and each row costs a key a query.
+When to use: for generation and for little data. It cannot be merged into weights, and each row is one more key in every
+attention.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,20 +35,21 @@ from graftwork.ops import KeyValue, Op
 
 
 class PrefixTuning(Method):
-    """Prefix tuning.
+    """Prefix tuning: trained keys and values before those of each attention. Use it for generation and for little data.
 
-    Settings:
-        num_virtual_tokens: l (5 for table-to-text and 200 for summaries in the paper; 40 to 128 in P-tuning v2).
-        reparametrise: whether the rows are made by a network, the paper's way, or are trained themselves.
-        encoder_hidden_size: m (512 and 800 in the paper).
-        init: `random`; or `activations`, the keys and values that the backbone makes of real words, better where data
-            are few (section 7.4). The network's last layer is then solved for, exactly where l <= m.
-        text: those words, repeated or cut to l; by default drawn from the most frequent.
-        dropout: of the rows, in training.
-        targets: patterns of attention sites; by default all.
-        keep: what is kept when training has ended: the `network`, from which the rows are made once when the adapter is
-            loaded, so that training can go on; or the `table` alone, which says the same and is far smaller. The
-            rows are not written beside their network: a copy of what follows from it could only disagree.
+    Attributes:
+        num_virtual_tokens: number l of key-value rows (in the paper 5 for table-to-text and 200 for summaries; in
+            P-tuning v2 40 to 128).
+        reparametrise: compute the rows with a trained network, as in the paper, instead of training them directly.
+        encoder_hidden_size: hidden size m of the network (512 and 800 in the paper).
+        init: `random`; or `activations`, which starts from the keys and values that the backbone computes for real
+            words, and is better for little data (section 7.4). The last layer of the network is then solved for, which
+            is exact if l <= m.
+        text: the words for `init` `activations`, repeated or truncated to l. By default drawn from the most frequent.
+        dropout: dropout of the rows, in training.
+        targets: patterns of attention sites. By default all attentions.
+        keep: what is saved after training: the `network`, so that training can continue; or the `table` of rows, with
+            the same outputs, which is much smaller.
     """
 
     name: ClassVar[str] = "prefix-tuning"

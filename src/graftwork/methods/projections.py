@@ -30,14 +30,14 @@ class DenseBottleneck(BottleneckMethod, ABC):
     Shapes: down (m, d), down_bias (m), up (d, m), up_bias (d); hidden (depth - 1, m, m), hidden_bias (depth - 1, m);
     norm_gain and norm_bias (d); scale (1).
 
-    Settings, besides those of `BottleneckMethod`:
-        init_std: of the normal distribution of D and U. None: D Kaiming-uniform(sqrt 5) and U zero, so that nothing is
-            changed at first.
-        scale: s, a number, or `learned`, which starts at 1.
-        depth: how many non-linear layers it has; above 1, maps m -> m follow D, Kaiming-uniform at first.
-        layer_norm: its own layer norm, over the `input` x, or over the `output` f(x), where its gain starts at 0 so
-            that nothing is changed at first. (There is no batch norm: its running statistics are neither trained nor
-            the same in training and in use, so that no op could compute it exactly.)
+    Attributes:
+        init_std: standard deviation of the normal distribution of the initial D and U. None: D is Kaiming-uniform
+            (a = √5) and U zero, so that the outputs are unchanged at first.
+        scale: the factor s: a number, or `learned`, which starts at 1.
+        depth: number of non-linear layers. Above 1, m x m maps follow D, Kaiming-uniform at first.
+        layer_norm: add a layer norm over the `input` x, or over the `output` f(x), where its gain starts at 0 so that
+            the outputs are unchanged at first; or `none`. There is no batch norm: its running statistics differ between
+            training and use.
         interaction: `add`: h + f(x); `multiply`: h + h ⊙ f(x).
     """
 

@@ -1,13 +1,12 @@
 """Prompt tuning: trained vectors before the embedded text.
 
 Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", section 2: the frozen model reads
-[P; E(x)] in the place of E(x). Section 3.2 says how P starts.
+[P; E(x)] instead of E(x). The initialisation of P is in section 3.2.
 
 Shapes: P (l, d) for l prompt tokens and embeddings of width d. Nothing else is trained: l·d parameters. In an
-encoder-decoder P stands before the encoder's text, and the decoder attends to its rows too.
+encoder-decoder P is before the encoder's text, and the decoder also attends to it.
 
-When to use: the smallest adapters, on large models; rows of one batch can have different ones at no cost. On small
-models prefix tuning and adapters learn more.
+When to use: for the smallest adapters, on large models. On small models prefix tuning and bottlenecks work better.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,18 +28,18 @@ BOUND = 0.5
 
 
 class PromptTuning(Method):
-    """Prompt tuning.
+    """Prompt tuning: trained vectors before the input embeddings. Use it for large language models.
 
-    Settings:
-        num_virtual_tokens: l. They take positions from the text's.
-        init: how P starts. `vocabulary`: embeddings of words drawn from the 5000 most frequent (those with the lowest
-            ids, which is what vocabularies say of frequency). `labels`: the labels' own words, a label of several
-            tokens as their mean, and vocabulary for the rest. `text`: the tokens of `text`, repeated or cut to l.
-            `uniform`: between -0.5 and 0.5.
-        text: what the prompt starts as, with init `text`.
+    The paper trains T5 with Adafactor at a constant learning rate of 0.3, which suits the large embeddings of T5 (of
+    order ten). The default here, for AdamW and a decreasing rate, suits embeddings of the size of BERT's and GPT-2's.
 
-    The paper trains T5 by Adafactor at the constant rate 0.3, which suits embeddings of T5's size (they are of order
-    ten); the default here, for AdamW and a falling rate, suits embeddings of BERT's and GPT-2's size.
+    Attributes:
+        num_virtual_tokens: number l of vectors. They reduce the maximum length of the text.
+        init: how the prompt is initialised. `vocabulary`: with embeddings of words drawn from the 5000 most frequent
+            ones, taken to be those with the lowest ids. `labels`: with the words of the labels (the mean of its tokens
+            if a label has several), and the rest as for `vocabulary`. `text`: with the tokens of `text`, repeated or
+            truncated to l. `uniform`: with numbers between -0.5 and 0.5.
+        text: the initial text, for `init` `text`.
     """
 
     name: ClassVar[str] = "prompt-tuning"

@@ -1,14 +1,14 @@
-"""P-tuning: a prompt made by a small network, which is trained with it.
+"""P-tuning: a prompt that is computed by a small trained network.
 
 Liu et al. 2021, "GPT Understands, Too", the prompt encoder: with trained vectors E,
     P = W₂ · relu(W₁ · LSTM(E) + b₁) + b₂
-over a bidirectional LSTM of two layers, h = d/2 units a direction; or, as NVIDIA's NeMo has it,
+over a bidirectional LSTM of two layers, with h = d/2 units per direction; or, as in NVIDIA's NeMo,
     P = W₃ · relu(W₂ · relu(W₁ · E + b₁) + b₂) + b₃.
 
 Shapes: E and P (l, d). LSTM: W₁ (2h, 2h), W₂ (d, 2h), and for each layer and direction weights (4h, d or 2h) and
 (4h, h) and two biases (4h). MLP: W₁ (h, d), W₂ (h, h), W₃ (d, h).
 
-When to use: prompts on small and middle-sized models, where vectors trained alone move too slowly.
+When to use: for prompts on small and medium-sized models, where vectors that are trained directly learn too slowly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,15 +30,14 @@ LSTM_LAYERS = 2
 
 
 class PTuning(Method):
-    """P-tuning.
+    """P-tuning: a prompt that is computed by a trained network. Use it for prompts on smaller models.
 
-    Settings:
-        num_virtual_tokens: l. They take positions from the text's.
-        encoder: `lstm`, the paper's, or `mlp`.
-        encoder_hidden_size: h; by default d/2 for the LSTM and d for the MLP.
-        keep: what is kept when training has ended: the `network`, from which the prompt is made once when the adapter
-            is loaded, so that training can go on; or the `table` alone, as an adapter of prompt tuning that says the
-            same and is far smaller.
+    Attributes:
+        num_virtual_tokens: number l of vectors. They reduce the maximum length of the text.
+        encoder: the network: `lstm`, as in the paper, or `mlp`.
+        encoder_hidden_size: hidden size h of the network. None: d/2 for the LSTM, d for the MLP.
+        keep: what is saved after training: the `network`, so that training can continue; or the `table` of vectors, as
+            an adapter of prompt tuning with the same outputs, which is much smaller.
     """
 
     name: ClassVar[str] = "p-tuning"

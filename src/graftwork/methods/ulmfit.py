@@ -1,7 +1,8 @@
-"""ULMFiT's fine-tuning: a lower rate for each lower layer, one layer more each epoch, and slanted triangular rates.
+"""ULMFiT's fine-tuning: a lower rate for each lower layer, one more layer each epoch, and slanted triangular rates.
 
 Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", sections 3.2 and 3.3. It is full
-fine-tuning with other settings and another schedule; the embeddings of a model of L layers are unfrozen in epoch L + 1.
+fine-tuning with other settings and another schedule; the embeddings of a model with L layers are trained from
+epoch L + 1 on.
 """
 
 from typing import ClassVar
@@ -12,8 +13,8 @@ from graftwork.methods.full import FullFineTuning
 
 
 class ULMFiT(FullFineTuning):
-    """ULMFiT: discriminative fine-tuning, gradual unfreezing and slanted triangular rates. Settings as of full
-    fine-tuning.
+    """ULMFiT: discriminative fine-tuning, gradual unfreezing and slanted triangular learning rates. Settings as for
+    `FullFineTuning`.
     """
 
     name: ClassVar[str] = "ulmfit"

@@ -1,11 +1,11 @@
-"""Unions: several methods at once, as one.
+"""Unions: several methods combined.
 
 He et al. 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning", section 4.6, whose MAM adapter is
 prefix tuning with a parallel bottleneck; and Mao et al. 2022, "UniPELT", which puts a gate on each member's effect.
 
-Members act in the order in which they are listed: where two act at one site, the later one changes what the earlier
-one gave. Parameters stand under their member's name (`lora.layers.0.attention.query.A`; a second one of a name under
-`lora-2`), and the counts add up. A union of one is that method.
+Members act in the order in which they are listed: if two act at one site, the later one changes the output of the
+earlier one. Names of parameters begin with that of their member (`lora.layers.0.attention.query.A`; `lora-2` for a
+second one), and the counts add up. A union of one method is that method.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,18 +28,19 @@ COMMON = ("optim", "lr_scheduler_type")
 
 
 class Union(Method):
-    """Several methods as one.
+    """Several methods combined, such as LoRA and prefix tuning.
 
-    Settings:
+    The default learning rate is the smallest of the members'. The rates of the members keep the ratios of their
+    defaults. Members must agree on optimiser and schedule.
+
+    Attributes:
         methods: the members: methods, their names, or mappings of `name` and settings.
-        gated: whether each member's effect is multiplied by a trained gate between 0 and 1. This is UniPELT-like and
-            not UniPELT: at linear maps and sub-layer outputs the gate is a function of each token's hidden state there,
-            σ(w·x + b), one for each site (UniPELT averages over the text's tokens); on prefixes it is a number a layer,
-            since a gate over a whole text would let a token see what comes after it. A gate on rows scales them, as
-            UniPELT's does; closed, it leaves rows of zeros, which still take their share of the attention.
-
-    Each member is trained at its own default rate, relative to the run's (the smallest of theirs by default). Optimiser
-    and schedule are those of all members.
+        gated: multiply the effect of each member by a trained gate between 0 and 1. This is similar to UniPELT, but
+            differs from it: at a linear map or a sub-layer's output, the gate is a function of each token's hidden
+            state, σ(w·x + b), with one gate per site (UniPELT averages over the tokens of the text). On prefixes there
+            is one number per layer, since a gate computed from the whole text would let tokens see later ones. As in
+            UniPELT, a gate on a prefix scales its rows; a closed gate leaves rows of zeros, which still receive
+            attention.
     """
 
     name: ClassVar[str] = "union"
@@ -59,12 +60,12 @@ class Union(Method):
                 if asked.setdefault(name, value) != value:
                     raise ValueError(f"the members need different values of {name}: {asked[name]} and {value}")
         if asked.get("model") == "bilstm-crf" and any(method.passes > 1 for method in methods):
-            raise ValueError("tags of the model bilstm-crf cannot be drawn together over several passes")
+            raise ValueError("the model bilstm-crf cannot be used with a method of several passes per step")
         return methods
 
     @property
     def members(self) -> dict[str, Method]:
-        """The members by the name under which their parameters stand."""
+        """The members by the name that their parameters begin with."""
         found: dict[str, Method] = {}
         for method in self.methods:
             again = sum(other.name == method.name for other in found.values())

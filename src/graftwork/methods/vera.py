@@ -1,13 +1,13 @@
-"""VeRA: one pair of random matrices that all linear maps share and nobody trains, and two trained vectors a map.
+"""VeRA: one pair of random, untrained matrices that all linear maps share, and two trained vectors per linear map.
 
 Kopiczko et al. 2023, "VeRA: Vector-based Random Matrix Adaptation", section 3.1, eq. 2:
     y = W x + b0 + Λ_b B Λ_d A x,
-with Λ_d and Λ_b the diagonal matrices of the vectors d and b. A and B start Kaiming-uniform and stay as they are, d
-starts at 0.1 and b at zero, so that nothing is changed at first.
+with Λ_d and Λ_b the diagonal matrices of the vectors d and b. A and B are Kaiming-uniform and never trained. d
+starts at 0.1 and b at zero, so that the outputs are unchanged at first.
 
-Shapes: A (r, in) for each input width in use, B (out, r) for each output width, drawn from a seed of their own, so that
-adapters of one seed and rank have the same ones, kept with the adapter and counted nowhere; d (r) and b (out) for each
-linear map: r + out numbers.
+Shapes: A (r, in) for each input width in use, B (out, r) for each output width. They are drawn from a separate seed, so
+that adapters with the same `projection_seed` and rank have the same ones, and are stored with the adapter but not
+counted. d (r) and b (out) for each linear map: r + out parameters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,16 +24,16 @@ from graftwork.ops import Op, Shared, SharedLowRank
 
 
 class VeRA(Method):
-    """VeRA. Use it when an adapter's trained numbers must be fewer still than LoRA's; the rank can be large, since it
-    costs r numbers a map. A pass costs what one with LoRA of that rank does. In memory, A and B are there once for all
-    adapters that have the same ones.
+    """VeRA: a low-rank update with shared random matrices and trained scaling vectors. Use it to train even fewer
+    parameters than LoRA. The rank can be large, since it costs only r parameters per linear map. A forward pass costs
+    as much as with LoRA of the same rank. A and B are in memory once for all adapters that have the same ones.
 
-    Settings:
-        rank: r.
-        projection_seed: from which A and B are drawn, whatever the seed of the adapter is.
-        d_init: the value at which d starts.
-        dropout: of the input to A, in training.
-        targets: site patterns, as LoRA's; by default all linear maps in the layers.
+    Attributes:
+        rank: rank r of the update.
+        projection_seed: seed from which A and B are drawn, independent of the seed of the run.
+        d_init: initial value of d.
+        dropout: dropout of the input of A, in training.
+        targets: site patterns of the linear maps to adapt, as for `LoRA`. By default all linear maps in the layers.
     """
 
     name: ClassVar[str] = "vera"

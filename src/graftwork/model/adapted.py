@@ -26,30 +26,30 @@ OTHER_INPUTS = ("attention_mask", "token_type_ids", "position_ids", "decoder_inp
 
 
 class AdaptedModel(HuggingFaceModel):
-    """A backbone and the adapters on it.
+    """A backbone with adapters, used like a Hugging Face model with a task head.
 
-    Takes the place of a Hugging Face model with a task head: `forward` has its arguments and returns a ModelOutput
-    with `loss` and `logits`. Only a trainable adapter has parameters that require gradients; all else is frozen. Starts
-    in evaluation mode.
+    `forward` takes the arguments of a Hugging Face model and returns a ModelOutput with `loss` and `logits`. Only
+    adapters added with `trainable=True` have parameters that require gradients; everything else is frozen. The model
+    starts in evaluation mode.
 
-    What a name stands for is an immutable version. A call leases the versions that it needs when it begins, and answers
-    by them from the first token to the label, whatever other threads put under the names meanwhile. One pass of the
-    backbone runs at a time, and calls of several threads take turns at that.
+    The model can be used from several threads. Each adapter name refers to an immutable version. A call takes the
+    versions that it needs when it begins and uses them until it ends, even if other threads replace or remove adapters
+    in the meantime. One forward pass of the backbone runs at a time.
 
-    The backbone is this model's until `detach`, or until nobody holds the model any more.
+    A backbone belongs to one model, until `detach` is called or the model is no longer referenced.
 
     Args:
         backbone: the frozen model.
-        adapters: adapters, or their folders, by the name under which they are to run.
-        allow_backbone_mismatch: accept adapters made for other weights of the same shape.
-        backbone_dropout: keep the backbone's own dropout in training mode. Off by default: a frozen part needs none,
-            and without it the frozen part is deterministic.
-        budget: bytes that adapters may take on the device; past it, those that were not used for longest are unloaded
-            until they are used again. None: there is no bound.
+        adapters: adapters, or their folders, by name.
+        allow_backbone_mismatch: accept adapters that were made for other weights of the same shape.
+        backbone_dropout: keep the backbone's own dropout in training mode. Off by default, so that the frozen part is
+            deterministic.
+        budget: maximum number of bytes for adapters on the device. Beyond it, the adapters that have not been used for
+            longest are unloaded until they are used again. None: no maximum.
 
     Raises:
-        BackboneError: another model is on the backbone.
-        AdapterError: an adapter is damaged, or does not suit the backbone.
+        BackboneError: the backbone is in use by another model.
+        AdapterError: an adapter is damaged or does not fit the backbone.
     """
 
     def forward(
@@ -71,37 +71,46 @@ class AdaptedModel(HuggingFaceModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> AdaptedOutput | tuple[Any, ...]:
-        """One pass of the backbone with an adapter, and its head.
+        """One forward pass of the backbone with an adapter and its head.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (B, T); for multiple choice (B, C, T), where a
-                choice whose attention mask is all 0 is none, and has the logit -inf. All but the first may be of one
-                row, which is then that of all rows; so may what is for the decoder.
-            inputs_embeds: (B, T, d), in the place of input_ids.
-            pixel_values: (B, channels, height, width), for a backbone of images.
-            decoder_input_ids, decoder_attention_mask: (B, T'), for an encoder-decoder. Left out, they follow from the
-                labels in generation, and else are one start token a row.
-            labels: (B,) class ids, choices, or numbers for regression; (B, T) tags or token ids, -100 where there is
-                none. With them the output has a loss. With a name a row, such a tensor, of which each adapter is given
-                its rows; or tensors by the name of the adapter.
-            targets: (B, C, T), each choice's own tokens, -100 elsewhere, where choices are judged by likelihood; or by
-                the name of the adapter, as labels.
-            cached_states: (B, n) or (B, T, n), of multiple choice (B, C, n) or (B, C, T, n): what `states_to_cache`
-                gave for these rows; the pass begins with them.
-            adapters: name of the adapter; or, for each row, a name, or None for the backbone alone. May be left out
-                when there is only one adapter.
-            num_items_in_batch: what the loss is a mean over where gradients are accumulated: the number of labels in
-                all batches of the step, as `transformers.Trainer` gives it, or the head's `step_counts` of them; with a
-                name a row, those by the name of the adapter. Left out, the loss is the mean over this batch.
+            input_ids: (B, T) token ids; for multiple choice (B, C, T).
+            attention_mask: (B, T), 0 for padding; for multiple choice (B, C, T), where a choice with only zeros is
+                absent and has the logit -inf. A single row applies to all rows, as it does for `token_type_ids`,
+                `position_ids` and the decoder's inputs.
+            token_type_ids: (B, T) or (B, C, T), which text of a pair each token belongs to.
+            position_ids: (B, T) or (B, C, T), the positions of the tokens.
+            inputs_embeds: (B, T, d) embeddings, instead of `input_ids`.
+            pixel_values: (B, channels, height, width), for image backbones.
+            decoder_input_ids: (B, T'), for an encoder-decoder. By default derived from the labels in generation,
+                otherwise one start token per row.
+            decoder_attention_mask: (B, T'), 0 for padding of the decoder's inputs.
+            labels: (B,) class ids, indices of choices, or numbers for regression; (B, T) ids of tags or tokens, with
+                -100 where there is no label. If they are given, the output has a loss. If each row has its own adapter:
+                such a tensor for all rows, or a mapping from adapter names to tensors.
+            targets: (B, C, T), for multiple choice scored by likelihood: the tokens of each choice, -100 elsewhere. Or
+                a mapping from adapter names, as for `labels`.
+            cached_states: (B, n) or (B, T, n), for multiple choice (B, C, n) or (B, C, T, n): the result of
+                `states_to_cache` for these rows; the pass begins with them.
+            adapters: the name of the adapter; or one entry per row, a name or None for the backbone alone. Optional if
+                there is only one adapter.
+            num_items_in_batch: the number of items to average the loss over when gradients are accumulated: the number
+                of labels in all batches of the step, as `transformers.Trainer` passes it, or the result of the head's
+                `step_counts`. If each row has its own adapter, a mapping from adapter names. By default the loss is the
+                mean over this batch.
+            output_hidden_states: return `hidden_states`.
+            output_attentions: return `attentions`.
+            return_dict: False returns a tuple.
 
         Returns:
-            loss (when labels are given), logits in float32 ((B, C), (B, T, C) for tags, (B, T, V) in generation),
-            hidden_states and attentions when asked for. With a name a row: `rows`, the logits of each row; `losses`, of
-            each adapter that was given labels, over its rows; `loss`, their sum; and last_hidden_state.
+            `loss` (if there are labels), `logits` in float32 (B, C), for tags (B, T, C), in generation (B, T, V), and
+            `hidden_states` and `attentions` if requested. If each row has its own adapter: `rows`, the logits of each
+            row; `losses`, the loss of each adapter that has labels, over its rows; `loss`, their sum; and
+            `last_hidden_state`.
 
         Raises:
-            AdapterError: no adapter of that name; arguments that the backbone does not take; labels, targets or counts
-                by the name of an adapter that no row has.
+            AdapterError: no adapter has that name; the backbone does not take an argument; or labels, targets or counts
+                are given for an adapter that no row uses.
         """
         given = {
             "input_ids": input_ids,
@@ -138,16 +147,20 @@ class AdaptedModel(HuggingFaceModel):
         return result if return_dict is not False else result.to_tuple()
 
     def generate(self, *args: Any, adapters: str | Sequence[str | None] | None = None, **options: Any) -> Any:
-        """The backbone's own `generate`, with an adapter, without dropout.
+        """Generate tokens with the backbone's own `generate` and an adapter, without dropout.
 
         Args:
-            args, options: as transformers' `generate` takes them.
+            args: positional arguments of transformers' `generate`.
             adapters: as for `forward`.
+            options: keyword arguments of transformers' `generate`.
+
+        Returns:
+            The result of transformers' `generate`.
 
         Raises:
             BackboneError: the backbone has no language-model head.
-            AdapterError: no adapter of that name; or adapters that cannot share a search are asked for what cannot be
-                joined.
+            AdapterError: no adapter has that name; or some adapters cannot share one search, and an output was
+                requested that cannot be joined from several.
         """
         require_language_model(self.backbone)
         names, lease = self._lease(adapters, rows_of(args, options))
@@ -164,10 +177,10 @@ class AdaptedModel(HuggingFaceModel):
         return Inference(self._runner, self.residents.lease(names), self)
 
     def encoder(self, adapter: str) -> Encoder:
-        """How the inputs of an adapter's task are read.
+        """The encoder that turns inputs of an adapter's task into the backbone's inputs.
 
         Raises:
-            AdapterError: no adapter of that name.
+            AdapterError: no adapter has that name.
         """
         return self.residents.named(adapter).encoder
 
@@ -180,26 +193,29 @@ class AdaptedModel(HuggingFaceModel):
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
     ) -> list[Prediction]:
-        """What adapters say of inputs.
+        """Predict for a list of inputs.
 
         Args:
-            inputs: by the kind of an adapter's task: strings, or pairs of strings for tasks over pairs; for token
-                classification, lists of words, or strings, which are split at white space; for a multiple choice,
-                `(question, [choice, ...])`, or the two in a dict as `text` and `choices`; for generation, strings; for
-                images, PIL images or paths.
-            adapters: one name for all inputs, or a name for each; may be left out when there is only one adapter.
-            batch_size: inputs in one forward pass. Inputs of one adapter share passes, and so do all inputs of tasks of
-                classification and regression of texts.
-            max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
+            inputs: depending on the kind of task: strings, or pairs of strings for tasks over pairs; for token
+                classification, lists of words, or strings, which are split at white space; for multiple choice,
+                `(question, [choice, ...])`, or a dict with `text` and `choices`; for generation, strings; for images,
+                PIL images or paths.
+            adapters: one adapter name for all inputs, or one for each. Optional if there is only one adapter.
+            batch_size: number of inputs in a forward pass. Inputs of the same adapter share passes; so do all inputs of
+                text classification and regression.
+            max_new_tokens: for generation: maximum number of generated tokens. None: as in training.
+            num_beams: for generation: number of beams. None: as in training.
 
         Returns:
-            One prediction an input, in their order.
+            One prediction per input, in the same order.
 
         Raises:
-            AdapterError: no adapter of that name; not one name for each input; or a score is NaN or infinite.
-            DataError: one string in the place of a list; or an input is not what its adapter's task takes.
+            AdapterError: no adapter has that name; the number of names is not that of the inputs; or a score is NaN or
+                infinite.
+            DataError: a single string was given instead of a list; or an input does not suit the task.
             BackboneError: the backbone has no tokenizer or image processor.
-            RecipeError: a batch size below 1; or settings of generation for an adapter that does not generate.
+            RecipeError: the batch size is below 1; or generation settings are given for an adapter that does not
+                generate.
         """
         if isinstance(inputs, str):
             raise DataError("one string was given", expected="a list of texts")
@@ -211,25 +227,35 @@ class AdaptedModel(HuggingFaceModel):
     def logits(
         self, inputs: Sequence[Input], adapter: str, *, batch_size: int = DEFAULT_BATCH_SIZE
     ) -> Float[Tensor, "N C"]:
-        """What an adapter's head says of N inputs, in their order, on the CPU, without dropout: classes, numbers or
-        choices, with -inf where an input has fewer choices than another.
+        """The logits of N inputs, in the same order, on the CPU, without dropout: one for each class, number or choice,
+        with -inf where an input has fewer choices than another.
 
-        Inputs of like length share a pass.
+        Inputs of similar length share a forward pass.
+
+        Args:
+            inputs: as for `predict`.
+            adapter: the name of the adapter.
+            batch_size: number of inputs in a forward pass.
 
         Raises:
-            AdapterError: no adapter of that name; its task has no one row of logits for an input; or one of them is NaN
-                or infinite.
+            AdapterError: no adapter has that name; its task does not have one row of logits per input; or a logit is
+                NaN or infinite.
             DataError, BackboneError, RecipeError: as `predict`.
         """
         return self.inference(adapter).logits(inputs, adapter, batch_size=batch_size)
 
     def tags(self, inputs: Sequence[Input], adapter: str, *, batch_size: int = DEFAULT_BATCH_SIZE) -> list[list[str]]:
-        """The tag of each word of each input, by an adapter for token classification.
+        """The tag of each word of each input, for token classification.
 
-        A word that the model is not given, because the text is cut before it, is tagged O.
+        Words beyond the maximum length are tagged O.
+
+        Args:
+            inputs: lists of words, or strings, which are split at white space.
+            adapter: the name of the adapter.
+            batch_size: number of inputs in a forward pass.
 
         Raises:
-            AdapterError: no adapter of that name; it tags no words; or a score is NaN or infinite.
+            AdapterError: no adapter has that name; it is not for token classification; or a score is NaN or infinite.
             DataError, BackboneError, RecipeError: as `predict`.
         """
         return self.inference(adapter).tags(inputs, adapter, batch_size=batch_size)
@@ -243,15 +269,19 @@ class AdaptedModel(HuggingFaceModel):
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
     ) -> list[str]:
-        """The text that is generated of each input, without white space around it, by an adapter for generation.
+        """The text generated from each input, without white space around it, for generation.
 
-        The likeliest text is looked for, greedily or by beams; to sample, call `generate`.
+        The search is greedy, or a beam search; to sample, call `generate`.
 
         Args:
-            max_new_tokens, num_beams: in the place of what the adapter was tuned with.
+            inputs: the source texts.
+            adapter: the name of the adapter.
+            batch_size: number of inputs in a forward pass.
+            max_new_tokens: maximum number of generated tokens. None: as in training.
+            num_beams: number of beams. None: as in training.
 
         Raises:
-            AdapterError: no adapter of that name; it does not generate; or a score is NaN or infinite.
+            AdapterError: no adapter has that name; it does not generate; or a score is NaN or infinite.
             DataError, BackboneError, RecipeError: as `predict`.
         """
         return self.inference(adapter).texts(
@@ -259,10 +289,10 @@ class AdaptedModel(HuggingFaceModel):
         )
 
     def sharing(self, names: Sequence[str]) -> list[list[str]]:
-        """The adapters of these names, those together whose rows can share a pass.
+        """Group adapters by whether their rows can share a forward pass.
 
         Raises:
-            AdapterError: no adapter of one of the names.
+            AdapterError: an adapter of that name does not exist.
         """
         lease = self.residents.lease(names)
         residents: dict[str | None, Resident | None] = {name: lease[name] for name in names}

@@ -55,31 +55,32 @@ class BackboneWithAdapters(nn.Module):
         self.eval()
 
     def add(self, name: str, adapter: Adapter | str | Path, *, trainable: bool = False, pinned: bool = False) -> None:
-        """Put an adapter on the backbone. Calls that run at the moment do not see it.
+        """Add an adapter. Calls that are already running do not see it.
 
         Args:
+            name: the name under which calls select the adapter.
             adapter: an adapter, or its folder, which is read once.
-            trainable: its parameters become parameters of this module, and gradients reach them.
-            pinned: it is never unloaded to keep within the budget of bytes.
+            trainable: make its parameters trainable parameters of this module.
+            pinned: never unload it to stay within the memory budget.
 
         Raises:
-            AdapterError: the name is taken; the adapter is damaged or does not suit the backbone; or there is no room
-                for it. Nothing has changed then.
+            AdapterError: the name is taken; the adapter is damaged or does not fit the backbone; or the memory budget
+                has no room for it. The model is then unchanged.
         """
         with self.residents.reserved_name(name):
             self._put(name, adapter, trainable=trainable, pinned=pinned, replaced=None)
 
     def replace(self, name: str, adapter: Adapter | str | Path, *, pinned: bool | None = None) -> None:
-        """Put an adapter in the place of one. Calls that run at the moment go on with the old one, and those that begin
-        afterwards have the new one.
+        """Replace an adapter. Calls that are already running finish with the old one; later calls use the new one.
 
         Args:
+            name: the name of the adapter to replace.
             adapter: an adapter, or its folder, which is read once.
-            pinned: it is never unloaded to keep within the budget of bytes; None: as it was for the old one.
+            pinned: never unload it to stay within the memory budget. None: as for the old one.
 
         Raises:
-            AdapterError: there is none of that name; it is merged; the new one is damaged or does not suit the
-                backbone; or there is no room for it. The old one is in its place then.
+            AdapterError: no adapter has that name; it is merged; the new one is damaged or does not fit the backbone;
+                or the memory budget has no room for it. The old one then stays.
         """
         self._put(name, adapter, trainable=False, pinned=pinned, replaced=self.residents.named(name))
 
@@ -124,10 +125,10 @@ class BackboneWithAdapters(nn.Module):
             raise
 
     def remove(self, name: str) -> None:
-        """Take an adapter off. Calls that run at the moment go on with it.
+        """Remove an adapter. Calls that are already running finish with it. If it is merged, it is unmerged first.
 
         Raises:
-            AdapterError: there is none of that name.
+            AdapterError: no adapter has that name.
         """
         if self.merged == name:
             self.unmerge()
@@ -135,22 +136,22 @@ class BackboneWithAdapters(nn.Module):
         self._refresh()
 
     def memory(self) -> Memory:
-        """What adapters take on the device, and which are unloaded."""
+        """The memory that adapters use on the device, and which adapters are unloaded."""
         return self.residents.memory()
 
     def adapter(self, name: str) -> Adapter:
-        """The adapter of that name with its parameters as they are now.
+        """The adapter of that name, with a copy of its current parameters.
 
         Raises:
-            AdapterError: there is none of that name.
+            AdapterError: no adapter has that name.
         """
         return self.residents.named(name).snapshot()
 
     def in_training(self, name: str) -> Trained:
-        """The adapter of that name as the module whose parameters are trained.
+        """The module that holds the trainable parameters of an adapter.
 
         Raises:
-            AdapterError: there is none of that name; or it is not being trained.
+            AdapterError: no adapter has that name; or it is not being trained.
         """
         resident = self.residents.named(name)
         if not isinstance(resident, Trained):
@@ -161,19 +162,20 @@ class BackboneWithAdapters(nn.Module):
 
     @property
     def merged(self) -> str | None:
-        """The name of the adapter that is in the backbone's weights; None when there is none."""
+        """The name of the merged adapter; None if no adapter is merged."""
         merged = self.residents.merged
         return None if merged is None else merged.name
 
     def merge(self, name: str) -> None:
-        """Put an adapter into the backbone's weights, so that it costs nothing in a pass. Its head acts as before.
+        """Merge an adapter into the backbone's weights, so that it adds no cost to a forward pass. Its head is
+        unchanged.
 
-        The new weights are computed in float64 and rounded once to the backbone's precision. The backbone's own are
-        kept, untouched: other adapters go on beside those.
+        The merged weights are computed in float64 and rounded once to the backbone's precision. The original weights
+        are kept, and other adapters continue to use them.
 
         Raises:
-            AdapterError: there is none of that name; one is merged already; it is being trained; or one of its ops
-                cannot be put into weights. Nothing has changed then.
+            AdapterError: no adapter has that name; an adapter is already merged; this one is being trained; or one of
+                its ops cannot be merged. The model is then unchanged.
         """
         version = self.residents.named(name)
         self.residents.require_none_merged()
@@ -195,18 +197,21 @@ class BackboneWithAdapters(nn.Module):
             self.graft.run_outside_passes(modules)
 
     def unmerge(self) -> None:
-        """Give the backbone its own weights back, the very tensors. Does nothing when no adapter is merged."""
+        """Restore the backbone's original weight tensors. Does nothing if no adapter is merged."""
         with self.graft.lock:
             self.residents.merge(None)
             self.graft.run_outside_passes()
 
     def detach(self) -> Backbone:
-        """Take everything off. The backbone has its very modules back, and its outputs and state dict are bit for bit
-        what they were; another model may take it. The pass that runs is waited for. If it is interrupted, call it
-        again.
+        """Remove all adapters and restore the backbone's original modules. Its outputs and state dict are then bit for
+        bit what they were, and another `AdaptedModel` can be made on it. Waits for a running forward pass. If `detach`
+        is interrupted, call it again.
+
+        Returns:
+            The backbone.
 
         Raises:
-            SiteError: a pass of this very thread runs.
+            SiteError: it was called within a forward pass, for example by a hook.
         """
         with self.graft.lock:
             self.graft.require_outside()

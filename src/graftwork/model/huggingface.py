@@ -22,7 +22,7 @@ class HuggingFaceModel(BackboneWithAdapters):
 
     @property
     def config(self) -> PretrainedConfig:
-        """The backbone's configuration; where one adapter is here, with its labels."""
+        """The backbone's configuration. If the model has exactly one adapter, it includes its labels."""
         with self._refreshing:
             if self._config is None:
                 self._config = labelled(self.backbone.config, [r.adapter for r in self.residents.values()])
@@ -34,7 +34,7 @@ class HuggingFaceModel(BackboneWithAdapters):
 
     @property
     def generation_config(self) -> GenerationConfig | None:
-        """The backbone's, with which `generate` begins; None where it does not generate."""
+        """The backbone's generation configuration; None if it has no language-model head."""
         return getattr(self.backbone.model, "generation_config", None)
 
     @generation_config.setter
@@ -42,7 +42,7 @@ class HuggingFaceModel(BackboneWithAdapters):
         self.backbone.model.generation_config = config  # type: ignore[assignment] # as transformers has it
 
     def can_generate(self) -> bool:
-        """Whether the backbone has a language-model head, with which it generates text."""
+        """Whether the backbone has a language-model head and can generate text."""
         return self.backbone.generates
 
     @property
@@ -57,8 +57,8 @@ class HuggingFaceModel(BackboneWithAdapters):
         return "ForCausalLM" if shifted and all(shifted) else None
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode for adapters and heads; for the backbone's own dropout only when it was asked for. It holds for
-        `forward`; predictions and generation are without dropout in either mode.
+        """Set training mode for `forward`: dropout of adapters and heads is on, and the backbone's own dropout if the
+        model was made with `backbone_dropout`. Predictions and generation never use dropout.
         """
         # The backbone's modules are in this mode for the length of a pass.
         self.training = mode
@@ -68,16 +68,16 @@ class HuggingFaceModel(BackboneWithAdapters):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Recompute layers in the backward pass instead of keeping their activations; ops act in the recomputation too.
+        """Recompute layers, with their adapters, in the backward pass instead of storing their activations.
 
         Raises:
-            AdapterError: reentrant checkpointing, which cannot carry what acts into the recomputation.
+            AdapterError: reentrant checkpointing was requested, which does not support adapters.
             BackboneError: the backbone cannot recompute its layers.
         """
         self._recomputing.enable(activation_checkpointing_kwargs, **options)
 
     def activation_checkpointing_disable(self) -> None:
-        """Keep activations again."""
+        """Store activations again."""
         self._recomputing.disable()
 
     def gradient_checkpointing_enable(
@@ -106,11 +106,12 @@ class HuggingFaceModel(BackboneWithAdapters):
     def state_dict(  # type: ignore[override] # of torch's overloads, the one that there is
         self, *, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
-        """The tensors of the adapters that are trained, as `NAME.TENSOR`: the backbone is not among them, so that a
-        checkpoint of transformers' Trainer is the adapters. `backbone.model.state_dict()` is the backbone's.
+        """The tensors of the adapters that are being trained, as `NAME.TENSOR`, without the backbone: a checkpoint of
+        `transformers.Trainer` then holds just the adapters. The backbone's tensors are in
+        `backbone.model.state_dict()`.
 
         Raises:
-            AdapterError: adapters are here, and none of them is trained.
+            AdapterError: the model has adapters, but none of them is being trained.
         """
         found = {} if destination is None else destination
         for name, tensor in state_in_training(self.residents.lease(self.residents).residents).items():
@@ -118,20 +119,20 @@ class HuggingFaceModel(BackboneWithAdapters):
         return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Overwrite the tensors of the adapters that are trained with what `state_dict` gave.
+        """Load the tensors of the adapters that are being trained, as `state_dict` returned them.
 
         Raises:
-            AdapterError: names are missing or unknown, or adapters are here of which none is trained, and `strict` is
-                on; or a shape is another one.
+            AdapterError: with `strict`, names are missing or unknown, or no adapter is being trained; or a shape
+                differs.
         """
         residents = self.residents.lease(self.residents).residents
         return _IncompatibleKeys(*load_state(residents, state_dict, strict=strict))
 
     def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False) -> None:
-        """Write the folder of the one adapter that is here, as `Adapter.save` does. The backbone is not in it.
+        """Save the only adapter of the model, as `Adapter.save` does. The backbone is not saved.
 
         Raises:
-            AdapterError: there is none, or there are several.
+            AdapterError: the model has no adapter, or several.
             OutputError: the folder exists already.
         """
         save_only_one({name: self.adapter(name) for name in self.residents}, Path(save_directory), overwrite=overwrite)

@@ -1,9 +1,9 @@
-"""Routes, and the primitives over which every op is written.
+"""Routes, and the primitives on which every op is built: linear maps and scaling with one adapter or several.
 
-Notation: B rows of a pass, T tokens, S slots of a slab. A weight is (out, in) when one adapter serves the whole pass,
-and (S, out, in) when several do: the rows then stand in S groups of equal size, a group a slot, in the order of the
-slots. A `Route` brings rows and slabs into that order, once a pass, so that no op gathers anything. Or the groups are
-blocks of any size: each then has a product of its own.
+Notation: B rows in a pass, T tokens, S slots in a slab. A weight is (out, in) when one adapter serves the whole pass,
+and (S, out, in) when several do. In that case the rows come in S groups of equal size, one group per slot, in slot
+order. A `Route` arranges rows and slabs this way once per pass, so that no op has to gather anything. Alternatively
+the groups are blocks of any size, and each block has its own matrix product.
 """
 
 import inspect
@@ -19,20 +19,20 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 Blocks = tuple[int, ...]
-"""How many rows of a batch each slot has, where they stand together and in the order of the slots."""
+"""Number of rows of each slot, when the rows of a slot are adjacent and the slots are in order."""
 
 
 @dataclass(frozen=True)
 class Route:
     """Which slot each row of a batch uses.
 
-    A pass may have more rows than the batch: a question's choices, or the beams of a search, are rows running. Each of
-    them uses the slot of the row that it comes from.
+    A pass may have more rows than the batch: the choices of a question and the beams of a search are consecutive rows.
+    Each of them uses the slot of the row that it comes from.
 
     Attributes:
         slots: the slot of each row.
-        count: how many slots there are.
-        in_blocks: whether slots may have products of their own, as on a processor, where a gather costs more.
+        count: the number of slots.
+        in_blocks: whether each slot may have its own matrix product, as on a CPU, where gathering weights costs more.
     """
 
     slots: tuple[int, ...]
@@ -41,13 +41,13 @@ class Route:
 
     @cached_property
     def even(self) -> bool:
-        """Whether the rows stand in groups of equal size, a group a slot, in the order of the slots."""
+        """Whether the rows come in groups of equal size, one group per slot, in slot order."""
         return self.slots == tuple(slot for slot in range(self.count) for _ in range(len(self.slots) // self.count))
 
     @cached_property
     def blocks(self) -> Blocks | None:
-        """The blocks in which the rows stand; None where that does not spare a gather: groups are even, rows of one
-        slot stand apart, or there are nearly as many slots as rows."""
+        """The sizes of the blocks of rows. None where blocks do not save a gather: the groups are even, the rows of a
+        slot are not adjacent, or there are nearly as many slots as rows."""
         sizes = Counter(self.slots)
         if self.even or not self.in_blocks or 2 * self.count > len(self.slots):
             return None
@@ -59,7 +59,7 @@ class Route:
         return {}
 
     def spread(self, slab: Shaped[Tensor, "S *shape"]) -> Shaped[Tensor, "groups *shape"]:
-        """The slab as the rows need it: as it is, or with a slot of its own for each row."""
+        """The slab as the rows need it: unchanged for even groups, else with one entry per row."""
         if self.even:
             return slab
         if slab.device not in self._indices:
@@ -68,7 +68,7 @@ class Route:
 
 
 def each(slab: Shaped[Tensor, "S *shape"], batch: int) -> Shaped[Tensor, "B *shape"]:
-    """What each of so many rows has of a slab."""
+    """A slab expanded to one entry per row."""
     return slab if len(slab) == batch else slab.repeat_interleave(batch // len(slab), dim=0)
 
 
@@ -78,7 +78,7 @@ def linear(
     bias: Float[Tensor, "*S out"] | None = None,
     blocks: Blocks | None = None,
 ) -> Float[Tensor, "B *T out"]:
-    """y = x Wᵀ + b, with each row's own W and b when they are slabs."""
+    """y = x Wᵀ + b. When W and b are slabs, each row uses those of its slot."""
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
     if _no_derivatives():
@@ -104,8 +104,8 @@ def _with_signature(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class _LinearOfSlab(torch.autograd.Function):
-    """Has gradients that lie in memory as the weights do: those of a batched product are transposed by torch, so that
-    each slot's would be copied when it comes to its parameter."""
+    """`linear` with a slab. Its gradients have the memory layout of the weights. Torch's own batched product gives
+    transposed gradients, so that the gradient of each slot would be copied on its way to the parameter."""
 
     @staticmethod
     @_with_signature
@@ -149,7 +149,7 @@ class _LinearOfSlab(torch.autograd.Function):
 
 
 class _LinearOfSlabWithTangents(_LinearOfSlab):
-    """Has derivatives in forward mode, too. What they need is kept for no longer than the forward pass."""
+    """Also has forward-mode derivatives. The tensors that these need are kept during the forward pass only."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -164,7 +164,7 @@ class _LinearOfSlabWithTangents(_LinearOfSlab):
 
 
 def _mapped(function: Callable[..., Tensor], info: Any, in_dims: Any, inputs: Sequence[Any]) -> tuple[Tensor, int]:
-    """A function of tensors and, at last, blocks, over the dimensions that `torch.vmap` maps."""
+    """Map a function of tensors, whose last argument is `blocks`, over the dimensions given by `torch.vmap`."""
     *tensors, blocks = inputs
     of_tensors = partial(function, blocks=blocks)
     return torch.vmap(of_tensors, tuple(in_dims[:-1]), randomness=info.randomness)(*tensors), 0
@@ -178,7 +178,8 @@ def linear_and(
     wider: Float[Tensor, "*S out r"],
     blocks: Blocks | None = None,
 ) -> Float[Tensor, "B *T out"]:
-    """x Wᵀ + b + s Uᵀ for frozen W and b, in place of a sum; with each row's own U when it is a slab."""
+    """y = x Wᵀ + b + s Uᵀ with frozen W and b, where the last term is added in place. When U (`wider`) is a slab, each
+    row uses that of its slot."""
     if torch.compiler.is_compiling():
         # A compiler chooses by itself what is kept and what is added in place.
         return _sum_of_linears(x, weight, bias, s, wider, blocks)
@@ -189,7 +190,7 @@ def linear_and(
 
 
 class _LinearAnd(torch.autograd.Function):
-    """Keeps s and U for the backward pass, and neither x nor a copy of what is added to."""
+    """`linear_and`. Keeps s and U for the backward pass, but neither x nor a copy of x Wᵀ + b."""
 
     @staticmethod
     @_with_signature
@@ -256,23 +257,23 @@ class _LinearAnd(torch.autograd.Function):
 def _sum_of_linears(
     x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, wider: Tensor, blocks: Blocks | None
 ) -> Tensor:
-    """As `linear_and`, by operations of torch alone."""
+    """The same as `linear_and`, with torch's operations only."""
     return add_linear(F.linear(x, weight, bias), s, wider, blocks)
 
 
 def _slots(weight: Float[Tensor, "*S out in"]) -> int | None:
-    """How many slots a weight has; None where it is one adapter's."""
+    """The number of slots of a weight; None for the weight of a single adapter."""
     return len(weight) if weight.dim() == 3 else None
 
 
 def _leading(slots: int | None) -> tuple[int, ...]:
-    """The dimension of the slots."""
+    """The leading dimension: the number of slots, if there are slots."""
     return () if slots is None else (slots,)
 
 
 def _tokens(x: Float[Tensor, "B *T d"], slots: int | None, blocks: Blocks | None) -> Sequence[Tensor]:
-    """The tokens that can be multiplied in one call: for blocks those of each, (tokens, d); else all, with the slots as
-    the first dimension where there are some.
+    """The tokens grouped by matrix product: with blocks, one (tokens, d) tensor per block; otherwise one tensor, whose
+    first dimension is the slots if there are slots.
     """
     if blocks is None:
         return [x.reshape(*_leading(slots), -1, x.shape[-1])]
@@ -282,12 +283,12 @@ def _tokens(x: Float[Tensor, "B *T d"], slots: int | None, blocks: Blocks | None
 
 
 def _matrices(weight: Float[Tensor, "*S out in"], blocks: Blocks | None) -> Sequence[Tensor]:
-    """What each of them is multiplied by."""
+    """The weight for each of the groups of `_tokens`."""
     return [weight] if blocks is None else weight.unbind()
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """What came of each group, one after the other."""
+    """The results of the groups, concatenated."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
@@ -297,7 +298,7 @@ def add_linear(
     weight: Float[Tensor, "*S out in"],
     blocks: Blocks | None = None,
 ) -> Float[Tensor, "B *T out"]:
-    """y + x Wᵀ, in one product where there are no blocks, with each row's own W when it is a slab."""
+    """y + x Wᵀ, in one call where there are no blocks. When W is a slab, each row uses that of its slot."""
     if blocks is not None:
         return y + linear(x, weight, None, blocks)
     width = x.shape[-1]
@@ -309,12 +310,12 @@ def add_linear(
 
 
 def scale(x: Float[Tensor, "B *T out"], v: Float[Tensor, "*S out"]) -> Float[Tensor, "B *T out"]:
-    """y = x ⊙ v, with each row's own v when it is a slab."""
+    """y = x ⊙ v. When v is a slab, each row uses that of its slot."""
     return x * per_row(v, x)
 
 
 def per_row(v: Float[Tensor, "*S out"], x: Float[Tensor, "B *T out"]) -> Tensor:
-    """A vector as it broadcasts against x: itself, or each row's own."""
+    """A vector shaped to broadcast against x; a slab is expanded to one vector per row."""
     if v.dim() == 1:
         return v
     return each(v, len(x)).reshape(len(x), *(1,) * (x.dim() - 2), v.shape[-1])

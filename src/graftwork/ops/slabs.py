@@ -1,9 +1,10 @@
-"""Slabs: the ops of several adapters made one at each site, so that each row of a batch can have its own adapter's.
+"""Slabs: the ops of several adapters combined at each site, so that each row of a batch can use its own adapter.
 
-Adapters whose ops are alike but for the numbers in them have one layout: their slabs are their tensors stacked, without
-a look at their sites. Of those that are not trained, all tensors are one row of numbers, and are stacked at once.
+Adapters whose ops differ only in their numbers share a layout. Their slabs are made by stacking their tensors, without
+looking at single sites. An adapter that is not being trained has all its tensors in one row of numbers, so that
+stacking takes one call.
 
-Notation: S slots, one an adapter; N numbers of an adapter in all.
+Notation: S slots, one per adapter; N numbers in an adapter.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -21,18 +22,18 @@ from graftwork.ops.shared import Shared
 
 
 def routed(ops: Ops, backbone: Backbone) -> bool:
-    """Whether rows of one batch can each have ops like these: they take slabs, and what runs at their sites is computed
-    of each row by itself."""
+    """Whether each row of a batch can have its own ops of this kind: the ops accept slabs, and the modules at their
+    sites compute each row independently of the others."""
     return all(backbone.sites[name].rowwise and all(op.routed for op in acting) for name, acting in ops.items())
 
 
 @dataclass(frozen=True)
 class Part:
-    """The ops of adapters of one layout.
+    """The combined ops of adapters that share a layout.
 
     Attributes:
-        ops: slabs.
-        slots: how many adapters.
+        ops: the slabs at each site.
+        slots: the number of adapters.
     """
 
     ops: Ops
@@ -40,10 +41,10 @@ class Part:
 
 
 def join(parts: Sequence[Part], backbone: Backbone) -> Ops:
-    """Slabs for all of them, in their order. Where one of them does nothing at a site, its slots change nothing there.
+    """Slabs for the adapters of all parts, in order. Where a part has no op at a site, its slots change nothing there.
 
-    Ops that are alike share a slab. The order in which each adapter's ops act at a site stays as it is; between those
-    of different adapters there is none.
+    Ops of the same kind share a slab. The ops of one adapter keep their order at a site; the order between ops of
+    different adapters does not matter.
     """
     if len(parts) == 1:
         return parts[0].ops
@@ -52,7 +53,7 @@ def join(parts: Sequence[Part], backbone: Backbone) -> Ops:
 
 
 def _join_at(site: Site, parts: Sequence[Part], backbone: Backbone) -> list[Op]:
-    """The slabs of one site."""
+    """The slabs at one site."""
     # The kinds of op in the order in which they act, each with the op of each part that has one.
     rows: list[tuple[Hashable, dict[int, Op]]] = []
     for i, part in enumerate(parts):
@@ -106,7 +107,7 @@ def _repeated(op: Op, slots: int) -> Op:
 
 
 class _Blueprint(NamedTuple):
-    """An op without its numbers."""
+    """An op whose tensors are replaced by their positions."""
 
     kind: type[Op]
     fields: tuple[tuple[str, Any], ...]
@@ -126,7 +127,7 @@ class _Blueprint(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Which of an adapter's tensors stands in a field."""
+    """The position of a tensor among those of an adapter; it takes the place of the tensor in a field."""
 
     place: int
 
@@ -141,38 +142,40 @@ class _SharedPlace(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How an adapter's ops lie in one row of numbers. Adapters of one method, settings and backbone have the same.
+    """How the ops of an adapter are stored in one row of numbers. Adapters with the same method, settings and backbone
+    have the same layout.
 
     Attributes:
-        sites: what acts at each.
-        shapes: of the tensors, in the order in which they stand in the row.
+        sites: the site names and the ops at each, without their tensors.
+        shapes: the shapes of the tensors, in their order in the row.
     """
 
     sites: tuple[tuple[str, tuple[_Blueprint, ...]], ...]
     shapes: tuple[torch.Size, ...]
 
     def build(self, tensors: Sequence[Tensor], shared: Sequence[Shared]) -> Ops:
-        """Ops with these tensors."""
+        """The ops with these tensors."""
         return {name: [blueprint.build(tensors, shared) for blueprint in acting] for name, acting in self.sites}
 
     def views(self, numbers: Float[Tensor, "*S N"]) -> list[Tensor]:
-        """The tensors whose numbers these are."""
+        """The tensors as views of a row of numbers, or of a stack of rows."""
         pieces = torch.split(numbers, [shape.numel() for shape in self.shapes], dim=-1)
         return [p.view(*numbers.shape[:-1], *shape) for p, shape in zip(pieces, self.shapes, strict=True)]
 
 
 _LAYOUTS: dict[Layout, Layout] = {}
-"""Each layout once, so that adapters of one layout are known by its identity: one a method and its settings."""
+"""Each layout once, so that adapters with the same layout can be found by its identity."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """An adapter's ops as their layout and their tensors.
+    """The ops of an adapter, split into their layout and their tensors.
 
     Attributes:
-        tensors: of the ops, in the layout's order; or one, with the numbers of all in a row.
-        shared: what its ops have in common with those of others, in no row.
-        in_a_row: whether they are one row.
+        layout: where each tensor belongs.
+        tensors: the tensors in the order of the layout; or a single one, with all their numbers in a row.
+        shared: what the ops have in common with those of other adapters; not in the row.
+        in_a_row: whether there is a single row.
     """
 
     layout: Layout
@@ -182,7 +185,7 @@ class Packed:
 
     @classmethod
     def of(cls, ops: Ops) -> "Packed":
-        """Ops packed, with each tensor once however many ops have it."""
+        """Pack ops. A tensor that several ops share is kept once."""
         tensors: list[Tensor] = []
         known: dict[int, _Place] = {}
         shared: dict[Shared, _SharedPlace] = {}
@@ -209,21 +212,19 @@ class Packed:
         return cls(_LAYOUTS.setdefault(drawing, drawing), tuple(tensors), tuple(shared))
 
     def to_row(self, dtype: torch.dtype, device: torch.device) -> "Packed":
-        """The same with a copy of the numbers, in a row."""
+        """The same ops with a copy of their numbers in one row."""
         flat = [tensor.reshape(-1).to(device, dtype) for tensor in self.tensors]
         row = torch.cat(flat) if flat else torch.empty(0, dtype=dtype, device=device)
         shared = tuple(own.to(dtype, device).pooled() for own in self.shared)
         return Packed(self.layout, (row,), shared, in_a_row=True)
 
     def ops(self) -> Ops:
-        """The ops again."""
+        """Unpack the ops."""
         return self.layout.build(self.layout.views(*self.tensors) if self.in_a_row else self.tensors, self.shared)
 
 
 def stacked(adapters: Sequence[Packed], dtype: torch.dtype) -> list[Part]:
-    """Slabs of adapters, in their order: those of one layout that stand together are one part. Gradients flow through
-    them.
-    """
+    """Slabs of adapters, in order. Neighbours that share a layout become one part. Gradients flow through the slabs."""
     parts = []
     for _, group in groupby(adapters, key=lambda own: (id(own.layout), own.in_a_row)):
         alike = list(group)

@@ -1,1 +1,1 @@
-"""Settings and files of settings, read strictly: every problem is told in words, all of them at once."""
+"""Settings and files of settings, read strictly: all problems are reported at once, in words."""

@@ -109,7 +109,7 @@ class _StrictLoader(yaml.SafeLoader):
         """A value of one of the types, also one that a tag (`!!int`) asks for."""
         kind, text = node.tag.rpartition(":")[2], str(self.construct_scalar(node))
         if not SCALARS[kind][0].fullmatch(text):
-            raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no {kind}", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{text!r} is not of type {kind}", node.start_mark)
         return _CONSTRUCT[kind](text)
 
 

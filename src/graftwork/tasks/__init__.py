@@ -1,4 +1,4 @@
-"""Task definitions, their data, and the metrics that judge them.
+"""Task definitions, their data, and metrics.
 
 Importing this package imports neither datasets nor torch: they are loaded by the functions that need them.
 """

@@ -119,6 +119,7 @@ BUILTIN: dict[str, Task] = {
         layout="digits",
     ),
 }
+"""Built-in tasks by name."""
 
 
 def find_task(name_or_path: str) -> Task:

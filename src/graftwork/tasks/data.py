@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 class TaskData:
     """A task and its rows.
 
-    Whatever they are called in the data, the columns of each dataset are those that the task's kind names: see
-    `graftwork.kinds`.
+    The columns of each dataset depend on the kind of task, not on the columns of the data: see `graftwork.kinds`.
 
     Attributes:
         task: the task; where it has classes or tags, with its labels known.
@@ -45,12 +44,11 @@ class TaskData:
 
 
 def load(task: Task, *, test: bool = True) -> TaskData:
-    """Reads and checks a task's data.
+    """Read and check the data of a task.
 
     Args:
         task: the task.
-        test: whether the test split is wanted; where it is not, a test file may lack labels. The other splits are the
-            same either way.
+        test: whether to read the test split. If not, a test file may lack labels. The other splits do not depend on it.
 
     Raises:
         DataError: data, columns, texts, labels or splits are missing or malformed.
@@ -67,14 +65,14 @@ def load(task: Task, *, test: bool = True) -> TaskData:
 
 
 def load_split(task: Task, split: SplitName, *, grouped: bool | None = None) -> "datasets.Dataset":
-    """One split, the same rows as `load` gives, without the others being read where that can be.
+    """Read one split, with the same rows as `load`, and without reading the other splits if possible.
 
     Args:
-        task: the task. With `labels`, as a trained adapter's task has, class ids follow them; otherwise they are found
-            as `load` finds them, for which the training split is read.
-        split: which.
-        grouped: of generation, whether a source's targets are one row's references; else each is a row. None: of
-            validation and test they are. Other kinds' rows are the same either way.
+        task: the task. Its `labels`, if any, determine the class ids, as for the task of an adapter. Otherwise the
+            training split is read to find them.
+        split: the split.
+        grouped: for generation, whether all targets of a source are one row, as `references`. None: for validation and
+            test.
 
     Raises:
         DataError: as `load`; or there is no such split with labels.

@@ -94,7 +94,7 @@ def _too_few(task: Task, train: Table, split: SplitName, wanted: int, units: int
     return DataError(
         f"{train.origin} has {what}, too few to hold {wanted} out for {split}",
         expected=f"more {more}, and in training at least one of each class",
-        change=f"{split}_fraction, or give a {split} split of its own",
+        change=f"{split}_fraction, or give a separate {split} split",
     )
 
 

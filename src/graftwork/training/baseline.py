@@ -55,7 +55,7 @@ def baseline(backbone: Backbone, data: TaskData, identity: TaskIdentity, display
         return {}
     train = data.train.select(range(min(ROWS, len(data.train))))
     splits = {"train": train, "validation": data.validation, **({} if data.test is None else {"test": data.test})}
-    # The backbone alone has no rows for tokens of an adapter's own.
+    # The backbone alone has no rows for added tokens.
     encoder = TextEncoder(backbone, identity.model_copy(update={"added_tokens": ()}))
     total = sum(map(len, splits.values()))
     with display.bar(f"{data.task.name}, baseline", total, "rows") as bar:

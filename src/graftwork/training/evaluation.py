@@ -32,28 +32,31 @@ def evaluate(
     allow_backbone_mismatch: bool = False,
     progress: bool = False,
 ) -> dict[str, float]:
-    """An adapter's scores.
+    """Measure the scores of an adapter.
 
     Args:
-        backbone: the backbone it was made for; loaded by the name in the adapter when left out.
-        split: which split; when left out, the validation split, or all rows of `data` that are one file.
-        data: data other than those it was tuned on; their labels must be among the adapter's.
-        columns: the columns of those data where they have other names, by the task's fields (`text`, `text_pair`,
-            `image`, `choices`, `label`).
-        batch_size: rows in one pass.
-        generation_examples: of generation, texts are made of the first so many sources only; None: of all.
-        max_new_tokens, num_beams: of generation, in the place of what the adapter was tuned with.
-        progress: say on standard error what is scored, and how far it is.
+        adapter: the adapter.
+        backbone: the backbone that it was made for. None: it is loaded by the name stored in the adapter.
+        split: the split. None: the validation split, or, if `data` is a single file, all its rows.
+        data: other data than those that the adapter was tuned on, with the same labels.
+        columns: the columns of those data if they have other names, by field of the task (`text`, `text_pair`, `image`,
+            `choices`, `label`).
+        batch_size: number of rows in a forward pass.
+        generation_examples: for generation: generate texts for the first so many sources only. None: for all.
+        max_new_tokens: for generation: maximum number of generated tokens. None: as in training.
+        num_beams: for generation: number of beams. None: as in training.
+        allow_backbone_mismatch: accept a backbone of the same shape with other weights.
+        progress: report progress on standard error.
 
     Returns:
         The task's metrics by name.
 
     Raises:
-        DataError: the split is not there, has no labels, or has labels that the adapter does not know; or the adapter
-            is an old one, whose data are not here, and does not say whether they were a path or an id on the hub.
+        DataError: the split does not exist, has no labels, or has labels that the adapter does not know; or the adapter
+            is an old one whose data cannot be found, and does not say whether they were a path or an id on the hub.
         AdapterError: the adapter was made for another backbone.
-        RecipeError: settings of generation for an adapter that does not generate; or a number of rows, tokens or beams
-            that is not a whole number of 1 or more.
+        RecipeError: generation settings for an adapter that does not generate; or a number of rows, tokens or beams
+            that is not a positive whole number.
     """
     task = task_of(adapter, data=data, columns=columns)
     if data is None:

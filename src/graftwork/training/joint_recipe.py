@@ -20,11 +20,12 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class JointRecipe:
-    """What adapters are tuned together.
+    """Several adapters that are tuned together on one backbone.
 
     Attributes:
-        backbone, dtype: of all of them, as in a recipe.
-        recipes: by the adapters' names.
+        backbone: name, folder or hub id of the backbone.
+        dtype: precision of the backbone.
+        recipes: the recipe of each adapter, by name.
     """
 
     backbone: str
@@ -33,9 +34,13 @@ class JointRecipe:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, origin: str = "the joint recipe") -> "JointRecipe":
-        """Check plain values: `backbone`, `dtype`, `train` (what holds for all adapters that say nothing else), and
-        `adapters`, by name. Each of them has `task`, `method`, `pooling`, `add_tokens` and `train` as a recipe has;
-        `data`, where the task's data are; and `seeds`, of which each makes an adapter NAME-SEED.
+        """Make a joint recipe from plain values: `backbone`, `dtype`, `train` (defaults for all adapters), and
+        `adapters`, by name. Each adapter has `task`, `method`, `pooling`, `add_tokens` and `train` as in a recipe;
+        `data`, where the task's data are; and `seeds`, each of which gives an adapter NAME-SEED.
+
+        Args:
+            values: the values.
+            origin: the source of the values, for error messages.
 
         Raises:
             RecipeError: keys are unknown, values are of the wrong type, or two adapters have one name; says where.
@@ -46,7 +51,7 @@ class JointRecipe:
             if not isinstance(given, Mapping):
                 raise RecipeError(
                     f"{origin} has no {name}" if given is None else f"{origin}: {name} is {given!r}",
-                    expected=f"{name}: with keys and values under it",
+                    expected=f"{name}: a mapping with at least one key",
                     change=origin,
                 )
         assert isinstance(adapters, Mapping)
@@ -71,7 +76,7 @@ class JointRecipe:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "JointRecipe":
-        """The joint recipe in a YAML file.
+        """Read a joint recipe from a YAML file.
 
         Raises:
             RecipeError: the file cannot be read, or its contents are refused by `parse`.
@@ -108,7 +113,7 @@ def _expanded(name: str, given: Any, where: str) -> dict[str, dict[str, Any]]:
     if "seed" in train:
         raise RecipeError(f"{where} has both seeds and train.seed", expected="one of the two", change=where)
     if len(set(map(str, seeds))) < len(seeds):
-        raise RecipeError(f"{where}: one of the seeds is there twice", change=where)
+        raise RecipeError(f"{where}: a seed is repeated", change=where)
     return {f"{name}-{seed}": {**values, "train": {**train, "seed": seed}} for seed in seeds}
 
 

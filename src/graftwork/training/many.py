@@ -62,26 +62,24 @@ def tune_many(
     progress: bool = False,
     **training: Any,
 ) -> dict[str, Adapter]:
-    """Tune several adapters at once, in passes that they share.
+    """Tune several adapters at once, with shared forward passes of the backbone.
 
     Args:
-        backbone: the frozen model. It is as it was when the call returns.
-        adapters: by name, a recipe; or a mapping with a recipe's `task` (also a `Task`), `method` (also a `Method`),
-            `pooling`, `add_tokens` and `train`, and with `data` and `seeds` as in a joint recipe. A recipe's backbone
-            is not used.
-        output: folder in which each adapter is saved under its name, as soon as it is finished. None only returns them.
-        resume: go on with what was killed. What is finished is not trained again.
-        overwrite: replace outputs that exist, and discard what a killed call left.
-        progress: say on standard error what is tuned and how far each is: by bars on a terminal, else by a line
-            every few seconds.
-        training: fields of `TrainingSettings`, for all adapters that say nothing else.
+        backbone: the frozen model. It is unchanged when the call returns.
+        adapters: by name, a recipe, whose backbone is ignored; or a mapping with `task` (or a `Task`), `method` (or a
+            `Method`), `pooling`, `add_tokens` and `train` as in a recipe, and `data` and `seeds` as in a joint recipe.
+        output: folder in which each adapter is saved under its name as soon as it is finished. None: none is saved.
+        resume: continue interrupted runs. Finished adapters are not trained again.
+        overwrite: replace existing outputs, and discard interrupted runs.
+        progress: report progress on standard error: with bars on a terminal, otherwise with a line every few seconds.
+        training: fields of `TrainingSettings`, as defaults for all adapters.
 
     Returns:
-        Each adapter with the best validation score, with its scores, by name.
+        By name, each adapter of the checkpoint with the best validation score, with its scores.
 
     Raises:
-        GraftworkError: a subclass that says what is wrong with the data, settings or outputs; nothing was trained.
-        TuneManyError: some of the runs failed. The others were trained to their ends and saved.
+        GraftworkError: a subclass names what is wrong with the data, settings or outputs. Nothing was trained.
+        TuneManyError: some of the runs failed. The others were finished and saved.
     """
     given = {
         name: own.model_dump(mode="json", exclude_unset=True, exclude={"backbone", "dtype"})
@@ -106,7 +104,13 @@ def tune_joint_recipe(
     overwrite: bool = False,
     progress: bool = False,
 ) -> dict[str, Adapter]:
-    """Tune as a joint recipe says. See `tune_many`."""
+    """Tune the adapters of a joint recipe.
+
+    Args:
+        joint: the joint recipe.
+        output, resume, overwrite, progress: as for `tune_many`.
+        backbone: the backbone, if it is loaded already. None: the one that the joint recipe names is loaded.
+    """
     if output is None:
         if resume:
             raise OutputError("runs without an output cannot be resumed", change="--output")

@@ -1,23 +1,24 @@
 """Trainable parameters of a method on a backbone: counts by group, from shapes alone."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import torch
+
 from graftwork.adapters.adapter import Adapter
-from graftwork.adapters.declared import counts, declare
-from graftwork.backbones import Backbone, Pooling
+from graftwork.adapters.contents import size_of_file
+from graftwork.adapters.declared import counts, declare, usable_sites
+from graftwork.backbones import Backbone, Pooling, Site
 from graftwork.errors import GraftworkError
 from graftwork.kinds import default_kind
 from graftwork.kinds.heads import head_for
 from graftwork.methods import Method, find_method, known_methods, make_method
 from graftwork.methods.named import Named
+from graftwork.methods.parameters import Parameter
 from graftwork.training.lengths import check_prompt
 from graftwork.training.recipe import Recipe
-
-BYTES = 4
-"""An adapter's parameters are kept in float32."""
 
 
 def count(
@@ -36,7 +37,7 @@ def count(
 
     Returns:
         `trained` (adapter, norms, head, total, and without_classifier: the total less the last classifier), `backbone`
-        (its parameters), `percent` (total to backbone), `bytes` (of the adapter's tensors).
+        (its parameters), `percent` (total to backbone), `bytes` (of the finished adapter's file of tensors).
 
     Raises:
         BackboneError, MethodError, SiteError: the backbone or method is unknown, or they do not suit each other.
@@ -143,7 +144,8 @@ def _count(
         **chosen.head_fields,
     )
     check_prompt(outline, chosen.num_prompt_tokens)
-    declared = declare(outline, chosen, head)
+    sites = chosen.sites(usable_sites(outline, head))
+    declared = declare(outline, chosen, head, sites=sites)
     groups = counts(declared)
     total = sum(groups.values())
     classifier = sum(p.count for name, p in declared.items() if name.startswith("head.classifier."))
@@ -151,5 +153,13 @@ def _count(
         "trained": {**groups, "total": total, "without_classifier": total - classifier},
         "backbone": outline.num_parameters,
         "percent": 100 * total / outline.num_parameters,
-        "bytes": BYTES * sum(parameter.count for parameter in declared.values()),
+        "bytes": _size_when_finished(chosen, declared, sites),
     }
+
+
+def _size_when_finished(chosen: Method, declared: Mapping[str, Parameter], sites: Sequence[Site]) -> int:
+    """Bytes of the file of tensors that is saved when training has ended: some methods save other tensors than those
+    that they train (AdaMix)."""
+    shapes = {name: torch.empty(parameter.shape, device="meta") for name, parameter in declared.items()}
+    _, kept = chosen.finish(shapes, sites)
+    return size_of_file({name: tensor.shape for name, tensor in kept.items()})

@@ -18,17 +18,17 @@ from graftwork.training.settings import TrainingSettings
 
 
 class Recipe(BaseModel):
-    """What is tuned, on what, and how. The same recipe on the same machine gives the same adapter, byte for byte.
+    """Everything that determines a run. The same recipe on the same machine gives the same adapter, byte for byte.
 
     Attributes:
-        backbone: name, folder or hub id.
-        dtype: the backbone's precision.
-        task: name of a built-in task, path of a task file, or the task's own fields; with `base`, the name of another
-            task, fields override that one's.
-        method: its name, and its settings beside it.
-        pooling: how the head's input is made; `auto` is the backbone's own way.
-        pooling_source: who chose that; written by `resolved`, and not for a person to give.
-        add_tokens: tokens that the adapter has beside the backbone's, whose embeddings are trained with it.
+        backbone: name, folder or hub id of the backbone.
+        dtype: precision of the backbone.
+        task: name of a built-in task, path of a task file, or fields of a task. With `base`, the name of another task,
+            the fields override those of that task.
+        method: `name` and settings of the method.
+        pooling: how a text becomes one vector for the head; `auto` is the backbone's pooling.
+        pooling_source: where the pooling came from; written by `resolved`, not meant to be set.
+        add_tokens: tokens to add to those of the backbone; their embeddings are trained with the adapter.
         train: training settings.
     """
 
@@ -45,14 +45,15 @@ class Recipe(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, origin: str = "the recipe", given: Collection[str] = ()) -> "Recipe":
-        """Check plain values.
+        """Make a recipe from plain values.
 
         Args:
-            origin: where they are from, for the error.
-            given: dotted keys of those that were given as flags.
+            values: the values.
+            origin: the source of the values, for error messages.
+            given: dotted keys of the values that were given as flags.
 
         Raises:
-            RecipeError: keys are unknown, or values are of the wrong type; all of them are named.
+            RecipeError: names all unknown keys and all values of the wrong type.
         """
         values = dict(values)
         if isinstance(values.get("method"), str):
@@ -69,10 +70,14 @@ class Recipe(BaseModel):
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "Recipe":
-        """The recipe in a YAML file, with overrides by dotted key (`train.seed`).
+        """Read a recipe from a YAML file.
+
+        Args:
+            path: the file.
+            overrides: values that override those of the file, by dotted key (`train.seed`).
 
         Raises:
-            RecipeError: the file cannot be read, or its contents are refused by `parse`.
+            RecipeError: the file cannot be read, or `parse` refuses its contents.
         """
         values = read_yaml(Path(path))
         return cls.parse(override(values, overrides or {}), origin=str(path), given=(overrides or {}).keys())
@@ -81,7 +86,7 @@ class Recipe(BaseModel):
         """The method that the recipe names.
 
         Raises:
-            MethodError: no name, an unknown one, or unknown settings.
+            MethodError: the name is missing or unknown, or settings are unknown.
         """
         return as_method(self.method)
 
@@ -89,7 +94,7 @@ class Recipe(BaseModel):
         """The task that the recipe names.
 
         Raises:
-            RecipeError: it is unknown, or its fields are refused.
+            RecipeError: the task is unknown, or its fields are invalid.
         """
         if isinstance(self.task, str):
             return find_task(self.task)
@@ -100,7 +105,7 @@ class Recipe(BaseModel):
         return Task.parse(self.task, origin="the task")
 
     def resolved(self, backbone: Backbone, task: Task, method: Method) -> "Recipe":
-        """The same recipe with every default written out, and with names that mean the same from any folder."""
+        """The recipe with every default filled in, and with paths that are valid from any folder."""
         return Recipe(
             backbone=backbone.name,
             dtype=str(backbone.dtype).removeprefix("torch."),

@@ -23,9 +23,7 @@ def warn_of_scores(name: str, split: str, task: Task, rows: int, outcome: tuple[
         outcome: predictions and labels, as `graftwork.tasks.compute` takes them; None where none were made.
     """
     if rows < FEW:
-        held_out = (
-            f" (--task.{split}_fraction, or a larger split of its own)" if split in ("validation", "test") else ""
-        )
+        held_out = f" (--task.{split}_fraction, or a larger split)" if split in ("validation", "test") else ""
         logger.warning(
             "%s: %s has %d row%s, so an accuracy is known only to ±%.2f (95 %%). Use more rows%s",
             name,

@@ -1,4 +1,4 @@
-"""Training settings, under Hugging Face's names; rates, epochs and schedules are the method's where none are given."""
+"""Training settings, with Hugging Face's names. Rates, epochs and schedules default to those of the method."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,48 +31,67 @@ EVAL_STEPS = 500
 INCOMPLETE = {
     *(SchedulerType.COSINE_WITH_MIN_LR, SchedulerType.COSINE_WARMUP_WITH_MIN_LR, SchedulerType.WARMUP_STABLE_DECAY),
 }
-"""Schedules that nothing can be done with by name alone."""
+"""Schedules that need settings beyond their names."""
 
 
 class TrainingSettings(Checked):
     """How an adapter is trained.
 
-    Defaults: AdamW at the method's own rate, with eps 1e-6 and weight decay 0.01 that spares biases and norms; the rate
-    rises linearly over the first tenth of the steps and then falls linearly to 0; gradients clipped at norm 1; batches
-    of 32 texts of like length, of at most 128 tokens; the checkpoint with the best validation score is kept.
+    By default AdamW trains at the method's own learning rate, with epsilon 1e-6 and weight decay 0.01 (not on biases
+    and norms). The rate rises linearly over the first tenth of the steps and then falls linearly to 0. Gradients are
+    clipped at norm 1. A batch has 32 texts of similar length, each of at most 128 tokens. The checkpoint with the best
+    validation score is kept.
 
     Attributes:
-        learning_rate, head_learning_rate, num_train_epochs, optim, lr_scheduler_type: None takes the method's default.
-        head_learning_rate: of the head's parameters, which start from nothing and need larger steps than most methods.
-        optim: `adafactor` takes its rate from the schedule and does not scale it by the parameters.
-        lr_scheduler_type: one of transformers' schedules, or `slanted_triangular`, which rises over the steps of
-            `warmup_ratio` from 1/32 of the rate and falls back to it.
-        max_steps: ends training after this many steps, whatever the epochs; -1 for no such end.
-        train_sampling_strategy: `group_by_length` puts texts of like length into one batch, so that little of it is
-            padding; `random` takes any.
-        tokens_per_batch: puts as many texts of like length into a batch as have so many tokens with padding, in the
-            place of `per_device_train_batch_size` texts; of questions, the tokens of one choice. None does not.
-        warmup_ratio: share of the steps over which the rate rises.
-        max_length: tokens a text (or pair) is cut to. None: 128, or what the backbone has positions for, less those
-            of a prompt.
-        max_target_length: of generation, and of a multiple choice judged by a language model: tokens a target or choice
-            is cut to. None: 128, or half of what the backbone has positions for.
-        max_new_tokens: of generation, tokens that are generated at most. None: max_target_length.
-        num_beams: of generation, the beams of the search; 1 takes the likeliest token each time.
-        generation_examples: of generation, how many sources of a split texts are generated of to be scored, the first
-            ones of it; None: all. The loss is over all of them in any case.
-        eval_strategy: score and save after each `epoch`, or every `eval_steps` (500) `steps`.
-        early_stopping_patience: stop after this many scorings without a better one; None never stops early.
-        backbone_dropout: `keep` the backbone's own dropout in training, turn it `off`, or `auto`: off while the
-            backbone is frozen, kept when its own weights are trained.
-        prefix_cache: whether what comes before everything that is trained is computed once a text and kept in
-            graftwork's cache folder: `auto` where it can be and two epochs or more are trained, `on` (an error where it
-            cannot), or `off`.
-        prefix_cache_gb: gigabytes that all that is kept there may take.
-        torch_compile: whether the backbone's layers run compiled by torch.compile in the passes of a training step.
-        baseline: `auto` fits a linear model on the frozen backbone's states, to compare the adapter with (see
-            `graftwork.training.baseline`), where the task is classification or regression of texts; `off` does not.
-        report_to: experiment trackers, as transformers names them, separated by commas.
+        seed: seed of initialisation, dropout and the order of the data.
+        learning_rate: learning rate of the method's parameters. None: the method's default.
+        head_learning_rate: learning rate of the head's parameters, which are random at first and need larger steps than
+            those of most methods. None: the larger of `learning_rate` and the method's default for heads.
+        num_train_epochs: number of epochs. None: the method's default.
+        max_steps: stop after this many steps, whatever the number of epochs; -1: no limit.
+        per_device_train_batch_size: number of texts in a training batch.
+        per_device_eval_batch_size: number of texts in a batch when scores are measured.
+        gradient_accumulation_steps: number of batches in one step of the optimiser.
+        train_sampling_strategy: `group_by_length` puts texts of similar length into one batch, so that there is little
+            padding; `random` does not.
+        tokens_per_batch: fill a batch with texts of similar length up to this number of tokens, padding included,
+            instead of taking `per_device_train_batch_size` texts. For multiple choice, the tokens of one choice count.
+            None: off.
+        gradient_checkpointing: recompute the layers in the backward pass instead of storing their activations.
+        optim: the optimiser. `adafactor` takes its rate from the schedule and does not scale it by the parameters.
+            None: the method's default.
+        lr_scheduler_type: the learning rate schedule: one of transformers', or `slanted_triangular`, which rises from
+            1/32 of the rate over the `warmup_ratio` share of the steps and falls back to 1/32. None: the method's
+            default.
+        warmup_ratio: share of the steps over which the learning rate rises.
+        weight_decay: weight decay, which does not apply to biases and norms.
+        adam_beta1: decay rate of AdamW's first moment.
+        adam_beta2: decay rate of AdamW's second moment.
+        adam_epsilon: epsilon of AdamW.
+        max_grad_norm: norm at which gradients are clipped; 0: no clipping.
+        max_length: maximum number of tokens of a text (or pair); longer ones are truncated. None: 128, or the number of
+            positions of the backbone less those of a prompt, if that is smaller.
+        max_target_length: for generation, and for multiple choice scored by a language model: maximum number of tokens
+            of a target or choice. None: 128, or half of the backbone's positions, if that is smaller.
+        max_new_tokens: for generation: maximum number of generated tokens. None: `max_target_length`.
+        num_beams: for generation: number of beams; 1 is greedy search.
+        generation_examples: for generation: generate texts for the first so many sources of a split only. None: for
+            all. The loss is always over the whole split.
+        eval_strategy: measure validation scores and save a checkpoint after each `epoch`, or every `eval_steps`
+            `steps`.
+        eval_steps: number of steps between two measurements, with `eval_strategy` `steps`. None: 500.
+        logging_steps: number of steps between two entries of the log.
+        early_stopping_patience: stop after this many measurements in a row without a better score. None: never.
+        backbone_dropout: `keep` the backbone's own dropout in training, turn it `off`, or `auto`: off if the backbone
+            is frozen, kept if its weights are trained.
+        prefix_cache: compute the frozen part below everything that is trained once per text, and store its output in
+            graftwork's cache folder: `auto` (if that is possible and there are at least two epochs), `on` (an error if
+            it is not possible), or `off`.
+        prefix_cache_gb: maximum size of that cache, in gigabytes (10⁹ bytes).
+        torch_compile: compile the backbone's layers with `torch.compile` for training steps.
+        baseline: `auto` also fits a linear model on the frozen backbone's output, for comparison, if the task is
+            classification or regression of texts; `off` does not.
+        report_to: experiment trackers, by transformers' names, separated by commas.
     """
 
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -137,7 +156,7 @@ class TrainingSettings(Checked):
     @classmethod
     def _complete_schedule(cls, schedule: str | None) -> str | None:
         if schedule in INCOMPLETE:
-            raise ValueError("this schedule needs settings of its own, which cannot be given")
+            raise ValueError("this schedule needs further settings, which are not supported")
         known = [*(kind.value for kind in SchedulerType if kind not in INCOMPLETE), *SCHEDULES]
         if schedule is not None and schedule not in known:
             raise ValueError(f"unknown schedule; known are {', '.join(known)}")
@@ -162,14 +181,16 @@ class TrainingSettings(Checked):
         return self
 
     def resolved(self, method: Method, backbone: Backbone, kind: str = DEFAULT_KIND) -> "TrainingSettings":
-        """The same with the method's and the backbone's defaults in the place of what was left open.
+        """The settings with the defaults of the method and the backbone filled in.
 
         Args:
-            kind: the task's.
+            method: the method that is trained.
+            backbone: the frozen model.
+            kind: the kind of task.
 
         Raises:
-            RecipeError: texts are longer than the backbone has positions for, less those that the method takes; or a
-                setting is not for the kind.
+            RecipeError: a maximum length exceeds the backbone's positions, less those that the method takes; or a
+                setting does not apply to the kind of task.
         """
         longest = lengths(self, backbone, kind, method.num_prompt_tokens)
         self._check_budget(kind, (longest["max_length"] or 0) + (longest.get("max_target_length") or 0))
@@ -204,18 +225,19 @@ class TrainingSettings(Checked):
 
     @property
     def schedule(self) -> Schedule | None:
-        """The schedule, where it is none of transformers'."""
+        """The schedule, if it is one of graftwork's own; None for transformers' schedules."""
         return SCHEDULES.get(self.lr_scheduler_type or "")
 
     def arguments(
         self, folder: Path, *, metric: str, greater_is_better: bool, device: torch.device
     ) -> TrainingArguments:
-        """transformers' arguments for resolved settings.
+        """The `transformers.TrainingArguments` of resolved settings.
 
         Args:
-            folder: where checkpoints go.
-            metric: the validation metric that chooses the best checkpoint.
-            device: the backbone's.
+            folder: folder for checkpoints.
+            metric: the validation metric that selects the best checkpoint.
+            greater_is_better: whether a higher value of the metric is better.
+            device: the device of the backbone.
 
         Raises:
             RecipeError: the run was started as several processes.
@@ -267,8 +289,8 @@ class TrainingSettings(Checked):
 
 @dataclass
 class PlacedArguments(TrainingArguments):
-    """transformers' arguments for a model that is on some device and stays there. Of themselves they are for the
-    machine's first one, to which they would have the model moved.
+    """`TrainingArguments` for a model that stays on its device. By default, transformers would move the model to the
+    first device of the machine.
 
     Attributes:
         placed_on: the device.
@@ -278,7 +300,7 @@ class PlacedArguments(TrainingArguments):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is and batches go to."""
+        """The device of the model and of the batches."""
         # What it finds on the machine is remembered by others.
         _ = super().device
         return torch.device(self.placed_on)

@@ -64,27 +64,27 @@ def tune(
     progress: bool = False,
     **training: Any,
 ) -> Adapter:
-    """Tune a backbone on a task.
+    """Tune an adapter for one task.
 
     Args:
-        backbone: the frozen model. It is as it was when the call returns.
-        task: a built-in task's name, a task file's path, or a `Task`.
-        method: a method, or its name; Houlsby adapters when left out.
-        output: folder to save the adapter in; it must not exist. None only returns the adapter.
-        data: where the task's data are, in the place of what the task says.
-        pooling: how the head's input is made: `auto`, `pooler`, `first`, `last` or `mean`.
-        add_tokens: tokens that the adapter has beside the backbone's; their embeddings are trained and saved with it.
-        resume: go on with a run to the same output that was killed.
-        overwrite: replace an output that exists, and discard what a killed run left.
-        progress: say on standard error what is tuned and how far it is: by bars on a terminal, else by a line every few
-            seconds.
+        backbone: the frozen model. It is unchanged when the call returns.
+        task: the name of a built-in task, the path of a task file, or a `Task`.
+        method: a method or its name. None: `Houlsby()`.
+        output: folder to save the adapter in; it must not exist. None: the adapter is returned without being saved.
+        data: file, folder or hub id of the data, instead of the one that the task names.
+        pooling: how a text becomes one vector for the head: `auto` (the backbone's pooling), `pooler`, `first`, `last`
+            or `mean`.
+        add_tokens: tokens to add to those of the backbone; their embeddings are trained and saved with the adapter.
+        resume: continue an interrupted run to the same output.
+        overwrite: replace an existing output, and discard an interrupted run.
+        progress: report progress on standard error: with bars on a terminal, otherwise with a line every few seconds.
         training: fields of `TrainingSettings`: seed, learning_rate, num_train_epochs, …
 
     Returns:
-        The adapter with the best validation score, with its scores.
+        The adapter of the checkpoint with the best validation score, with its scores.
 
     Raises:
-        GraftworkError: a subclass that says what is wrong with the data, settings or output.
+        GraftworkError: a subclass that names what is wrong with the data, the settings or the output.
     """
     fields = (task if isinstance(task, Task) else Recipe.parse({"task": task}).find_task()).model_dump(mode="json")
     changes = {} if data is None else {"data": data}
@@ -112,7 +112,19 @@ def tune_recipe(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Adapter:
-    """Tune as a recipe says. See `tune`."""
+    """Tune an adapter from a recipe.
+
+    Args:
+        recipe: the backbone, task, method and training settings.
+        output, resume, overwrite, progress: as for `tune`.
+        backbone: the backbone, if it is loaded already. None: the one that the recipe names is loaded.
+
+    Returns:
+        The adapter, as `tune` returns it.
+
+    Raises:
+        GraftworkError: as `tune`.
+    """
     if output is None:
         if resume:
             raise OutputError("a run without an output cannot be resumed", change="--output")

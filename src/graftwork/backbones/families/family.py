@@ -1,6 +1,6 @@
-"""What a family is: a table from canonical site names to module paths, and how a model's sites are read off by it.
+"""Families: a table from canonical site names to module paths, and the reader that finds a model's sites with it.
 
-Everything that is particular to a Hugging Face class stands in such a table, one file a family, and nowhere else.
+Everything that is specific to a Hugging Face class is in such a table, one file per family.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,31 +15,31 @@ from graftwork.backbones.sites import Site, SiteKind, Sites
 from graftwork.errors import BackboneError
 
 Part = Literal["query", "key", "value", "first", "second"]
-"""Which columns of a fused product a linear map has: those of its queries, keys or values, or a half."""
+"""The columns of a fused linear layer that belong to one linear map: queries, keys, values, or one half."""
 
 SOURCES = {
     "attention.result": "attention.query",
     "cross_attention.result": "cross_attention.query",
     "ffn.result": "ffn.up",
 }
-"""A sub-layer's result, and the linear map whose input is the sub-layer's own."""
+"""For each sub-layer's result, the linear map that reads the input of the sub-layer."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a site is found.
+    """Where the module of a site is, and what it is.
 
     Attributes:
-        kind: what stands there.
-        path: the module's path: in a layer's table from the layer on, else from the model without its task head on.
-            Of several, the first that the model has.
-        required: whether every member of the family has it.
-        part: of a linear map in a fused product, which columns are its own.
-        follows_residual: of a norm, whether it normalises the sum of a sub-layer's output and its residual.
-        reads: names of the parameters that the module reads from modules within it without calling them; where there
-            are some, they alone are the site's.
-        rowwise: whether what enters has a row for each row of the batch.
-        source: of a result, the linear map that is given the sub-layer's input alone; None: the usual one.
+        kind: the kind of site.
+        path: path of the module, relative to the layer in a layer's table, and else to the model without its task head.
+            If several paths are given, the first that exists in the model is used.
+        required: whether every model of the family has the site.
+        part: for a linear map in a fused linear layer, the columns that belong to it.
+        follows_residual: for a norm, whether it normalises the sum of a sub-layer's output and the residual.
+        reads: names of parameters of submodules that the module uses without calling the submodules. If there are any,
+            the site has these parameters and no others.
+        rowwise: whether the module's input has one row per row of the batch.
+        source: for a result, the linear map whose input is the input of the sub-layer. None: the usual one.
     """
 
     kind: SiteKind
@@ -52,22 +52,27 @@ class Entry:
     source: str | None = None
 
     def paths(self, start: str = "") -> list[str]:
-        """The paths where it may be."""
+        """All paths where the module may be.
+
+        Args:
+            start: a prefix for each path.
+        """
         return [start + path for path in ([self.path] if isinstance(self.path, str) else self.path)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """A run of layers of one layout.
+    """Consecutive layers that have the same layout.
 
     Attributes:
-        name: `encoder` or `decoder` where a model has both, else empty; it stands before the names of its sites.
-        path: where the module of the whole stack is; empty for the model itself.
-        layers: path of a layer, with `*` for its number, or for its group's and its own. Layers are numbered from 0
-            over all groups.
-        before, layer, after: canonical names to entries, before the layers, in each layer (names are relative to
-            `layers.{i}.`), and after them, in the order of a forward pass.
-        prompts: whether rows can enter before its input embeddings.
+        name: `encoder` or `decoder` if the model has both, else empty. Site names begin with it.
+        path: path of the module of the whole stack; empty for the model itself.
+        layers: path of a layer, with `*` for its number. If layers come in groups, one `*` for the group and one for
+            the layer; layers are then numbered from 0 over all groups.
+        before: canonical names and entries of the sites before the layers, in the order of a forward pass.
+        layer: the same for each layer. Names are relative to `layers.{i}.`.
+        after: the same for the sites after the layers.
+        prompts: whether prompts can be put before the input embeddings.
     """
 
     name: str = ""
@@ -79,16 +84,16 @@ class Stack:
     prompts: bool = True
 
     def entries(self) -> Iterator[tuple[str, Entry, bool]]:
-        """Each name and entry, and whether it stands in every layer."""
+        """Each name with its entry, and whether it is in every layer."""
         for table, layered in ((self.before, False), (self.layer, True), (self.after, False)):
             for name, entry in table.items():
                 yield name, entry, layered
 
     def layer_paths(self, model: nn.Module, start: str = "") -> list[str]:
-        """The paths of a model's layers, in order.
+        """The paths of the layers of a model, in order.
 
         Args:
-            start: path of the model without its task head, with a dot behind, or empty.
+            start: path of the model without its task head, followed by a dot; or empty.
         """
         paths = [start.rstrip(".")]
         for part in self.layers.split("."):
@@ -101,16 +106,18 @@ class Stack:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A group of model types with one layout.
+    """Model types that share a layout.
 
     Attributes:
-        name: how messages call the family.
-        model_types: the model types it was made and tested for.
-        stacks: its stacks, in the order of a forward pass.
-        before: canonical names to entries that belong to no stack (shared embeddings).
-        causal: whether each token sees only what stands before it, so that the last one has seen all.
-        refusals: kinds of site that it has none of, and why, for people who ask for what acts there.
-        note: what is particular about what acts here, for people.
+        name: the family's name in messages.
+        model_types: the `model_type` values that the table was written and tested for.
+        stacks: the stacks, in the order of a forward pass.
+        before: canonical names and entries of sites outside the stacks, such as shared embeddings.
+        causal: whether each token attends only to itself and earlier tokens, so that the last one has seen the whole
+            text.
+        refusals: kinds of site that these models do not have, each with the reason, which is shown to users of a method
+            that needs them.
+        note: what is special about these models, for users.
     """
 
     name: str
@@ -122,7 +129,7 @@ class Family:
     note: str = ""
 
     def missing(self, model: PreTrainedModel) -> list[str]:
-        """The required paths that the model lacks; empty when the layout fits."""
+        """The required paths that do not exist in the model; empty if the layout fits."""
         prefix = base_path(model)
         wanted = [(entry, prefix) for entry in self.before.values()]
         for stack in self.stacks:
@@ -134,16 +141,15 @@ class Family:
 
     @property
     def num_required(self) -> int:
-        """Number of required paths, of which `missing` names those that are not there."""
+        """Number of required paths; `missing` lists those that do not exist in a model."""
         entries = [*self.before.values(), *(entry for stack in self.stacks for _, entry, _ in stack.entries())]
         return sum(entry.required for entry in entries)
 
     def sites(self, model: PreTrainedModel) -> Sites:
-        """The model's sites, each checked against the module that stands there.
+        """The sites of a model, each checked against its module.
 
         Raises:
-            BackboneError: a site's module is missing; or parameters of the model belong to no site, so that "all
-                parameters" would not be all.
+            BackboneError: the module of a required site is missing; or a parameter of the model belongs to no site.
         """
         reader = SiteReader(model, self)
         for name, entry in self.before.items():
@@ -154,7 +160,7 @@ class Family:
 
 
 class SiteReader:
-    """Reads sites off one model, one entry after the other."""
+    """Finds the sites of one model, entry by entry."""
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
         self.model = model
@@ -164,7 +170,7 @@ class SiteReader:
         self._owners: dict[int, str] = {}
 
     def read_stack(self, stack: Stack) -> None:
-        """All sites of a stack."""
+        """Find all sites of a stack."""
         start = f"{stack.name}." if stack.name else ""
         if stack.prompts:
             # Rows enter where the tokens' embeddings do, which may be narrower than the layers.
@@ -193,13 +199,13 @@ class SiteReader:
     def read(
         self, name: str, entry: Entry, stack: Stack | None = None, layer: int | None = None, start: str | None = None
     ) -> None:
-        """One site, where the model has it.
+        """Find one site, if the model has it.
 
         Args:
-            start: what stands before its path; that of the model without its task head unless given.
+            start: prefix of its path; by default that of the model without its task head.
 
         Raises:
-            BackboneError: it is required and is not there.
+            BackboneError: the site is required, and its module does not exist.
         """
         paths = entry.paths(self.prefix if start is None else start)
         path = next((path for path in paths if self._stands(path, entry)), None)
@@ -264,8 +270,8 @@ class SiteReader:
         self.found.append(site)
 
     def _stands(self, path: str, entry: Entry) -> bool:
-        """Whether what an entry describes is at a path: an Identity stands for something absent, except for a result,
-        which is whatever passes there.
+        """Whether the module that an entry describes is at a path. `nn.Identity` counts as absent, except for a result,
+        which is the output of any module.
         """
         if not has_module(self.model, path):
             return False
@@ -275,10 +281,10 @@ class SiteReader:
         return entry.kind == "result" or not isinstance(module, nn.Identity)
 
     def finish(self) -> Sites:
-        """The sites in order, each with its height.
+        """The sites in order, with their heights.
 
         Raises:
-            BackboneError: a parameter belongs to none.
+            BackboneError: a parameter belongs to no site.
         """
         if has_module(self.model, "lm_head"):
             self.prefix = ""
@@ -313,12 +319,12 @@ class SiteReader:
         return Sites(sites, self.family.refusals)
 
     def _head_sizes(self, stack: Stack | None) -> tuple[int, int, int]:
-        """Query heads, key-value heads, and the width of a head, in a stack."""
+        """Number of query heads, number of key-value heads, and head size in a stack."""
         return head_sizes(self.model.config, stack.name if stack else "")
 
 
 def head_sizes(config: PretrainedConfig, stack: str = "") -> tuple[int, int, int]:
-    """Query heads, key-value heads, and the width of a head, as a configuration says."""
+    """Number of query heads, number of key-value heads, and head size, from a configuration."""
     heads = getattr(config, f"{stack}_attention_heads", None) or config.num_attention_heads
     key_value_heads = getattr(config, "num_key_value_heads", None) or heads
     dim = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
@@ -326,17 +332,17 @@ def head_sizes(config: PretrainedConfig, stack: str = "") -> tuple[int, int, int
 
 
 def hidden_size(config: PretrainedConfig) -> int:
-    """Width of the residual stream, where it ends: a convolutional network's grows."""
+    """Width of the residual stream. In a convolutional network, where it grows, its last width."""
     return int(config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size)
 
 
 def base_path(model: PreTrainedModel) -> str:
-    """The path of the model without its task head, with a dot behind; empty when that is the model itself."""
+    """The path of the model without its task head, followed by a dot; empty if that is the model itself."""
     return "" if model.base_model is model else f"{model.base_model_prefix}."
 
 
 def has_module(model: nn.Module, path: str) -> bool:
-    """Whether there is a module at a path."""
+    """Whether a path leads to a module."""
     try:
         return model.get_submodule(path) is not None
     except AttributeError:
@@ -344,12 +350,12 @@ def has_module(model: nn.Module, path: str) -> bool:
 
 
 def _numbers(model: nn.Module, path: str) -> range:
-    """The numbers of the modules in a list at a path; none where there is no list."""
+    """The indices of the modules in the list at a path; empty if there is no list."""
     return range(len(list(model.get_submodule(path).children()))) if has_module(model, path) else range(0)
 
 
 def _computed(module: nn.Module) -> bool:
-    """Whether a table is computed and never trained: transformers names such classes so."""
+    """Whether an embedding table is computed and never trained, by the name that transformers gives such classes."""
     return "Sinusoidal" in type(module).__name__
 
 
