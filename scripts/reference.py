@@ -58,12 +58,18 @@ def _section(text: str, title: str) -> re.Match[str] | None:
 
 
 def _entries(text: str, title: str) -> dict[str, str]:
-    """What a section says of each name, each as one line."""
+    """What a section says of each name, each as one line.
+
+    Raises:
+        ValueError: an entry does not begin with a name and a colon.
+    """
     section = _section(text, title)
     body = re.sub(r"^ {4}", "", section[1], flags=re.MULTILINE).strip() if section else ""
-    entries = [ENTRY.fullmatch(entry) for entry in re.split(r"\n(?=\S)", body)]
     found: dict[str, list[str]] = {}
-    for entry in filter(None, entries):
+    for line in re.split(r"\n(?=\S)", body) if body else []:
+        entry = ENTRY.fullmatch(line)
+        if entry is None:
+            raise ValueError(f"{line!r} under {title} does not begin with a name and a colon")
         for name in entry[1].split(", "):
             found.setdefault(name, []).append(" ".join(entry[2].split()))
     return {name: " ".join(lines) for name, lines in found.items()}
@@ -104,7 +110,10 @@ def _construct(settings: griffe.Class, lineage: list[griffe.Class], said: dict[s
     if settings.docstring:
         text = settings.docstring.value
         section = _section(text, "Attributes")
-        rest = [f"    {name}: {line}\n" for name, line in said[settings.path].items() if name not in fields]
+        others = {name: line for name, line in said[settings.path].items() if name not in fields}
+        if unknown := [name for name in others if not any(name in each.members for each in lineage)]:
+            raise ValueError(f"{settings.path} has no {', '.join(unknown)}, which its docstring describes")
+        rest = [f"    {name}: {line}\n" for name, line in others.items()]
         kept = "Attributes:\n" + "".join(rest) + "\n" if rest else ""
         if section:
             text = text[: section.start()] + kept + text[section.end() :]
