@@ -64,7 +64,7 @@ def test_tasks_and_methods_may_be_objects():
         ("pooling: mean", "pooling: middle", r"adapter 'tickets' of .*pooling='middle'"),
         ("    task: sst2\n", "", "adapter 'reviews' of .* has no task"),
         ("seeds: [0, 7]", "seeds: 3", "adapter 'tickets' of .*: seeds is 3"),
-        ("seeds: [0, 7]", "seeds: [0, 0]", "adapter 'tickets' of .* twice"),
+        ("seeds: [0, 7]", "seeds: [0, 0]", "adapter 'tickets' of .* repeated"),
         ("seeds: [0, 7]", "seeds: [0]\n    train: {seed: 1}", "adapter 'tickets' of .* both seeds and train.seed"),
         ("  reviews:", "  tickets-7:", "two adapters named 'tickets-7'"),
         ("  reviews:", "  ../reviews:", r"adapter '\.\./reviews' of .*cannot be a folder's name"),
