@@ -153,6 +153,14 @@ def test_unlike_adapters_are_joined_once_too(joins):
     assert len(joins) == 1
 
 
+@pytest.mark.parametrize("method", [LoRA, VeRA])
+def test_a_dropout_of_training_does_not_keep_finished_adapters_apart(method):
+    backbone = make_backbone("bert")
+    adapters = [make_adapter(backbone, method(rank=4, dropout=dropout), trained=True) for dropout in (0.0, 0.3)]
+    model = AdaptedModel(backbone, {f"a{i}": adapter for i, adapter in enumerate(adapters)})
+    assert model.residents["a0"].layout is model.residents["a1"].layout
+
+
 # Tensors that adapters have in common
 
 

@@ -53,7 +53,7 @@ class SharedLowRank(Op):
         own = super().to(dtype)
         return replace(own, A=self.A.to(dtype), B=self.B.to(dtype))  # type: ignore[call-arg] # it is one of these
 
-    def at_rest(self) -> "SharedLowRank":
+    def for_inference(self) -> "SharedLowRank":
         return replace(self, dropout=0.0) if self.dropout else self
 
     def shared(self) -> list[Shared]:
