@@ -5,7 +5,7 @@ Notation: B rows, T tokens, d hidden size, V vocabulary, C outputs.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any, ClassVar, Literal, get_args
 
@@ -34,6 +34,8 @@ class States:
         segments: (B, T), 0 and 1 for the first and second text of a pair, if the backbone distinguishes them.
         targets: (B, T), the tokens whose scores are needed, -100 elsewhere.
         choices: number of consecutive rows that are the choices of one question.
+        whole: the outputs of the whole batch and which of its rows these are; None: these are the whole batch.
+        vectors: what was pooled of these, by the pooling.
     """
 
     last: Float[Tensor, "B T d"] | None = None
@@ -44,20 +46,21 @@ class States:
     segments: Tensor | None = None
     targets: Tensor | None = None
     choices: int = 1
+    whole: "tuple[States, slice] | None" = None
+    vectors: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
     def of(self, rows: slice) -> "States":
         """The outputs of some rows."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        cut: dict[str, Any] = {name: value[rows] for name, value in own.items() if isinstance(value, Tensor)}
+        cut: dict[str, Any] = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
         layers = None if self.layers is None else tuple(layer[rows] for layer in self.layers)
-        return replace(self, **cut, layers=layers)
+        return replace(self, **cut, layers=layers, whole=(self, rows), vectors={})
 
     def shortened(self, length: int) -> "States":
         """The outputs of the first tokens only."""
         own = {name: getattr(self, name) for name in ("last", "mask", "segments")}
         cut: dict[str, Any] = {name: value[:, :length] for name, value in own.items() if value is not None}
         layers = None if self.layers is None else tuple(layer[:, :length] for layer in self.layers)
-        return replace(self, **cut, layers=layers)
+        return replace(self, **cut, layers=layers, whole=None, vectors={})
 
 
 HEADS: dict[str, type["Head"]] = {}

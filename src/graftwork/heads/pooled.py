@@ -114,7 +114,16 @@ def unused_by(pooling: Pooling) -> tuple[str, ...]:
 
 
 def pool(states: States, pooling: Pooling) -> Float[Tensor, "B d"]:
-    """One float32 vector per text."""
+    """One float32 vector per text. The rows of a batch are pooled together, whatever heads read them."""
+    if states.whole is not None:
+        batch, rows = states.whole
+        return pool(batch, pooling)[rows]
+    if pooling not in states.vectors:
+        states.vectors[pooling] = _pooled(states, pooling)
+    return states.vectors[pooling]
+
+
+def _pooled(states: States, pooling: Pooling) -> Float[Tensor, "B d"]:
     if pooling == "pooler":
         assert states.pooled is not None  # the head has been checked
         return states.pooled.float()

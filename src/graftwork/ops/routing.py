@@ -197,8 +197,13 @@ class _LinearAnd(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, wider: Tensor, blocks: Blocks | None
     ) -> Tensor:
-        y = F.linear(x, weight, bias)
         slots = _slots(wider)
+        if blocks is None and bias is not None:
+            # What is narrow first: the wide product then adds to it as it writes.
+            narrow, U = s.reshape(*_leading(slots), -1, s.shape[-1]), wider.mT
+            added = torch.addmm(bias, narrow, U) if slots is None else torch.baddbmm(bias, narrow, U)
+            return added.view(-1, len(weight)).addmm_(x.reshape(-1, x.shape[-1]), weight.T).view(*x.shape[:-1], -1)
+        y = F.linear(x, weight, bias)
         for rows, narrow, U in zip(
             _tokens(y, slots, blocks), _tokens(s, slots, blocks), _matrices(wider, blocks), strict=True
         ):
