@@ -6,9 +6,11 @@ import torch.nn as nn
 from closeness import PASS, close
 from tiny import make_batch, make_model
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from graftwork.backbones import attention as ours
+from graftwork.backbones import blockwise as blocks
 from graftwork.backbones.attention import Rows, attention
 
 B, H, Q, E, L = 2, 4, 5, 8, 3
@@ -200,14 +202,50 @@ def test_rows_take_the_precision_of_the_keys_and_gradients_reach_them():
 
 def count_products(monkeypatch) -> list:
     calls = []
-    products = ours._products
+    products = ours.blockwise
 
     def counted(*args):
         calls.append(args)
         return products(*args)
 
-    monkeypatch.setattr(ours, "_products", counted)
+    monkeypatch.setattr(ours, "blockwise", counted)
     return calls
+
+
+MASKS = {"none": None, "bool": PADDED, "float": as_float(PADDED), "queries": as_float(PADDED & LOWER)}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("block", [1, 2 * H * Q * Q, 1 << 20])
+def test_blocks_of_any_size_have_the_outputs_and_gradients_of_products(mask, block, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    given = [t.requires_grad_() for t in make_qkv()]
+    found = blocks.blockwise(*given, MASKS[mask], 0.3, ours._products)
+    expected, _ = ours._products(*given, MASKS[mask], 0.0, 0.3)
+    close(found, expected)
+    assert found.is_contiguous()
+    along = random(*found.shape, seed=8)
+    every = torch.autograd.grad(expected, given, along)
+    for own, other in zip(torch.autograd.grad(found, given, along), every, strict=True):
+        close(own, other)
+    for i in range(3):
+        some = [t.detach().requires_grad_(i == j) for j, t in enumerate(given)]
+        output = blocks.blockwise(*some, MASKS[mask], 0.3, ours._products)
+        close(torch.autograd.grad(output, some[i], along)[0], every[i])
+
+
+def test_blocks_are_derived_twice():
+    given = [t.requires_grad_() for t in make_qkv()]
+    function = lambda *qkv: blocks.blockwise(*qkv, as_float(PADDED), None, ours._products)  # noqa: E731
+    assert gradcheck(function, given, fast_mode=True)
+    assert gradgradcheck(function, given, fast_mode=True)
+
+
+def test_blocks_are_not_for_transforms():
+    assert blocks.suits()
+    asked = []
+    torch.func.vmap(lambda x: asked.append(blocks.suits()) or x)(torch.ones(2))
+    assert asked == [False]
 
 
 @pytest.mark.parametrize("with_mask", ["none", "bool", "float"])

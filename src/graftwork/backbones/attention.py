@@ -18,6 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from graftwork.backbones.blockwise import blockwise, suits
+
 ATTENTION = "graftwork"
 
 SHORT = 512
@@ -107,6 +109,8 @@ def attention(
         return output, weights if asked else None
     plain = attention_mask is not None or not causal or query.shape[2] == 1
     if plain and position_bias is None and _products_are_faster(query, key, value):
+        if not dropout and suits():
+            return blockwise(query, key, value, attention_mask, scaling, _products), None
         return _products(query, key, value, attention_mask, dropout, scaling)[0], None
     output, _ = sdpa_attention_forward(
         module,
