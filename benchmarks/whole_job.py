@@ -38,7 +38,7 @@ class Size:
     epochs: int = 3
 
 
-SIZES = {"full": Size(2), "quick": Size(1, epochs=1), "tiny": Size(1, epochs=1)}
+SIZES = {"full": Size(1), "quick": Size(1, epochs=1), "tiny": Size(1, epochs=1)}
 
 
 def write_rows(folder: Path) -> None:
