@@ -51,9 +51,9 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         "# Results of the benchmarks",
         "",
-        "Each figure is the median of ratios of two things timed in turn in one process. Times in seconds mean little",
-        "from one machine to another. Below the table: what each benchmark printed, on which machine, and where its",
-        "time goes.",
+        "Each figure is the median of ratios of two things timed in turn in one process; those of whole_job are of",
+        "processes that ran once each. Times in seconds mean little from one machine to another. Below the table: what",
+        "each benchmark printed, on which machine, and where its time goes.",
         "",
         "| benchmark | bar | measured | wanted | met |",
         "|---|---|---|---|---|",

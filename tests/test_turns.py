@@ -105,7 +105,7 @@ def test_several_tokens_behind_a_cache_have_the_scores_of_the_whole_text(kind, r
     names = [adapters] * 3 if isinstance(adapters, str) else adapters
     lease = model.residents.lease(model.residents)
     [group] = model._runner.row_groups(lease, names, "root")
-    with torch.no_grad(), model.graft.run(group.ops(model.backbone, in_order=True)):
+    with torch.no_grad(), model.graft.run(group.ops(model.backbone, model.residents, in_order=True)):
         expected = model.model(input_ids=ids, **given, use_cache=False).logits
         cache, parts = DynamicCache(), []
         for start, end in ((0, 4), (4, 7), (7, 9)):

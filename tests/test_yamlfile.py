@@ -67,7 +67,7 @@ def test_a_block_can_be_taken_over(tmp_path):
 @pytest.mark.parametrize("text", ["!!int 1:30", "!!int ''", "!!float x", "!!bool yes", "!!null x"])
 def test_a_tag_asks_for_a_value_of_its_type(tmp_path, text):
     (tmp_path / "a.yaml").write_text(f"a: {text}\n")
-    with pytest.raises(RecipeError, match=r"line 1: .* is no "):
+    with pytest.raises(RecipeError, match=r"line 1: .* is not of type "):
         read_yaml(tmp_path / "a.yaml")
 
 

@@ -6,7 +6,7 @@ from graftwork.bank.resident import Resident
 from graftwork.ops.op import Ops
 from graftwork.ops.slabs import nbytes
 
-Set = tuple[Resident | None, ...]
+Slots = tuple[Resident | None, ...]
 """Finished adapters by slot; None for a slot of the backbone alone."""
 
 
@@ -14,7 +14,7 @@ class SlabCache:
     """Slabs by the adapters in their slots. Those that were not used for longest go first. The caller locks."""
 
     def __init__(self) -> None:
-        self._found: dict[Set, tuple[Ops, int]] = {}
+        self._found: dict[Slots, tuple[Ops, int]] = {}
 
     @property
     def nbytes(self) -> int:

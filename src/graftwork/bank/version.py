@@ -57,9 +57,10 @@ class _Loaded:
 
 def _kept(adapter: Adapter, *, owned: bool) -> dict[str, Tensor]:
     """An adapter's tensors while it is resident, which nobody else can change. What its method never trains, such as
-    VeRA's matrices or what generates other tensors, is there once for all adapters that have the same."""
+    VeRA's matrices, is there once for all adapters that have the same."""
+    cpu = torch.device("cpu")
     return {
-        name: Shared(tensor.detach()).pooled().tensor
+        name: Shared(tensor.detach()).pooled(tensor.dtype, cpu).tensor
         if name in adapter.fixed
         else (tensor if owned else tensor.detach().clone())
         for name, tensor in adapter.tensors.items()
@@ -168,7 +169,11 @@ class Version(Resident):
             head = {name: t.to(device, copy=True) for name, t in tensors.items() if name.startswith("head.")}
             ops = with_joint_shrinks(exact)
             if not self.routed:
-                return _Loaded(head, self._in_precision(ops), None)
+                pooled = {
+                    site: [op.with_shared(lambda own: own.pooled(self.backbone.dtype, device)) for op in acting]
+                    for site, acting in ops.items()
+                }
+                return _Loaded(head, self._in_precision(pooled), None)
             packed = Packed.of(ops).to_row(self.backbone.dtype, device)
             self.layout = packed.layout
             return _Loaded(head, packed.ops(), packed)

@@ -26,7 +26,8 @@ from graftwork.ops import Op, Shared, SharedLowRank
 class VeRA(Method):
     """VeRA: a low-rank update with shared random matrices and trained scaling vectors. Use it to train even fewer
     parameters than LoRA. The rank can be large, since it costs only r parameters per linear map. A forward pass costs
-    as much as with LoRA of the same rank. A and B are in memory once for all adapters that have the same ones.
+    as much as with LoRA of the same rank. A and B are in memory once for all finished
+    adapters that have the same ones.
 
     Attributes:
         rank: rank r of the update.

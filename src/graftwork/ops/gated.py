@@ -60,6 +60,9 @@ class Gated(Op):
     def shared(self) -> list[Shared]:
         return [shared for op in self.ops for shared in op.shared()]
 
+    def with_shared(self, change: Callable[[Shared], Shared]) -> "Op":
+        return replace(self, ops=tuple(op.with_shared(change) for op in self.ops))
+
     def numbers(self) -> list[Tensor]:
         return [self.weight, self.bias, *(tensor for op in self.ops for tensor in op.numbers())]
 

@@ -74,7 +74,8 @@ class Op(ABC):
 
     def to(self, dtype: torch.dtype) -> "Op":
         """The same op with its floating-point tensors in another precision; gradients flow through the cast."""
-        return self.mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        own = self.mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        return own.with_shared(lambda shared: shared.to(dtype))
 
     def for_inference(self) -> "Op":
         """The same op as it acts without training."""
@@ -93,6 +94,10 @@ class Op(ABC):
     def shared(self) -> list[Shared]:
         """Those of its tensors that others have as well, and that are in no slab."""
         return []
+
+    def with_shared(self, change: Callable[[Shared], Shared]) -> "Op":
+        """The same op with each of its shared tensors changed."""
+        return self
 
     def numbers(self) -> list[Tensor]:
         """All tensors that it needs to run."""

@@ -1,10 +1,9 @@
 """Shared low-rank op: y + b ⊙ B(d ⊙ (A x)) at a linear site, with A and B that many sites and adapters share (VeRA)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +12,19 @@ from graftwork.backbones import SiteKind
 from graftwork.ops import routing
 from graftwork.ops.op import Forward, Op, Place
 from graftwork.ops.shared import Shared
+
+
+@dataclass(frozen=True)
+class JointProduct:
+    """One product for several sites.
+
+    Attributes:
+        name: of the product, in the sub-layer.
+        sites: how many use it.
+    """
+
+    name: str
+    sites: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +38,7 @@ class SharedLowRank(Op):
 
     Attributes:
         dropout: of the input to A, in training.
+        joint: under which name the product with A is left for the other sites with the same input; None: it is not.
     """
 
     A: Shared
@@ -33,6 +46,7 @@ class SharedLowRank(Op):
     d: Float[Tensor, "*S r"]
     b: Float[Tensor, "*S out"]
     dropout: float = 0.0
+    joint: JointProduct | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear"})
 
@@ -49,24 +63,24 @@ class SharedLowRank(Op):
         difference = self.b.double()[:, None] * (self.B.tensor.double() @ inner)
         return {**frozen, "weight": (frozen["weight"].double() + difference).to(frozen["weight"])}
 
-    def to(self, dtype: torch.dtype) -> Op:
-        own = super().to(dtype)
-        return replace(own, A=self.A.to(dtype), B=self.B.to(dtype))  # type: ignore[call-arg] # it is one of these
-
     def for_inference(self) -> "SharedLowRank":
         return replace(self, dropout=0.0) if self.dropout else self
 
     def shared(self) -> list[Shared]:
         return [self.A, self.B]
 
+    def with_shared(self, change: Callable[[Shared], Shared]) -> "SharedLowRank":
+        return replace(self, A=change(self.A), B=change(self.B))
+
     def _shrunk(self, x: Tensor, place: Place) -> Tensor:
-        """A dropout(x), which sites with one input compute once."""
+        """A dropout(x), which the first of the sites with one input computes, and the last forgets."""
         A = self.A.tensor.to(x.dtype)
-        if self.dropout and place.training:
-            return F.linear(F.dropout(x, self.dropout), A)
-        given, of, product = place.memory.get("shared low rank", (None, None, None))
-        if given is not x or of is not self.A.tensor or product is None:
-            product = F.linear(x, A)
-            place.memory["shared low rank"] = (x, self.A.tensor, product)
+        if self.joint is None or (self.dropout and place.training):
+            return F.linear(F.dropout(x, self.dropout, place.training), A)
+        given, product, uses = place.memory.pop(self.joint.name, (None, None, 0))
+        if given is not x or product is None:
+            product, uses = F.linear(x, A), 0
+        if uses + 1 < self.joint.sites:
+            place.memory[self.joint.name] = (x, product, uses + 1)
         found: Tensor = product
         return found

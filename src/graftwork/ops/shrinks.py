@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 from graftwork.ops.lowrank import Joint, LowRank
-from graftwork.ops.op import Ops
+from graftwork.ops.op import Op, Ops
+from graftwork.ops.sharedlowrank import JointProduct, SharedLowRank
 
 ONE_INPUT = {"attention": ("query", "key", "value"), "cross_attention": ("key", "value"), "ffn": ("gate", "up")}
 """Sub-layer -> those of its linear maps that are given the same input, in the order in which they run."""
@@ -25,7 +26,21 @@ def with_joint_shrinks(ops: Ops) -> Ops:
                 A, key = torch.stack([op.A for op in own]), _name(names, turn, own[0].dropout)
                 for place, (name, i, op) in enumerate(zip(names, here, own, strict=True)):
                     joint[name][i] = replace(op, A=A, joint=Joint(key, place))
+        _share_products(names, joint)
     return joint
+
+
+def _share_products(names: list[str], joint: dict[str, list[Op]]) -> None:
+    """Have one product with A of ops that share A, where each of the sites with one input has one such op."""
+    places = [[i for i, op in enumerate(joint[name]) if isinstance(op, SharedLowRank)] for name in names]
+    if any(len(own) != 1 for own in places):
+        return
+    found = [(name, i, joint[name][i]) for name, [i] in zip(names, places, strict=True)]
+    own = [op for *_, op in found if isinstance(op, SharedLowRank)]
+    if len({(op.A, op.dropout) for op in own}) == 1:
+        product = JointProduct(f"{_name(names, 0, own[0].dropout)} {own[0].A.key[0]}", len(names))
+        for name, i, op in found:
+            joint[name][i] = replace(op, joint=product)  # type: ignore[call-arg] # it is one of these
 
 
 def _name(sites: list[str], turn: int, dropout: float) -> str:

@@ -10,7 +10,9 @@ Notation: S slots, one per adapter; N numbers in an adapter.
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from threading import Lock
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Float
@@ -163,8 +165,20 @@ class Layout:
         return [p.view(*numbers.shape[:-1], *shape) for p, shape in zip(pieces, self.shapes, strict=True)]
 
 
-_LAYOUTS: dict[Layout, Layout] = {}
-"""Each layout once, so that adapters with the same layout can be found by its identity."""
+_LAYOUTS: WeakKeyDictionary[Layout, ref[Layout]] = WeakKeyDictionary()
+"""Each layout once, so that adapters with the same layout can be found by its identity, as long as one has it."""
+
+_ONE_AT_A_TIME = Lock()
+
+
+def _only(layout: Layout) -> Layout:
+    """The one of all equal layouts."""
+    with _ONE_AT_A_TIME:
+        known = _LAYOUTS.get(layout)
+        found = None if known is None else known()
+        if found is None:
+            _LAYOUTS[layout] = ref(layout)
+        return found or layout
 
 
 @dataclass(frozen=True)
@@ -209,13 +223,13 @@ class Packed:
 
         sites = tuple((name, tuple(drawn(op) for op in acting)) for name, acting in ops.items())
         drawing = Layout(sites, tuple(tensor.shape for tensor in tensors))
-        return cls(_LAYOUTS.setdefault(drawing, drawing), tuple(tensors), tuple(shared))
+        return cls(_only(drawing), tuple(tensors), tuple(shared))
 
     def to_row(self, dtype: torch.dtype, device: torch.device) -> "Packed":
         """The same ops with a copy of their numbers in one row."""
         flat = [tensor.reshape(-1).to(device, dtype) for tensor in self.tensors]
         row = torch.cat(flat) if flat else torch.empty(0, dtype=dtype, device=device)
-        shared = tuple(own.to(dtype, device).pooled() for own in self.shared)
+        shared = tuple(own.pooled(dtype, device) for own in self.shared)
         return Packed(self.layout, (row,), shared, in_a_row=True)
 
     def ops(self) -> Ops:

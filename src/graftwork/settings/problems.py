@@ -25,8 +25,10 @@ WORDS: Mapping[str, str] = {
 }
 """pydantic's types of problem -> what they are called here, where its own words are for programmers."""
 
-BRANCHES = ("dict[", "literal[", "function-", "tuple[", "list[", "[key]")
-"""What begins the names of branches of a union, which pydantic has in the place of a key."""
+TYPES = {"str", "int", "float", "bool"}
+
+BRANCHES = ("constrained-", "dict[", "literal[", "function-", "tuple[", "list[", "[key]")
+"""The names of branches of a union, which pydantic has in the place of a key: types, and what begins the others."""
 
 
 def describe(details: Sequence[Any], model: type[BaseModel]) -> str:
@@ -43,7 +45,7 @@ def describe(details: Sequence[Any], model: type[BaseModel]) -> str:
 
 def key_of(detail: Mapping[str, Any]) -> str:
     """The dotted key of what a problem was found with; empty where it is the whole."""
-    return ".".join(part for part in map(str, detail["loc"]) if part != "str" and not part.startswith(BRANCHES))
+    return ".".join(part for part in map(str, detail["loc"]) if part not in TYPES and not part.startswith(BRANCHES))
 
 
 def flags(details: Sequence[Any], section: str) -> str:
