@@ -19,6 +19,7 @@ from benchmarks.measuring import add_places, describe_machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
+MISSED = HERE / "MISSED.md"
 NO_BENCHMARKS = {"__init__", "__main__", "measuring", "models", "peers", "peft_script"}
 NEED_GLUE = {"whole_job"}
 
@@ -65,6 +66,8 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
         for what, bar in own["result"]["bars"].items():
             sign, met = "at least" if bar["atleast"] else "at most", "yes" if bar["met"] else "**no**"
             lines.append(f"| {name} | {what} | {bar['value']:.4g} | {sign} {bar['bar']} | {met} |")
+    if MISSED.exists():
+        lines += ["", "## Bars that are missed, and why", "", MISSED.read_text(encoding="utf-8").strip()]
     for name, own in results.items():
         machine = own["machine"]
         on = ", ".join([machine["cpu"], f"{machine['cores']} cores", *([machine["gpu"]] if "gpu" in machine else [])])
