@@ -43,7 +43,11 @@ def run(name: str, options: list[str]) -> dict[str, Any]:
         result = json.loads(lines.pop())
     except (IndexError, json.JSONDecodeError):
         result = None
-    said = " ".join(["python -m", f"benchmarks.{name}", *options])
+    # Where data lie on one machine is of no use on another.
+    shown = [
+        "FOLDER" if before == "--glue" else option for before, option in zip(["", *options], options, strict=False)
+    ]
+    said = " ".join(["python -m", f"benchmarks.{name}", *shown])
     return {"command": said, "machine": describe_machine(), "printed": "".join(lines).strip(), "result": result}
 
 
