@@ -298,6 +298,8 @@ def test_rank_stabilised_is_divided_by_the_root():
     [
         ("lora", {"init": "pisa", "b_rate": 0}, ["init='pisa'", "'default' or 'pissa'", "b_rate=0"]),
         ("dora", {"rank": 0, "targets": ""}, ["rank=0", "targets=", "a list of at least 1"]),
+        ("vera", {"projection_seed": 2**32}, ["projection_seed=4294967296"]),
+        ("vera", {"projection_seed": -1}, ["projection_seed=-1"]),
         ("vera", {"alpha": 1, "dropout": -0.1}, ["'alpha'", "dropout=-0.1", "settings of vera: rank, d_init"]),
     ],
 )

@@ -13,7 +13,7 @@ counted. d (r) and b (out) for each linear map: r + out parameters.
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Generator, Tensor
 
 from graftwork.backbones import Site, Sites
@@ -46,7 +46,7 @@ class VeRA(Method):
     rank: PositiveInt = 256
     d_init: float = 0.1
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    projection_seed: NonNegativeInt = 0
+    projection_seed: int = Field(default=0, ge=0, lt=2**32)
     targets: Targets = Field(default=("layers.*",), min_length=1)
 
     def sites(self, sites: Sites) -> list[Site]:
