@@ -14,6 +14,7 @@ from types import FrameType
 from cyclopts import App
 
 from graftwork import __version__
+from graftwork.cli.distill import distill
 from graftwork.cli.env import env
 from graftwork.cli.evaluate import evaluate
 from graftwork.cli.inspect import inspect
@@ -36,6 +37,7 @@ app = App(
 COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "tune-many": tune_many,
+    "distill": distill,
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,
