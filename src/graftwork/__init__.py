@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
-    from graftwork.combine import distill
+    from graftwork.combine import Pool, distill
     from graftwork.errors import (
         AdapterError,
         BackboneError,
@@ -83,6 +83,7 @@ _HOMES = {
     "PTuning": "methods",
     "Parallel": "methods",
     "Pfeiffer": "methods",
+    "Pool": "combine",
     "Prediction": "kinds.prediction",
     "PrefixTuning": "methods",
     "PromptTuning": "methods",
@@ -132,6 +133,7 @@ __all__ = [
     "PTuning",
     "Parallel",
     "Pfeiffer",
+    "Pool",
     "Prediction",
     "PrefixTuning",
     "PromptTuning",

@@ -14,6 +14,7 @@ from types import FrameType
 from cyclopts import App
 
 from graftwork import __version__
+from graftwork.cli.consolidate import consolidate
 from graftwork.cli.distill import distill
 from graftwork.cli.env import env
 from graftwork.cli.evaluate import evaluate
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "tune-many": tune_many,
     "distill": distill,
+    "consolidate": consolidate,
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,
