@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 import torch.nn as nn
@@ -16,7 +16,7 @@ from graftwork.backbones import Backbone
 from graftwork.bank.randomness import RandomSource
 from graftwork.bank.resident import Resident
 from graftwork.errors import AdapterError
-from graftwork.heads.objectives import ConsistencyLoss, Objective, supervised_loss
+from graftwork.heads.objectives import ConsistencyLoss, Objective, PenalisedLoss, Penalty, supervised_loss
 from graftwork.methods.parameters import ParameterTree
 from graftwork.ops.op import Ops
 from graftwork.ops.shrinks import with_joint_shrinks
@@ -48,6 +48,8 @@ class Trained(nn.Module, Resident):
         self.random_source: RandomSource | None = None
         own = {name: tensor.detach().clone().to(backbone.device) for name, tensor in adapter.tensors.items()}
         self.parameters_by_name = ParameterTree(own, adapter.fixed)
+        if adapter.method.penalty(self.tensors()) is not None:
+            self.objective = PenalisedLoss(self.objective, cast(Penalty, adapter.method.penalty))
         with torch.inference_mode(False), torch.no_grad():
             ops = self._lower(self.tensors(), training=False)
         self._look_at(ops)

@@ -130,7 +130,7 @@ def tune(
             )
         if not has_task:
             overrides.setdefault("task.name", Path(str(overrides["task.data"])).stem)
-    _run(recipe, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
+    run(recipe, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
 
 
 def _read_tokens(file: Path) -> list[str]:
@@ -139,7 +139,7 @@ def _read_tokens(file: Path) -> list[str]:
     return read_tokens(file)
 
 
-def _run(
+def run(
     recipe: Path | None,
     overrides: dict[str, Any],
     *,
@@ -149,6 +149,7 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
+    """Tune by a recipe and what overrides it, and print the result."""
     say_start(quiet=quiet)
     from graftwork.training.recipe import Recipe, override
     from graftwork.training.tuning import tune_recipe

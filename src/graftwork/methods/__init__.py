@@ -1,11 +1,14 @@
 """Methods: one file each. `METHODS` is the table by name; a new method is one file and one line here."""
 
 from graftwork.methods.adamix import AdaMix
+from graftwork.methods.average import Average
 from graftwork.methods.bitfit import BitFit
 from graftwork.methods.compacter import Compacter
 from graftwork.methods.dora import DoRA
 from graftwork.methods.features import FeatureExtraction
 from graftwork.methods.full import FullFineTuning
+from graftwork.methods.fuse import Fuse
+from graftwork.methods.gate import Gate
 from graftwork.methods.headonly import HeadOnly
 from graftwork.methods.houlsby import Houlsby
 from graftwork.methods.ia3 import IA3
@@ -15,10 +18,12 @@ from graftwork.methods.lora import LoRA
 from graftwork.methods.method import Method
 from graftwork.methods.named import NAMED
 from graftwork.methods.parallel import Parallel
+from graftwork.methods.parts import Part
 from graftwork.methods.pfeiffer import Pfeiffer
 from graftwork.methods.prefix import PrefixTuning
 from graftwork.methods.prompts import PromptTuning
 from graftwork.methods.ptuning import PTuning
+from graftwork.methods.stack import Stack
 from graftwork.methods.ulmfit import ULMFiT
 from graftwork.methods.union import Union
 from graftwork.methods.vera import VeRA
@@ -33,6 +38,7 @@ METHODS.update(
         *(PromptTuning, PTuning, PrefixTuning),
         *(FullFineTuning, ULMFiT, HeadOnly, FeatureExtraction),
         Union,
+        *(Fuse, Gate, Average, Stack),
     )
 )
 
@@ -41,11 +47,14 @@ __all__ = [
     "METHODS",
     "NAMED",
     "AdaMix",
+    "Average",
     "BitFit",
     "Compacter",
     "DoRA",
     "FeatureExtraction",
     "FullFineTuning",
+    "Fuse",
+    "Gate",
     "HeadOnly",
     "Houlsby",
     "LayerNormTuning",
@@ -53,9 +62,11 @@ __all__ = [
     "Method",
     "PTuning",
     "Parallel",
+    "Part",
     "Pfeiffer",
     "PrefixTuning",
     "PromptTuning",
+    "Stack",
     "ULMFiT",
     "Union",
     "VeRA",

@@ -168,6 +168,14 @@ class Method(Checked):
         """
         return parameters
 
+    def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
+        """What is added to the loss of a training step, a scalar; None for nothing.
+
+        Args:
+            parameters: all parameters of the adapter, by canonical name.
+        """
+        return None
+
     def finish(self, parameters: Mapping[str, Tensor], sites: Sequence[Site]) -> "tuple[Method, dict[str, Tensor]]":
         """The method and parameters of the adapter that is saved after training (AdaMix averages its experts)."""
         return self, dict(parameters)

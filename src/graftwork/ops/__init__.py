@@ -4,6 +4,7 @@ from graftwork.ops.added import Added
 from graftwork.ops.bias import Bias
 from graftwork.ops.bottleneck import Bottleneck
 from graftwork.ops.dense import Dense
+from graftwork.ops.fused import Fused, PartGates
 from graftwork.ops.gated import Gated
 from graftwork.ops.keyvalue import KeyValue
 from graftwork.ops.lowrank import LowRank
@@ -22,12 +23,14 @@ __all__ = [
     "Bottleneck",
     "Dense",
     "Forward",
+    "Fused",
     "Gated",
     "KeyValue",
     "LowRank",
     "Norm",
     "Op",
     "Ops",
+    "PartGates",
     "Place",
     "Prompt",
     "PromptedEncoder",

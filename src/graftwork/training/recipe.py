@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from graftwork.adapters.parts import with_parts_read
 from graftwork.backbones import Backbone, PoolingSource
 from graftwork.errors import RecipeError
 from graftwork.heads import Head
@@ -87,8 +88,9 @@ class Recipe(BaseModel):
 
         Raises:
             MethodError: the name is missing or unknown, or settings are unknown.
+            AdapterError: a part that it names is not an adapter's folder.
         """
-        return as_method(self.method)
+        return as_method(with_parts_read(self.method))
 
     def find_task(self) -> Task:
         """The task that the recipe names.

@@ -7,7 +7,7 @@ the adapter appears at the output in one rename and the working folder goes.
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.declared import counts, declare, refuse_nothing_to_train
 from graftwork.adapters.new import identity_of
+from graftwork.adapters.parts import with_parts_read
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
 from graftwork.backbones.quiet import quiet_transformers
@@ -54,7 +55,7 @@ def tune(
     backbone: Backbone,
     *,
     task: str | Task,
-    method: Method | str | None = None,
+    method: Method | str | Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     data: str | None = None,
     pooling: str = "auto",
@@ -69,7 +70,8 @@ def tune(
     Args:
         backbone: the frozen model. It is unchanged when the call returns.
         task: the name of a built-in task, the path of a task file, or a `Task`.
-        method: a method or its name. None: `Houlsby()`.
+        method: a method, its name, or a mapping of `name` and settings, in which parts can be adapters' folders. None:
+            `Houlsby()`.
         output: folder to save the adapter in; it must not exist. None: the adapter is returned without being saved.
         data: file, folder or hub id of the data, instead of the one that the task names.
         pooling: how a text becomes one vector for the head: `auto` (the backbone's pooling), `pooler`, `first`, `last`
@@ -88,7 +90,8 @@ def tune(
     """
     fields = (task if isinstance(task, Task) else Recipe.parse({"task": task}).find_task()).model_dump(mode="json")
     changes = {} if data is None else {"data": data}
-    method = as_method(Houlsby() if method is None else method)
+    given: Any = with_parts_read(method) if isinstance(method, Mapping) else method
+    method = as_method(Houlsby() if given is None else given)
     recipe = Recipe.parse(
         {
             "backbone": backbone.name,
