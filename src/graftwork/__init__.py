@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
+    from graftwork.combine import distill
     from graftwork.errors import (
         AdapterError,
         BackboneError,
@@ -103,6 +104,7 @@ _HOMES = {
     "ULMFiT": "methods",
     "Union": "methods",
     "VeRA": "methods",
+    "distill": "combine",
     "evaluate": "training",
     "make_method": "methods",
     "tune": "training",
@@ -156,6 +158,7 @@ __all__ = [
     "ULMFiT",
     "Union",
     "VeRA",
+    "distill",
     "evaluate",
     "make_method",
     "tune",

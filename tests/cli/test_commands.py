@@ -48,7 +48,9 @@ def test_a_row_too_wide_for_the_terminal_is_names_and_values(capsys, monkeypatch
 
 
 def test_the_commands():
-    assert COMMANDS == ["tune", "tune-many", "evaluate", "predict", "inspect", "list", "plan", "methods", "env"]
+    assert [
+        *("tune", "tune-many", "distill", "evaluate", "predict", "inspect", "list", "plan", "methods", "env")
+    ] == COMMANDS
 
 
 def plain(text):

@@ -45,13 +45,13 @@ def test_adapters_are_combined_by_command_and_need_their_folders_no_more(graftwo
     assert "parts classes (pfeiffer), numbers (pfeiffer)" in shown.out
 
 
-def test_command_and_python_give_the_same_bytes(fuse, backbone_folder, data, parts, task, tmp_path):
+def test_command_and_python_give_the_same_bytes(fuse, backbone_folder, data, parts, classes, tmp_path):
     fuse()
     backbone = Backbone.load(str(backbone_folder), dtype="float32")
     method = {"name": "fuse", "parts": [str(parts / "classes"), str(parts / "numbers")]}
-    tune(backbone, task=task, method=method, output=tmp_path / "again", **SHORT)
+    tune(backbone, task=classes, method=method, output=tmp_path / "again", **SHORT)
     held = Fuse(parts={name: Adapter.load(parts / name) for name in ("classes", "numbers")})
-    tune(backbone, task=task, method=held, output=tmp_path / "held", **SHORT)
+    tune(backbone, task=classes, method=held, output=tmp_path / "held", **SHORT)
     first, *others = (contents(tmp_path / name) for name in ("fused", "again", "held"))
     for other in others:
         assert other["adapter.safetensors"] == first["adapter.safetensors"]
@@ -81,7 +81,7 @@ def test_a_changed_part_is_not_resumed(fuse, parts, tmp_path):
     assert "recipe" in ran.err
 
 
-def test_the_regulariser_is_counted_once_a_step_of_several_batches(backbone, parts, task):
+def test_the_regulariser_is_counted_once_a_step_of_several_batches(backbone, parts, classes):
     own = [Adapter.load(parts / name) for name in ("classes", "numbers")]
     gradients = []
     for sizes in ([8], [3, 5], [1, 1, 6]):

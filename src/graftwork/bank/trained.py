@@ -42,9 +42,8 @@ class Trained(nn.Module, Resident):
         refuse_nothing_to_train(adapter.method, adapter.kind, backbone, adapter.num_parameters)
         self.adapter = replace(adapter, tensors={})
         self.backbone = backbone
-        self.objective: Objective = (
-            ConsistencyLoss(adapter.method.passes) if adapter.method.passes > 1 else supervised_loss
-        )
+        self.objective: Objective = supervised_loss
+        self.learn(supervised_loss)
         self.random_source: RandomSource | None = None
         own = {name: tensor.detach().clone().to(backbone.device) for name, tensor in adapter.tensors.items()}
         self.parameters_by_name = ParameterTree(own, adapter.fixed)
@@ -54,6 +53,11 @@ class Trained(nn.Module, Resident):
             ops = self._lower(self.tensors(), training=False)
         self._look_at(ops)
         self.layout = Packed.of(with_joint_shrinks(ops)).layout if self.routed else None
+
+    def learn(self, first: Objective) -> None:
+        """Have the first pass learn by another loss than the head's own. What its method adds stays."""
+        passes = self.adapter.method.passes
+        self.objective = ConsistencyLoss(passes, first) if passes > 1 else first
 
     @property
     def nbytes(self) -> int:

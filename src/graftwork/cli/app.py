@@ -14,6 +14,7 @@ from types import FrameType
 from cyclopts import App
 
 from graftwork import __version__
+from graftwork.cli.distill import distill
 from graftwork.cli.env import env
 from graftwork.cli.evaluate import evaluate
 from graftwork.cli.fuse import fuse
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "tune-many": tune_many,
     "fuse": fuse,
+    "distill": distill,
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,

@@ -93,7 +93,7 @@ def fuse(
         raise RecipeError("no task and no data are given", expected="--task NAME, or --data FILE with --text COLUMN")
     say_start(quiet=quiet)
     from graftwork.adapters.parts import read_part
-    from graftwork.cli.tune import run
+    from graftwork.cli.tune import run_recipe
     from graftwork.methods import Average
 
     # It holds the parts' tensors, so that they are read once; and gives them different names.
@@ -117,7 +117,7 @@ def fuse(
     overrides: dict[str, Any] = {key: value for key, value in given_keys.items() if value is not None}
     if task is None and "task.name" not in dotted:
         overrides["task.name"] = Path(str(data)).stem
-    run(None, overrides | dotted, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
+    run_recipe(None, overrides | dotted, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
 
 
 def _show(

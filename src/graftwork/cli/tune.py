@@ -130,7 +130,7 @@ def tune(
             )
         if not has_task:
             overrides.setdefault("task.name", Path(str(overrides["task.data"])).stem)
-    run(recipe, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
+    run_recipe(recipe, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
 
 
 def _read_tokens(file: Path) -> list[str]:
@@ -139,7 +139,7 @@ def _read_tokens(file: Path) -> list[str]:
     return read_tokens(file)
 
 
-def run(
+def run_recipe(
     recipe: Path | None,
     overrides: dict[str, Any],
     *,
@@ -149,7 +149,7 @@ def run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Tune by a recipe and what overrides it, and print the result."""
+    """Tune by a recipe file, or by the settings of the command line alone, and say what came of it."""
     say_start(quiet=quiet)
     from graftwork.training.recipe import Recipe, override
     from graftwork.training.tuning import tune_recipe

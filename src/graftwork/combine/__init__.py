@@ -1,5 +1,6 @@
-"""What comes of several adapters: what a fusion attends to."""
+"""What comes of several adapters: what a fusion attends to, and a student of teachers."""
 
 from graftwork.combine.attention import PartWeights, part_weights
+from graftwork.combine.distilling import distill
 
-__all__ = ["PartWeights", "part_weights"]
+__all__ = ["PartWeights", "distill", "part_weights"]

@@ -42,7 +42,7 @@ class TagEncoder(Encoder):
         rows = []
         for i, words in enumerate(sentences):
             row = not_empty({name: values[i] for name, values in encoded.items()}, self.tokenizer)
-            row["places"] = _first_pieces(encoded, i, words)
+            row["places"] = first_pieces_of(encoded, i, words)
             if labels is not None:
                 row["labels"] = [IGNORED] * len(row["input_ids"])
                 for place, label in zip(row["places"], labels[i], strict=True):
@@ -79,7 +79,7 @@ def words_of(given: Any, place: int) -> list[str]:
     )
 
 
-def _first_pieces(encoded: Any, row: int, words: Sequence[str]) -> list[int]:
+def first_pieces_of(encoded: Any, row: int, words: Sequence[str]) -> list[int]:
     """The place of each word's first piece, where the words are parted by one space each."""
     places, start = [], 0
     for word in words:

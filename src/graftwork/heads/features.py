@@ -20,7 +20,7 @@ from torch import Tensor
 from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import BackboneError, MethodError
 from graftwork.heads.crf import declare_crf, log_likelihood, viterbi
-from graftwork.heads.head import Head, Reading, States, declare_linear, linear
+from graftwork.heads.head import Head, OutputType, Reading, States, declare_linear, linear
 from graftwork.heads.losses import IGNORED, LABELS, Counts
 from graftwork.heads.numbers import Scale, count_of_numbers, of_numbers, on_scale, squared_errors
 from graftwork.heads.pooled import pool
@@ -96,6 +96,12 @@ class FeatureHead(Head):
     @property
     def pooled_by(self) -> Pooling | None:
         return self.pooling if self.model == "linear" and self.task != "token-classification" else None
+
+    @property
+    def output_type(self) -> OutputType | None:
+        if self.model == "bilstm-crf" or self.over_choices:
+            return None
+        return "numbers" if self.task == "regression" else "classes"
 
     def check(self, backbone: Backbone) -> None:
         if any(site.kind == "convolution" and site.layer is not None for site in backbone.sites.values()):

@@ -66,6 +66,9 @@ class States:
 HEADS: dict[str, type["Head"]] = {}
 """The classes of heads by the kind that files name."""
 
+OutputType = Literal["classes", "labels", "numbers"]
+"""What logits stand for: one of several classes, several labels each by itself, or a number."""
+
 Reading = Literal["text", "tokens", "layers", "vocabulary"]
 """What a head reads: one vector per text, one per token, all layers, or the logits of the language-model head."""
 
@@ -117,6 +120,11 @@ class Head(BaseModel, ABC):
     @property
     def pooled_by(self) -> Pooling | None:
         """How the head pools a text into one vector; None if it does not."""
+        return None
+
+    @property
+    def output_type(self) -> OutputType | None:
+        """What the logits stand for, where a student can learn them from a teacher; None where it cannot."""
         return None
 
     def check(self, backbone: Backbone) -> None:

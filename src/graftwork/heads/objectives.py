@@ -1,7 +1,7 @@
 """What is minimised in training: a loss over what a head says in one pass, or in several."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class LossInputs:
         labels: of the rows.
         items: what the loss is a mean over; see `Head.loss`.
         again: runs another pass over the same rows, with what is random in it drawn anew, and gives its logits.
+        teacher: of the same rows, what teachers say; see `graftwork.heads.distilling`. Empty: there are none.
     """
 
     head: Head
@@ -30,6 +31,7 @@ class LossInputs:
     labels: Tensor
     items: Items | None
     again: Callable[[], Tensor]
+    teacher: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 Penalty = Callable[[Mapping[str, Tensor]], Tensor]
@@ -50,12 +52,14 @@ class ConsistencyLoss:
 
     Attributes:
         passes: how many.
+        first: the loss of the first pass.
     """
 
     passes: int
+    first: Objective = supervised_loss
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        loss = supervised_loss(inputs)
+        loss = self.first(inputs)
         for _ in range(self.passes - 1):
             loss = loss + inputs.head.divergence(inputs.logits, inputs.again(), inputs.labels, inputs.items)
         return loss

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graftwork.backbones import Backbone, Pooling
 from graftwork.errors import BackboneError
-from graftwork.heads.head import Head, Reading, States, declare_linear, linear
+from graftwork.heads.head import Head, OutputType, Reading, States, declare_linear, linear
 from graftwork.heads.losses import LABELS, Counts
 from graftwork.heads.numbers import Scale, count_of_numbers, of_numbers, on_scale, squared_errors
 from graftwork.methods.parameters import Parameter
@@ -52,6 +52,10 @@ class PooledHead(Head):
     @property
     def pooled_by(self) -> Pooling:
         return self.pooling
+
+    @property
+    def output_type(self) -> OutputType:
+        return "numbers" if self.kind == "regression" else "classes"
 
     def check(self, backbone: Backbone) -> None:
         check_pooling(self.pooling, backbone)

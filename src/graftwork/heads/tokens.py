@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from graftwork.backbones import Backbone
-from graftwork.heads.head import Head, Reading, States, declare_linear, linear
+from graftwork.heads.head import Head, OutputType, Reading, States, declare_linear, linear
 from graftwork.heads.losses import IGNORED, LABELS
 from graftwork.methods.parameters import Parameter
 
@@ -35,6 +35,10 @@ class TokenHead(Head):
     @property
     def num_labels(self) -> int:
         return self.num_outputs
+
+    @property
+    def output_type(self) -> OutputType:
+        return "classes"
 
     def unused_sites(self, backbone: Backbone) -> tuple[str, ...]:
         """Sites of a decoder, which is not run: in an encoder-decoder the encoder's states are used."""

@@ -13,6 +13,7 @@ from graftwork.data.columns import Columns, Content, label_ids, label_text
 from graftwork.data.table import Table
 from graftwork.errors import DataError, MethodError, nearest
 from graftwork.heads import IGNORED, PooledHead, States
+from graftwork.heads.head import OutputType
 from graftwork.heads.losses import LABELS
 from graftwork.kinds.classification import C, Classification
 from graftwork.kinds.kind import MORE, ProblemType, TaskLike
@@ -53,6 +54,10 @@ class MultiLabelHead(PooledHead):
     @property
     def num_labels(self) -> int:
         return self.num_outputs
+
+    @property
+    def output_type(self) -> OutputType:
+        return "labels"
 
     def sums(
         self, logits: Tensor, labels: Tensor, states: States, parameters: Mapping[str, Tensor]

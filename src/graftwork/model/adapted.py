@@ -65,6 +65,7 @@ class AdaptedModel(HuggingFaceModel):
         labels: Tensor | Mapping[str, Tensor] | None = None,
         targets: Tensor | Mapping[str, Tensor] | None = None,
         cached_states: Tensor | None = None,
+        teacher_outputs: Mapping[str, Tensor] | None = None,
         adapters: str | Sequence[str | None] | None = None,
         num_items_in_batch: StepItems | None = None,
         output_hidden_states: bool | None = None,
@@ -92,6 +93,8 @@ class AdaptedModel(HuggingFaceModel):
                 a mapping from adapter names, as for `labels`.
             cached_states: (B, n) or (B, T, n), for multiple choice (B, C, n) or (B, C, T, n): the result of
                 `states_to_cache` for these rows; the pass begins with them.
+            teacher_outputs: what teachers say of these rows, for an adapter that learns from them: `logits` of the
+                shape of its own, and `vectors` (B, d). Only a loss of distillation reads them.
             adapters: the name of the adapter; or one entry per row, a name or None for the backbone alone. Optional if
                 there is only one adapter.
             num_items_in_batch: the number of items to average the loss over when gradients are accumulated: the number
@@ -139,6 +142,7 @@ class AdaptedModel(HuggingFaceModel):
             labels=labels,
             targets=targets,
             items=items,
+            teacher=teacher_outputs,
             training=self.training,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,

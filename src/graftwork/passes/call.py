@@ -60,9 +60,10 @@ class Call:
         labels: Tensor | Mapping[str, Tensor] | None = None,
         targets: Tensor | Mapping[str, Tensor] | None = None,
         items: Mapping[str | None, Items] | None = None,
+        teacher: Mapping[str, Tensor] | None = None,
         training: bool = False,
         **asked: bool | None,
     ) -> "Call":
         """A call, less what of the backbone's states is not asked for."""
         known = {name: value for name, value in asked.items() if value is not None}
-        return cls(lease, Supervision(labels, targets, items or {}), known, training)
+        return cls(lease, Supervision(labels, targets, items or {}, teacher or {}), known, training)

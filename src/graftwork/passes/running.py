@@ -231,6 +231,7 @@ class Runner:
                     labels=answer.labels,
                     items=call.supervision.items.get(group.names[i]),
                     again=partial(self._again, group.alone(i), mine, call),
+                    teacher=call.supervision.taught(group.by_slot()[i][1]),
                 )
                 loss = (resident.objective if call.training else supervised_loss)(loss_inputs)
             results.append(AdaptedOutput(loss=loss, logits=answer.logits))

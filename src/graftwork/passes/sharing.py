@@ -23,16 +23,22 @@ Section = Literal["root", "base", "encoder"]
 @dataclass(frozen=True)
 class Supervision:
     """Labels and targets: of all rows, or by the name of the adapter whose rows they are of; and by the adapter's name
-    what its loss is a mean over, where that is more than these rows."""
+    what its loss is a mean over, where that is more than these rows. Of all rows, what teachers say of them."""
 
     labels: Tensor | Mapping[str, Tensor] | None = None
     targets: Tensor | Mapping[str, Tensor] | None = None
     items: Mapping[str | None, Items] = field(default_factory=dict)
+    teacher: Mapping[str, Tensor] = field(default_factory=dict)
 
     def of(self, name: str | None, rows: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
         """Those of an adapter's rows."""
         labels, targets = (self._of(given, name, rows) for given in (self.labels, self.targets))
         return labels, targets
+
+    def taught(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """What teachers say of some rows."""
+        found = {name: self._of(tensor, None, rows) for name, tensor in self.teacher.items()}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @staticmethod
     def _of(given: Tensor | Mapping[str, Tensor] | None, name: str | None, rows: Sequence[int]) -> Tensor | None:

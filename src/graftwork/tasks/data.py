@@ -6,13 +6,15 @@ the same task each time, so that an adapter can be evaluated later on the very r
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
-from graftwork.data.table import SplitName, Table
+from graftwork.data.table import SplitName, Splits, Table
 from graftwork.errors import DataError
 from graftwork.kinds import KINDS
+from graftwork.kinds.scoring import check_metrics
 from graftwork.tasks.columns import build, check, find_labels
 from graftwork.tasks.reading import open_splits
 from graftwork.tasks.splitting import hold_out
@@ -35,33 +37,57 @@ class TaskData:
         train: the rows to train on.
         validation: the rows that choose the checkpoint.
         test: the rows that neither has seen, where there are any with labels.
+        labelled: whether the labels are the data's own, and not what a `Labeller` took for them.
     """
 
     task: Task
     train: "datasets.Dataset"
     validation: "datasets.Dataset"
     test: "datasets.Dataset | None"
+    labelled: bool = True
 
 
-def load(task: Task, *, test: bool = True) -> TaskData:
+@dataclass(frozen=True)
+class Labeller:
+    """Labels for data that have none.
+
+    Attributes:
+        labels: the task's, unless it names some; None: they are numbers.
+        label: says the labels of inputs, as tables have them.
+    """
+
+    labels: tuple[str, ...] | None
+    label: Callable[[Sequence[Any]], list[Any]]
+
+
+def load(task: Task, *, test: bool = True, labeller: Labeller | None = None) -> TaskData:
     """Read and check the data of a task.
 
     Args:
         task: the task.
         test: whether to read the test split. If not, a test file may lack labels. The other splits do not depend on it.
+        labeller: labels the rows of data whose training split has no column `label`, where the task names no other one.
 
     Raises:
         DataError: data, columns, texts, labels or splits are missing or malformed.
         RecipeError: a metric does not suit the number of classes.
     """
-    tables = _read(task, ("train", "validation", "test") if test else ("train", "validation"))
+    source = open_splits(task)
+    labelled = labeller is None or "train" not in source or _has_labels(task, source["train"]())
+    if labeller is not None and not labelled:
+        task = task.model_copy(update={"labels": task.labels or labeller.labels})
+        source = {split: partial(_labelled, task, read, split, labeller) for split, read in source.items()}
+    tables = _read(task, ("train", "validation", "test") if test else ("train", "validation"), source)
     for split in ("train", "validation"):
         if split not in tables:
             raise _no_split(task, split, tables)
     if KINDS[task.kind].named:
-        task = task.model_copy(update={"labels": find_labels(task, tables["train"])})
+        # A labeller may give all rows one label: what is learnt of it is more than that.
+        labels = find_labels(task, tables["train"]) if labelled else task.labels
+        check_metrics(task.metrics, task.kind, labels)
+        task = task.model_copy(update={"labels": labels})
     built = {split: build(task, table, grouped=split != "train") for split, table in tables.items()}
-    return TaskData(task, built["train"], built["validation"], built.get("test"))
+    return TaskData(task, built["train"], built["validation"], built.get("test"), labelled)
 
 
 def load_split(task: Task, split: SplitName, *, grouped: bool | None = None) -> "datasets.Dataset":
@@ -85,7 +111,7 @@ def load_split(task: Task, split: SplitName, *, grouped: bool | None = None) -> 
         if dataset is None:
             raise _no_split(task, split, ("train", "validation"))
         return dataset
-    tables = _read(task, (split,))
+    tables = _read(task, (split,), open_splits(task))
     if split not in tables:
         raise _no_split(task, split, tables)
     return build(task, tables[split], grouped=split != "train" if grouped is None else grouped)
@@ -101,9 +127,26 @@ def _no_split(task: Task, split: str, found: Sequence[str] | Mapping[SplitName, 
     )
 
 
-def _read(task: Task, wanted: Sequence[SplitName]) -> dict[SplitName, Table]:
+def _has_labels(task: Task, table: Table) -> bool:
+    """Whether there are labels, or ought to be: a column that was named may be misspelt."""
+    named = task.label != Task.model_fields["label"].default
+    return named or task.label in table.names
+
+
+def _labelled(task: Task, read: Callable[[], Table], split: SplitName, labeller: Labeller) -> Table:
+    """A split, with labels that are said of its inputs where it has none of its own."""
+    table = read()
+    if _has_labels(task, table):
+        return table
+    check(task, table, split, labels=False)
+    columns = [table.columns[column] for own in task.inputs.values() for column in own]
+    inputs = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+    labels = labeller.label(inputs)
+    return replace(table, names=(*table.names, task.label), columns={**table.columns, task.label: labels})
+
+
+def _read(task: Task, wanted: Sequence[SplitName], source: Splits) -> dict[SplitName, Table]:
     """The wanted splits that there are, checked: those the data have, and those held out of the training rows."""
-    source = open_splits(task)
     tables: dict[SplitName, Table] = {}
     for split in wanted:
         if split == "train" or split not in source:

@@ -1,6 +1,6 @@
 """A recipe: everything that a tuning run starts from, as one checked and saved file."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,10 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graftwork.adapters.parts import with_parts_read
 from graftwork.backbones import Backbone, PoolingSource
+from graftwork.distillation.settings import Distillation
 from graftwork.errors import RecipeError
 from graftwork.heads import Head
 from graftwork.kinds.heads import head_for
-from graftwork.methods import Method, as_method
+from graftwork.methods import Houlsby, Method, as_method
 from graftwork.settings.problems import describe, key_of
 from graftwork.settings.yamlfile import read_yaml
 from graftwork.tasks import Task, find_task
@@ -31,6 +32,7 @@ class Recipe(BaseModel):
         pooling_source: where the pooling came from; written by `resolved`, not meant to be set.
         add_tokens: tokens to add to those of the backbone; their embeddings are trained with the adapter.
         train: training settings.
+        distill: the teachers that the adapter learns from; None: it learns from labels alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +45,7 @@ class Recipe(BaseModel):
     pooling_source: PoolingSource | None = None
     add_tokens: tuple[str, ...] | None = None
     train: TrainingSettings = Field(default_factory=TrainingSettings)
+    distill: Distillation | None = None
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, origin: str = "the recipe", given: Collection[str] = ()) -> "Recipe":
@@ -117,6 +120,7 @@ class Recipe(BaseModel):
             pooling_source=self._pooling_source(backbone),
             add_tokens=self.add_tokens or None,
             train=self.train.resolved(method, backbone, task.kind),
+            distill=self.distill and self.distill.resolved(),
         )
 
     def _pooling_source(self, backbone: Backbone) -> PoolingSource:
@@ -128,6 +132,42 @@ class Recipe(BaseModel):
         """The head that the task needs."""
         pooling = backbone.pooling if self.pooling == "auto" else self.pooling
         return head_for(task.kind, backbone, num_labels=len(task.labels or ()), pooling=pooling, **method.head_fields)
+
+
+def recipe_of(
+    backbone: Backbone,
+    *,
+    task: str | Task,
+    method: Method | str | Mapping[str, Any] | None,
+    data: str | None,
+    pooling: str,
+    add_tokens: Sequence[str] | None,
+    training: Mapping[str, Any],
+    origin: str = "the arguments of tune",
+    **sections: Any,
+) -> Recipe:
+    """The recipe of a function's arguments; see `graftwork.tune`.
+
+    Args:
+        origin: the function, for error messages.
+        sections: more sections of the recipe.
+    """
+    fields = (task if isinstance(task, Task) else Recipe.parse({"task": task}).find_task()).model_dump(mode="json")
+    changes = {} if data is None else {"data": data}
+    given: Any = with_parts_read(method) if isinstance(method, Mapping) else method
+    method = as_method(Houlsby() if given is None else given)
+    return Recipe.parse(
+        {
+            "backbone": backbone.name,
+            "task": {name: value for name, value in {**fields, **changes}.items() if value is not None},
+            "method": {"name": method.name, **method.model_dump(mode="json")},
+            "pooling": pooling,
+            "add_tokens": add_tokens if add_tokens is None or isinstance(add_tokens, str) else list(add_tokens),
+            "train": training,
+            **sections,
+        },
+        origin=origin,
+    )
 
 
 def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,13 +194,17 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 
 
 def _flag(key: str) -> str:
-    return f"--{key}" if "." in key or key in FLAGS else _OTHER_FLAGS.get(key, "--set")
+    return _OTHER_FLAGS.get(key) or (f"--{key}" if "." in key or key in FLAGS else "--set")
 
 
 FLAGS = ("backbone", "dtype", "pooling", "task", "method")
 """Keys that are flags of their own."""
 
-_OTHER_FLAGS = {"add_tokens": "--add-tokens"}
+_OTHER_FLAGS = {
+    "add_tokens": "--add-tokens",
+    "distill.teachers": "--teacher",
+    **{f"distill.{name}": f"--{name}" for name in ("alpha", "temperature", "loss", "hidden")},
+}
 """Keys whose flag is spelt otherwise."""
 
 _NAMED = {"method": "name", "task": "base"}

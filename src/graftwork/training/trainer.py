@@ -3,7 +3,9 @@ the place of models.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -25,20 +27,27 @@ from graftwork.folders import writing
 from graftwork.methods.parameters import Parameter
 from graftwork.model import AdaptedModel
 from graftwork.training.coroutine import ThreadCoroutine
+from graftwork.training.distilling import Lesson
 from graftwork.training.joint_passes import OneAdapter, Step
 from graftwork.training.sampling import Batches
 from graftwork.training.schedules import Schedule, scheduler
+from graftwork.training.settings import TrainingSettings
 
 STATE = "trainer_state.json"
 
 CHECKPOINTS = "checkpoint-*"
 """The folders of a run's checkpoints."""
 
+logger = logging.getLogger(__name__)
+
 
 class AdapterTrainer(Trainer):
     """Trains the one trainable adapter of an `AdaptedModel`.
 
     Checkpoints hold the adapter, the optimizer's state and the random states; never the backbone.
+
+    Attributes:
+        lesson: what the adapter learns from besides its rows' labels; None: nothing.
 
     Args:
         adapter_name: the adapter's, on the model.
@@ -67,6 +76,7 @@ class AdapterTrainer(Trainer):
         self.head_learning_rate = head_learning_rate
         self.schedule = schedule
         self.scorer = scorer
+        self.lesson: Lesson | None = None
         self.coroutine = coroutine
         self._moment = (-1, 0)
         self.add_callback(GradualUnfreezing(self))
@@ -100,10 +110,12 @@ class AdapterTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The rows in the batches and the order of the sampling that was asked for."""
         rows: Any = self.train_dataset
+        collate: Any = self.data_collator
+        lesson = self.lesson
         loader = DataLoader(
-            rows,
+            rows if lesson is None else lesson.rows(rows),
             batch_sampler=self.batches,
-            collate_fn=self.data_collator,
+            collate_fn=collate if lesson is None else partial(lesson.collate, collate),
             pin_memory=self.args.dataloader_pin_memory,
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
@@ -252,6 +264,18 @@ class GradualUnfreezing(TrainerCallback):
         epoch = int(state.epoch or 0)
         for tensor, parameter in self.trainer.declared():
             tensor.requires_grad_(epoch >= parameter.unfreezes)
+
+
+def tell_of_late_thawing(trainer: AdapterTrainer, settings: TrainingSettings) -> None:
+    """Say so when a run ends before everything in it is trained."""
+    epochs = 1 + max((parameter.unfreezes for _, parameter in trainer.declared()), default=0)
+    if settings.max_steps == -1 and (settings.num_train_epochs or epochs) < epochs:
+        logger.warning(
+            "a run of %g epochs ends before all layers are unfrozen, one an epoch: the last of them are trained from "
+            "epoch %d (--train.num_train_epochs)",
+            settings.num_train_epochs,
+            epochs,
+        )
 
 
 def step_of(checkpoint: Path) -> int:

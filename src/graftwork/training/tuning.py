@@ -21,32 +21,32 @@ from transformers.trainer_callback import PrinterCallback
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.declared import counts, declare, refuse_nothing_to_train
 from graftwork.adapters.new import identity_of
-from graftwork.adapters.parts import with_parts_read
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import DivergedError, OutputError
 from graftwork.kinds import KINDS
-from graftwork.methods import Houlsby, Method, as_method
+from graftwork.methods import Method
 from graftwork.model import AdaptedModel
-from graftwork.tasks import Task, TaskData, load
+from graftwork.tasks import Task, TaskData
 from graftwork.training.baseline import Scores, baseline, below
 from graftwork.training.compiling import compiled
 from graftwork.training.coroutine import ThreadCoroutine
 from graftwork.training.display import Display, shown_on_stderr
+from graftwork.training.distilling import Lesson, load_lesson
 from graftwork.training.diverging import with_checkpoint
 from graftwork.training.examples import examples, lengths_of
 from graftwork.training.joint_passes import OneAdapter
 from graftwork.training.outputs import LOG, Output
 from graftwork.training.prefix_cache import prefix_cache
 from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
-from graftwork.training.recipe import Recipe
+from graftwork.training.recipe import Recipe, recipe_of
 from graftwork.training.run_summary import joined, of_backbone, of_loading, of_pooling, of_task, of_training
 from graftwork.training.sampling import Batches, LengthGrouped, Shuffled, TokenBudget
 from graftwork.training.score_warnings import warn_of_scores
 from graftwork.training.scoring import Scorer
 from graftwork.training.settings import TrainingSettings
-from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoint
+from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoint, tell_of_late_thawing
 
 logger = logging.getLogger(__name__)
 
@@ -88,20 +88,8 @@ def tune(
     Raises:
         GraftworkError: a subclass that names what is wrong with the data, the settings or the output.
     """
-    fields = (task if isinstance(task, Task) else Recipe.parse({"task": task}).find_task()).model_dump(mode="json")
-    changes = {} if data is None else {"data": data}
-    given: Any = with_parts_read(method) if isinstance(method, Mapping) else method
-    method = as_method(Houlsby() if given is None else given)
-    recipe = Recipe.parse(
-        {
-            "backbone": backbone.name,
-            "task": {name: value for name, value in {**fields, **changes}.items() if value is not None},
-            "method": {"name": method.name, **method.model_dump(mode="json")},
-            "pooling": pooling,
-            "add_tokens": add_tokens if add_tokens is None or isinstance(add_tokens, str) else list(add_tokens),
-            "train": training,
-        },
-        origin="the arguments of tune",
+    recipe = recipe_of(
+        backbone, task=task, method=method, data=data, pooling=pooling, add_tokens=add_tokens, training=training
     )
     return tune_recipe(recipe, output=output, backbone=backbone, resume=resume, overwrite=overwrite, progress=progress)
 
@@ -160,11 +148,11 @@ def _run(
         if place.finished:
             return place.finished_adapter(recipe.resolved(backbone, task, method)), ""
         refuse_idle(recipe, backbone)
-        data = load(task)
         resolved = recipe.resolved(backbone, task, method)
+        data, lesson = load_lesson(resolved, backbone, place.working, display)
         model = adapted_for(backbone, resolved.train)
         try:
-            run = Run(model, task.name, resolved, data, place, resume=resume, display=display)
+            run = Run(model, task.name, resolved, data, place, resume=resume, display=display, lesson=lesson)
             about, training = run.summary(recipe.train)
             display.say(joined(of_backbone(backbone), about), training)
             run.baseline = run.measure_baseline()
@@ -207,6 +195,7 @@ class Run:
         place: held, in whose working folder the run works.
         resume: go on from the last checkpoint there.
         display: where it shows how far it is.
+        lesson: what the adapter learns from besides its rows' labels.
         coroutine: what it runs in, where it is one of several.
 
     Attributes:
@@ -226,6 +215,7 @@ class Run:
         *,
         resume: bool,
         display: Display,
+        lesson: Lesson | None = None,
         coroutine: ThreadCoroutine | None = None,
     ) -> None:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, coroutine is None
@@ -240,8 +230,12 @@ class Run:
         self.checkpoint = last_checkpoint(place.working) if resume else None
         self.scorer = self._scorer("validation", data.validation)
         self.trainer = _trainer(model, name, data, settings, place.working, self.scorer, coroutine)
+        if lesson is not None:
+            lesson.teaching.keep()
+            model.in_training(name).learn(lesson.loss)
+            self.trainer.lesson = lesson
         self.trainer.add_callback(ProgressBar(name, data.task.main_metric, display))
-        _tell_of_late_thawing(self.trainer, settings)
+        tell_of_late_thawing(self.trainer, settings)
 
     def summary(self, given: TrainingSettings) -> tuple[str, str]:
         """What a run begins with: what is tuned on what, and how it is trained.
@@ -386,15 +380,3 @@ def _batches(lengths: Sequence[int], settings: TrainingSettings) -> Batches:
     if settings.tokens_per_batch is not None:
         return TokenBudget(lengths, settings.tokens_per_batch, seed=settings.seed)
     return LengthGrouped(lengths, settings.per_device_train_batch_size, seed=settings.seed)
-
-
-def _tell_of_late_thawing(trainer: AdapterTrainer, settings: TrainingSettings) -> None:
-    """Say so when a run ends before everything in it is trained."""
-    epochs = 1 + max((parameter.unfreezes for _, parameter in trainer.declared()), default=0)
-    if settings.max_steps == -1 and (settings.num_train_epochs or epochs) < epochs:
-        logger.warning(
-            "a run of %g epochs ends before all layers are unfrozen, one an epoch: the last of them are trained from "
-            "epoch %d (--train.num_train_epochs)",
-            settings.num_train_epochs,
-            epochs,
-        )

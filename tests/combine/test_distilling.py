@@ -1,0 +1,332 @@
+"""Distillation as a run: from adapters and Hugging Face models of any kind, on labelled and unlabelled texts."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training.kinds import tag_rows, write_jsonl
+from training.workbench import FAST, at_step, contents, killed, make_backbone, make_rows, names_in, write_csv
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+)
+
+from graftwork import AdaptedModel, Adapter, Backbone, Houlsby, LoRA, Task, distill, tune
+from graftwork.distillation.outputs import averaged
+from graftwork.errors import DataError, GraftworkError, MethodError, RecipeError
+from graftwork.methods import AdaMix, HeadOnly
+from graftwork.training import Recipe, evaluate
+
+STUDENT = LoRA(rank=2)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Texts without labels: other ones than the teachers were tuned on."""
+    rows = [{"text": row["text"]} for row in make_rows("classes", 80, seed=7)]
+    return write_csv(tmp_path_factory.mktemp("texts") / "texts.csv", rows)
+
+
+def say(backbone, adapter, inputs, name="a"):
+    model = AdaptedModel(backbone, {name: adapter})
+    try:
+        return model.logits(inputs, name)
+    finally:
+        model.detach()
+
+
+def save_teacher(folder, kind, labels, *, width=32, seed=3, **fields):
+    """A Hugging Face model with a task head on a backbone of its own."""
+    make_backbone(folder, seed=seed, hidden_size=width)
+    config = BertConfig.from_pretrained(folder, id2label=dict(enumerate(labels)), num_labels=len(labels), **fields)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = kind(config)
+    model.bert.load_state_dict(BertModel.from_pretrained(folder).state_dict(), strict=False)
+    with torch.no_grad():
+        model.classifier.weight.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(seed))
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def test_an_unlabelled_student_agrees_with_its_teacher(backbone, teacher, texts, classes, tmp_path):
+    task = Task(name="texts", text="text", data=str(texts))
+    student = distill(
+        backbone, teachers=teacher, task=task, method=STUDENT, output=tmp_path / "s", **{**FAST, "num_train_epochs": 4}
+    )
+    assert student.task.labels == Adapter.load(teacher).task.labels == ("negative", "positive")
+    assert student.metrics["validation"]["accuracy"] == 1.0, "agreement with the teacher"
+    # It has learnt the task, of which it saw no label.
+    scores = evaluate(student, backbone=backbone, data=classes.data, columns={"text": "text", "label": "label"})
+    assert scores["accuracy"] > 0.9
+    loaded = Adapter.load(tmp_path / "s")
+    [source] = loaded.recipe["distill"]["teachers"]
+    assert source["folder"] == str(teacher)
+    assert len(source["digest"]) == 32
+
+
+def test_alpha_0_is_tuning_on_labels(backbone, teacher, classes, tmp_path):
+    plain = tune(backbone, task=classes, method=STUDENT, **FAST)
+    taught = distill(backbone, teachers=teacher, task=classes, method=STUDENT, alpha=0.0, **FAST)
+    assert plain.tensors.keys() == taught.tensors.keys()
+    for name, tensor in plain.tensors.items():
+        torch.testing.assert_close(taught.tensors[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_labels_of_a_task_in_another_order(backbone, teacher, classes, texts):
+    task = Task(name="texts", text="text", data=str(texts), labels=("positive", "negative"))
+    student = distill(backbone, teachers=teacher, task=task, method=STUDENT, **{**FAST, "num_train_epochs": 4})
+    inputs = [row["text"] for row in make_rows("classes", 80, seed=7)]
+    taught = say(backbone, Adapter.load(teacher), inputs).argmax(dim=1)
+    assert (say(backbone, student, inputs).argmax(dim=1) == 1 - taught).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("loss", ["logits", "centred"])
+def test_a_step_minimises_the_written_formula(backbone, teacher, classes, loss, monkeypatch):
+    """The loss of the first step is that of the untrained student and of what the teacher says of its rows."""
+    from graftwork.training.trainer import AdapterTrainer
+
+    seen = []
+    plain = AdapterTrainer.training_step
+
+    def step(self, model, batch, items=None):
+        seen.append(batch)
+        return plain(self, model, batch, items)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", step)
+    settings = {**FAST, "max_steps": 1, "per_device_train_batch_size": 16, "prefix_cache": "off"}
+    distill(backbone, teachers=teacher, task=classes, method=STUDENT, alpha=1.0, loss=loss, **settings)
+    [batch] = seen
+    tokenizer = backbone.require_tokenizer()
+    texts = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    expected = say(backbone, Adapter.load(teacher), texts)
+    torch.testing.assert_close(batch["teacher_outputs"]["logits"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_methods_with_two_passes_and_methods_at_the_head(backbone, teacher, texts):
+    task = Task(name="texts", text="text", data=str(texts))
+    settings = {**FAST, "num_train_epochs": 4}
+    for method in (AdaMix(bottleneck=6), HeadOnly()):
+        student = distill(backbone, teachers=teacher, task=task, method=method, prefix_cache="auto", **settings)
+        assert student.metrics["validation"]["accuracy"] > 0.6
+
+
+def test_accumulated_steps_are_the_joined_ones(backbone, teacher, classes):
+    settings = {**FAST, "max_steps": 3, "train_sampling_strategy": "random", "prefix_cache": "off"}
+    method = HeadOnly()
+    # Without dropout, which is drawn anew for each batch.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
+        whole, parts = (
+            distill(backbone, teachers=teacher, task=classes, method=method, alpha=0.7, **{**settings, **own})
+            for own in (
+                {"per_device_train_batch_size": 8},
+                {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+            )
+        )
+    for name, tensor in whole.tensors.items():
+        torch.testing.assert_close(parts.tensors[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+# Teachers of other kinds
+
+
+def test_a_larger_model_with_its_own_tokenizer_teaches(backbone, texts, tmp_path):
+    model = save_teacher(tmp_path / "t", BertForSequenceClassification, ["negative", "positive"], width=48)
+    task = Task(name="texts", text="text", data=str(texts))
+    distill(backbone, teachers=tmp_path / "t", task=task, method=STUDENT, output=tmp_path / "s", loss="centred", **FAST)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "t")
+    with torch.inference_mode():
+        said = model(**tokenizer(["one good two"], return_tensors="pt")).logits
+    student = say(backbone, Adapter.load(tmp_path / "s"), ["one good two"])
+    assert student.shape == said.shape == (1, 2)
+
+
+def test_tags_of_a_model_teach(backbone, tmp_path):
+    labels = ["O", "B-BAD", "B-GOOD"]
+    save_teacher(tmp_path / "t", BertForTokenClassification, labels, width=48)
+    rows = [{"words": row["words"]} for row in tag_rows(40)]
+    file = write_jsonl(tmp_path / "u.jsonl", rows)
+    fields = {"text": "words", "metrics": "token_accuracy"}
+    task = Task(name="tags", kind="token-classification", data=str(file), **fields)
+    student = distill(backbone, teachers=tmp_path / "t", task=task, method=STUDENT, **FAST)
+    assert student.task.labels == tuple(labels)
+    assert student.metrics["validation"]["token_accuracy"] > 0.5
+
+
+def test_numbers_teach(backbone, data, tmp_path):
+    numbers = Task(name="numbers", kind="regression", text="text", data=str(data["numbers"]))
+    settings = {**FAST, "num_train_epochs": 6}
+    tune(backbone, task=numbers, method=LoRA(rank=4), output=tmp_path / "t", **settings)
+    rows = [{"text": row["text"]} for row in make_rows("numbers", 90, seed=5)]
+    task = Task(name="u", kind="regression", text="text", data=str(write_csv(tmp_path / "u" / "u.csv", rows)))
+    student = distill(backbone, teachers=tmp_path / "t", task=task, method=STUDENT, **settings)
+    assert student.metrics["validation"]["r2"] > 0.5
+
+
+def test_an_ensemble_averages_probabilities(backbone, teacher, classes, texts, tmp_path):
+    tune(backbone, task=classes, method=Houlsby(bottleneck=4), output=tmp_path / "second", **FAST)
+    one, two = (say(backbone, Adapter.load(folder), ["one mild two"]) for folder in (teacher, tmp_path / "second"))
+    expected = ((one.double().softmax(-1) + two.double().softmax(-1)) / 2).log()
+    torch.testing.assert_close(averaged([one, two], "classes").double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(averaged([one, two], "numbers"), (one + two) / 2)
+    both = ((one.double().sigmoid() + two.double().sigmoid()) / 2).logit()
+    torch.testing.assert_close(averaged([one, two], "labels").double(), both, rtol=1e-4, atol=1e-4)
+    task = Task(name="texts", text="text", data=str(texts))
+    student = distill(backbone, teachers=[teacher, tmp_path / "second"], task=task, method=STUDENT, **FAST)
+    assert len(student.recipe["distill"]["teachers"]) == 2
+
+
+def test_an_adapter_of_another_backbone_teaches(backbone, other_backbone_folder, classes, texts, tmp_path):
+    other = Backbone.load(str(other_backbone_folder), dtype="float32", device="cpu")
+    tune(other, task=classes, method=LoRA(rank=4), output=tmp_path / "t", **{**FAST, "num_train_epochs": 4})
+    task = Task(name="texts", text="text", data=str(texts))
+    settings = {**FAST, "num_train_epochs": 4}
+    student = distill(backbone, teachers=tmp_path / "t", task=task, method=STUDENT, hidden=0.1, **settings)
+    assert student.metrics["validation"]["accuracy"] > 0.9
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("step", [3, 13])
+def test_a_killed_run_resumes_to_the_same_bytes_and_asks_no_teacher_again(
+    backbone, teacher, texts, tmp_path, step, monkeypatch
+):
+    task = Task(name="texts", text="text", data=str(texts))
+    settings = {**FAST, "eval_strategy": "steps", "eval_steps": 5, "max_steps": 16, "hidden": 0.2}
+
+    def run(output, **options):
+        return distill(backbone, teachers=teacher, task=task, method=STUDENT, output=output, **settings, **options)
+
+    run(tmp_path / "whole")
+    with killed(at_step(step)):
+        run(tmp_path / "a")
+    kept = load_file(tmp_path / ".a.tuning" / "teacher-logits.safetensors")
+    assert len(kept["keys"]) == len({*map(bytes, kept["keys"].tolist())})
+    monkeypatch.setattr("graftwork.distillation.teachers.AdapterTeacher.logits", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("graftwork.distillation.teachers.AdapterTeacher.vectors", lambda *_: pytest.fail("asked again"))
+    run(tmp_path / "a", resume=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+    assert names_in(tmp_path) == ["a", "whole"]
+
+
+def test_a_teacher_that_has_changed_is_refused_on_resume(backbone, teacher, texts, tmp_path):
+    import shutil
+
+    shutil.copytree(teacher, tmp_path / "t")
+    task = Task(name="texts", text="text", data=str(texts))
+    settings = {**FAST, "eval_strategy": "steps", "eval_steps": 5, "max_steps": 16}
+    with killed(at_step(8)):
+        distill(backbone, teachers=tmp_path / "t", task=task, method=STUDENT, output=tmp_path / "a", **settings)
+    adapter = Adapter.load(tmp_path / "t")
+    tensors = {name: tensor + 0.01 for name, tensor in adapter.tensors.items()}
+    Adapter(**{**vars(adapter), "tensors": tensors}).save(tmp_path / "t", overwrite=True)
+    with pytest.raises(RecipeError, match=r"another recipe: distill\.teachers"):
+        distill(
+            backbone, teachers=tmp_path / "t", task=task, method=STUDENT, output=tmp_path / "a", resume=True, **settings
+        )
+
+
+# What is refused
+
+
+def refused(kind, backbone, task, match, **options):
+    with pytest.raises(kind, match=match):
+        distill(backbone, task=task, method=STUDENT, **{**FAST, **options})
+
+
+def test_other_labels(backbone, teacher, tmp_path):
+    rows = [
+        {"text": row["text"], "label": ("positive", "mixed")[i % 2]} for i, row in enumerate(make_rows("classes", 40))
+    ]
+    task = Task(name="t", text="text", data=str(write_csv(tmp_path / "d" / "d.csv", rows)))
+    refused(RecipeError, backbone, task, "lacks 'mixed' and it has 'negative'(.|\n)*--teacher", teachers=teacher)
+
+
+def test_unnamed_labels_of_a_model(backbone, classes, tmp_path):
+    save_teacher(tmp_path / "t", BertForSequenceClassification, ["LABEL_0", "LABEL_1"])
+    refused(RecipeError, backbone, classes, "lacks 'negative'(.|\n)*id2label", teachers=tmp_path / "t")
+
+
+def test_what_is_no_teacher(backbone, classes, backbone_folder, tmp_path):
+    refused(RecipeError, backbone, classes, "is not a folder", teachers=tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    refused(RecipeError, backbone, classes, "has neither adapter.json nor config.json", teachers=tmp_path / "empty")
+    refused(RecipeError, backbone, classes, "holds a BertModel, which has no head", teachers=backbone_folder)
+
+
+def test_labels_with_a_share_and_none_there(backbone, teacher, texts):
+    task = Task(name="texts", text="text", data=str(texts))
+    refused(RecipeError, backbone, task, "alpha is 0.5(.|\n)*alpha 1, or data with labels", teachers=teacher, alpha=0.5)
+
+
+def test_a_misspelt_column_of_labels_is_not_taken_for_none(backbone, teacher, texts):
+    task = Task(name="texts", text="text", label="lable", data=str(texts))
+    refused(DataError, backbone, task, "no column 'lable'", teachers=teacher)
+
+
+def test_empty_texts(backbone, teacher, tmp_path):
+    rows = [{"text": text} for text in ("one good", " ", "bad", *(f"{word} bad" for word in "abcdefgh"))]
+    task = Task(name="t", text="text", data=str(write_jsonl(tmp_path / "d.jsonl", rows)))
+    refused(DataError, backbone, task, "is empty(.|\n)*a text in every row", teachers=teacher)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"temperature": -1.0}, {"alpha": 1.5}, {"hidden": -1}])
+def test_settings_out_of_range(backbone, teacher, classes, wrong):
+    refused(RecipeError, backbone, classes, f"distill.{next(iter(wrong))}", teachers=teacher, **wrong)
+
+
+def test_a_backbone_that_is_gone(backbone, classes, tmp_path):
+    import shutil
+
+    other = Backbone.load(str(make_backbone(tmp_path / "b", seed=5)), dtype="float32", device="cpu")
+    tune(other, task=classes, method=LoRA(rank=2), output=tmp_path / "t", **{**FAST, "max_steps": 1})
+    shutil.rmtree(tmp_path / "b")
+    refused(RecipeError, backbone, classes, "needs its own backbone", teachers=tmp_path / "t")
+
+
+def test_vectors_of_another_width(backbone, texts, tmp_path):
+    save_teacher(tmp_path / "t", BertForSequenceClassification, ["negative", "positive"], width=48)
+    task = Task(name="texts", text="text", data=str(texts))
+    refused(RecipeError, backbone, task, "48 numbers, and the student's 32", teachers=tmp_path / "t", hidden=1.0)
+
+
+def test_another_kind_of_task(backbone, teacher, data, tmp_path):
+    numbers = Task(name="numbers", kind="regression", text="text", data=str(data["numbers"]))
+    refused(RecipeError, backbone, numbers, "is for classification", teachers=teacher)
+    pairs = Task(name="pairs", text="first", text_pair="second", data=str(data["pairs"]))
+    refused(RecipeError, backbone, pairs, "over single texts, and the task is .* over pairs", teachers=teacher)
+    save_teacher(tmp_path / "t", BertForSequenceClassification, ["negative", "positive"])
+    refused(RecipeError, backbone, numbers, "2 outputs of problem type", teachers=tmp_path / "t")
+    choices = Task(name="c", kind="multiple-choice", text="text", choices="a,b", data=str(data["classes"]))
+    refused(MethodError, backbone, choices, "cannot learn from teachers", teachers=teacher)
+
+
+def test_the_recipe_file_has_the_section(teacher, classes, tmp_path):
+    recipe = Recipe.parse({"task": classes.model_dump(exclude_none=True), "distill": {"teachers": str(teacher)}})
+    assert recipe.distill.teachers[0].folder == str(teacher)
+    with pytest.raises(GraftworkError, match=r"distill\.teachers"):
+        Recipe.parse({"task": "rte", "distill": {"teachers": []}})
+
+
+# Commands
+
+
+def test_the_command(graftwork, backbone_folder, teacher, texts, tmp_path):
+    arguments = ["distill", "--data", texts, "--text", "text", "--backbone", backbone_folder, "--dtype", "float32"]
+    settings = ["--method", "lora", "--train.num_train_epochs", "1", "--quiet"]
+    run = graftwork(*arguments, *settings, "--teacher", teacher, "--output", tmp_path / "a", "--json")
+    assert run.status == 0, run.err
+    assert json.loads(run.out)["method"] == "lora"
+    wrong = graftwork(*arguments, *settings, "--teacher", teacher, "--output", tmp_path / "b", "--temperature", "0")
+    assert wrong.status == 2
+    assert "distill.temperature" in wrong.err
+    assert "--temperature" in wrong.err
+    again = graftwork(*arguments, *settings, "--teacher", teacher, "--output", tmp_path / "b", "--alpha", "0.5")
+    assert again.status == 2
+    assert "change: --alpha" in again.err
