@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     )
     from graftwork.model import AdaptedModel
     from graftwork.tasks import Task
-    from graftwork.training import TrainingSettings, evaluate, tune, tune_many
+    from graftwork.training import TrainingSettings, evaluate, tune, tune_many, tune_tasks
 
 __version__ = "0.1.0"
 
@@ -109,6 +109,7 @@ _HOMES = {
     "make_method": "methods",
     "tune": "training",
     "tune_many": "training",
+    "tune_tasks": "training",
 }
 
 _RENAMED = {"StudyError": "TuneManyError"}
@@ -163,6 +164,7 @@ __all__ = [
     "make_method",
     "tune",
     "tune_many",
+    "tune_tasks",
 ]
 
 

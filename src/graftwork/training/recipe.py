@@ -33,6 +33,8 @@ class Recipe(BaseModel):
         add_tokens: tokens to add to those of the backbone; their embeddings are trained with the adapter.
         train: training settings.
         distill: the teachers that the adapter learns from; None: it learns from labels alone.
+        trained_with: names of the other tasks that trained the adapter together with this one; written by `tune_tasks`,
+            not meant to be set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +48,7 @@ class Recipe(BaseModel):
     add_tokens: tuple[str, ...] | None = None
     train: TrainingSettings = Field(default_factory=TrainingSettings)
     distill: Distillation | None = None
+    trained_with: tuple[str, ...] | None = None
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, origin: str = "the recipe", given: Collection[str] = ()) -> "Recipe":
@@ -110,7 +113,16 @@ class Recipe(BaseModel):
         return Task.parse(self.task, origin="the task")
 
     def resolved(self, backbone: Backbone, task: Task, method: Method) -> "Recipe":
-        """The recipe with every default filled in, and with paths that are valid from any folder."""
+        """The recipe with every default filled in, and with paths that are valid from any folder.
+
+        Raises:
+            RecipeError: it is of one task of several that trained one adapter.
+        """
+        if self.trained_with is not None:
+            raise RecipeError(
+                f"the recipe is of an adapter that {task.name!r} trained together with {', '.join(self.trained_with)}",
+                expected="the recipe.yaml of the folder with all these tasks, or one without trained_with",
+            )
         return Recipe(
             backbone=backbone.name,
             dtype=str(backbone.dtype).removeprefix("torch."),
