@@ -14,7 +14,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -324,30 +324,6 @@ def replacing_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]
             _sync(folder.parent)
     finally:
         held.remove()
-
-
-def refuse_other_contents(folder: Path, names: Collection[str], *, overwrite: bool) -> None:
-    """Refuse an output folder before any work is done: one that exists, unless it is to be replaced and holds nothing
-    but such files.
-
-    Raises:
-        OutputError: it cannot be written to.
-    """
-    if not folder.exists():
-        return
-    if not overwrite or not folder.is_dir():
-        raise OutputError(
-            f"output {str(folder)!r} exists already",
-            expected="a folder that does not exist",
-            change="--output" + (", or --overwrite to replace it" if folder.is_dir() else ""),
-        )
-    others = sorted(path.name for path in folder.iterdir() if path.name not in names)
-    if others:
-        raise OutputError(
-            f"{str(folder)!r} holds {others[0]}, so it is not overwritten",
-            expected=f"a folder with {', '.join(sorted(names))} alone, or a new one",
-            change="--output",
-        )
 
 
 def sweep(folder: Path) -> None:

@@ -3,7 +3,6 @@
 Pfeiffer et al. 2021, "AdapterFusion", figure 5 and section 6.2, draw it for each task and layer.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,9 @@ from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
+from graftwork.combine.reports import refuse_other_contents, write_csv
 from graftwork.errors import AdapterError
-from graftwork.folders import refuse_other_contents, replacing_folder
+from graftwork.folders import replacing_folder
 from graftwork.kinds import KINDS
 from graftwork.methods.gating import GatedComposition
 from graftwork.model import AdaptedModel
@@ -71,11 +71,7 @@ class PartWeights:
         """
         self.refuse(folder, overwrite=overwrite)
         with replacing_folder(Path(folder), overwrite=overwrite) as temporary:
-            rows = self.rows()
-            with (temporary / CSV).open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            write_csv(temporary / CSV, self.rows())
             self._draw(temporary / FIGURE)
 
     @staticmethod
