@@ -89,14 +89,14 @@ def _of_units(method: str, ops: Mapping[str, Op], weights: Weights) -> Op:
     """Of bottlenecks: a wider one, whose up projections are multiplied by the weights."""
     units = {name: as_units(method, name, op) for name, op in ops.items()}
     require_one_place(method, units)
-    whole, _, _ = side_by_side([scaled(own, weights[name]) for name, own in units.items()])
+    whole, _ = side_by_side([scaled(own, weights[name]) for name, own in units.items()])
     if whole.gates or len(whole.activations) > 1:
         return whole
     return Bottleneck(
         down=whole.down,
         down_bias=whole.down_bias,
         up=whole.up,
-        up_bias=whole.constants.sum(dim=1),
+        up_bias=whole.up.new_zeros(len(whole.up)),
         activation=whole.activations[0],
         at=cast(Literal["result", "norm"], whole.at),
         source=whole.source,

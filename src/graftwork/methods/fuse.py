@@ -69,25 +69,16 @@ class Fuse(GatedComposition):
         Q, b_q, K, b_k, V = (
             parameters[f"fusion.{site.name}.{name}"] for name in ("query", "query_bias", "key", "key_bias", "value")
         )
-        keys, constant_keys = K @ units.up, K @ units.constants
-        router = router_bias = None
-        if units.gates:
-            # Constants of parts that are fusions themselves are multiplied: b_k has a term of its own.
-            router = (b_k @ Q).expand(len(gates["present"]), -1)
-            router_bias = (b_k @ b_q).expand(len(gates["present"]))
-        else:
-            constant_keys = constant_keys + b_k[:, None]
+        keys = K @ units.up
         gate = PartGates(
             **gates,
             score=keys.T @ Q,
             score_bias=keys.T @ b_q,
-            constant_score=constant_keys.T @ Q,
-            constant_score_bias=constant_keys.T @ b_q,
-            router=router,
-            router_bias=router_bias,
+            common=(b_k @ Q)[None],
+            common_bias=(b_k @ b_q)[None],
             dropout=self.attention_dropout,
         )
-        return replace(units, up=V @ units.up, constants=V @ units.constants, gates=(*units.gates, gate))
+        return replace(units, up=V @ units.up, gates=(*units.gates, gate))
 
     def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
         """r · Σ ‖I − V‖²_F over the places."""

@@ -84,11 +84,11 @@ class GatedComposition(Composition, ABC):
                 raise refusal(self.name, name, op, "it cannot be gated", change="--kind average, or the parts")
             units = {name: as_units(self.name, name, op) for name, op in combinable.items()}
             require_one_place(self.name, units)
-            whole, members, constant_members = side_by_side(list(units.values()))
+            whole, members = side_by_side(list(units.values()))
             gates = {
                 "members": members,
-                "constant_members": constant_members,
                 "present": members.new_tensor([float(name not in self.masked_parts) for name in units]),
+                "width": _common({len(own.down) for own in units.values()}),
                 "masked": bool(self.masked_parts),
                 "watch": None if self._watcher is None else _at(self._watcher, site.name),
             }
@@ -102,6 +102,11 @@ def placement_of(method: Method) -> str | None:
     parts = getattr(method, "parts", ())
     placement: str | None = placement_of(parts[0].method) if parts else getattr(method, "placement", None)
     return placement
+
+
+def _common(sizes: set[int]) -> int | None:
+    """The size of all, where there is one."""
+    return next(iter(sizes)) if len(sizes) == 1 else None
 
 
 def _at(watcher: Watcher, site: str) -> Callable[[Tensor], None]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from graftwork.errors import MethodError
 from graftwork.ops import Bottleneck, Fused, LowRank, Op, PartGates
+from graftwork.ops.fused import UNIT_ACTIVATIONS
 
 COMBINABLE = (Bottleneck, LowRank, Fused)
 """The ops whose outputs are linear in a few units."""
@@ -45,15 +46,7 @@ def as_units(method: str, part: str, op: Op) -> Fused:
                 "its dropout is of the input to one part only",
                 expected="trained parts without dropout",
             )
-        zeros = op.A.new_zeros
-        return Fused(
-            down=op.A,
-            down_bias=zeros(len(op.A)),
-            up=op.B,
-            constants=zeros(len(op.B), 1),
-            activations=("identity",),
-            at="linear",
-        )
+        return Fused(down=op.A, down_bias=op.A.new_zeros(len(op.A)), up=op.B, activations=("identity",), at="linear")
     assert isinstance(op, Bottleneck)
     wrong = {
         "it has several layers (depth)": op.hidden is not None,
@@ -63,26 +56,25 @@ def as_units(method: str, part: str, op: Op) -> Fused:
     for why, found in wrong.items():
         if found:
             raise refusal(method, part, op, why, expected="bottlenecks of one layer that add")
+    # One more unit says σ(1) for every x: its column of U is b_U / σ(1), so that it adds b_U.
+    always = UNIT_ACTIVATIONS[op.activation](op.down_bias.new_ones(1))
     return Fused(
-        down=op.down,
-        down_bias=op.down_bias,
-        up=op.up,
-        constants=op.up_bias[:, None],
+        down=F.pad(op.down, (0, 0, 0, 1)),
+        down_bias=F.pad(op.down_bias, (0, 1), value=1.0),
+        up=torch.cat([op.up, op.up_bias[:, None] / always], dim=1),
         activations=(op.activation,),
         at=op.at,
         source=op.source,
     )
 
 
-def side_by_side(parts: Sequence[Fused]) -> tuple[Fused, Tensor, Tensor]:
-    """Several as one, whose output is the sum of theirs; and which units (N, M) and constants (N, C) are whose."""
-    sizes = [part.down.shape[0] for part in parts]
-    counts = [part.constants.shape[1] for part in parts]
+def side_by_side(parts: Sequence[Fused]) -> tuple[Fused, Tensor]:
+    """Several as one, whose output is the sum of theirs; and which units are whose, (N, M)."""
+    sizes = [len(part.down) for part in parts]
     names = tuple(dict.fromkeys(name for part in parts for name in part.activations))
     gates: list[PartGates] = []
     for i, part in enumerate(parts):
-        units, constants = _around(sizes, i), _around(counts, i)
-        gates += [_shifted(gate, units, constants) for gate in part.gates]
+        gates += [_shifted(gate, _around(sizes, i)) for gate in part.gates]
     first = parts[0]
     selects = [_selects(part, names) for part in parts]
     whole = replace(
@@ -90,17 +82,17 @@ def side_by_side(parts: Sequence[Fused]) -> tuple[Fused, Tensor, Tensor]:
         down=torch.cat([part.down for part in parts]),
         down_bias=torch.cat([part.down_bias for part in parts]),
         up=torch.cat([part.up for part in parts], dim=1),
-        constants=torch.cat([part.constants for part in parts], dim=1),
         activations=names,
         selects=torch.cat(selects, dim=1) if len(names) > 1 else None,
         gates=tuple(gates),
     )
-    return whole, _members(first.down, sizes), _members(first.down, counts)
+    members: Tensor = torch.block_diag(*(first.down.new_ones(1, n) for n in sizes))  # type: ignore[no-untyped-call]
+    return whole, members
 
 
 def scaled(part: Fused, weight: Tensor) -> Fused:
     """A part whose output is multiplied by a number."""
-    return replace(part, up=part.up * weight, constants=part.constants * weight)
+    return replace(part, up=part.up * weight)
 
 
 def averaged(values: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
@@ -122,28 +114,20 @@ def _around(sizes: Sequence[int], i: int) -> tuple[int, int]:
     return sum(sizes[:i]), sum(sizes[i + 1 :])
 
 
-def _members(like: Tensor, sizes: Sequence[int]) -> Tensor:
-    blocks: Tensor = torch.block_diag(*(like.new_ones(1, size) for size in sizes))  # type: ignore[no-untyped-call]
-    return blocks
+def _shifted(gate: PartGates, room: tuple[int, int]) -> PartGates:
+    """A gate of one part, among all: it leaves what is of others as it is.
 
-
-def _shifted(gate: PartGates, units: tuple[int, int], constants: tuple[int, int]) -> PartGates:
-    """A gate of one part, among all: it leaves what is of others as it is."""
-
-    def rows(tensor: Tensor | None, room: tuple[int, int]) -> Tensor | None:
-        return None if tensor is None else F.pad(tensor, (0, 0, *room) if tensor.dim() == 2 else room)
-
-    def outside(own: Tensor | None, size: int, room: tuple[int, int]) -> Tensor:
-        return F.pad(gate.members.new_zeros(size) if own is None else own, room, value=1.0)
-
+    Args:
+        room: how many units stand before and behind those of the part.
+    """
+    if not any(room):
+        return gate
+    own = gate.members.new_zeros(gate.members.shape[1]) if gate.outside is None else gate.outside
     return replace(
         gate,
-        members=F.pad(gate.members, units),
-        constant_members=F.pad(gate.constant_members, constants),
-        score=rows(gate.score, units),
-        score_bias=rows(gate.score_bias, units),
-        constant_score=rows(gate.constant_score, constants),
-        constant_score_bias=rows(gate.constant_score_bias, constants),
-        outside=outside(gate.outside, gate.members.shape[1], units),
-        constant_outside=outside(gate.constant_outside, gate.constant_members.shape[1], constants),
+        members=F.pad(gate.members, room),
+        score=None if gate.score is None else F.pad(gate.score, (0, 0, *room)),
+        score_bias=None if gate.score_bias is None else F.pad(gate.score_bias, room),
+        outside=F.pad(own, room, value=1.0),
+        width=None,
     )

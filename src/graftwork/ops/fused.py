@@ -2,10 +2,11 @@
 
 AdapterFusion (Pfeiffer et al. 2021, eq. 1 to 4) lowers to it without any product of d x d: with N parts
 u_n = U_n a_n + b_n and a_n = σ(D_n x + c_n), both the score q·K u_n and the value V u_n are linear in a_n, so that K, V
-and Q are put into matrices of as many rows as there are units. Gates that read the hidden state, and weighted sums of
-unlike parts, are the same op.
+and Q are put into matrices of as many rows as there are units. b_n is the output of one more unit, whose row of D is
+zero and which therefore says the same for every x. Gates that read the hidden state, and weighted sums of unlike parts,
+are the same op.
 
-Notation: B rows, T tokens, d hidden size, M units of all parts together, C constants, N parts.
+Notation: B rows, T tokens, d hidden size, M units of all parts together, N parts.
 """
 
 from collections.abc import Callable
@@ -35,48 +36,49 @@ Watch = Callable[[Tensor], None]
 class PartGates(TensorTree):
     """How much of each part is used at each token: p = softmax or σ over n of
 
-        Σ_{units i of n} (S q + e)_i z_i + Σ_{constants j of n} (R q + r)_j c_j + (W q + w)_n,
+        Σ_{units i of n} (S q + e)_i z_i + (W q + w)_n + k·q + k_0,
 
-    with z the units and c the constants as earlier gates left them. The first two terms are the scores of
-    AdapterFusion; the last is a router that does not look at what the parts say.
+    with z the units as earlier gates left them. The first term is the score of AdapterFusion; the second is a router
+    that does not look at what the parts say. The last, the same for all parts, matters only where scores have dropout
+    before a softmax, and is left out otherwise.
 
-    Shapes: members (N, M) and constant_members (N, C), 1 where a unit or constant is of a part; score (M, d),
-    score_bias (M), constant_score (C, d), constant_score_bias (C); router (N, d), router_bias (N); present (N), 1 of
-    parts that take part. outside (M) and constant_outside (C) are 1 of what belongs to no part here and is left as it
-    is; None where all belong to one. Each with a leading slot dimension in a slab; what is padded is absent.
+    Shapes: members (N, M), 1 where a unit is of a part; score (M, d), score_bias (M); router (N, d), router_bias (N);
+    common (1, d) and common_bias (1), k and k_0; present (N), 1 of parts that take part; outside (M), 1 of units that
+    belong to no part here and are left as they are, None where each belongs to one. Each with a leading slot dimension
+    in a slab; what is padded is absent.
 
     Attributes:
         normalise: whether the parts share 1 (softmax), or each has a gate of its own (sigmoid).
         dropout: of the scores, in training, before they are normalised.
+        width: how many units each part has, one part behind the other; None where they differ.
         masked: whether some part can be absent.
         watch: is shown the gates of each pass.
     """
 
     members: Float[Tensor, "*S N M"]
-    constant_members: Float[Tensor, "*S N C"]
     present: Float[Tensor, "*rows N"]
     score: Float[Tensor, "*S M d"] | None = None
     score_bias: Float[Tensor, "*S M"] | None = None
-    constant_score: Float[Tensor, "*S C d"] | None = None
-    constant_score_bias: Float[Tensor, "*S C"] | None = None
     router: Float[Tensor, "*S N d"] | None = None
     router_bias: Float[Tensor, "*S N"] | None = None
+    common: Float[Tensor, "*S 1 d"] | None = None
+    common_bias: Float[Tensor, "*S 1"] | None = None
     outside: Float[Tensor, "*rows M"] | None = None
-    constant_outside: Float[Tensor, "*rows C"] | None = None
     normalise: Literal["softmax", "sigmoid"] = "softmax"
     dropout: float = 0.0
+    width: int | None = None
     masked: bool = False
     watch: Watch | None = field(default=None, compare=False)
 
     def for_inference(self) -> "PartGates":
-        return replace(self, dropout=0.0) if self.dropout else self
+        return replace(self, dropout=0.0, common=None, common_bias=None)
 
     def spread(self, route: Route) -> "PartGates":
         if route.blocks is None:
             return super().spread(route)
         # Matrices and the biases of their products stay; what multiplies tokens one by one is there for each row.
-        outside, constant = (None if v is None else route.spread(v) for v in (self.outside, self.constant_outside))
-        return replace(self, present=route.spread(self.present), outside=outside, constant_outside=constant)
+        outside = None if self.outside is None else route.spread(self.outside)
+        return replace(self, present=route.spread(self.present), outside=outside)
 
     def joined(self, parts: Any) -> "PartGates":
         return replace(super().joined(parts), masked=True)
@@ -84,43 +86,39 @@ class PartGates(TensorTree):
     def __call__(
         self,
         z: Float[Tensor, "B *T M"],
-        c: Float[Tensor, "B *T C"] | None,
         q: Float[Tensor, "B *T d"],
         blocks: Blocks | None,
         *,
         training: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """The units and the constants, multiplied.
+    ) -> Float[Tensor, "B *T M"]:
+        """The units, multiplied.
 
         Args:
-            z: the units.
-            c: the constants; None: each is 1.
+            z: the units; where no gradients flow, what they become is written over them.
             q: the query.
             blocks: in which the rows stand.
             training: whether dropout is on.
         """
-        p = self._gates(z, c, q, blocks, training=training)
+        p = self._gates(z, q, blocks, training=training)
+        if self.width is not None:
+            return _times(z.reshape(*z.shape[:-1], -1, self.width), p[..., None]).flatten(-2)
         of_units = routing.linear(p, self.members.mT, None, blocks)
-        of_constants = routing.linear(p, self.constant_members.mT, None, blocks)
         if self.outside is not None:
             of_units = of_units + routing.per_row(self.outside, z)
-        if self.constant_outside is not None:
-            of_constants = of_constants + routing.per_row(self.constant_outside, of_constants)
-        return z * of_units, of_constants if c is None else c * of_constants
+        return _times(z, of_units)
 
-    def _gates(
-        self, z: Tensor, c: Tensor | None, q: Tensor, blocks: Blocks | None, *, training: bool
-    ) -> Float[Tensor, "B *T N"]:
+    def _gates(self, z: Tensor, q: Tensor, blocks: Blocks | None, *, training: bool) -> Float[Tensor, "B *T N"]:
         scores: list[Tensor] = []
         if self.score is not None:
-            of_units = routing.linear(q, self.score, self.score_bias, blocks) * z
-            scores.append(routing.linear(of_units, self.members, None, blocks))
-        if self.constant_score is not None:
-            of_constants = routing.linear(q, self.constant_score, self.constant_score_bias, blocks)
-            given = of_constants if c is None else of_constants * c
-            scores.append(routing.linear(given, self.constant_members, None, blocks))
+            of_units = _times(routing.linear(q, self.score, self.score_bias, blocks), z)
+            if self.width is None:
+                scores.append(routing.linear(of_units, self.members, None, blocks))
+            else:
+                scores.append(of_units.reshape(*of_units.shape[:-1], -1, self.width).sum(dim=-1))
         if self.router is not None:
             scores.append(routing.linear(q, self.router, self.router_bias, blocks))
+        if self.common is not None:
+            scores.append(routing.linear(q, self.common, self.common_bias, blocks))
         s = F.dropout(sum(scores[1:], scores[0]), self.dropout, training)
         if self.masked:
             absent = routing.per_row(self.present - 1, s)
@@ -133,14 +131,14 @@ class PartGates(TensorTree):
 
 @dataclass(frozen=True, kw_only=True)
 class Fused(Op):
-    """h + U z + V c with units z = σ(D x + b_D) and constants c = 1, both multiplied by gates, one after the other.
+    """h + U z with units z = σ(D x + b_D), multiplied by gates, one after the other.
 
     What x and h are: at a result and at a norm, as for `Bottleneck`; at a linear map, x enters the map and h leaves it.
     The query q is what the parts are added to: h at a result and at a linear map, and at a norm the norm's output. With
     `residual`, q = h + r, the hidden state after the residual is added.
 
-    Shapes: down (M, d), down_bias (M), up (d, M), constants (d, C), each with a leading slot dimension in a slab; of
-    units of several σ, selects (K, M), 1 where a unit has that σ. Padding with zeros is exact.
+    Shapes: down (M, d), down_bias (M), up (d, M), each with a leading slot dimension in a slab; of units of several σ,
+    selects (K, M), 1 where a unit has that σ. Padding with zeros is exact.
 
     Attributes:
         gates: what multiplies the units; the first of them first, as of a fusion among the parts of another one.
@@ -154,7 +152,6 @@ class Fused(Op):
     down: Float[Tensor, "*S M d"]
     down_bias: Float[Tensor, "*S M"]
     up: Float[Tensor, "*S d2 M"]
-    constants: Float[Tensor, "*S d2 C"]
     selects: Float[Tensor, "*rows K M"] | None = None
     gates: tuple[PartGates, ...] = ()
     activations: tuple[str, ...]
@@ -192,19 +189,15 @@ class Fused(Op):
         return replace(self, gates=gates, selects=selects, blocks=route.blocks)
 
     def laid_out(self, copy: Copy) -> "Fused":
-        turned = ("up", "constants")
-        copied: dict[str, Any] = {name: copy(t, transposed=name in turned) for name, t in self.tensors().items()}
+        copied: dict[str, Any] = {name: copy(t, transposed=name == "up") for name, t in self.tensors().items()}
         return replace(self, **copied, gates=tuple(gate.laid_out(copy) for gate in self.gates))
 
     def _changed(self, h: Tensor, x: Tensor, q: Tensor, *, training: bool) -> Tensor:
         """h with what the parts make of x."""
         z = self._units(routing.linear(x, self.down, self.down_bias, self.blocks))
-        c: Tensor | None = None
         for gate in self.gates:
-            z, c = gate(z, c, q, self.blocks, training=training)
-        if c is None:
-            c = z.new_ones(*z.shape[:-1], self.constants.shape[-1])
-        return routing.add_linear(routing.add_linear(h, z, self.up, self.blocks), c, self.constants, self.blocks)
+            z = gate(z, q, self.blocks, training=training)
+        return routing.add_linear(h, z, self.up, self.blocks)
 
     def _units(self, given: Float[Tensor, "B *T M"]) -> Float[Tensor, "B *T M"]:
         first, *others = (UNIT_ACTIVATIONS[name] for name in self.activations)
@@ -215,3 +208,8 @@ class Fused(Op):
         for activation, own in zip(others, chosen[1:], strict=True):
             z = z + routing.per_row(own, given) * activation(given)
         return z
+
+
+def _times(fresh: Tensor, other: Tensor) -> Tensor:
+    """A tensor that nobody else has, multiplied; in place where no gradients flow, which saves a large new tensor."""
+    return fresh.mul_(other) if routing.no_derivatives() else fresh * other
