@@ -181,13 +181,10 @@ def fused(members: Tensor, score: Tensor, score_bias: Tensor, outside: Tensor, *
     return Fused(**own, gates=(gate,), activations=("gelu",))
 
 
-def routed(router: Tensor, router_bias: Tensor, selects: Tensor, **own: Tensor) -> Op:
-    """Gates on low-rank parts and tanh units, all parts of one width."""
-    members = router.new_zeros(*router.shape[:-1], 4)
+def routed(members: Tensor, router: Tensor, router_bias: Tensor, selects: Tensor, **own: Tensor) -> Op:
+    """Gates on low-rank parts and tanh units."""
     present = router.new_ones(router.shape[:-1])
-    gate = PartGates(
-        members=members, present=present, router=router, router_bias=router_bias, width=2, normalise="sigmoid"
-    )
+    gate = PartGates(members=members, present=present, router=router, router_bias=router_bias, normalise="sigmoid")
     return Fused(**own, selects=selects, gates=(gate,), activations=("identity", "tanh"), at="linear")
 
 
@@ -253,7 +250,7 @@ CASES = {
     "fused-low-rank": Case(
         routed,
         {"down": (4, D), "down_bias": (4,), "up": (OUT, 4), "selects": (2, 4)}
-        | {"router": (2, OUT), "router_bias": (2,)},
+        | {"members": (2, 4), "router": (2, OUT), "router_bias": (2,)},
     ),
     "gated": Case(gated, {"weight": (1, D), "bias": (1,), **LOW_RANK}),
     "key-value": Case(KeyValue, ROWS, Attending, routed=("alone", "even", "rows")),

@@ -88,7 +88,6 @@ class GatedComposition(Composition, ABC):
             gates = {
                 "members": members,
                 "present": members.new_tensor([float(name not in self.masked_parts) for name in units]),
-                "width": _common({len(own.down) for own in units.values()}),
                 "masked": bool(self.masked_parts),
                 "watch": None if self._watcher is None else _at(self._watcher, site.name),
             }
@@ -102,11 +101,6 @@ def placement_of(method: Method) -> str | None:
     parts = getattr(method, "parts", ())
     placement: str | None = placement_of(parts[0].method) if parts else getattr(method, "placement", None)
     return placement
-
-
-def _common(sizes: set[int]) -> int | None:
-    """The size of all, where there is one."""
-    return next(iter(sizes)) if len(sizes) == 1 else None
 
 
 def _at(watcher: Watcher, site: str) -> Callable[[Tensor], None]:

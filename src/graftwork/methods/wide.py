@@ -129,5 +129,4 @@ def _shifted(gate: PartGates, room: tuple[int, int]) -> PartGates:
         score=None if gate.score is None else F.pad(gate.score, (0, 0, *room)),
         score_bias=None if gate.score_bias is None else F.pad(gate.score_bias, room),
         outside=F.pad(own, room, value=1.0),
-        width=None,
     )

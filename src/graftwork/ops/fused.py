@@ -50,7 +50,6 @@ class PartGates(TensorTree):
     Attributes:
         normalise: whether the parts share 1 (softmax), or each has a gate of its own (sigmoid).
         dropout: of the scores, in training, before they are normalised.
-        width: how many units each part has, one part behind the other; None where they differ.
         masked: whether some part can be absent.
         watch: is shown the gates of each pass.
     """
@@ -66,7 +65,6 @@ class PartGates(TensorTree):
     outside: Float[Tensor, "*rows M"] | None = None
     normalise: Literal["softmax", "sigmoid"] = "softmax"
     dropout: float = 0.0
-    width: int | None = None
     masked: bool = False
     watch: Watch | None = field(default=None, compare=False)
 
@@ -100,8 +98,6 @@ class PartGates(TensorTree):
             training: whether dropout is on.
         """
         p = self._gates(z, q, blocks, training=training)
-        if self.width is not None:
-            return _times(z.reshape(*z.shape[:-1], -1, self.width), p[..., None]).flatten(-2)
         of_units = routing.linear(p, self.members.mT, None, blocks)
         if self.outside is not None:
             of_units = of_units + routing.per_row(self.outside, z)
@@ -111,10 +107,7 @@ class PartGates(TensorTree):
         scores: list[Tensor] = []
         if self.score is not None:
             of_units = _times(routing.linear(q, self.score, self.score_bias, blocks), z)
-            if self.width is None:
-                scores.append(routing.linear(of_units, self.members, None, blocks))
-            else:
-                scores.append(of_units.reshape(*of_units.shape[:-1], -1, self.width).sum(dim=-1))
+            scores.append(routing.linear(of_units, self.members, None, blocks))
         if self.router is not None:
             scores.append(routing.linear(q, self.router, self.router_bias, blocks))
         if self.common is not None:
