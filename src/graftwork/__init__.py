@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
-    from graftwork.combine import distill
+    from graftwork.combine import Pool, distill
     from graftwork.errors import (
         AdapterError,
         BackboneError,
@@ -92,6 +92,7 @@ _HOMES = {
     "Parallel": "methods",
     "Part": "methods",
     "Pfeiffer": "methods",
+    "Pool": "combine",
     "Prediction": "kinds.prediction",
     "PrefixTuning": "methods",
     "PromptTuning": "methods",
@@ -147,6 +148,7 @@ __all__ = [
     "Parallel",
     "Part",
     "Pfeiffer",
+    "Pool",
     "Prediction",
     "PrefixTuning",
     "PromptTuning",

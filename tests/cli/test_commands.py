@@ -49,7 +49,20 @@ def test_a_row_too_wide_for_the_terminal_is_names_and_values(capsys, monkeypatch
 
 def test_the_commands():
     assert [
-        *("tune", "tune-many", "fuse", "distill", "evaluate", "predict", "inspect", "list", "plan", "methods", "env")
+        *(
+            "tune",
+            "tune-many",
+            "fuse",
+            "distill",
+            "consolidate",
+            "evaluate",
+            "predict",
+            "inspect",
+            "list",
+            "plan",
+            "methods",
+            "env",
+        )
     ] == COMMANDS
 
 

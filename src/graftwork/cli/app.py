@@ -14,6 +14,7 @@ from types import FrameType
 from cyclopts import App
 
 from graftwork import __version__
+from graftwork.cli.consolidate import consolidate
 from graftwork.cli.distill import distill
 from graftwork.cli.env import env
 from graftwork.cli.evaluate import evaluate
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tune-many": tune_many,
     "fuse": fuse,
     "distill": distill,
+    "consolidate": consolidate,
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,

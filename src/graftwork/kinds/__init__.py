@@ -21,11 +21,17 @@ CLASSES = {
 }
 """Kind -> its module here, and its class."""
 
+INNER_CLASSES = {"several-tasks": "several_tasks.SeveralTasks"}
+"""The same of kinds that no user declares; they are in `KINDS` for who asks by name, and are not listed."""
+
 if TYPE_CHECKING:
     KindName = str
     """The name of a kind of task: a key of `KINDS`."""
+    AnyKindName = str
+    """The same, or the name of an inner one."""
 else:
     KindName = Literal[tuple(CLASSES)]
+    AnyKindName = Literal[(*CLASSES, *INNER_CLASSES)]
 
 
 class Kinds(Mapping[str, "Kind"]):
@@ -36,7 +42,7 @@ class Kinds(Mapping[str, "Kind"]):
 
     def __getitem__(self, name: str) -> "Kind":
         if name not in self._made:
-            module, _, own = CLASSES[name].partition(".")
+            module, _, own = {**CLASSES, **INNER_CLASSES}[name].partition(".")
             self._made[name] = getattr(import_module(f"graftwork.kinds.{module}"), own)()
         return self._made[name]
 

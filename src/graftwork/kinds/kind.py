@@ -106,6 +106,7 @@ class Kind(ABC):
         generates: whether predictions are generated texts.
         by_token: whether each token of an input has its own logits.
         stratified: whether classes keep their proportions when rows are held out.
+        from_start: whether the head is that of the adapter that a run begins with.
         unit: what is held out and counted, such as a row.
         baseline: name of the linear model on the frozen embeddings; None if there is none.
         problem_type: `problem_type` of `transformers.PretrainedConfig`, if it has one for the kind.
@@ -129,6 +130,7 @@ class Kind(ABC):
     generates: ClassVar[bool] = False
     by_token: ClassVar[bool] = False
     stratified: ClassVar[bool] = True
+    from_start: ClassVar[bool] = False
     unit: ClassVar[str] = "row"
     baseline: ClassVar[str | None] = None
     problem_type: ClassVar[ProblemType | None] = None

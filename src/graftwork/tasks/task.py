@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from graftwork.data.table import SplitName
 from graftwork.errors import RecipeError
 from graftwork.folders import resolved_path
-from graftwork.kinds import DEFAULT_KIND, KINDS, KindName
+from graftwork.kinds import DEFAULT_KIND, KINDS, AnyKindName
 from graftwork.kinds.kind import Kind
 from graftwork.kinds.scoring import check_metrics
 from graftwork.settings.checked import Checked, split_commas
@@ -87,7 +87,7 @@ class Task(Checked):
     """
 
     name: str = Field(min_length=1)
-    kind: KindName = DEFAULT_KIND
+    kind: AnyKindName = DEFAULT_KIND
     data: str | None = None
     subset: str | None = None
     text: str | None = Field(default=None, validate_default=True)

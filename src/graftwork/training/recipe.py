@@ -11,12 +11,14 @@ from graftwork.backbones import Backbone, PoolingSource
 from graftwork.distillation.settings import Distillation
 from graftwork.errors import RecipeError
 from graftwork.heads import Head
+from graftwork.kinds import KINDS
 from graftwork.kinds.heads import head_for
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.settings.problems import describe, key_of
 from graftwork.settings.yamlfile import read_yaml
 from graftwork.tasks import Task, find_task
 from graftwork.training.settings import TrainingSettings
+from graftwork.training.start import Start
 
 
 class Recipe(BaseModel):
@@ -32,6 +34,7 @@ class Recipe(BaseModel):
         pooling_source: where the pooling came from; written by `resolved`, not meant to be set.
         add_tokens: tokens to add to those of the backbone; their embeddings are trained with the adapter.
         train: training settings.
+        start: the adapter whose tensors the run begins with, where they are of the same name and shape; None: new ones.
         distill: the teachers that the adapter learns from; None: it learns from labels alone.
         trained_with: names of the other tasks that trained the adapter together with this one; written by `tune_tasks`,
             not meant to be set.
@@ -47,6 +50,7 @@ class Recipe(BaseModel):
     pooling_source: PoolingSource | None = None
     add_tokens: tuple[str, ...] | None = None
     train: TrainingSettings = Field(default_factory=TrainingSettings)
+    start: Start | None = None
     distill: Distillation | None = None
     trained_with: tuple[str, ...] | None = None
 
@@ -132,6 +136,7 @@ class Recipe(BaseModel):
             pooling_source=self._pooling_source(backbone),
             add_tokens=self.add_tokens or None,
             train=self.train.resolved(method, backbone, task.kind),
+            start=self.start and self.start.resolved(),
             distill=self.distill and self.distill.resolved(),
         )
 
@@ -142,6 +147,8 @@ class Recipe(BaseModel):
 
     def head(self, task: Task, method: Method, backbone: Backbone) -> Head:
         """The head that the task needs."""
+        if KINDS[task.kind].from_start and self.start is not None:
+            return self.start.adapter().head
         pooling = backbone.pooling if self.pooling == "auto" else self.pooling
         return head_for(task.kind, backbone, num_labels=len(task.labels or ()), pooling=pooling, **method.head_fields)
 

@@ -224,6 +224,8 @@ class Run:
         head = recipe.head(data.task, method, model.backbone).fitted(KINDS[data.task.kind].labels_of(data.train))
         identity = identity_by(data.task, recipe, model.backbone)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
+        if recipe.start is not None:
+            new = recipe.start.begin(new)
         model.add(name, new, trainable=True)
         place.begin(recipe, resume=resume)
         self.checkpoint = last_checkpoint(place.working) if resume else None

@@ -1,0 +1,178 @@
+"""`graftwork consolidate`: add tasks to a pool of adapters of fixed size."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from graftwork.cli.settings import Settings, Switch, parse_settings
+from graftwork.cli.starting import say_start
+from graftwork.errors import RecipeError
+from graftwork.kinds import KindName
+
+if TYPE_CHECKING:
+    from graftwork.combine import Pool
+
+
+def consolidate(
+    pool: Path,
+    /,
+    *,
+    task: list[str] = [],  # noqa: B006 (cyclopts makes a new list for each call)
+    data: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    kind: KindName | None = None,
+    capacity: int | None = None,
+    backbone: str | None = None,
+    dtype: str = "auto",
+    method: str | None = None,
+    selection: Literal["transrate", "leep", "random"] | None = None,
+    consolidation: Literal["distillation", "sequential"] | None = None,
+    examples: int | None = None,
+    student_epochs: float | None = None,
+    seed: int | None = None,
+    report: Path | None = None,
+    export: str | None = None,
+    output: Path | None = None,
+    quiet: Annotated[bool, Switch] = False,
+    json: Annotated[bool, Switch] = False,
+    settings: Settings = [],  # noqa: B006 (cyclopts makes a new list for each call)
+) -> None:
+    """Add tasks to a pool of at most K adapters, one after another; without a task, show what is in it.
+
+    Parameters
+    ----------
+    pool
+        Folder of the pool. It is made with the first task.
+    task
+        A built-in task or a task file (YAML); several are added in turn.
+    data
+        A file, a folder, or a hub id, for one task.
+    text
+        Column of the text.
+    text_pair
+        Column of the second text, for tasks over pairs.
+    label
+        Column of the label. Default: label.
+    kind
+        The kind of task: classification, regression or multi-label-classification. Default: classification.
+    capacity
+        K, the largest number of adapters, decided when the pool is made. Default: one for each task, without end.
+    backbone
+        minilm or smollm2, a local folder, or a hub id. Default: the pool's, or minilm.
+    dtype
+        Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
+    method
+        The method of all adapters. Default: houlsby. Its settings: --method.KEY VALUE.
+    selection
+        How the adapter is chosen that takes in a task when the pool is full. Default: transrate.
+    consolidation
+        How it does: by distillation, or by being tuned on (sequential, which forgets). Default: distillation.
+    examples
+        The largest number of a task's training texts that are used to choose and to distil. Default: 1000.
+    student_epochs
+        Epochs of a distillation. Default: those of the task's own adapter.
+    seed
+        Seed of what the pool draws. Default: 0. That of training: --train.seed.
+    report
+        Folder for a table and a figure of the scores of all tasks, forgetting, bytes and time after each task. The
+        validation rows of all tasks are read for it.
+    export
+        Save the adapter of this task of the pool, as an ordinary one, in --output.
+    output
+        Folder for the adapter that is exported. It must not exist.
+    quiet
+        Print neither what is tuned nor how far it is.
+    json
+        Print the result as JSON.
+    """
+    dotted = parse_settings(settings)
+    named = {"text": text, "text_pair": text_pair, "label": label, "kind": kind, "data": data}
+    fields = {name: value for name, value in named.items() if value is not None}
+    fields |= {key.removeprefix("task."): value for key, value in dotted.items() if key.startswith("task.")}
+    wrong = [key for key in dotted if not key.startswith(("task.", "train.", "method."))]
+    if wrong:
+        raise RecipeError(f"unknown setting {wrong[0]!r}", expected="task.KEY, train.KEY or method.KEY", change="--set")
+    if (export is None) != (output is None):
+        raise RecipeError(
+            "--export and --output are given together", expected="a task and a folder", change="--export, --output"
+        )
+    if fields and (len(task) > 1 or (not task and not {"data", "text"} <= fields.keys())):
+        raise RecipeError(
+            f"{', '.join(fields)} is given for {len(task)} tasks",
+            expected="--task NAME, or --data FILE with --text COLUMN",
+            change="--task",
+        )
+    say_start(quiet=quiet)
+    from graftwork.backbones import Backbone
+    from graftwork.combine import Pool
+    from graftwork.combine.poolfile import PoolFile
+    from graftwork.combine.sequence import add_in_turn, write_report
+    from graftwork.training.recipe import Recipe, override
+
+    given = {
+        "capacity": capacity,
+        "selection": selection,
+        "consolidation": consolidation,
+        "examples": examples,
+        "student_epochs": student_epochs,
+        "seed": seed,
+    }
+    own = {key.removeprefix("method."): value for key, value in dotted.items() if key.startswith("method.")}
+    found = PoolFile.read(pool)
+    if found is None and not task and not fields:
+        raise RecipeError(f"there is no pool in {str(pool)!r}", expected="a pool, or --task NAME", change="--task")
+    name = backbone or ("minilm" if found is None else found.backbone.name)
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if method is not None or own:
+        from graftwork.methods import as_method
+
+        chosen["method"] = as_method({"name": method or "houlsby", **own})
+    opened = Pool(pool, backbone=Backbone.load(name, dtype=dtype), **chosen)
+    training = {key.removeprefix("train."): value for key, value in dotted.items() if key.startswith("train.")}
+    changes = {f"task.{key}": value for key, value in fields.items()}
+    if fields and not task:
+        changes.setdefault("task.name", Path(str(fields["data"])).stem)
+    bases: list[dict[str, Any]] = [{"task": one} for one in task] or ([{}] if fields else [])
+    origin = "the command line"
+    tasks = [Recipe.parse(override(base, changes), origin=origin, given=changes).find_task() for base in bases]
+    if report is not None and tasks:
+        write_report({pool.name: add_in_turn(opened, tasks, progress=not quiet, **training)}, report)
+    else:
+        for one_task in tasks:
+            opened.add(one_task, progress=not quiet, **training)
+    if export is not None and output is not None:
+        opened.adapter(export).save(output)
+    _show(opened, as_json=json)
+
+
+def _show(pool: "Pool", *, as_json: bool) -> None:
+    """The history of a pool."""
+    from json import dumps
+
+    from graftwork.cli.table import print_table, readable_bytes
+
+    if as_json:
+        content = {
+            "members": pool.members,
+            "bytes": pool.nbytes,
+            "history": [step.model_dump(mode="json") for step in pool.history],
+        }
+        print(dumps(content))
+        return
+    rows = []
+    for step in pool.history:
+        metric = next(iter(step.after), "")
+        main = next((name for name in step.after if name != "loss"), metric)
+        rows.append(
+            {
+                "task": step.task,
+                "member": str(step.member),
+                "consolidated": "yes" if step.consolidated else "no",
+                "score": f"{main} {step.after.get(main, 0.0):.4f}",
+                "alone": f"{step.before.get(main, 0.0):.4f}",
+                "agreement": ", ".join(f"{name} {own:.3f}" for name, own in step.agreement.items()) or "-",
+                "size": readable_bytes(step.nbytes),
+            }
+        )
+    print_table(rows)

@@ -1,0 +1,368 @@
+"""`Pool`: tasks that arrive one after another, in at most K adapters.
+
+While there is room, a task gets an adapter of its own. Then the adapter is chosen that suits it best, and the two
+become one by distillation on the new task's texts. No data of earlier tasks are read again. Each task keeps its head,
+so that any of them can be had as an ordinary adapter.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from graftwork.adapters import Adapter
+from graftwork.adapters.identity import BackboneIdentity
+from graftwork.backbones import Backbone
+from graftwork.combine.consolidating import agreement, distilled, heads_of
+from graftwork.combine.heads import one_of, several
+from graftwork.combine.poolfile import (
+    Member,
+    PoolFile,
+    PoolSettings,
+    PoolTask,
+    Step,
+    member_folder,
+    read_member,
+    remove_unnamed,
+    write_member,
+)
+from graftwork.combine.selecting import choose, outputs_of
+from graftwork.errors import AdapterError, MethodError, RecipeError, nearest
+from graftwork.folders import HeldFolder, write_whole
+from graftwork.heads import PooledHead
+from graftwork.kinds import KINDS
+from graftwork.kinds.prediction import Prediction
+from graftwork.kinds.several_tasks import SeveralHeads
+from graftwork.methods import Method, as_method
+from graftwork.model import AdaptedModel
+from graftwork.tasks import Task, load
+from graftwork.training.evaluation import evaluate
+from graftwork.training.outputs import Output
+from graftwork.training.recipe import Recipe, recipe_of
+from graftwork.training.tuning import tune_recipe
+
+WORKING, KEY = ".adding", "recipe.json"
+"""In a pool's folder, the one in which a task is being added; and in that, what tells the task from another one."""
+
+
+class Pool:
+    """Tasks that arrive one after another, in at most K adapters (Ermis et al. 2022, "Memory Efficient Continual
+    Learning with Transformers").
+
+    Bytes and time of a prediction do not grow with the number of tasks, but for a head each. A task that is added while
+    a process is killed is in the pool or is not: the pool on disk is that of before or that of after.
+
+    Args:
+        folder: of the pool; made when the first task is added.
+        backbone: the frozen model of all adapters. None: the one that the pool names is loaded.
+        capacity: K, the largest number of adapters. None: one for each task.
+        method: the method of all adapters, or its name.
+        settings: more fields of `graftwork.combine.PoolSettings`: selection, consolidation, examples, …
+
+    Attributes:
+        folder: of the pool.
+        backbone: the frozen model.
+        settings: how tasks are taken in.
+
+    Raises:
+        AdapterError: the folder is no pool, is damaged, or is for another backbone.
+        RecipeError: a setting is invalid, or differs from that of the pool on disk.
+        MethodError: the method is unknown.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        backbone: Backbone | None = None,
+        capacity: int | None = None,
+        method: Method | str | None = None,
+        **settings: Any,
+    ) -> None:
+        self.folder = Path(folder).resolve()
+        given = {name: value for name, value in {"capacity": capacity, **settings}.items() if value is not None}
+        if method is not None:
+            own = as_method(method)
+            given["method"] = {"name": own.name, **own.model_dump(mode="json")}
+        found = PoolFile.read(self.folder)
+        self.settings = PoolSettings(**given) if found is None else _agreeing(found.settings, given)
+        if found is None:
+            own = as_method(self.settings.method)
+            self.settings = self.settings.model_copy(
+                update={"method": {"name": own.name, **own.model_dump(mode="json")}}
+            )
+        self.backbone = (
+            Backbone.load("minilm" if found is None else found.backbone.name) if backbone is None else backbone
+        )
+        self._file = found or PoolFile(backbone=BackboneIdentity.of(self.backbone), settings=self.settings)
+        self._file.backbone.check(self.backbone)
+
+    # -- what is in it -------------------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of its tasks, in the order in which they came."""
+        return tuple(self._file.tasks)
+
+    @property
+    def members(self) -> list[tuple[str, ...]]:
+        """The tasks of each adapter."""
+        return [member.tasks for member in self._file.members]
+
+    @property
+    def history(self) -> list[Step]:
+        """What happened when each task was added."""
+        return list(self._file.history)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors of all adapters, heads included."""
+        return sum(read_member(self.folder, member.adapter).num_bytes for member in self._file.members)
+
+    def adapter(self, task: str) -> Adapter:
+        """The adapter of a task: an ordinary one, which can be saved, evaluated and used.
+
+        Raises:
+            AdapterError: the pool has no such task, or is damaged.
+        """
+        if task not in self._file.tasks:
+            raise AdapterError(
+                f"the pool has no task {task!r}", expected=nearest(task, self._file.tasks), change="--task"
+            )
+        own = self._file.tasks[task]
+        member = self._file.members[own.member]
+        return one_of(read_member(self.folder, member.adapter), member.tasks.index(task), own)
+
+    def model(self) -> AdaptedModel:
+        """A model with the adapter of each task under its name. It holds the backbone until its `detach()`."""
+        return AdaptedModel(self.backbone, {name: self.adapter(name) for name in self.tasks})
+
+    def predict(self, inputs: Sequence[Any], task: str, *, batch_size: int = 32) -> list[Prediction]:
+        """Predict for inputs of a task, as `AdaptedModel.predict`.
+
+        Raises:
+            AdapterError: the pool has no such task.
+        """
+        model = AdaptedModel(self.backbone, {task: self.adapter(task)})
+        try:
+            return model.predict(inputs, task, batch_size=batch_size)
+        finally:
+            model.detach()
+
+    # -- adding --------------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        task: str | Task,
+        *,
+        data: str | None = None,
+        pooling: str = "auto",
+        progress: bool = False,
+        **training: Any,
+    ) -> Step:
+        """Add a task: tune an adapter for it, which becomes a member of the pool or is consolidated with one.
+
+        If the process is killed, the same call goes on from the last checkpoint.
+
+        Args:
+            task: as for `tune`: one of texts with classes, labels or numbers.
+            data: file, folder or hub id of the data, instead of the one that the task names.
+            pooling: how a text becomes one vector for the head.
+            progress: report progress on standard error.
+            training: fields of `TrainingSettings`.
+
+        Returns:
+            What happened.
+
+        Raises:
+            AdapterError: the pool has the task already.
+            MethodError: the pool takes no tasks of this kind.
+            RecipeError: the pool is full, and chooses members by classes, which the task has not.
+            InProgressError: another process adds a task.
+            GraftworkError: as `tune`.
+        """
+        recipe = recipe_of(
+            self.backbone,
+            task=task,
+            method=as_method(self.settings.method),
+            data=data,
+            pooling=pooling,
+            add_tokens=None,
+            training=training,
+            origin="the arguments of add",
+        )
+        self._refuse(recipe.find_task())
+        held = HeldFolder.take(self.folder / WORKING, f"adding a task to the pool {str(self.folder)!r}")
+        try:
+            self._file = PoolFile.read(self.folder) or self._file  # another process may have added one
+            self._refuse(recipe.find_task())
+            remove_unnamed(self.folder, PoolFile.read(self.folder))
+            self._continue(held, recipe)
+            step = self._add(recipe, training, progress=progress)
+        except BaseException:
+            held.release()
+            raise
+        held.remove()
+        remove_unnamed(self.folder, self._file)
+        return step
+
+    def _refuse(self, task: Task) -> None:
+        if task.name in self._file.tasks:
+            raise AdapterError(
+                f"the pool has the task {task.name!r} already", expected="a task that it has not", change="--task"
+            )
+        kind = KINDS[task.kind]
+        if not kind.pooled or "text" not in kind.inputs:
+            raise MethodError(
+                f"the pool takes no task of kind {task.kind}: its adapters are consolidated by what they say of a text",
+                expected=" or ".join(name for name, own in KINDS.items() if own.pooled and "text" in own.inputs),
+                change="--task",
+            )
+        settings, members = self.settings, self._file.members
+        chosen = settings.capacity is not None and len(members) >= max(settings.capacity, 2)
+        if chosen and settings.selection != "random" and kind.problem_type is not None:
+            raise RecipeError(
+                f"task {task.name!r} of kind {task.kind} has no single classes, by which the pool chooses an adapter "
+                f"for it ({settings.selection})",
+                expected="a task with one class for each text, or a pool that chooses at random",
+                change="--selection",
+            )
+
+    def _continue(self, held: HeldFolder, recipe: Recipe) -> None:
+        """Go on with what a killed process did for the same task and pool; what is there of another one goes."""
+        key = self.folder / WORKING / KEY
+        content = json.dumps([recipe.model_dump(mode="json"), self._file.model_dump(mode="json")], sort_keys=True)
+        if not key.is_file() or key.read_text(encoding="utf-8") != content:
+            held.clear()
+            write_whole(key, content)
+
+    def _add(self, recipe: Recipe, training: dict[str, Any], *, progress: bool) -> Step:
+        settings, pool, working = self.settings, self._file, self.folder / WORKING
+        full = settings.capacity is not None and len(pool.members) >= settings.capacity
+        adapters = [read_member(self.folder, member.adapter) for member in pool.members]
+        task = recipe.find_task()
+
+        def tune(own: Recipe, output: Path) -> Adapter:
+            return tune_recipe(
+                own, output=output, backbone=self.backbone, resume=Output(output).has_traces(), progress=progress
+            )
+
+        new = tune(recipe, working / "adapter")
+        if not isinstance(new.head, PooledHead):
+            raise MethodError(
+                f"the pool takes no adapter of method {new.method.name!r}, whose head of kind {new.head.kind!r} cannot "
+                "be consolidated",
+                expected="a method whose adapters act on the backbone",
+                change="--method",
+            )
+        name, before = task.name, dict(new.metrics["validation"])
+        step = Step(task=name, member=len(pool.members), before=before, after=before)
+        members = list(pool.members)
+        entry = PoolTask(
+            member=step.member,
+            identity=new.task,
+            metrics={split: dict(own) for split, own in new.metrics.items()},
+            rows=dict(new.rows),
+            recipe=dict(new.recipe),
+        )
+        tasks = dict(pool.tasks)
+        if not full:
+            digest = write_member(self.folder, several(new, [new]))
+            members.append(Member(adapter=digest, tasks=(name,)))
+        else:
+            train = load(task, test=False).train
+            inputs, labels = _examples(task, train, settings)
+            place, scores = choose(
+                adapters, self.backbone, settings, task=new, inputs=inputs, labels=labels, number=len(tasks)
+            )
+            old = adapters[place]
+            if settings.consolidation == "distillation":
+                student = distilled(
+                    old,
+                    new,
+                    self.backbone,
+                    inputs=inputs,
+                    training=_student(training, settings),
+                    working=working,
+                    tune=tune,
+                )
+            else:
+                one_of(old, 0, tasks[members[place].tasks[0]]).save(working / "start", overwrite=True)
+                on = Recipe.parse({**recipe.model_dump(mode="json"), "start": str(working / "start")})
+                new = tune(on, working / "tuned-on")
+                student = _with_heads(old, new)
+            digest = write_member(self.folder, student)
+            members[place] = Member(adapter=digest, tasks=(*members[place].tasks, name))
+            entry = entry.model_copy(update={"member": place, "identity": new.task, "recipe": dict(new.recipe)})
+            own = one_of(student, len(members[place].tasks) - 1, entry)
+            scored = evaluate(own, backbone=self.backbone, split="validation")
+            entry = entry.model_copy(update={"metrics": {"validation": scored}})
+            for other in members[place].tasks[:-1]:
+                tasks[other] = tasks[other].model_copy(update={"metrics": {}})  # they were another adapter's
+            step = step.model_copy(
+                update={
+                    "member": place,
+                    "consolidated": True,
+                    "transferability": scores,
+                    "after": scored,
+                    "agreement": self._agreement(old, student, new, inputs, members[place].tasks),
+                    "examples": len(inputs),
+                }
+            )
+        tasks[name] = entry
+        size = sum(Adapter.load(member_folder(self.folder, member.adapter)).num_bytes for member in members)
+        step = step.model_copy(update={"nbytes": size})
+        written = pool.model_copy(
+            update={"members": members, "tasks": tasks, "history": [*pool.history, step], "settings": settings}
+        )
+        written.write(self.folder)
+        self._file = written
+        return step
+
+    def _agreement(
+        self, old: Adapter, student: Adapter, new: Adapter, inputs: Sequence[Any], names: Sequence[str]
+    ) -> dict[str, float]:
+        """Of the tasks that a member had, the share of inputs for which they are decided as before."""
+        assert isinstance(old.head, SeveralHeads)
+        before = outputs_of(old, self.backbone, new.task, inputs)
+        after = outputs_of(student, self.backbone, new.task, inputs)[:, : before.shape[1]]
+        shares = agreement(old.head, before, after)
+        return {name: own for name, own in zip(names, shares, strict=False) if own is not None}
+
+
+def _examples(task: Task, train: Any, settings: PoolSettings) -> tuple[list[Any], list[Any]]:
+    """Some of a task's training inputs, and their labels: drawn by the seed, in the order of the data."""
+    inputs, labels = KINDS[task.kind].inputs_of(train), KINDS[task.kind].labels_of(train)
+    places = sorted(Random(settings.seed).sample(range(len(inputs)), min(settings.examples, len(inputs))))
+    return [inputs[i] for i in places], [labels[i] for i in places]
+
+
+def _student(training: dict[str, Any], settings: PoolSettings) -> dict[str, Any]:
+    """The training settings of a student: those of the new task's adapter, and its own number of epochs."""
+    if settings.student_epochs is None:
+        return training
+    return {**training, "num_train_epochs": settings.student_epochs, "max_steps": -1}
+
+
+def _with_heads(old: Adapter, new: Adapter) -> Adapter:
+    """An adapter that was tuned on, with the heads of all tasks that it was tuned for."""
+    return several(new, [*heads_of(old), new])
+
+
+def _agreeing(settings: PoolSettings, given: dict[str, Any]) -> PoolSettings:
+    """The settings of a pool that is there.
+
+    Raises:
+        RecipeError: other ones are given.
+    """
+    own, wanted = settings.model_dump(mode="json"), PoolSettings(**given).model_dump(mode="json")
+    differing = [name for name in given if own[name] != wanted[name]]
+    if differing:
+        parts = "; ".join(f"{name} is {own[name]!r}, and {wanted[name]!r} is given" for name in differing)
+        raise RecipeError(
+            f"the pool was made with other settings: {parts}",
+            expected="the pool's own, or none",
+            change=", ".join("--" + name.replace("_", "-") for name in differing) + ", or another folder",
+        )
+    return settings

@@ -1,0 +1,205 @@
+"""What a pool is worth over a sequence of tasks: scores, forgetting, bytes and time after each, as table and figure.
+
+Scoring reads the data of all tasks so far; the pool does not.
+"""
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftwork.combine.pool import Pool
+from graftwork.data.table import SplitName
+from graftwork.errors import RecipeError
+from graftwork.folders import make_folder, write_whole, writing
+from graftwork.kinds import KINDS
+from graftwork.model import AdaptedModel
+from graftwork.tasks import Task, find_task, load_split
+from graftwork.training.evaluation import evaluate, task_of
+
+TIMED = 64
+"""Inputs whose prediction is timed."""
+
+MARKS, DASHES = "osD^vPX*", ("-", "--", "-.", ":")
+"""What tells pools apart in the figure, besides colours."""
+
+TABLE, SCORES, FIGURE = "sequence.csv", "scores.csv", "sequence"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A pool after a task was added.
+
+    Attributes:
+        task: the one that was added.
+        member: where it went.
+        scores: the main metric of each task so far.
+        mean: of these.
+        forgetting: the mean over earlier tasks of how much lower their score is than it was at its highest; 0 without
+            earlier ones.
+        nbytes: of all adapters, heads included.
+        seconds: in which the last task's adapter predicts 100 inputs.
+    """
+
+    task: str
+    member: int
+    scores: dict[str, float]
+    mean: float
+    forgetting: float
+    nbytes: int
+    seconds: float
+
+
+def add_in_turn(
+    pool: Pool,
+    tasks: Sequence[str | Task],
+    *,
+    split: SplitName = "validation",
+    progress: bool = False,
+    **training: Any,
+) -> list[Measured]:
+    """Add tasks to a pool one after another, and score all tasks so far after each.
+
+    Args:
+        pool: the pool. Tasks that it has already are scored too.
+        tasks: as for `Pool.add`.
+        split: the split that is scored.
+        progress: report progress on standard error.
+        training: fields of `TrainingSettings`, for all tasks.
+
+    Raises:
+        RecipeError: a metric of a task is lower for better adapters, so that a mean would say nothing.
+        GraftworkError: as `Pool.add`.
+    """
+    chosen = [task if isinstance(task, Task) else find_task(task) for task in tasks]
+    for task in chosen:
+        if not KINDS[task.kind].metrics[task.main_metric].greater_is_better:
+            raise RecipeError(
+                f"the main metric {task.main_metric!r} of task {task.name!r} is lower for better adapters",
+                expected="a metric that is higher",
+                change=f"the task's metrics (task {task.name})",
+            )
+    found: list[Measured] = []
+    best: dict[str, float] = {}
+    for task in chosen:
+        step = pool.add(task, progress=progress, **training)
+        measured = measure(pool, best, split=split, member=step.member)
+        found.append(measured)
+        best |= {name: max(score, best.get(name, score)) for name, score in measured.scores.items()}
+    return found
+
+
+def measure(pool: Pool, best: dict[str, float], *, split: SplitName = "validation", member: int = 0) -> Measured:
+    """A pool as it is now.
+
+    Args:
+        best: the highest score of each task before.
+        split: the split that is scored.
+        member: of the last task.
+    """
+    scores: dict[str, float] = {}
+    for name in pool.tasks:
+        adapter = pool.adapter(name)
+        metric = task_of(adapter).main_metric
+        scores[name] = evaluate(adapter, backbone=pool.backbone, split=split)[metric]
+    last = pool.tasks[-1]
+    lost = [best[name] - score for name, score in scores.items() if name in best]
+    return Measured(
+        task=last,
+        member=member,
+        scores=scores,
+        mean=sum(scores.values()) / len(scores),
+        forgetting=sum(lost) / len(lost) if lost else 0.0,
+        nbytes=pool.nbytes,
+        seconds=_seconds(pool, last, split),
+    )
+
+
+def _seconds(pool: Pool, name: str, split: SplitName) -> float:
+    """In which 100 inputs are predicted, of the shortest of three times."""
+    adapter = pool.adapter(name)
+    rows = load_split(task_of(adapter), split, grouped=True)
+    inputs = list(KINDS[adapter.kind].inputs_of(rows))[:TIMED]
+    model = AdaptedModel(pool.backbone, {name: adapter})
+    try:
+        model.predict(inputs, name)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            model.predict(inputs, name)
+            times.append(time.perf_counter() - start)
+    finally:
+        model.detach()
+    return 100 * min(times) / len(inputs)
+
+
+def write_report(sequences: dict[str, Sequence[Measured]], folder: str | Path) -> None:
+    """Write what was measured of one pool or several: `sequence.csv`; `scores.csv`, with the score of each task after
+    each; and the figure `sequence.png` and `.svg`.
+
+    Args:
+        sequences: by the name of a pool, what was measured after each task.
+        folder: for the files.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    folder = Path(folder)
+    make_folder(folder)
+    columns = ("pool", "tasks", "task", "member", "mean", "forgetting", "bytes", "seconds per 100")
+    rows = [
+        (name, i, own.task, own.member, f"{own.mean:.6f}", f"{own.forgetting:.6f}", own.nbytes, f"{own.seconds:.4f}")
+        for name, measured in sequences.items()
+        for i, own in enumerate(measured, start=1)
+    ]
+    scores = [
+        (name, i, task, f"{score:.6f}")
+        for name, measured in sequences.items()
+        for i, own in enumerate(measured, start=1)
+        for task, score in own.scores.items()
+    ]
+    with writing(folder):
+        write_whole(folder / TABLE, _csv(columns, rows))
+        write_whole(folder / SCORES, _csv(("pool", "tasks", "task", "score"), scores))
+        for ending, content in _figure(sequences).items():
+            write_whole(folder / f"{FIGURE}.{ending}", content)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([columns, *rows])
+    return text.getvalue()
+
+
+def _figure(sequences: dict[str, Sequence[Measured]]) -> dict[str, bytes]:
+    """The figure as PNG and SVG: four panels over the number of tasks, told apart by marks, not by colour alone."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    panels = (
+        ("mean score", [[own.mean for own in measured] for measured in sequences.values()]),
+        ("forgetting", [[own.forgetting for own in measured] for measured in sequences.values()]),
+        ("size (MB)", [[own.nbytes / 1e6 for own in measured] for measured in sequences.values()]),
+        ("time for 100 inputs (s)", [[own.seconds for own in measured] for measured in sequences.values()]),
+    )
+    figure = Figure(figsize=(8, 6))
+    axes = figure.subplots(2, 2, sharex=True)
+    for panel, (label, values) in zip(axes.flat, panels, strict=True):
+        for i, (name, own) in enumerate(zip(sequences, values, strict=True)):
+            panel.plot(range(1, len(own) + 1), own, marker=MARKS[i % 8], linestyle=DASHES[i % 4], label=name)
+        panel.set_ylabel(label)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel in axes[1]:
+        panel.set_xlabel("tasks")
+    axes[0, 0].legend()
+    figure.tight_layout()
+    found = {}
+    for ending in ("png", "svg"):
+        content = io.BytesIO()
+        figure.savefig(content, format=ending, dpi=150)
+        found[ending] = content.getvalue()
+    return found

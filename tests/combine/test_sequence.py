@@ -1,0 +1,120 @@
+"""What is measured of pools over a sequence of tasks, and the command that adds tasks."""
+
+import csv
+import json
+
+import pytest
+from combine.test_pool import METHOD, TRAIN, WORDS, task_of
+from training.workbench import flags, names_in
+
+from graftwork import Adapter, Pool, Task, evaluate
+from graftwork.combine.sequence import Measured, add_in_turn, write_report
+from graftwork.errors import RecipeError
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    return {name: task_of(folder, name, 60) for name in WORDS}
+
+
+def read(file):
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_what_is_measured(backbone, tasks, tmp_path):
+    pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=METHOD)
+    found = add_in_turn(pool, [tasks["a"], tasks["b"]], **{**TRAIN, "num_train_epochs": 2})
+    first, second = found
+    assert [own.task for own in found] == ["a", "b"]
+    assert first.scores == {"a": pool.history[0].after["accuracy"]}
+    assert second.scores == {n: evaluate(pool.adapter(n), backbone=backbone)["accuracy"] for n in "ab"}
+    assert second.mean == pytest.approx(sum(second.scores.values()) / 2)
+    assert (first.forgetting, second.forgetting) == (0.0, pytest.approx(first.scores["a"] - second.scores["a"]))
+    assert second.nbytes == pool.nbytes
+    assert all(own.seconds > 0 for own in found)
+
+
+def test_forgetting_is_from_the_highest_score(tmp_path, backbone, tasks, monkeypatch):
+    pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
+    scores = iter([0.5, 0.9, 0.6, 0.7, 0.8, 0.4])
+    monkeypatch.setattr("graftwork.combine.sequence.evaluate", lambda *_, **__: {"accuracy": next(scores)})
+    found = add_in_turn(pool, list(tasks.values()), **{**TRAIN, "max_steps": 1})
+    # a: 0.5, 0.9, 0.7; b: 0.6, 0.8.
+    assert found[1].forgetting == pytest.approx(0.5 - 0.9)
+    assert found[2].forgetting == pytest.approx(((0.9 - 0.7) + (0.6 - 0.8)) / 2)
+
+
+def test_the_report(tmp_path):
+    each = [
+        Measured("a", 0, {"a": 0.9}, 0.9, 0.0, 1000, 0.1),
+        Measured("b", 0, {"a": 0.8, "b": 0.7}, 0.75, 0.1, 1100, 0.1),
+    ]
+    write_report({"K = 1": each, "K = 2": each[:1]}, tmp_path / "report")
+    assert names_in(tmp_path / "report") == ["scores.csv", "sequence.csv", "sequence.png", "sequence.svg"]
+    rows = read(tmp_path / "report" / "sequence.csv")
+    assert [(row["pool"], row["tasks"], row["mean"], row["bytes"]) for row in rows] == [
+        ("K = 1", "1", "0.900000", "1000"),
+        ("K = 1", "2", "0.750000", "1100"),
+        ("K = 2", "1", "0.900000", "1000"),
+    ]
+    assert len(read(tmp_path / "report" / "scores.csv")) == 4
+    assert (tmp_path / "report" / "sequence.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_metrics_that_fall_are_refused(backbone, tmp_path, data):
+    pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
+    task = Task(name="n", kind="regression", text="text", data=str(data["numbers"]), metrics="mse")
+    with pytest.raises(RecipeError, match="'mse' of task 'n' is lower for better adapters"):
+        add_in_turn(pool, [task])
+
+
+# The command
+
+
+def yaml_of(folder, task):
+    file = folder / f"{task.name}.yaml"
+    file.write_text(f"name: {task.name}\ntext: text\ndata: {task.data}\n")
+    return file
+
+
+def test_the_command(graftwork, backbone_folder, tasks, tmp_path):
+    files = [yaml_of(tmp_path, tasks[name]) for name in "ab"]
+    given = ["--backbone", backbone_folder, "--dtype", "float32", "--quiet", *flags({**TRAIN, "num_train_epochs": 1})]
+    method = ["--method", "lora", "--method.rank", "4"]
+    run = graftwork(
+        *("consolidate", tmp_path / "pool", "--task", files[0], "--task", files[1], "--capacity", "1"),
+        *(*method, *given, "--report", tmp_path / "report", "--json"),
+    )
+    assert run.status == 0, run.err
+    assert json.loads(run.out)["members"] == [["a", "b"]]
+    assert len(read(tmp_path / "report" / "sequence.csv")) == 2
+    # A task whose columns are flags, and one of the pool as an ordinary adapter.
+    third = ["--data", tasks["c"].data, "--text", "text", "--export", "a", "--output", tmp_path / "a"]
+    run = graftwork("consolidate", tmp_path / "pool", *third, *given)
+    assert run.status == 0, run.err
+    assert [line.split()[0] for line in run.out.splitlines()] == ["task", "a", "b", "c"]
+    assert Adapter.load(tmp_path / "a").task.name == "a"
+    shown = graftwork("consolidate", tmp_path / "pool", "--backbone", backbone_folder, "--quiet")
+    assert shown.status == 0, shown.err
+    scored = graftwork("evaluate", tmp_path / "a", "--quiet")
+    assert scored.status == 0, scored.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "there is no pool"),
+        (["--task", "rte", "--capacity", "0"], "change: --capacity"),
+        (["--task", "rte", "--export", "a"], "--export and --output are given together"),
+        (["--task", "rte", "--task", "mrpc", "--text", "x"], "is given for 2 tasks"),
+        (["--text", "x"], "--data FILE with --text COLUMN"),
+        (["--task", "rte", "--set", "x.y=1"], "unknown setting 'x.y'"),
+    ],
+)
+def test_commands_that_are_refused(graftwork, backbone_folder, tmp_path, arguments, said):
+    run = graftwork("consolidate", tmp_path / "pool", *arguments, "--backbone", backbone_folder, "--quiet")
+    assert run.status == 2
+    assert said in run.err
+    assert not (tmp_path / "pool").exists()
