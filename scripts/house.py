@@ -18,8 +18,8 @@ PAGE = ROOT / "docs" / "index.md"
 START, END = "<!-- the house: made by scripts/house.py -->\n", "<!-- end of the house -->"
 
 ROOMS = (
-    *("cli", "training", "tasks", "model", "inference", "passes", "bank", "adapters", "grafting", "kinds", "encoding"),
-    *("heads", "methods", "ops", "backbones", "data", "settings", "folders", "errors"),
+    *("cli", "combine", "training", "tasks", "model", "inference", "passes", "bank", "adapters", "grafting", "kinds"),
+    *("encoding", "heads", "methods", "ops", "backbones", "data", "settings", "folders", "errors"),
 )
 """From the top to the bottom."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
+    from graftwork.combine import generate_adapter
     from graftwork.errors import (
         AdapterError,
         BackboneError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from graftwork.methods import (
         IA3,
         AdaMix,
+        BiHNet,
         BitFit,
         Compacter,
         DoRA,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         FullFineTuning,
         HeadOnly,
         Houlsby,
+        HyperFormer,
         LayerNormTuning,
         LoRA,
         Method,
@@ -61,6 +64,7 @@ _HOMES = {
     "AdapterError": "errors",
     "Backbone": "backbones",
     "BackboneError": "errors",
+    "BiHNet": "methods",
     "BitFit": "methods",
     "Compacter": "methods",
     "DataError": "errors",
@@ -71,6 +75,7 @@ _HOMES = {
     "GraftworkError": "errors",
     "HeadOnly": "methods",
     "Houlsby": "methods",
+    "HyperFormer": "methods",
     "IA3": "methods",
     "InProgressError": "errors",
     "InterruptedRunError": "errors",
@@ -94,6 +99,7 @@ _HOMES = {
     "Union": "methods",
     "VeRA": "methods",
     "evaluate": "training",
+    "generate_adapter": "combine",
     "make_method": "methods",
     "tune": "training",
     "tune_many": "training",
@@ -111,6 +117,7 @@ __all__ = [
     "AdapterError",
     "Backbone",
     "BackboneError",
+    "BiHNet",
     "BitFit",
     "Compacter",
     "DataError",
@@ -121,6 +128,7 @@ __all__ = [
     "GraftworkError",
     "HeadOnly",
     "Houlsby",
+    "HyperFormer",
     "InProgressError",
     "InterruptedRunError",
     "LayerNormTuning",
@@ -143,6 +151,7 @@ __all__ = [
     "Union",
     "VeRA",
     "evaluate",
+    "generate_adapter",
     "make_method",
     "tune",
     "tune_many",

@@ -16,6 +16,7 @@ from cyclopts import App
 from graftwork import __version__
 from graftwork.cli.env import env
 from graftwork.cli.evaluate import evaluate
+from graftwork.cli.generate import generate
 from graftwork.cli.inspect import inspect
 from graftwork.cli.list import list_adapters
 from graftwork.cli.methods import methods
@@ -36,6 +37,7 @@ app = App(
 COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "tune-many": tune_many,
+    "generate": generate,
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,

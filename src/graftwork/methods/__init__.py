@@ -1,6 +1,7 @@
 """Methods: one file each. `METHODS` is the table by name; a new method is one file and one line here."""
 
 from graftwork.methods.adamix import AdaMix
+from graftwork.methods.bihnet import BiHNet
 from graftwork.methods.bitfit import BitFit
 from graftwork.methods.compacter import Compacter
 from graftwork.methods.dora import DoRA
@@ -8,6 +9,7 @@ from graftwork.methods.features import FeatureExtraction
 from graftwork.methods.full import FullFineTuning
 from graftwork.methods.headonly import HeadOnly
 from graftwork.methods.houlsby import Houlsby
+from graftwork.methods.hyperformer import HyperFormer
 from graftwork.methods.ia3 import IA3
 from graftwork.methods.layernorm import LayerNormTuning
 from graftwork.methods.lookup import METHODS, as_method, find_method, known_methods, make_method
@@ -28,6 +30,7 @@ METHODS.update(
     for method in (
         *(Houlsby, Pfeiffer, Parallel),
         *(Compacter, AdaMix),
+        *(HyperFormer, BiHNet),
         *(LoRA, DoRA, VeRA),
         *(IA3, BitFit, LayerNormTuning),
         *(PromptTuning, PTuning, PrefixTuning),
@@ -41,6 +44,7 @@ __all__ = [
     "METHODS",
     "NAMED",
     "AdaMix",
+    "BiHNet",
     "BitFit",
     "Compacter",
     "DoRA",
@@ -48,6 +52,7 @@ __all__ = [
     "FullFineTuning",
     "HeadOnly",
     "Houlsby",
+    "HyperFormer",
     "LayerNormTuning",
     "LoRA",
     "Method",
