@@ -9,9 +9,10 @@ from closeness import PASS, close
 from tiny import make_adapter, make_backbone, make_batch
 from transformers import BertConfig, T5Config
 
-from graftwork import AdaptedModel, BiHNet, HyperFormer, LoRA
+from graftwork import AdaptedModel, BiHNet, HeadOnly, HyperFormer, HyperGrid, LoRA
 from graftwork.adapters.declared import declare, usable_sites
 from graftwork.backbones import Backbone
+from graftwork.errors import MethodError
 from graftwork.heads import LanguageHead
 from graftwork.methods import make_method
 from graftwork.methods.generated import Spot
@@ -250,3 +251,58 @@ def test_two_tasks_are_two_adapters_of_one_hypernetwork():
     ops = [model.residents[name].ops()["layers.0.ffn.result"][0] for name in "ab"]
     assert not torch.allclose(ops[0].up, ops[1].up)
     assert F.cosine_similarity(ops[0].up.flatten(), ops[1].up.flatten(), dim=0) < 0.99
+
+
+# HyperGrid
+
+
+def grid_by_hand(tensors, site, weight):
+    """W ⊙ ψ(2σ((L z) Gᵀ)), entry by entry."""
+    z, rows = tensors["task.embedding"].double(), tensors[f"{site}.rows"].double()
+    columns = tensors[f"{site}.columns"].double()
+    gated = weight.clone()
+    high, wide = weight.shape[0] // len(rows), weight.shape[1] // len(columns)
+    for i in range(weight.shape[0]):
+        for j in range(weight.shape[1]):
+            gated[i, j] *= 2 / (1 + torch.exp(-(rows[i // high] @ z) * columns[j // wide]))
+    return gated
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_hypergrid_gates_the_second_map_block_by_block(kind):
+    backbone = make_backbone(kind, dtype=torch.float64)
+    method = HyperGrid(grid_rows=4, grid_columns=2, code_size=5)
+    adapters = {name: make_adapter(backbone, method, trained=True, seed=i) for i, name in enumerate("ab")}
+    batch = make_batch(7, 4, 5)
+    model = AdaptedModel(backbone, adapters)
+    alone = {name: model(**batch, adapters=name).logits for name in "ab"}
+    # In slots of even and of uneven numbers of rows, and beside the backbone alone.
+    for names in (["a", "b", "a"], ["a", "b", None]):
+        for i, (name, row) in enumerate(zip(names, model(**batch, adapters=names).rows, strict=True)):
+            if name is not None:
+                close(row, alone[name][i], PASS)
+    model.detach()
+    gated = make_backbone(kind, dtype=torch.float64)
+    for site in method.sites(gated.sites):
+        module = gated.modules[site.path]
+        held = module.weight.data.T if site.transposed else module.weight.data
+        made = grid_by_hand(adapters["a"].tensors, site.name, held)
+        module.weight.data = made.T.contiguous() if site.transposed else made
+    head = {name: tensor for name, tensor in adapters["a"].tensors.items() if name.startswith("head.")}
+    plain = AdaptedModel(gated, allow_backbone_mismatch=True)
+    plain.add("a", replace(adapters["a"], method=HeadOnly(), sites=(), tensors=head))
+    close(alone["a"], plain(**batch, adapters="a").logits, PASS)
+
+
+def test_a_grid_has_the_count_of_its_formula_and_starts_at_nothing(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    assert count(str(tmp_path), "hypergrid")["trained"]["adapter"] == 12 * (32 * 64 + 8) + 64
+    tensors = make_adapter(make_backbone("bert"), HyperGrid(grid_rows=4, grid_columns=2)).tensors
+    assert not tensors["layers.0.ffn.down.columns"].any()
+    assert tensors["layers.0.ffn.down.rows"].any()
+
+
+def test_a_grid_that_does_not_divide_a_weight_is_refused():
+    for settings, said in (({"grid_rows": 5}, "grid_rows=5"), ({"grid_columns": 7}, "grid_columns=7")):
+        with pytest.raises(MethodError, match=f"{said} does not divide the .* of site"):
+            make_adapter(make_backbone("bert"), HyperGrid(**settings))

@@ -10,6 +10,7 @@ from graftwork.methods.full import FullFineTuning
 from graftwork.methods.headonly import HeadOnly
 from graftwork.methods.houlsby import Houlsby
 from graftwork.methods.hyperformer import HyperFormer
+from graftwork.methods.hypergrid import HyperGrid
 from graftwork.methods.ia3 import IA3
 from graftwork.methods.layernorm import LayerNormTuning
 from graftwork.methods.lookup import METHODS, as_method, find_method, known_methods, make_method
@@ -30,7 +31,7 @@ METHODS.update(
     for method in (
         *(Houlsby, Pfeiffer, Parallel),
         *(Compacter, AdaMix),
-        *(HyperFormer, BiHNet),
+        *(HyperFormer, BiHNet, HyperGrid),
         *(LoRA, DoRA, VeRA),
         *(IA3, BitFit, LayerNormTuning),
         *(PromptTuning, PTuning, PrefixTuning),
@@ -53,6 +54,7 @@ __all__ = [
     "HeadOnly",
     "Houlsby",
     "HyperFormer",
+    "HyperGrid",
     "LayerNormTuning",
     "LoRA",
     "Method",

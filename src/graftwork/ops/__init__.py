@@ -5,6 +5,7 @@ from graftwork.ops.bias import Bias
 from graftwork.ops.bottleneck import Bottleneck
 from graftwork.ops.dense import Dense
 from graftwork.ops.gated import Gated
+from graftwork.ops.grid import Grid
 from graftwork.ops.keyvalue import KeyValue
 from graftwork.ops.lowrank import LowRank
 from graftwork.ops.norm import Norm
@@ -23,6 +24,7 @@ __all__ = [
     "Dense",
     "Forward",
     "Gated",
+    "Grid",
     "KeyValue",
     "LowRank",
     "Norm",
