@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
-    from graftwork.combine import Pool, distill
+    from graftwork.combine import Pool, distill, generate_adapter
     from graftwork.errors import (
         AdapterError,
         BackboneError,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         IA3,
         AdaMix,
         Average,
+        BiHNet,
         BitFit,
         Compacter,
         DoRA,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
         Gate,
         HeadOnly,
         Houlsby,
+        HyperFormer,
+        HyperGrid,
         LayerNormTuning,
         LoRA,
         Method,
@@ -68,6 +71,7 @@ _HOMES = {
     "Average": "methods",
     "Backbone": "backbones",
     "BackboneError": "errors",
+    "BiHNet": "methods",
     "BitFit": "methods",
     "Compacter": "methods",
     "DataError": "errors",
@@ -80,6 +84,8 @@ _HOMES = {
     "GraftworkError": "errors",
     "HeadOnly": "methods",
     "Houlsby": "methods",
+    "HyperFormer": "methods",
+    "HyperGrid": "methods",
     "IA3": "methods",
     "InProgressError": "errors",
     "InterruptedRunError": "errors",
@@ -107,6 +113,7 @@ _HOMES = {
     "VeRA": "methods",
     "distill": "combine",
     "evaluate": "training",
+    "generate_adapter": "combine",
     "make_method": "methods",
     "tune": "training",
     "tune_many": "training",
@@ -125,6 +132,7 @@ __all__ = [
     "Average",
     "Backbone",
     "BackboneError",
+    "BiHNet",
     "BitFit",
     "Compacter",
     "DataError",
@@ -137,6 +145,8 @@ __all__ = [
     "GraftworkError",
     "HeadOnly",
     "Houlsby",
+    "HyperFormer",
+    "HyperGrid",
     "InProgressError",
     "InterruptedRunError",
     "LayerNormTuning",
@@ -163,6 +173,7 @@ __all__ = [
     "VeRA",
     "distill",
     "evaluate",
+    "generate_adapter",
     "make_method",
     "tune",
     "tune_many",

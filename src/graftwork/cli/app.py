@@ -19,6 +19,7 @@ from graftwork.cli.distill import distill
 from graftwork.cli.env import env
 from graftwork.cli.evaluate import evaluate
 from graftwork.cli.fuse import fuse
+from graftwork.cli.generate import generate
 from graftwork.cli.inspect import inspect
 from graftwork.cli.list import list_adapters
 from graftwork.cli.methods import methods
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fuse": fuse,
     "distill": distill,
     "consolidate": consolidate,
+    "generate": generate,
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,

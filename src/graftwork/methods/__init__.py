@@ -2,6 +2,7 @@
 
 from graftwork.methods.adamix import AdaMix
 from graftwork.methods.average import Average
+from graftwork.methods.bihnet import BiHNet
 from graftwork.methods.bitfit import BitFit
 from graftwork.methods.compacter import Compacter
 from graftwork.methods.dora import DoRA
@@ -11,6 +12,8 @@ from graftwork.methods.fuse import Fuse
 from graftwork.methods.gate import Gate
 from graftwork.methods.headonly import HeadOnly
 from graftwork.methods.houlsby import Houlsby
+from graftwork.methods.hyperformer import HyperFormer
+from graftwork.methods.hypergrid import HyperGrid
 from graftwork.methods.ia3 import IA3
 from graftwork.methods.layernorm import LayerNormTuning
 from graftwork.methods.lookup import METHODS, as_method, find_method, known_methods, make_method
@@ -33,6 +36,7 @@ METHODS.update(
     for method in (
         *(Houlsby, Pfeiffer, Parallel),
         *(Compacter, AdaMix),
+        *(HyperFormer, BiHNet, HyperGrid),
         *(LoRA, DoRA, VeRA),
         *(IA3, BitFit, LayerNormTuning),
         *(PromptTuning, PTuning, PrefixTuning),
@@ -48,6 +52,7 @@ __all__ = [
     "NAMED",
     "AdaMix",
     "Average",
+    "BiHNet",
     "BitFit",
     "Compacter",
     "DoRA",
@@ -57,6 +62,8 @@ __all__ = [
     "Gate",
     "HeadOnly",
     "Houlsby",
+    "HyperFormer",
+    "HyperGrid",
     "LayerNormTuning",
     "LoRA",
     "Method",

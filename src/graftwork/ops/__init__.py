@@ -6,6 +6,7 @@ from graftwork.ops.bottleneck import Bottleneck
 from graftwork.ops.dense import Dense
 from graftwork.ops.fused import Fused, PartGates
 from graftwork.ops.gated import Gated
+from graftwork.ops.grid import Grid
 from graftwork.ops.keyvalue import KeyValue
 from graftwork.ops.lowrank import LowRank
 from graftwork.ops.norm import Norm
@@ -25,6 +26,7 @@ __all__ = [
     "Forward",
     "Fused",
     "Gated",
+    "Grid",
     "KeyValue",
     "LowRank",
     "Norm",

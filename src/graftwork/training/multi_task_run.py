@@ -29,6 +29,7 @@ from graftwork.training.recipe import Recipe
 from graftwork.training.run_summary import joined, of_pooling, of_task, of_training
 from graftwork.training.scoring import Scorer
 from graftwork.training.seeds import seed_of
+from graftwork.training.task_features import with_features
 from graftwork.training.trainer import has_ended, last_checkpoint
 from graftwork.training.tuning import identity_by
 
@@ -203,7 +204,8 @@ def _add_adapters(model: AdaptedModel, recipe: MultiTaskRecipe, data: Mapping[st
             model.backbone, method, head, identity, seed=seed if number == 0 else seed_of("task", seed, number)
         )
         try:
-            model.add(name, replace(new, seed=seed), trainable=True, shares=None if number == 0 else first)
+            new = with_features(replace(new, seed=seed), model.backbone, own.train)
+            model.add(name, new, trainable=True, shares=None if number == 0 else first)
         except AdapterError as error:
             raise RecipeError(
                 f"tasks {first!r} and {name!r} cannot train one adapter: {error.problem}",

@@ -45,6 +45,7 @@ from graftwork.training.run_summary import joined, of_backbone, of_loading, of_p
 from graftwork.training.sampling import Batches, LengthGrouped, Shuffled, TokenBudget
 from graftwork.training.scoring import Scorer
 from graftwork.training.settings import TrainingSettings
+from graftwork.training.task_features import with_features
 from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoint, tell_of_late_thawing
 
 logger = logging.getLogger(__name__)
@@ -224,6 +225,7 @@ class Run:
         head = recipe.head(data.task, method, model.backbone).fitted(KINDS[data.task.kind].labels_of(data.train))
         identity = identity_by(data.task, recipe, model.backbone)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
+        new = with_features(new, model.backbone, data.train)
         if recipe.start is not None:
             new = recipe.start.begin(new)
         model.add(name, new, trainable=True)
