@@ -20,7 +20,7 @@ from benchmarks.measuring import add_places, describe_machine
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 MISSED = HERE / "MISSED.md"
-NO_BENCHMARKS = {"__init__", "__main__", "measuring", "models", "peers", "peft_script"}
+NO_BENCHMARKS = {"__init__", "__main__", "measuring", "models", "peers", "peft_script", "adapters_script"}
 NEED_GLUE = {"whole_job"}
 
 

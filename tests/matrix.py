@@ -11,6 +11,8 @@ from graftwork.backbones import Backbone
 from graftwork.heads import Head, LanguageHead
 from graftwork.methods import METHODS, HeadOnly, Method
 from graftwork.methods.bottleneck import BottleneckMethod
+from graftwork.methods.composition import Composition
+from graftwork.methods.generated import GeneratedBottleneck
 
 REPRESENTATIVES = ("bert", "gpt2", "llama", "t5", "bart", "vit", "resnet")
 """One model type of each family; ALBERT, DeBERTa and the others are variations of them."""
@@ -95,6 +97,13 @@ def near_nothing(method: Method) -> tuple[Method, float]:
     """The method with so small an initialisation that it changes nothing up to the bound; 0 where it starts exactly at
     nothing.
     """
+    if isinstance(method, Composition):
+        near = {part.name: near_nothing(part.method) for part in method.parts}
+        parts = tuple(part.model_copy(update={"method": near[part.name][0]}) for part in method.parts)
+        return method.model_copy(update={"parts": parts}), max(bound for _, bound in near.values())
+    if isinstance(method, GeneratedBottleneck):
+        # What is added is a generated bias, of the order of the generators' weights.
+        return method.model_copy(update={"init_std": 1e-7}), 2e-5
     if isinstance(method, BottleneckMethod) and method.placement != "parallel":
         # Up and down are of order 1e-6 and their sums run over 32 and 6 terms: 1e-12 · 192 · |h|, and the norms'
         # float32 copies of float64 gains and biases are off by 2^-25 of their size.

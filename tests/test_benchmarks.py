@@ -23,6 +23,13 @@ RATIOS: dict[str, set[str]] = {
     "many_at_once": {"eight methods"},
     "mixed_batch": {"peft / ours, lora 4", *(f"{method} {count}" for method in MIXED for count in (1, 4, 8))},
     "prefix_cache": {f"{what}, {case}" for what in ("top 2 layers", "head only") for case in ("filling", "found")},
+    "fuse": {
+        f"{what} / backbone"
+        for what in (
+            *(f"{part} {name}" for part in ("one", "fusion of 8", "step of 8") for name in ("pfeiffer", "houlsby")),
+            "16 fusions in a batch",
+        )
+    },
     "startup": set(),
     "train_step": {
         *(f"peft, LoRA, {precision} / ours, LoRA" for precision in ("float32", "autocast")),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
-    from graftwork.combine import Pool, distill
+    from graftwork.combine import Pool, distill, generate_adapter
     from graftwork.errors import (
         AdapterError,
         BackboneError,
@@ -29,21 +29,29 @@ if TYPE_CHECKING:
     from graftwork.methods import (
         IA3,
         AdaMix,
+        Average,
+        BiHNet,
         BitFit,
         Compacter,
         DoRA,
         FeatureExtraction,
         FullFineTuning,
+        Fuse,
+        Gate,
         HeadOnly,
         Houlsby,
+        HyperFormer,
+        HyperGrid,
         LayerNormTuning,
         LoRA,
         Method,
         Parallel,
+        Part,
         Pfeiffer,
         PrefixTuning,
         PromptTuning,
         PTuning,
+        Stack,
         ULMFiT,
         Union,
         VeRA,
@@ -51,7 +59,7 @@ if TYPE_CHECKING:
     )
     from graftwork.model import AdaptedModel
     from graftwork.tasks import Task
-    from graftwork.training import TrainingSettings, evaluate, tune, tune_many
+    from graftwork.training import TrainingSettings, evaluate, tune, tune_many, tune_tasks
 
 __version__ = "0.1.0"
 
@@ -60,8 +68,10 @@ _HOMES = {
     "AdaptedModel": "model",
     "Adapter": "adapters",
     "AdapterError": "errors",
+    "Average": "methods",
     "Backbone": "backbones",
     "BackboneError": "errors",
+    "BiHNet": "methods",
     "BitFit": "methods",
     "Compacter": "methods",
     "DataError": "errors",
@@ -69,9 +79,13 @@ _HOMES = {
     "DoRA": "methods",
     "FeatureExtraction": "methods",
     "FullFineTuning": "methods",
+    "Fuse": "methods",
+    "Gate": "methods",
     "GraftworkError": "errors",
     "HeadOnly": "methods",
     "Houlsby": "methods",
+    "HyperFormer": "methods",
+    "HyperGrid": "methods",
     "IA3": "methods",
     "InProgressError": "errors",
     "InterruptedRunError": "errors",
@@ -82,6 +96,7 @@ _HOMES = {
     "OutputError": "errors",
     "PTuning": "methods",
     "Parallel": "methods",
+    "Part": "methods",
     "Pfeiffer": "methods",
     "Pool": "combine",
     "Prediction": "kinds.prediction",
@@ -89,6 +104,7 @@ _HOMES = {
     "PromptTuning": "methods",
     "RecipeError": "errors",
     "SiteError": "errors",
+    "Stack": "methods",
     "Task": "tasks",
     "TrainingSettings": "training",
     "TuneManyError": "errors",
@@ -97,9 +113,11 @@ _HOMES = {
     "VeRA": "methods",
     "distill": "combine",
     "evaluate": "training",
+    "generate_adapter": "combine",
     "make_method": "methods",
     "tune": "training",
     "tune_many": "training",
+    "tune_tasks": "training",
 }
 
 _RENAMED = {"StudyError": "TuneManyError"}
@@ -111,8 +129,10 @@ __all__ = [
     "AdaptedModel",
     "Adapter",
     "AdapterError",
+    "Average",
     "Backbone",
     "BackboneError",
+    "BiHNet",
     "BitFit",
     "Compacter",
     "DataError",
@@ -120,9 +140,13 @@ __all__ = [
     "DoRA",
     "FeatureExtraction",
     "FullFineTuning",
+    "Fuse",
+    "Gate",
     "GraftworkError",
     "HeadOnly",
     "Houlsby",
+    "HyperFormer",
+    "HyperGrid",
     "InProgressError",
     "InterruptedRunError",
     "LayerNormTuning",
@@ -132,6 +156,7 @@ __all__ = [
     "OutputError",
     "PTuning",
     "Parallel",
+    "Part",
     "Pfeiffer",
     "Pool",
     "Prediction",
@@ -139,6 +164,7 @@ __all__ = [
     "PromptTuning",
     "RecipeError",
     "SiteError",
+    "Stack",
     "Task",
     "TrainingSettings",
     "TuneManyError",
@@ -147,9 +173,11 @@ __all__ = [
     "VeRA",
     "distill",
     "evaluate",
+    "generate_adapter",
     "make_method",
     "tune",
     "tune_many",
+    "tune_tasks",
 ]
 
 

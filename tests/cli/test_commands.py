@@ -52,6 +52,7 @@ def test_the_commands():
         *(
             "tune",
             "tune-many",
+            "fuse",
             "distill",
             "consolidate",
             "evaluate",

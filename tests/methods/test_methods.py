@@ -140,7 +140,9 @@ def test_gradients_reach_exactly_what_is_declared(name, kind):
     for parameter_name, parameter in trained(model).items():
         assert parameter.grad is not None, parameter_name
         largest = parameter.grad.abs().max()
-        if parameter_name.endswith("attention.key.bias"):
+        if parameter_name.startswith("fusion.") and parameter_name.endswith(".key_bias"):
+            continue  # a shift of all scores of a softmax; dropout of scores may give it a gradient, or not
+        if parameter_name.endswith("attention.key.bias") and not parameter_name.startswith("gate."):
             # A shift of all scores of a query leaves its softmax as it is: what is left is rounding.
             assert largest < 1e-8, parameter_name
         else:

@@ -22,11 +22,13 @@ from graftwork.ops import (
     Bias,
     Bottleneck,
     Dense,
+    Fused,
     Gated,
     KeyValue,
     LowRank,
     Norm,
     Op,
+    PartGates,
     Prompt,
     PromptedEncoder,
     Remember,
@@ -172,6 +174,20 @@ def gated(weight: Tensor, bias: Tensor, A: Tensor, B: Tensor) -> Op:
     return Gated(ops=(LowRank(A=A, B=B),), weight=weight, bias=bias)
 
 
+def fused(members: Tensor, score: Tensor, score_bias: Tensor, outside: Tensor, **own: Tensor) -> Op:
+    """A fusion of two parts, and a unit that is of neither."""
+    present = members.new_ones(members.shape[:-1])
+    gate = PartGates(members=members, present=present, score=score, score_bias=score_bias, outside=outside)
+    return Fused(**own, gates=(gate,), activations=("gelu",))
+
+
+def routed(members: Tensor, router: Tensor, router_bias: Tensor, selects: Tensor, **own: Tensor) -> Op:
+    """Gates on low-rank parts and tanh units."""
+    present = router.new_ones(router.shape[:-1])
+    gate = PartGates(members=members, present=present, router=router, router_bias=router_bias, normalise="sigmoid")
+    return Fused(**own, selects=selects, gates=(gate,), activations=("identity", "tanh"), at="linear")
+
+
 def joint(A: Tensor, B: Tensor) -> Op:
     return LowRank(A=A, B=B, joint=Joint("both", 1))
 
@@ -224,6 +240,17 @@ CASES = {
         lambda: nn.Conv2d(2, 3, 2).double().requires_grad_(False),
         lambda: random(B, 2, 3, 3),
         routed=("alone",),
+    ),
+    "fused": Case(
+        fused,
+        {"down": (3, D), "down_bias": (3,), "up": (D, 3), "members": (2, 3), "outside": (3,)}
+        | {"score": (3, D), "score_bias": (3,)},
+        nn.Identity,
+    ),
+    "fused-low-rank": Case(
+        routed,
+        {"down": (4, D), "down_bias": (4,), "up": (OUT, 4), "selects": (2, 4)}
+        | {"members": (2, 4), "router": (2, OUT), "router_bias": (2,)},
     ),
     "gated": Case(gated, {"weight": (1, D), "bias": (1,), **LOW_RANK}),
     "key-value": Case(KeyValue, ROWS, Attending, routed=("alone", "even", "rows")),

@@ -13,6 +13,7 @@ from graftwork.adapters.declared import declare, usable_sites
 from graftwork.adapters.folder import read_record, write_adapter
 from graftwork.adapters.identity import BackboneIdentity
 from graftwork.adapters.new import check_new, identity_of
+from graftwork.adapters.parts import bring_parts
 from graftwork.adapters.record import Record
 from graftwork.backbones import Backbone, Pooling, Site
 from graftwork.encoding.identity import TaskIdentity
@@ -45,6 +46,7 @@ class Adapter(Record):
             SiteError, BackboneError: the backbone lacks something that the method or the head needs.
             MethodError: the task lacks something that the method needs.
         """
+        bring_parts(method, backbone)
         sites = method.sites(usable_sites(backbone, head))
         declared = [(site, method.declare(site)) for site in sites]
         generator = torch.Generator().manual_seed(seed)
@@ -184,6 +186,25 @@ class Adapter(Record):
             baseline={},
             rows={},
         )
+
+    def without_parts(self, names: Sequence[str]) -> "Adapter":
+        """A copy of a fusion or gated composition that leaves out some of its parts; those that are left share what the
+        gates give. The scores are removed, since they no longer apply.
+
+        Args:
+            names: names of parts.
+
+        Raises:
+            AdapterError: the method has no gates.
+            MethodError: there is no such part, or none is left.
+        """
+        if not hasattr(self.method, "masked_parts"):
+            raise AdapterError(
+                f"method {self.method.name!r} has no parts to leave out", expected="an adapter of method fuse or gate"
+            )
+        masked = tuple(dict.fromkeys([*self.method.masked_parts, *names]))
+        method = type(self.method)(**{**dict(self.method), "masked_parts": masked})
+        return replace(self, method=method, metrics={}, baseline={}, rows={})
 
     def declared(
         self, backbone: Backbone, method: Method | None = None, sites: Sequence[Site] | None = None

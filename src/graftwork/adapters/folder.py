@@ -184,8 +184,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     }
 
 
-def refuse_existing(folder: Path, *, overwrite: bool = False) -> None:
+def refuse_existing(folder: Path, *, overwrite: bool = False, config: str = CONFIG) -> None:
     """Refuse an output folder that exists already, before any work is done.
+
+    Args:
+        config: the file that a folder has which may be overwritten.
 
     Raises:
         OutputError: it exists and `overwrite` is off, or it is a file.
@@ -196,10 +199,11 @@ def refuse_existing(folder: Path, *, overwrite: bool = False) -> None:
             expected="a folder that does not exist",
             change="--output" + ("" if folder.is_file() else ", or --overwrite to replace it"),
         )
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+    if folder.exists() and any(folder.iterdir()) and not (folder / config).is_file():
+        what = "an adapter's folder" if config == CONFIG else f"a folder with {config}"
         raise OutputError(
-            f"{str(folder)!r} is not an adapter's folder, so it is not overwritten",
-            expected="an adapter's folder, or a new one",
+            f"{str(folder)!r} is not {what}, so it is not overwritten",
+            expected=f"{what}, or a new one",
             change="--output",
         )
 

@@ -67,6 +67,11 @@ class Resident(ABC):
         """Of what is on the device for it when it is loaded, in bytes."""
 
     @property
+    def acts_as(self) -> "Resident":
+        """The one whose ops it has: those that have the same share a slot."""
+        return self
+
+    @property
     def shared(self) -> Mapping[str, int]:
         """Bytes of what it needs besides and has in common with others, by what tells it apart."""
         return {}

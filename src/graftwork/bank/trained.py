@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 import torch.nn as nn
@@ -16,7 +16,7 @@ from graftwork.backbones import Backbone
 from graftwork.bank.randomness import RandomSource
 from graftwork.bank.resident import Resident
 from graftwork.errors import AdapterError
-from graftwork.heads.objectives import ConsistencyLoss, Objective, supervised_loss
+from graftwork.heads.objectives import ConsistencyLoss, Objective, PenalisedLoss, Penalty, supervised_loss
 from graftwork.methods.parameters import ParameterTree
 from graftwork.ops.op import Ops
 from graftwork.ops.shrinks import with_joint_shrinks
@@ -29,6 +29,9 @@ class Trained(nn.Module, Resident):
 
     Its parameters stay float32, in whatever precision the rest of the model is held.
 
+    Args:
+        shares: another one, whose parameters are this one's too, but for those that each task has of its own.
+
     Attributes:
         parameters_by_name: its parameters, as a module.
         objective: what is minimised; by default as its method has it.
@@ -37,16 +40,19 @@ class Trained(nn.Module, Resident):
 
     trainable = True
 
-    def __init__(self, adapter: Adapter, backbone: Backbone) -> None:
+    def __init__(self, adapter: Adapter, backbone: Backbone, *, shares: "Trained | None" = None) -> None:
         super().__init__()
         refuse_nothing_to_train(adapter.method, adapter.kind, backbone, adapter.num_parameters)
         self.adapter = replace(adapter, tensors={})
         self.backbone = backbone
-        self.objective: Objective = supervised_loss
-        self.learn(supervised_loss)
         self.random_source: RandomSource | None = None
         own = {name: tensor.detach().clone().to(backbone.device) for name, tensor in adapter.tensors.items()}
-        self.parameters_by_name = ParameterTree(own, adapter.fixed)
+        common = {} if shares is None else shares.common(adapter)
+        self.parameters_by_name = ParameterTree({**own, **common}, adapter.fixed)
+        # Outside the module's attributes: else it would be a part of this one.
+        alike = shares is not None and len(common) == sum(not name.startswith("head.") for name in own)
+        self.__dict__["_acts_as"] = shares.acts_as if shares is not None and alike else self
+        self.learn(supervised_loss)
         with torch.inference_mode(False), torch.no_grad():
             ops = self._lower(self.tensors(), training=False)
         self._look_at(ops)
@@ -54,8 +60,35 @@ class Trained(nn.Module, Resident):
 
     def learn(self, first: Objective) -> None:
         """Have the first pass learn by another loss than the head's own. What its method adds stays."""
-        passes = self.adapter.method.passes
-        self.objective = ConsistencyLoss(passes, first) if passes > 1 else first
+        method = self.adapter.method
+        objective = ConsistencyLoss(method.passes, first) if method.passes > 1 else first
+        penalised = method.penalty(self.tensors()) is not None
+        self.objective: Objective = PenalisedLoss(objective, cast(Penalty, method.penalty)) if penalised else objective
+
+    @property
+    def acts_as(self) -> Resident:
+        found: Resident = self.__dict__["_acts_as"]
+        return found
+
+    def common(self, adapter: Adapter) -> dict[str, Tensor]:
+        """Its parameters that an adapter of another task has as well, by name.
+
+        Raises:
+            AdapterError: the adapter's method or its sites are others.
+        """
+        own = {n for n, p in adapter.declared(self.backbone).items() if not p.of_each_task}
+        mine = {n for n, p in self.adapter.declared(self.backbone).items() if not p.of_each_task}
+        found = {name: tensor for name, tensor in self.tensors().items() if name in mine}
+        shapes = {name: tensor.shape for name, tensor in adapter.tensors.items() if name in own}
+        wrong = misfits({name: tensor.shape for name, tensor in found.items()}, shapes)
+        if wrong or adapter.method != self.adapter.method or adapter.sites != self.adapter.sites:
+            what = wrong[0] if wrong else "has another method or acts at other sites"
+            raise AdapterError(
+                f"the adapter of task {adapter.task.name!r} cannot share parameters with that of task "
+                f"{self.adapter.task.name!r}: it {what}",
+                expected="one method, and heads that read the same layers of the backbone",
+            )
+        return found
 
     @property
     def nbytes(self) -> int:

@@ -18,6 +18,8 @@ from graftwork.cli.consolidate import consolidate
 from graftwork.cli.distill import distill
 from graftwork.cli.env import env
 from graftwork.cli.evaluate import evaluate
+from graftwork.cli.fuse import fuse
+from graftwork.cli.generate import generate
 from graftwork.cli.inspect import inspect
 from graftwork.cli.list import list_adapters
 from graftwork.cli.methods import methods
@@ -38,8 +40,10 @@ app = App(
 COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "tune-many": tune_many,
+    "fuse": fuse,
     "distill": distill,
     "consolidate": consolidate,
+    "generate": generate,
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,

@@ -26,6 +26,7 @@ def evaluate(
     generation_examples: PositiveInt | None = None,
     max_new_tokens: PositiveInt | None = None,
     num_beams: PositiveInt | None = None,
+    without_parts: str | None = None,
     allow_backbone_mismatch: Annotated[bool, Switch] = False,
     quiet: Annotated[bool, Switch] = False,
     json: Annotated[bool, Switch] = False,
@@ -63,6 +64,8 @@ def evaluate(
         For generation: most tokens to generate per source. Default: as in tuning.
     num_beams
         For generation: number of beams. Default: as in tuning.
+    without_parts
+        Of a fusion: names of parts to leave out, separated by commas.
     allow_backbone_mismatch
         Run the adapter on weights other than those it was made for, if their shapes are the same.
     quiet
@@ -81,6 +84,8 @@ def evaluate(
     from graftwork.training.run_summary import of_loading
 
     loaded = Adapter.load(adapter)
+    if without_parts is not None:
+        loaded = loaded.without_parts([name.strip() for name in without_parts.split(",")])
     name = backbone or loaded.backbone.name
     with shown_on_stderr(shown=not quiet) as display:
         display.say(of_loading(name))

@@ -25,6 +25,7 @@ def predict(
     batch_size: PositiveInt = 32,
     max_new_tokens: PositiveInt | None = None,
     num_beams: PositiveInt | None = None,
+    without_parts: str | None = None,
     allow_backbone_mismatch: Annotated[bool, Switch] = False,
     json: Annotated[bool, Switch] = False,
 ) -> None:
@@ -63,6 +64,8 @@ def predict(
         For generation: most tokens to generate per source. Default: as in tuning.
     num_beams
         For generation: number of beams. Default: as in tuning.
+    without_parts
+        Of a fusion: names of parts to leave out, separated by commas.
     allow_backbone_mismatch
         Run the adapter on weights other than those it was made for, if their shapes are the same.
     json
@@ -75,6 +78,8 @@ def predict(
     from graftwork.model import AdaptedModel
 
     loaded = Adapter.load(adapter)
+    if without_parts is not None:
+        loaded = loaded.without_parts([name.strip() for name in without_parts.split(",")])
     columns = {"--text": text, "--text-pair": text_pair, "--image": image, "--choices": choices}
     rows = _inputs(inputs, file, {flag: column for flag, column in columns.items() if column}, loaded)
     frozen = Backbone.load(backbone or loaded.backbone.name, dtype=dtype)

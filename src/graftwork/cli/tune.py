@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
+
 from graftwork.cli.settings import Settings, Switch, parse_settings
 from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
@@ -20,7 +22,9 @@ def tune(
     /,
     *,
     output: Path,
-    task: str | None = None,
+    task: Annotated[list[str], Parameter(negative=())] = [],  # noqa: B006 (cyclopts makes a new list for each call)
+    sampling_temperature: float | None = None,
+    task_weight: Annotated[list[str], Parameter(negative=())] = [],  # noqa: B006
     data: str | None = None,
     text: str | None = None,
     text_pair: str | None = None,
@@ -41,7 +45,7 @@ def tune(
     json: Annotated[bool, Switch] = False,
     settings: Settings = [],  # noqa: B006 (cyclopts makes a new list for each call)
 ) -> None:
-    """Tune an adapter on a task and save it.
+    """Tune an adapter on a task and save it; or, with several tasks, one that they share.
 
     Parameters
     ----------
@@ -51,7 +55,12 @@ def tune(
         Folder for the adapter. It must not exist.
     task
         A built-in task (movie-reviews, cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, conll2003, e2e_nlg, digits)
-        or a task file (YAML).
+        or a task file (YAML). Given several times, the tasks train one adapter together, each with a head of its own;
+        what is said of data and columns is then of all of them.
+    sampling_temperature
+        T, with several tasks: a task of N rows has a share of the training rows in proportion to N^(1/T). Default: 10.
+    task_weight
+        NAME=NUMBER, with several tasks: the factor of a task's loss. May be repeated.
     data
         A file (CSV, TSV, JSON lines, Parquet), a folder, or a hub id. For a GLUE task, a local GLUE folder; for
         conll2003 and e2e_nlg, the folder with their files; for images, a folder with one folder per class.
@@ -91,7 +100,7 @@ def tune(
     json
         Print the result as JSON.
     """
-    flags = {
+    flags: dict[str, Any] = {
         "backbone": backbone,
         "dtype": dtype,
         "pooling": pooling,
@@ -106,20 +115,24 @@ def tune(
         "task.choices": choices,
         "task.label": label,
         "task.kind": kind,
+        "sampling_temperature": sampling_temperature,
     }
     overrides = {key: value for key, value in flags.items() if value is not None}
+    overrides |= _weights(task_weight)
     dotted = parse_settings(settings)
-    named = {"task": task, "method.name": method}
+    named = {"task": task or None, "method.name": method}
     given = {*overrides, *(key for key, value in named.items() if value is not None)}
     twice = sorted(given & dotted.keys())
     if twice:
         raise RecipeError(f"{', '.join(twice)} is given both as a flag and as a setting", expected="one of the two")
     overrides |= dotted
-    if task is not None:
-        overrides = {"task": task, **overrides}
+    if len(task) > 1:
+        overrides = {"tasks": task, **overrides}
+    elif task:
+        overrides = {"task": task[0], **overrides}
     if recipe is None:
         overrides = {"method": "houlsby", **overrides}
-        has_task = bool({"task", "task.base"} & overrides.keys())
+        has_task = bool({"task", "tasks", "task.base"} & overrides.keys())
         kind = str(overrides.get("task.kind", DEFAULT_KIND))
         images = kind in KINDS and "image" in KINDS[kind].needed
         if not has_task and not {"task.data", *(() if images else ("task.text",))} <= overrides.keys():
@@ -139,6 +152,24 @@ def _read_tokens(file: Path) -> list[str]:
     return read_tokens(file)
 
 
+def _weights(given: list[str]) -> dict[str, Any]:
+    """Weights by dotted key.
+
+    Raises:
+        RecipeError: one has no name, or is given twice.
+    """
+    from graftwork.settings.yamlfile import read_value
+
+    found: dict[str, Any] = {}
+    for weight in given:
+        name, equals, value = weight.partition("=")
+        if not name or not equals or name in found:
+            what = "is given twice" if name in found else "is none"
+            raise RecipeError(f"--task-weight {weight} {what}", expected="NAME=NUMBER", change="--task-weight")
+        found[name] = read_value(value)
+    return {"task_weights": found} if found else {}
+
+
 def run_recipe(
     recipe: Path | None,
     overrides: dict[str, Any],
@@ -151,9 +182,22 @@ def run_recipe(
 ) -> None:
     """Tune by a recipe file, or by the settings of the command line alone, and say what came of it."""
     say_start(quiet=quiet)
+    from graftwork.settings.yamlfile import read_yaml
+    from graftwork.training.multi_task_recipe import TASKS
     from graftwork.training.recipe import Recipe, override
     from graftwork.training.tuning import tune_recipe
 
+    if TASKS in overrides or (recipe is not None and TASKS in read_yaml(recipe)):
+        from graftwork.cli.tune_tasks import run_tasks
+
+        run_tasks(recipe, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=as_json)
+        return
+    of_several = {"sampling_temperature": "--sampling-temperature", "task_weights": "--task-weight"}.items()
+    idle = [flag for key, flag in of_several if key in overrides]
+    if idle:
+        raise RecipeError(
+            f"{' and '.join(idle)} would do nothing with one task", expected="two or more", change="--task"
+        )
     if recipe is not None:
         resolved = Recipe.from_yaml(recipe, overrides)
     else:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from graftwork.heads.head import Head, States
-from graftwork.heads.losses import Items
+from graftwork.heads.losses import Items, counted
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class LossInputs:
     again: Callable[[], Tensor]
     teacher: Mapping[str, Tensor] = field(default_factory=dict)
 
+
+Penalty = Callable[[Mapping[str, Tensor]], Tensor]
+"""What is added to a loss for parameters by canonical name, a scalar."""
 
 Objective = Callable[[LossInputs], Tensor]
 """The loss of one adapter over its rows of a pass, a scalar."""
@@ -59,3 +63,24 @@ class ConsistencyLoss:
         for _ in range(self.passes - 1):
             loss = loss + inputs.head.divergence(inputs.logits, inputs.again(), inputs.labels, inputs.items)
         return loss
+
+
+@dataclass(frozen=True)
+class PenalisedLoss:
+    """A loss with a penalty on the adapter's parameters, which is added once a step: a batch that is a part of a step
+    adds its share, by the number of its labels.
+
+    Attributes:
+        objective: the loss.
+        penalty: gives the penalty of parameters by canonical name, a scalar.
+    """
+
+    objective: Objective
+    penalty: Penalty
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        loss, penalty = self.objective(inputs), self.penalty(inputs.parameters)
+        own = inputs.head.counts(inputs.labels, inputs.states.targets)
+        step = counted(inputs.items, own, inputs.labels)
+        [(name, count), *_] = own.items()
+        return loss + penalty * (count / torch.as_tensor(step[name]).clamp(min=1)).to(penalty)

@@ -35,9 +35,9 @@ class Generation(Kind):
     layouts = ("e2e",)
     metrics: ClassVar[Mapping[str, Metric]] = {
         "loss": Metric(None, greater_is_better=False),
-        "bleu": Metric(bleu),
+        "bleu": Metric(bleu, best=100.0),
         "rougeL": Metric(rouge("rougeL")),
-        "chrf": Metric(chrf),
+        "chrf": Metric(chrf, best=100.0),
         "rouge1": Metric(rouge("rouge1")),
         "rouge2": Metric(rouge("rouge2")),
         "exact_match": Metric(exact_match),

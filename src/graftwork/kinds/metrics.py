@@ -23,6 +23,7 @@ class Metric:
             (N,) for regression, or N lists of tags; for generation, N texts and N lists of references. None: the value
             is not computed from predictions (the loss).
         greater_is_better: whether a higher value is better.
+        best: the value of perfect predictions.
         binary: whether the metric is for two classes only, with class 1 as the positive one.
         spans: whether the metric needs tags that mark spans, such as B-PER, I-PER and O.
         kinds: the kinds of task that the metric suits.
@@ -30,9 +31,16 @@ class Metric:
 
     function: Callable[[Any, Any], float] | None
     greater_is_better: bool = True
+    best: float = 1.0
     binary: bool = False
     spans: bool = False
     kinds: tuple[str, ...] = ()
+
+    def goodness(self, value: float) -> float:
+        """A value on a scale that all metrics have in common: 1 is perfect, and more is better. One that is the better
+        the lower it is, such as a loss, is 1 / (1 + value).
+        """
+        return value / self.best if self.greater_is_better else 1 / (1 + value)
 
 
 def accuracy(predictions: "numpy.ndarray", labels: "numpy.ndarray") -> float:

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from jaxtyping import Float
 from torch import Generator, Tensor
 
 from graftwork.backbones import Backbone, Site, Sites
@@ -110,6 +111,11 @@ class Method(Checked):
         return {}
 
     @property
+    def reads_examples(self) -> bool:
+        """Whether some of its tensors are made from features of the task's examples; see `from_features`."""
+        return False
+
+    @property
     def num_prompt_tokens(self) -> int:
         """Number of vectors that the method puts before the input embeddings, which reduce the maximum text length."""
         return 0
@@ -155,6 +161,14 @@ class Method(Checked):
         """
         return {}
 
+    def from_features(self, features: Float[Tensor, "N d"]) -> Mapping[str, Tensor]:
+        """The tensors that are made from a task's examples, by canonical name.
+
+        Args:
+            features: of N examples in their order, the means over the frozen backbone's last states.
+        """
+        return {}
+
     def prepare(
         self, parameters: Mapping[str, Tensor], sites: Sequence[Site], *, training: bool
     ) -> Mapping[str, Tensor]:
@@ -167,6 +181,14 @@ class Method(Checked):
             training: whether this is a training pass.
         """
         return parameters
+
+    def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
+        """What is added to the loss of a training step, a scalar; None for nothing.
+
+        Args:
+            parameters: all parameters of the adapter, by canonical name.
+        """
+        return None
 
     def finish(self, parameters: Mapping[str, Tensor], sites: Sequence[Site]) -> "tuple[Method, dict[str, Tensor]]":
         """The method and parameters of the adapter that is saved after training (AdaMix averages its experts)."""

@@ -54,6 +54,12 @@ NAMED: dict[str, Named] = {
         "a size between Compacter and Houlsby",
         {"phm_rank": None, "share_rule": False},
     ),
+    "hyperformer++": Named(
+        "hyperformer",
+        "Karimi Mahabadi et al. 2021, arXiv:2106.04489",
+        "HyperFormer with one small hypernetwork a stack",
+        {"generators": "stack"},
+    ),
     "rslora": Named("lora", "Kalajdzievski 2023, arXiv:2312.03732", "LoRA at large ranks", {"rank_stabilised": True}),
     "lora+": Named("lora", "Hayou et al. 2024, arXiv:2402.12354", "LoRA that learns faster", {"b_rate": 16.0}),
     "pissa": Named(

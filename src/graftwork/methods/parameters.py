@@ -32,6 +32,7 @@ class Parameter:
         trained: whether it is trained. One that is not is kept with the others and counted nowhere.
         rate: its learning rate, as a multiple of the run's.
         unfreezes: the epoch, counted from 0, from which on it is trained.
+        of_task: whether each task has its own where several tasks train one adapter. Parameters of heads always are.
     """
 
     shape: tuple[int, ...]
@@ -41,10 +42,16 @@ class Parameter:
     trained: bool = True
     rate: float = 1.0
     unfreezes: int = 0
+    of_task: bool = False
 
     @property
     def count(self) -> int:
         return int(torch.Size(self.shape).numel())
+
+    @property
+    def of_each_task(self) -> bool:
+        """Whether each of several tasks has its own."""
+        return self.of_task or self.group == "head"
 
 
 def zeros(tensor: Tensor, frozen: Mapping[str, Tensor], generator: Generator) -> None:
@@ -142,7 +149,7 @@ class ParameterTree(nn.Module):
     """Parameters under dotted names: the keys of its state dict are those names.
 
     Args:
-        tensors: by name.
+        tensors: by name. One that is a parameter of another tree already is the same parameter here.
         fixed: the names of those that are never trained; they become buffers.
     """
 
@@ -158,7 +165,7 @@ class ParameterTree(nn.Module):
             if name in fixed:
                 node.register_buffer(leaf, tensor)
             else:
-                node.register_parameter(leaf, nn.Parameter(tensor))
+                node.register_parameter(leaf, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
         # Where each of them is held, so that no pass has to look through the tree.
         self._held: list[tuple[str, dict[str, Any], str]] = [
             (f"{path}.{leaf}".removeprefix("."), held, leaf)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field, field_validator
 from torch import Generator, Tensor
 
@@ -177,6 +178,11 @@ class Union(Method):
             made = method.prepare(MemberTensors(member, parameters), own, training=training)
             prepared |= {f"{member}.{name}": tensor for name, tensor in made.items()}
         return prepared
+
+    def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
+        own = [method.penalty(MemberTensors(member, parameters)) for member, method in self.members.items()]
+        found = [penalty for penalty in own if penalty is not None]
+        return torch.stack(found).sum() if found else None
 
     def finish(self, parameters: Mapping[str, Tensor], sites: Sequence[Site]) -> tuple[Method, dict[str, Tensor]]:
         ends = [method.finish(MemberTensors(member, parameters), own) for member, method, own in self._each(sites)]

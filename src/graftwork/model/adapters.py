@@ -54,7 +54,15 @@ class BackboneWithAdapters(nn.Module):
             raise
         self.eval()
 
-    def add(self, name: str, adapter: Adapter | str | Path, *, trainable: bool = False, pinned: bool = False) -> None:
+    def add(
+        self,
+        name: str,
+        adapter: Adapter | str | Path,
+        *,
+        trainable: bool = False,
+        pinned: bool = False,
+        shares: str | None = None,
+    ) -> None:
         """Add an adapter. Calls that are already running do not see it.
 
         Args:
@@ -62,13 +70,17 @@ class BackboneWithAdapters(nn.Module):
             adapter: an adapter, or its folder, which is read once.
             trainable: make its parameters trainable parameters of this module.
             pinned: never unload it to stay within the memory budget.
+            shares: the name of another trainable adapter, whose parameters this one has as well: multi-task training.
+                Only what each task has of its own, as the head, is taken from the given adapter.
 
         Raises:
-            AdapterError: the name is taken; the adapter is damaged or does not fit the backbone; or the memory budget
-                has no room for it. The model is then unchanged.
+            AdapterError: the name is taken; the adapter is damaged or does not fit the backbone; the memory budget has
+                no room for it; or it cannot share the other one's parameters. The model is then unchanged.
         """
+        if shares is not None and not trainable:
+            raise AdapterError("only an adapter in training can share parameters", change="trainable=True")
         with self.residents.reserved_name(name):
-            self._put(name, adapter, trainable=trainable, pinned=pinned, replaced=None)
+            self._put(name, adapter, trainable=trainable, pinned=pinned, replaced=None, shares=shares)
 
     def replace(self, name: str, adapter: Adapter | str | Path, *, pinned: bool | None = None) -> None:
         """Replace an adapter. Calls that are already running finish with the old one; later calls use the new one.
@@ -92,6 +104,7 @@ class BackboneWithAdapters(nn.Module):
         trainable: bool,
         pinned: bool | None,
         replaced: Resident | None,
+        shares: str | None = None,
     ) -> None:
         with self._taking():
             self.residents.require_unmerged(name)
@@ -100,7 +113,8 @@ class BackboneWithAdapters(nn.Module):
             adapter.check(self.backbone, allow_mismatch=self.allow_backbone_mismatch)
             resident: Resident
             if trainable:
-                resident = Trained(adapter, self.backbone).train(self.training)
+                shared = None if shares is None else self.in_training(shares)
+                resident = Trained(adapter, self.backbone, shares=shared).train(self.training)
             else:
                 resident = Version(adapter, self.backbone, owned=not given, folder=self.residents.folder)
             with self.residents.room(resident, name, leaving=replaced), self.graft.lock:

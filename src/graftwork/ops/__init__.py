@@ -4,7 +4,9 @@ from graftwork.ops.added import Added
 from graftwork.ops.bias import Bias
 from graftwork.ops.bottleneck import Bottleneck
 from graftwork.ops.dense import Dense
+from graftwork.ops.fused import Fused, PartGates
 from graftwork.ops.gated import Gated
+from graftwork.ops.grid import Grid
 from graftwork.ops.keyvalue import KeyValue
 from graftwork.ops.lowrank import LowRank
 from graftwork.ops.norm import Norm
@@ -22,12 +24,15 @@ __all__ = [
     "Bottleneck",
     "Dense",
     "Forward",
+    "Fused",
     "Gated",
+    "Grid",
     "KeyValue",
     "LowRank",
     "Norm",
     "Op",
     "Ops",
+    "PartGates",
     "Place",
     "Prompt",
     "PromptedEncoder",

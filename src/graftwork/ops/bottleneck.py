@@ -12,8 +12,9 @@ from torch import Tensor
 
 from graftwork.backbones import SiteKind
 from graftwork.ops import routing
-from graftwork.ops.op import Copy, Forward, Op, Place
+from graftwork.ops.op import Forward, Op, Place
 from graftwork.ops.routing import Blocks, Route
+from graftwork.ops.tensortree import Copy
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -85,7 +86,7 @@ class Bottleneck(Op):
 
         return at_norm if self.at == "norm" else at_result
 
-    def spread(self, route: Route) -> Op:
+    def spread(self, route: Route) -> "Bottleneck":
         if route.blocks is None:
             return super().spread(route)
         gain, bias = (None if v is None else route.spread(v) for v in (self.norm_gain, self.norm_bias))

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from graftwork.backbones import SiteKind
 from graftwork.ops import routing
-from graftwork.ops.op import Copy, Forward, Op, Place
+from graftwork.ops.op import Forward, Op, Place
 from graftwork.ops.routing import Blocks, Route
+from graftwork.ops.tensortree import Copy
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ class LowRank(Op):
     def for_inference(self) -> "LowRank":
         return replace(self, dropout=0.0) if self.dropout else self
 
-    def spread(self, route: Route) -> Op:
+    def spread(self, route: Route) -> "LowRank":
         return super().spread(route) if route.blocks is None else replace(self, blocks=route.blocks)
 
-    def laid_out(self, copy: Copy) -> Op:
+    def laid_out(self, copy: Copy) -> "LowRank":
         return replace(self, A=copy(self.A), B=copy(self.B, transposed=True))
 
     def _shrunk(self, x: Tensor, place: Place) -> Tensor:

@@ -1,27 +1,17 @@
 """The interface of an op: tensors, and how they change what runs at a site."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from graftwork.backbones import SiteKind, Sites
 from graftwork.errors import SiteError
-from graftwork.ops.routing import Route
-from graftwork.ops.shared import Shared
-
-
-@runtime_checkable
-class Copy(Protocol):
-    """Copies a tensor: as it is, or so that its transpose is contiguous."""
-
-    def __call__(self, tensor: Tensor, *, transposed: bool = False) -> Tensor: ...
-
+from graftwork.ops.tensortree import TensorTree, Tree
 
 Forward = Callable[..., Any]
 """What a site computes: the frozen module's call, or that with ops around it."""
@@ -41,7 +31,7 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Op(ABC):
+class Op(TensorTree, ABC):
     """Tensors that act at a site. An op decorates the site's forward; it knows no method and no model family.
 
     Attributes:
@@ -72,68 +62,10 @@ class Op(ABC):
         """
         raise SiteError(f"{type(self).__name__} cannot be merged into weights: {self.unmergeable}")
 
-    def to(self, dtype: torch.dtype) -> "Op":
+    def to(self: Tree, dtype: torch.dtype) -> Tree:
         """The same op with its floating-point tensors in another precision; gradients flow through the cast."""
         own = self.mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
         return own.with_shared(lambda shared: shared.to(dtype))
-
-    def for_inference(self) -> "Op":
-        """The same op as it acts without training."""
-        return self
-
-    # Slabs: tensors with a leading dimension of slots, one a slot.
-
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Op":
-        """The same op with each of its tensors changed, those of an op that it holds included."""
-        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its own tensors by field."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-
-    def shared(self) -> list[Shared]:
-        """Those of its tensors that others have as well, and that are in no slab."""
-        return []
-
-    def with_shared(self, change: Callable[[Shared], Shared]) -> "Op":
-        """The same op with each of its shared tensors changed."""
-        return self
-
-    def numbers(self) -> list[Tensor]:
-        """All tensors that it needs to run."""
-        return [*self.tensors().values(), *(shared.tensor for shared in self.shared())]
-
-    def alike(self) -> Hashable:
-        """What ops must have in common to share a slab: all but the numbers in their tensors, and their sizes."""
-        own = vars(self).items()
-        return (type(self), *((name, "tensor" if isinstance(value, Tensor) else value) for name, value in own))
-
-    def slab(self, slots: int) -> "Op":
-        """The slab of this op, whose tensors have the dimension of slots already."""
-        return self
-
-    def spread(self, route: Route) -> "Op":
-        """This slab as the rows of a batch need it: with a slot for each row, or for groups of equal size. An op that
-        has matrices leaves them where the rows stand in blocks, and keeps the blocks.
-        """
-        return self.mapped(route.spread)
-
-    def laid_out(self, copy: "Copy") -> "Op":
-        """This slab with a copy of its tensors that lies in memory as its products read it fastest."""
-        return self.mapped(copy)
-
-    def neutral(self, frozen: Mapping[str, Tensor]) -> "Op":
-        """A slab of one slot that changes nothing, to be joined to this slab.
-
-        Args:
-            frozen: the parameters at the site as linear maps and norms have them.
-        """
-        return self.mapped(lambda tensor: torch.zeros_like(tensor[:1]))
-
-    def joined(self, parts: Sequence["Op"]) -> "Op":
-        """One slab of the slots of several, of which this is the first; what is smaller is padded with zeros."""
-        own = {name: [getattr(part, name) for part in parts] for name in self.tensors()}
-        return replace(self, **{name: join_slabs(tensors) for name, tensors in own.items()})
 
 
 Ops = Mapping[str, Sequence[Op]]
@@ -163,16 +95,3 @@ def check(ops: Ops, sites: Sites) -> None:
 def ordered(ops: Ops) -> Ops:
     """The ops of each site with the one that replaces its computation first, so that it stands innermost."""
     return {name: sorted(acting, key=lambda op: not op.replaces) for name, acting in ops.items()}
-
-
-def join_slabs(slabs: Sequence[Tensor]) -> Tensor:
-    """Slabs one after the other, each padded at the end of each dimension to the largest of them."""
-    shape = [max(sizes) for sizes in zip(*(slab.shape[1:] for slab in slabs), strict=True)]
-    return torch.cat([_padded(slab, shape) for slab in slabs])
-
-
-def _padded(slab: Tensor, shape: Sequence[int]) -> Tensor:
-    room = [(0, size - own) for own, size in zip(slab.shape[1:], shape, strict=True)]
-    if not any(more for _, more in room):
-        return slab
-    return F.pad(slab, [n for pair in reversed(room) for n in pair])

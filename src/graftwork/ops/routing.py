@@ -81,7 +81,7 @@ def linear(
     """y = x Wᵀ + b. When W and b are slabs, each row uses those of its slot."""
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    if _no_derivatives():
+    if no_derivatives():
         return _LinearOfSlab.forward(x, weight, bias, blocks)
     # A compiler takes no function that has tangents.
     product = _LinearOfSlab if torch.compiler.is_compiling() else _LinearOfSlabWithTangents
@@ -89,7 +89,7 @@ def linear(
     return y
 
 
-def _no_derivatives() -> bool:
+def no_derivatives() -> bool:
     """Whether a pass needs no gradients and runs under no transform of `torch.func`. To call a function of autograd
     takes longer than some of the products."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
@@ -183,7 +183,7 @@ def linear_and(
     if torch.compiler.is_compiling():
         # A compiler chooses by itself what is kept and what is added in place.
         return _sum_of_linears(x, weight, bias, s, wider, blocks)
-    if _no_derivatives():
+    if no_derivatives():
         return _LinearAnd.forward(x, weight, bias, s, wider, blocks)
     y: Tensor = _LinearAnd.apply(x, weight, bias, s, wider, blocks)  # type: ignore[no-untyped-call]
     return y

@@ -1,6 +1,6 @@
 """Shared low-rank op: y + b ⊙ B(d ⊙ (A x)) at a linear site, with A and B that many sites and adapters share (VeRA)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -65,12 +65,6 @@ class SharedLowRank(Op):
 
     def for_inference(self) -> "SharedLowRank":
         return replace(self, dropout=0.0) if self.dropout else self
-
-    def shared(self) -> list[Shared]:
-        return [self.A, self.B]
-
-    def with_shared(self, change: Callable[[Shared], Shared]) -> "SharedLowRank":
-        return replace(self, A=change(self.A), B=change(self.B))
 
     def _shrunk(self, x: Tensor, place: Place) -> Tensor:
         """A dropout(x), which the first of the sites with one input computes, and the last forgets."""

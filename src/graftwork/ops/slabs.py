@@ -21,6 +21,7 @@ from torch import Tensor
 from graftwork.backbones import Backbone, Site
 from graftwork.ops.op import Op, Ops
 from graftwork.ops.shared import Shared
+from graftwork.ops.tensortree import TensorTree
 
 
 def routed(ops: Ops, backbone: Backbone) -> bool:
@@ -111,10 +112,10 @@ def _repeated(op: Op, slots: int) -> Op:
 class _Blueprint(NamedTuple):
     """An op whose tensors are replaced by their positions."""
 
-    kind: type[Op]
+    kind: type[TensorTree]
     fields: tuple[tuple[str, Any], ...]
 
-    def build(self, tensors: Sequence[Tensor], shared: Sequence[Shared]) -> Op:
+    def build(self, tensors: Sequence[Tensor], shared: Sequence[Shared]) -> Any:
         return self.kind(**{name: self._value(value, tensors, shared) for name, value in self.fields})
 
     @staticmethod
@@ -204,11 +205,11 @@ class Packed:
         known: dict[int, _Place] = {}
         shared: dict[Shared, _SharedPlace] = {}
 
-        def drawn(op: Op) -> _Blueprint:
+        def drawn(op: TensorTree) -> _Blueprint:
             return _Blueprint(type(op), tuple((name, placed(value)) for name, value in vars(op).items()))
 
         def placed(value: Any) -> Any:
-            if isinstance(value, Op):
+            if isinstance(value, TensorTree):
                 return drawn(value)
             if isinstance(value, tuple):
                 return tuple(placed(part) for part in value)

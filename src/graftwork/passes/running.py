@@ -84,9 +84,9 @@ class Runner:
         self, residents: Mapping[str | None, Resident | None], section: Section | None = None
     ) -> list[tuple[Section, list[str | None]]]:
         """Those of them that can share a pass, and what of the backbone runs in it."""
-        groups: dict[tuple[Section, str | None], list[str | None]] = {}
+        groups: dict[tuple[Section, Resident | None], list[str | None]] = {}
         for name, resident in residents.items():
-            apart = name if resident is not None and not resident.routed else None
+            apart = resident.acts_as if resident is not None and not resident.routed else None
             groups.setdefault((section or self.section(resident), apart), []).append(name)
         return [(own, group) for (own, _), group in groups.items()]
 

@@ -77,9 +77,11 @@ class RowGroup:
                 layout = id(resident.layout)
                 first[layout] = min(resident.serial, first.get(layout, resident.serial))
 
-        def place(name: str | None) -> tuple[int, int]:
+        def place(name: str | None) -> tuple[int, int, int]:
             resident = residents[name]
-            return (-1, -1) if resident is None else (first[id(resident.layout)], resident.serial)
+            if resident is None:
+                return -1, -1, -1
+            return first[id(resident.layout)], resident.acts_as.serial, resident.serial
 
         slots = sorted(residents, key=place)
         rows = [[row for row, other in enumerate(names) if other == name] for name in slots]
@@ -124,22 +126,26 @@ class RowGroup:
             training: whether what is random about them is drawn.
             in_order: for the rows as they come in the batch, and not sorted by slot.
         """
-        if len(self.residents) == 1:
-            [only] = self.residents
+        own = [None if resident is None else resident.acts_as for resident in self.residents]
+        acting = list(dict.fromkeys(own))
+        if len(acting) == 1:
+            [only] = acting
             return {} if only is None else only.ops(training=training)
-        slots = [slot for slot, size in enumerate(self.sizes) for _ in range(size)]
+        numbers = {resident: number for number, resident in enumerate(acting)}
+        slots = [numbers[resident] for resident, size in zip(own, self.sizes, strict=True) for _ in range(size)]
         if in_order:
             slots = [slot for _, slot in sorted(zip(self.rows, slots, strict=True))]
-        route = Route(tuple(slots), len(self.sizes), in_blocks=backbone.device.type == "cpu")
-        joined = bank.slabs(self.residents, partial(self._joined, backbone, training))
+        route = Route(tuple(slots), len(acting), in_blocks=backbone.device.type == "cpu")
+        joined = bank.slabs(acting, partial(_joined_ops, acting, backbone, training))
         if route.even:
             return joined
         return {name: [op.spread(route) for op in acting] for name, acting in joined.items()}
 
-    def _joined(self, backbone: Backbone, training: bool) -> Ops:
-        alone = [Part({}, 1) for resident in self.residents if resident is None]
-        packed = [resident.packed(training=training) for resident in self.present]
-        return join([*alone, *stacked(packed, backbone.dtype)], backbone)
+
+def _joined_ops(acting: Sequence[Resident | None], backbone: Backbone, training: bool) -> Ops:
+    alone = [Part({}, 1) for resident in acting if resident is None]
+    packed = [resident.packed(training=training) for resident in acting if resident is not None]
+    return join([*alone, *stacked(packed, backbone.dtype)], backbone)
 
 
 def last_of(output: Any) -> Tensor:

@@ -82,20 +82,35 @@ def take(model: AdaptedModel, steps: Mapping[str, Step]) -> dict[str, Tensor]:
         model.train()
     found: dict[str, Tensor] = {}
     for names in passes(model, {name: step.batch for name, step in steps.items()}):
-        batch, labels = join([steps[name].batch for name in names], _padding(model))
-        rows = [name for name in names for _ in range(_rows(steps[name].batch))]
         # What the rows' own sources do not draw, such as masks over all of them, is drawn anew for each pass.
         torch.manual_seed(seed_of("pass", *(number for name in names for number in steps[name].moment)))
-        output = model(
-            **batch,
-            **{kind: {n: own[kind] for n, own in zip(names, labels, strict=True) if kind in own} for kind in LABELS},
-            adapters=rows,
-            num_items_in_batch={n: counts for n in names if (counts := steps[n].counts) is not None},
+        own = {name: steps[name] for name in names}
+        losses = losses_of(
+            model, {n: s.batch for n, s in own.items()}, {n: s.counts for n, s in own.items() if s.counts is not None}
         )
-        losses = {name: output.losses[name] for name in names}
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         found |= {name: loss.detach() for name, loss in losses.items()}
     return found
+
+
+def losses_of(
+    model: AdaptedModel, batches: Mapping[str, Mapping[str, Tensor]], counts: Mapping[str, Counts]
+) -> dict[str, Tensor]:
+    """The loss of each adapter over its batch, by one pass over all of them.
+
+    Args:
+        batches: by adapter, such as `passes` puts together.
+        counts: what each loss is a mean over, where that is more than its batch.
+    """
+    names = list(batches)
+    batch, labels = join(list(batches.values()), _padding(model))
+    output = model(
+        **batch,
+        **{kind: {n: own[kind] for n, own in zip(names, labels, strict=True) if kind in own} for kind in LABELS},
+        adapters=[name for name in names for _ in range(rows_in(batches[name]))],
+        num_items_in_batch=dict(counts),
+    )
+    return {name: output.losses[name] for name in names}
 
 
 def passes(model: AdaptedModel, batches: Mapping[str, Mapping[str, Tensor]]) -> list[list[str]]:
@@ -161,7 +176,8 @@ def _tokens(batch: Mapping[str, Tensor]) -> int:
     return batch["input_ids"].shape[-1] if "input_ids" in batch else 1
 
 
-def _rows(batch: Mapping[str, Tensor]) -> int:
+def rows_in(batch: Mapping[str, Tensor]) -> int:
+    """How many rows a batch has."""
     return len(batch["labels"])
 
 

@@ -13,7 +13,7 @@ So the recipe is the first file that a run writes, and the last but the mark tha
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -40,7 +40,11 @@ logger = logging.getLogger(__name__)
 
 
 class Output:
-    """Where a run's adapter goes.
+    """Where a run's adapter goes, or its folder of adapters.
+
+    Args:
+        folder: where.
+        config: the file by which the folder is known, and in which checksums of all else are.
 
     Attributes:
         target: the adapter's folder.
@@ -48,7 +52,8 @@ class Output:
         finished: whether the run has ended: its adapter is at the target.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, config: str = CONFIG) -> None:
+        self.config = config
         # Out of links and independent of the current folder: the working folder stands beside the real output.
         self.target = Path(folder).resolve()
         self.working = self.target.parent / f".{self.target.name}.tuning"
@@ -63,7 +68,7 @@ class Output:
             OutputError: the target exists and is not to be overwritten; or it is not an adapter's folder.
         """
         if not resume:
-            refuse_existing(self.target, overwrite=overwrite)
+            refuse_existing(self.target, overwrite=overwrite, config=self.config)
 
     def has_traces(self) -> bool:
         """Whether there is anything of it to be resumed: an adapter, or a folder in which a run has worked."""
@@ -100,15 +105,19 @@ class Output:
         finally:
             self._let_go()
 
-    def begin(self, recipe: Recipe, *, resume: bool) -> None:
+    def begin(self, recipe: Recipe | Mapping[str, Any], *, resume: bool) -> None:
         """Begin a run, or check that the one to be resumed is the one that was begun.
+
+        Args:
+            recipe: resolved; or as its file has it.
 
         Raises:
             RecipeError: it was begun by another recipe; says where they differ.
             OutputError: the working folder cannot be written.
         """
         assert self._held is not None
-        file, content = self.working / RECIPE, recipe.model_dump(mode="json")
+        file = self.working / RECIPE
+        content = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
         if resume and file.is_file():
             refuse_differences(
                 read_yaml(file),
@@ -149,10 +158,18 @@ class Output:
         Raises:
             OutputError: it cannot be written. The run can then be resumed.
         """
+        self.put(lambda new: fill_folder(adapter, new, beside={LOG: log}), overwrite=overwrite)
+
+    def put(self, fill: Callable[[Path], None], *, overwrite: bool) -> None:
+        """Put there what fills a new folder, in one rename; the working folder goes.
+
+        Raises:
+            OutputError: it cannot be written. The run can then be resumed.
+        """
         assert self._held is not None
         with replacing_folder(self.target, overwrite=overwrite) as new:
-            fill_folder(adapter, new, beside={LOG: log})
-            write_whole(self.working / MARK, _hash(new))
+            fill(new)
+            write_whole(self.working / MARK, self._hash(new))
         self.finished = True
         self._held.remove(LAST)
         self._held = None
@@ -168,7 +185,7 @@ class Output:
 
     def _refuse(self, begun: bool, *, resume: bool, overwrite: bool, several: bool) -> None:
         if not resume or (begun and not several):
-            refuse_existing(self.target, overwrite=overwrite)
+            refuse_existing(self.target, overwrite=overwrite, config=self.config)
         if begun and not resume and not overwrite:
             raise OutputError(
                 f"an interrupted run to {str(self.target)!r} is in {str(self.working)!r}",
@@ -185,9 +202,13 @@ class Output:
     def _has_ended(self) -> bool:
         """Whether the run that worked here has put its adapter at the target."""
         try:
-            return (self.working / MARK).read_text(encoding="ascii") == _hash(self.target)
+            return (self.working / MARK).read_text(encoding="ascii") == self._hash(self.target)
         except (OSError, UnicodeDecodeError):
             return False
+
+    def _hash(self, folder: Path) -> str:
+        """Of a folder's configuration, in which the checksums of its tensors are."""
+        return sha256((folder / self.config).read_bytes()).hexdigest()
 
     def _let_go(self) -> None:
         if self._held is None:
@@ -224,8 +245,3 @@ def differences(begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
         elif was != is_:
             found.append(f"{prefix}{key} was {was!r}, is {is_!r}")
     return found
-
-
-def _hash(folder: Path) -> str:
-    """Of an adapter's configuration, in which the checksum of its tensors is."""
-    return sha256((folder / CONFIG).read_bytes()).hexdigest()

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from graftwork.adapters.parts import with_parts_read
 from graftwork.backbones import Backbone, PoolingSource
 from graftwork.distillation.settings import Distillation
 from graftwork.errors import RecipeError
@@ -35,6 +36,8 @@ class Recipe(BaseModel):
         train: training settings.
         start: the adapter whose tensors the run begins with, where they are of the same name and shape; None: new ones.
         distill: the teachers that the adapter learns from; None: it learns from labels alone.
+        trained_with: names of the other tasks that trained the adapter together with this one; written by `tune_tasks`,
+            not meant to be set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +52,7 @@ class Recipe(BaseModel):
     train: TrainingSettings = Field(default_factory=TrainingSettings)
     start: Start | None = None
     distill: Distillation | None = None
+    trained_with: tuple[str, ...] | None = None
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, origin: str = "the recipe", given: Collection[str] = ()) -> "Recipe":
@@ -94,8 +98,9 @@ class Recipe(BaseModel):
 
         Raises:
             MethodError: the name is missing or unknown, or settings are unknown.
+            AdapterError: a part that it names is not an adapter's folder.
         """
-        return as_method(self.method)
+        return as_method(with_parts_read(self.method))
 
     def find_task(self) -> Task:
         """The task that the recipe names.
@@ -112,7 +117,16 @@ class Recipe(BaseModel):
         return Task.parse(self.task, origin="the task")
 
     def resolved(self, backbone: Backbone, task: Task, method: Method) -> "Recipe":
-        """The recipe with every default filled in, and with paths that are valid from any folder."""
+        """The recipe with every default filled in, and with paths that are valid from any folder.
+
+        Raises:
+            RecipeError: it is of one task of several that trained one adapter.
+        """
+        if self.trained_with is not None:
+            raise RecipeError(
+                f"the recipe is of an adapter that {task.name!r} trained together with {', '.join(self.trained_with)}",
+                expected="the recipe.yaml of the folder with all these tasks, or one without trained_with",
+            )
         return Recipe(
             backbone=backbone.name,
             dtype=str(backbone.dtype).removeprefix("torch."),
@@ -143,7 +157,7 @@ def recipe_of(
     backbone: Backbone,
     *,
     task: str | Task,
-    method: Method | str | None,
+    method: Method | str | Mapping[str, Any] | None,
     data: str | None,
     pooling: str,
     add_tokens: Sequence[str] | None,
@@ -159,7 +173,8 @@ def recipe_of(
     """
     fields = (task if isinstance(task, Task) else Recipe.parse({"task": task}).find_task()).model_dump(mode="json")
     changes = {} if data is None else {"data": data}
-    method = as_method(Houlsby() if method is None else method)
+    given: Any = with_parts_read(method) if isinstance(method, Mapping) else method
+    method = as_method(Houlsby() if given is None else given)
     return Recipe.parse(
         {
             "backbone": backbone.name,

@@ -4,7 +4,7 @@ the place of models.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -124,8 +124,11 @@ class AdapterTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The batches of a step, and what the terms of their loss are means over, all of them together."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        head = self.adapted.residents[self.adapter_name].adapter.head
-        return batches, head.step_counts(batches)
+        return batches, self.step_counts(batches)
+
+    def step_counts(self, batches: Sequence[Mapping[str, Any]]) -> Any:
+        """What the terms of a step's loss are means over, of all its batches together."""
+        return self.adapted.residents[self.adapter_name].adapter.head.step_counts(batches)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """What a batch adds to the loss of its step, whose gradients are then there.
@@ -231,21 +234,38 @@ class AdapterTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
+        self.write_tensors(folder)
+
+    def write_tensors(self, folder: Path) -> None:
+        """Write what is trained to a checkpoint's folder.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
         adapter = self.adapter
-        broken = not_finite(adapter.tensors)
-        if broken:
-            raise DivergedError.of(f"{broken[0]} holds NaN or infinity after step {self.state.global_step}")
+        self.require_finite(adapter.tensors)
         write_files(adapter, folder)
 
+    def require_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse to save what diverged.
+
+        Raises:
+            DivergedError: names a tensor that is not finite.
+        """
+        broken = not_finite(tensors)
+        if broken:
+            raise DivergedError.of(f"{broken[0]} holds NaN or infinity after step {self.state.global_step}")
+
+    def read_tensors(self, folder: Path) -> None:
+        """Have what is trained be what a checkpoint's folder has."""
+        self.adapted.in_training(self.adapter_name).assign(load_file(folder / TENSORS))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self._assign(resume_from_checkpoint)
+        self.read_tensors(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         # By its step and not by the path that the state notes: the folder may have been moved since.
-        self._assign(str(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"))
-
-    def _assign(self, checkpoint: str) -> None:
-        self.adapted.in_training(self.adapter_name).assign(load_file(Path(checkpoint) / TENSORS))
+        self.read_tensors(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}")
 
 
 class GradualUnfreezing(TrainerCallback):

@@ -7,9 +7,8 @@ the adapter appears at the output in one rename and the working folder goes.
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,14 @@ from graftwork.kinds import KINDS
 from graftwork.methods import Method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import Task, TaskData
-from graftwork.training.baseline import Scores, baseline, below
+from graftwork.training.baseline import Scores, baseline
 from graftwork.training.compiling import compiled
 from graftwork.training.coroutine import ThreadCoroutine
 from graftwork.training.display import Display, shown_on_stderr
 from graftwork.training.distilling import Lesson, load_lesson
 from graftwork.training.diverging import with_checkpoint
 from graftwork.training.examples import examples, lengths_of
+from graftwork.training.finishing import finish
 from graftwork.training.joint_passes import OneAdapter
 from graftwork.training.outputs import LOG, Output
 from graftwork.training.prefix_cache import prefix_cache
@@ -43,9 +43,9 @@ from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
 from graftwork.training.recipe import Recipe, recipe_of
 from graftwork.training.run_summary import joined, of_backbone, of_loading, of_pooling, of_task, of_training
 from graftwork.training.sampling import Batches, LengthGrouped, Shuffled, TokenBudget
-from graftwork.training.score_warnings import warn_of_scores
 from graftwork.training.scoring import Scorer
 from graftwork.training.settings import TrainingSettings
+from graftwork.training.task_features import with_features
 from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoint, tell_of_late_thawing
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def tune(
     backbone: Backbone,
     *,
     task: str | Task,
-    method: Method | str | None = None,
+    method: Method | str | Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     data: str | None = None,
     pooling: str = "auto",
@@ -70,7 +70,8 @@ def tune(
     Args:
         backbone: the frozen model. It is unchanged when the call returns.
         task: the name of a built-in task, the path of a task file, or a `Task`.
-        method: a method or its name. None: `Houlsby()`.
+        method: a method, its name, or a mapping of `name` and settings, in which parts can be adapters' folders. None:
+            `Houlsby()`.
         output: folder to save the adapter in; it must not exist. None: the adapter is returned without being saved.
         data: file, folder or hub id of the data, instead of the one that the task names.
         pooling: how a text becomes one vector for the head: `auto` (the backbone's pooling), `pooler`, `first`, `last`
@@ -222,8 +223,9 @@ class Run:
         self.baseline: Scores = {}
         method, settings = recipe.find_method(), recipe.train
         head = recipe.head(data.task, method, model.backbone).fitted(KINDS[data.task.kind].labels_of(data.train))
-        identity = _identity(data.task, recipe, model.backbone)
+        identity = identity_by(data.task, recipe, model.backbone)
         new = Adapter.create(model.backbone, method, head, identity, seed=settings.seed)
+        new = with_features(new, model.backbone, data.train)
         if recipe.start is not None:
             new = recipe.start.begin(new)
         model.add(name, new, trainable=True)
@@ -273,33 +275,15 @@ class Run:
 
     def finish(self) -> tuple[Adapter, str]:
         """The finished adapter with its scores, and its log."""
-        # What is scored and saved is what the method makes of what was trained; checkpoints hold the latter.
-        model = self.model
-        finished = self.trainer.adapter.finished(model.backbone)
-        model.replace(self.name, finished)
-        metrics = {"validation": self.scorer()}
-        head = finished.head if self.scorer.outcome is None else finished.head.calibrated(*self.scorer.outcome)
-        if head != finished.head:
-            finished = replace(finished, head=head)
-            model.replace(self.name, finished)
-            metrics = {"validation": self.scorer()}
-        scorers = {"validation": self.scorer}
-        if self.data.test is not None:
-            scorers["test"] = self._scorer("test", self.data.test)
-        metrics |= {split: scorer() for split, scorer in scorers.items() if split not in metrics}
-        for split, scorer in scorers.items():
-            warn_of_scores(
-                self.name, split, self.data.task, len(scorer.rows), scorer.outcome if split == "validation" else None
-            )
-        worse = below(self.data.task, metrics, self.baseline)
-        if worse:
-            logger.warning("%s: %s", self.name, worse)
-        adapter = replace(
-            finished,
-            metrics=metrics,
+        adapter = finish(
+            self.model,
+            self.name,
+            self.trainer.adapter,
+            self.data,
+            self.scorer,
+            self._scorer,
+            recipe=self.recipe,
             baseline=self.baseline,
-            rows={split: len(scorer.rows) for split, scorer in scorers.items()},
-            recipe=self.recipe.model_dump(mode="json"),
         )
         history = self.trainer.state.log_history
         return adapter, json_lines(repeatable(row for row in history if "step" in row))
@@ -318,7 +302,7 @@ class Run:
         )
 
 
-def _identity(task: Task, recipe: Recipe, backbone: Backbone) -> TaskIdentity:
+def identity_by(task: Task, recipe: Recipe, backbone: Backbone) -> TaskIdentity:
     """What the adapter has to know of its task, by a resolved recipe."""
     settings = recipe.train
     return identity_of(

@@ -1,0 +1,136 @@
+"""`graftwork generate`: an ordinary adapter out of a hypernetwork."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from graftwork.cli.settings import Settings, Switch, parse_settings
+from graftwork.cli.starting import say_start
+from graftwork.errors import RecipeError
+from graftwork.kinds import KindName
+
+if TYPE_CHECKING:
+    from graftwork.tasks import Task
+
+
+def generate(
+    hypernetwork: Path,
+    /,
+    *,
+    output: Path,
+    task: str | None = None,
+    examples: Path | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    kind: KindName | None = None,
+    backbone: str | None = None,
+    dtype: str = "auto",
+    overwrite: Annotated[bool, Switch] = False,
+    quiet: Annotated[bool, Switch] = False,
+    json: Annotated[bool, Switch] = False,
+    settings: Settings = [],  # noqa: B006 (cyclopts makes a new list for each call)
+) -> None:
+    """Generate an adapter for a task by a hypernetwork, and save it as an ordinary one.
+
+    Parameters
+    ----------
+    hypernetwork
+        A folder of several tasks that were tuned together, or an adapter's folder, of a method with a hypernetwork
+        (hyperformer, bihnet).
+    output
+        Folder for the adapter. It must not exist.
+    task
+        A task that trained the hypernetwork. With --examples, another one: a built-in task, a task file (YAML), or with
+        --text a name for it.
+    examples
+        A file of labelled examples of another task, such as 16 or 64. What each task has of its own is trained on them;
+        the hypernetwork stays as it is.
+    text
+        Column of the text in the examples.
+    text_pair
+        Column of the second text, for tasks over pairs.
+    label
+        Column of the label. Default: label.
+    kind
+        The kind of task; see docs/tasks.md. Default: classification.
+    backbone
+        Folder or hub id of the backbone, if it has moved.
+    dtype
+        Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
+    overwrite
+        Replace an existing output.
+    quiet
+        Do not say how far it is.
+    json
+        Print the result as JSON.
+    """
+    fields = {"text": text, "text_pair": text_pair, "label": label, "kind": kind}
+    given = {name: value for name, value in fields.items() if value is not None}
+    dotted = parse_settings(settings)
+    wrong = [key for key in dotted if not key.startswith(("train.", "task."))]
+    if wrong:
+        raise RecipeError(f"{wrong[0]} is no setting of generate", expected="--train.KEY or --task.KEY", change="--set")
+    given |= {key.removeprefix("task."): value for key, value in dotted.items() if key.startswith("task.")}
+    training = {key.removeprefix("train."): value for key, value in dotted.items() if key.startswith("train.")}
+    if given and examples is None:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise RecipeError(f"{flags} would do nothing without examples", change="--examples")
+    say_start(quiet=quiet)
+    from graftwork.adapters.folder import refuse_existing
+    from graftwork.backbones import Backbone
+    from graftwork.combine import generate_adapter
+
+    refuse_existing(output, overwrite=overwrite)
+    found = generate_adapter(
+        hypernetwork,
+        task if examples is None else _new_task(task, given, examples),
+        examples=examples,
+        backbone=None if backbone is None else Backbone.load(backbone, dtype=dtype),
+        progress=not quiet,
+        **training,
+    )
+    found.adapter.save(output, overwrite=overwrite)
+    _report(found, output, as_json=json)
+
+
+def _new_task(task: str | None, given: dict[str, Any], examples: Path) -> "Task":
+    """The task of the examples: one that is known, with other fields; or one of these fields."""
+    from graftwork.tasks import BUILTIN, Task, find_task
+
+    if task is not None and (task in BUILTIN or task.endswith((".yaml", ".yml"))):
+        known = find_task(task)
+        return known.override(**given) if given else known
+    return Task.parse({"name": task or examples.stem, "data": str(examples), **given}, origin="the command line")
+
+
+def _report(found: Any, output: Path, *, as_json: bool) -> None:
+    from json import dumps
+
+    from graftwork.cli.table import print_pairs, readable_bytes
+
+    adapter = found.adapter
+    if as_json:
+        result = {
+            "task": adapter.task.name,
+            "method": adapter.method.name,
+            "hypernetwork": found.source.method.name,
+            "bytes": adapter.num_bytes,
+            "own_parameters": found.own_parameters,
+            "own_bytes": found.own_bytes,
+            "metrics": {split: dict(scores) for split, scores in adapter.metrics.items()},
+            "rows": dict(adapter.rows),
+            "output": str(output),
+        }
+        print(dumps(result))
+        return
+    scores = (f"{split} {n} {v:.4f}" for split, own in adapter.metrics.items() for n, v in own.items() if n != "loss")
+    print_pairs(
+        {
+            "task": adapter.task.name,
+            "generated by": found.source.method.name,
+            "as": f"{adapter.method.name}, {readable_bytes(adapter.num_bytes)}",
+            "of the task alone": f"{found.own_parameters:,} numbers, {readable_bytes(found.own_bytes)}",
+            "scores": ", ".join(scores),
+        }
+    )
+    print(f"saved in {output}")

@@ -1,0 +1,235 @@
+"""Generation: from a hypernetwork and a task to an ordinary adapter.
+
+A task that trained the hypernetwork has all that it takes: what its bottlenecks are made of is written out. For another
+task, from some labelled examples, what each task has of its own is trained, and the hypernetwork stays as it is: of
+HyperFormer the embedding and the head, of BiHNet the head alone, since the vectors are features of the examples.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graftwork.adapters import Adapter
+from graftwork.adapters.contents import size_of_file
+from graftwork.adapters.declared import usable_sites
+from graftwork.backbones import Backbone
+from graftwork.backbones.quiet import quiet_transformers
+from graftwork.errors import AdapterError, DataError, RecipeError, nearest
+from graftwork.methods import METHODS
+from graftwork.methods.generated import GeneratedBottleneck
+from graftwork.tasks import Task, TaskData, load
+from graftwork.training.display import shown_on_stderr
+from graftwork.training.multi_task_folder import TASKS_FILE, read_tasks_folder
+from graftwork.training.outputs import Output
+from graftwork.training.recipe import Recipe
+from graftwork.training.run_summary import joined, of_backbone, of_loading
+from graftwork.training.tuning import Run, adapted_for
+
+FEW_SHOT = {"max_steps": 200, "eval_strategy": "steps", "eval_steps": 20, "baseline": "off", "prefix_cache": "off"}
+"""Training settings for a task of which there are some examples, where others are not given: an epoch of them is a step
+or two."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a hypernetwork makes for a task.
+
+    Attributes:
+        adapter: an ordinary adapter, with bottlenecks as they were generated.
+        source: the same as an adapter of the hypernetwork's method, which generates them in each pass.
+        own_parameters: how many numbers the task has of its own: its embedding or vectors, and its head.
+        own_bytes: of a file with these alone.
+    """
+
+    adapter: Adapter
+    source: Adapter
+    own_parameters: int
+    own_bytes: int
+
+
+def generate_adapter(
+    hypernetwork: Adapter | str | Path,
+    task: str | Task | None = None,
+    *,
+    examples: str | Path | None = None,
+    backbone: Backbone | None = None,
+    progress: bool = False,
+    **training: Any,
+) -> Generated:
+    """Generate an adapter for a task by a hypernetwork.
+
+    Args:
+        hypernetwork: an adapter of a method with a hypernetwork, or its folder, or a folder of several tasks
+            (`tune_tasks`).
+        task: the name of a task that trained it; may be left out where there is only one. With `examples`, another
+            task: a `Task`, the name of a built-in one, or the path of a task file.
+        examples: a file of labelled examples of the other task, with its columns. Their scores choose the checkpoint,
+            as there are no other rows, and are saved under `train`.
+        backbone: the backbone, if it is loaded already. None: the one that the adapter names; without examples, no
+            weights are loaded.
+        progress: report progress on standard error.
+        training: with examples, fields of `TrainingSettings`.
+
+    Raises:
+        AdapterError: there is no such task, or the adapter's method has no hypernetwork.
+        GraftworkError: with examples, as `tune`.
+    """
+    known = {hypernetwork.task.name: hypernetwork} if isinstance(hypernetwork, Adapter) else _read(Path(hypernetwork))
+    for adapter in known.values():
+        _method_of(adapter)
+    if examples is None:
+        if training:
+            raise RecipeError(
+                f"{', '.join(training)} would do nothing: without examples nothing is trained",
+                change="--examples, or leave out the training settings",
+            )
+        source = _chosen(known, task)
+        return _generated(source, backbone or Backbone.outline(source.backbone.name))
+    first = next(iter(known.values()))
+    with shown_on_stderr(shown=progress) as display:
+        if backbone is None:
+            display.say(of_loading(first.backbone.name))
+            backbone = Backbone.load(first.backbone.name)
+        first.check(backbone)
+        data = _load(task, Path(examples))
+        recipe = _recipe(first, data.task, backbone, training)
+        with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
+            place = Output(Path(folder) / "adapter")
+            model = adapted_for(backbone, recipe.train)
+            try:
+                with place.held():
+                    run = Run(model, data.task.name, recipe, data, place, resume=False, display=display)
+                    _begin_with(run, known)
+                    display.say(joined(of_backbone(backbone), *run.summary(recipe.train)))
+                    with quiet_transformers():
+                        run.train()
+                    tuned, _ = run.finish()
+            finally:
+                model.detach()
+    others = tuple(name for name in known if name != data.task.name)
+    source = replace(
+        tuned,
+        metrics={"train": tuned.metrics["validation"]},
+        rows={"train": tuned.rows["validation"]},
+        recipe={**tuned.recipe, "trained_with": list(others)},
+    )
+    return _generated(source, backbone)
+
+
+def _read(folder: Path) -> dict[str, Adapter]:
+    """The adapters of a folder, by task."""
+    if (folder / TASKS_FILE).is_file():
+        return read_tasks_folder(folder)
+    adapter = Adapter.load(folder)
+    return {adapter.task.name: adapter}
+
+
+def _method_of(adapter: Adapter) -> GeneratedBottleneck:
+    if not isinstance(adapter.method, GeneratedBottleneck):
+        suitable = ", ".join(name for name, method in METHODS.items() if issubclass(method, GeneratedBottleneck))
+        raise AdapterError(
+            f"the adapter of task {adapter.task.name!r} is of method {adapter.method.name!r}, which generates nothing",
+            expected=f"an adapter, or a folder of several tasks, of method {suitable}",
+        )
+    return adapter.method
+
+
+def _chosen(known: Mapping[str, Adapter], task: str | Task | None) -> Adapter:
+    """The adapter of a task that trained the hypernetwork."""
+    if task is None and len(known) == 1:
+        return next(iter(known.values()))
+    name = task.name if isinstance(task, Task) else task
+    if name is None or name not in known:
+        what = "no task is given, and there are several" if name is None else f"no task {name!r} trained it"
+        raise AdapterError(
+            f"the hypernetwork cannot be asked for an adapter: {what}",
+            expected=f"{nearest(name or '', known)}; or --examples of another task",
+            change="--task",
+        )
+    return known[name]
+
+
+def _load(task: str | Task | None, examples: Path) -> TaskData:
+    """The examples, as the rows to train on and to choose the checkpoint by."""
+    if not examples.is_file():
+        raise DataError(f"there is no file {str(examples)!r}", expected="a file of examples", change="--examples")
+    if task is None:
+        raise RecipeError("examples are given, and no task", expected="a task, such as a file", change="--task")
+    found = task if isinstance(task, Task) else Recipe.parse({"task": task}).find_task()
+    file = examples.resolve()
+    return load(
+        found.override(
+            data=str(file.parent),
+            splits={"train": file.name, "validation": file.name},
+            layout="table",
+            source=None,
+            subset=None,
+            header=None,
+            test_fraction=0.0,
+        )
+    )
+
+
+def _recipe(known: Adapter, task: Task, backbone: Backbone, training: Mapping[str, Any]) -> Recipe:
+    """By which what the task has of its own is trained."""
+    method = _method_of(known)
+    method = type(method).model_validate({**method.model_dump(mode="json"), "trains": "task"})
+    own = {name: value for name, value in FEW_SHOT.items() if name != "max_steps" or "num_train_epochs" not in training}
+    if "eval_strategy" in training:
+        own.pop("eval_steps")
+    recipe = Recipe.parse(
+        {
+            "backbone": backbone.name,
+            "task": task.model_dump(mode="json", exclude_none=True),
+            "method": {"name": method.name, **method.model_dump(mode="json")},
+            "pooling": known.head.pooled_by or "auto",
+            "add_tokens": list(known.task.added_tokens) or None,
+            "train": {**own, **training},
+        },
+        origin="the arguments of generate_adapter",
+    )
+    return recipe.resolved(backbone, task, method)
+
+
+def _begin_with(run: Run, known: Mapping[str, Adapter]) -> None:
+    """Have the new task begin with the trained hypernetwork, and with the mean of the known tasks' embeddings.
+
+    Raises:
+        AdapterError: the new task's head reads other layers of the backbone than those of the known tasks.
+    """
+    resident = run.model.in_training(run.name)
+    first = next(iter(known.values()))
+    declared = first.declared(run.model.backbone)
+    tensors = {name: tensor.detach().clone() for name, tensor in resident.tensors().items()}
+    common = {name for name, p in declared.items() if p.group != "head"}
+    if common != {name for name in tensors if not name.startswith("head.")}:
+        raise AdapterError(
+            f"the hypernetwork cannot make an adapter for task {run.data.task.name!r}: its head reads other layers of "
+            "the backbone than the tasks that trained the hypernetwork",
+            expected=f"a task of kind {first.kind}",
+            change="--kind",
+        )
+    for name in common:
+        if not declared[name].of_task:
+            tensors[name] = first.tensors[name]
+        elif declared[name].trained:
+            tensors[name] = torch.stack([adapter.tensors[name] for adapter in known.values()]).mean(dim=0)
+    resident.assign(tensors)
+
+
+def _generated(source: Adapter, backbone: Backbone) -> Generated:
+    """What is written out of an adapter of a hypernetwork."""
+    usable = usable_sites(backbone, source.head)
+    method, tensors = _method_of(source).written_out(source.tensors, source.method.sites(usable))
+    acting = tuple(site.name for site in method.sites(usable))
+    own = {name: p.shape for name, p in source.declared(backbone).items() if p.of_each_task}
+    return Generated(
+        adapter=replace(source, method=method, tensors=tensors, sites=acting, fixed=()),
+        source=source,
+        own_parameters=sum(int(torch.Size(shape).numel()) for shape in own.values()),
+        own_bytes=size_of_file(own),
+    )

@@ -1,0 +1,143 @@
+"""Averages: the weighted sum of what several adapters do.
+
+y = h + Σ_n w_n u_n, with u_n what part n adds. This is an average of outputs: the parts stay as they are, side by side.
+Where a part multiplies (IA3) or replaces a layer norm's parameters, what is averaged is what it multiplies with, which
+gives the same. The paper is where Pfeiffer et al. name it as the alternative to attention (section 3).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from pydantic import field_validator
+from torch import Tensor
+
+from graftwork.backbones import Site
+from graftwork.errors import MethodError
+from graftwork.methods.composition import Composition, all_of, in_columns, require_one_place
+from graftwork.methods.parameters import Parameter, zeros
+from graftwork.methods.wide import COMBINABLE, as_units, averaged, refusal, scaled, side_by_side
+from graftwork.ops import Bias, Bottleneck, Fused, LowRank, Norm, Op, Remember, Scale
+
+Weights = Mapping[str, Tensor]
+
+
+class Average(Composition):
+    """The weighted average of adapters. Use it as the simplest combination, with nothing but the head to train.
+
+    Attributes:
+        weights: `equal`; one number for each part; or `learned`: at each place a softmax over trained numbers, which
+            start equal.
+    """
+
+    name: ClassVar[str] = "average"
+    paper: ClassVar[str] = "Pfeiffer et al. 2021, arXiv:2005.00247"
+    when: ClassVar[str] = "the mean of several adapters' outputs"
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (Remember, *COMBINABLE, Scale, Bias, Norm)
+
+    weights: Literal["equal", "learned"] | tuple[float, ...] = "equal"
+
+    @property
+    def unmergeable(self) -> str:
+        return "; ".join(dict.fromkeys(part.method.unmergeable for part in self.parts if part.method.unmergeable))
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _as_numbers(cls, value: object) -> object:
+        if isinstance(value, str) and value not in ("equal", "learned"):
+            return [float(part) for part in value.split(",")]
+        return value
+
+    def model_post_init(self, context: Any, /) -> None:
+        if not isinstance(self.weights, str) and len(self.weights) != len(self.parts):
+            raise MethodError(
+                f"weights has {len(self.weights)} numbers for {len(self.parts)} parts",
+                expected="one number for each part, in their order",
+                change="--method.weights",
+            )
+
+    def declare_own(self, site: Site) -> dict[str, Parameter]:
+        if self.weights != "learned":
+            return {}
+        return {f"average.{site.name}.weights": Parameter(shape=(len(self.parts),), init=zeros, decay=False)}
+
+    def combine(self, site: Site, ops: Mapping[str, Sequence[Op]], parameters: Mapping[str, Tensor]) -> Sequence[Op]:
+        weights = self._weights(site, parameters)
+        return [self._average(column, weights) for column in in_columns(self.name, ops)]
+
+    def _weights(self, site: Site, parameters: Mapping[str, Tensor]) -> Weights:
+        names = [part.name for part in self.parts]
+        if self.weights == "learned":
+            given = torch.softmax(parameters[f"average.{site.name}.weights"], dim=0)
+        else:
+            like = next(iter(parameters.values()))
+            numbers = [1 / len(names)] * len(names) if self.weights == "equal" else [float(w) for w in self.weights]
+            given = like.new_tensor(numbers)
+        return dict(zip(names, given.unbind(), strict=True))
+
+    def _average(self, column: Mapping[str, Op], weights: Weights) -> Op:
+        for kinds, average in _AVERAGES:
+            found = all_of(self.name, column, *kinds)
+            if found is not None:
+                return average(self.name, found, weights)
+        name, op = next(iter(column.items()))
+        raise refusal(self.name, name, op, "it has no average", expected="bottlenecks, LoRA, IA3, norms or biases")
+
+
+def _of_units(method: str, ops: Mapping[str, Op], weights: Weights) -> Op:
+    """Of bottlenecks: a wider one, whose up projections are multiplied by the weights."""
+    units = {name: as_units(method, name, op) for name, op in ops.items()}
+    require_one_place(method, units)
+    whole, _ = side_by_side([scaled(own, weights[name]) for name, own in units.items()])
+    if whole.gates or len(whole.activations) > 1:
+        return whole
+    return Bottleneck(
+        down=whole.down,
+        down_bias=whole.down_bias,
+        up=whole.up,
+        up_bias=whole.up.new_zeros(len(whole.up)),
+        activation=whole.activations[0],
+        at=cast(Literal["result", "norm"], whole.at),
+        source=whole.source,
+    )
+
+
+def _of_low_rank(method: str, ops: Mapping[str, Op], weights: Weights) -> Op:
+    """Of low-rank ops: one of the sum of their ranks, which can be merged as they can."""
+    own = {name: op for name, op in ops.items() if isinstance(op, LowRank)}
+    if len(own) < len(ops) or any(op.dropout for op in own.values()):
+        return _of_units(method, ops, weights)
+    first = next(iter(own.values()))
+    A, B = torch.cat([op.A for op in own.values()]), torch.cat([op.B * weights[n] for n, op in own.items()], dim=1)
+    return replace(first, A=A, B=B)
+
+
+def _of_scales(method: str, ops: Mapping[str, Op], weights: Weights) -> Op:
+    own = {name: op for name, op in ops.items() if isinstance(op, Scale)}
+    [first, *others] = own.values()
+    if any(op.at != first.at for op in others):
+        raise refusal(method, next(iter(own)), first, "other parts scale another side")
+    rest = 1 - torch.stack([weights[name] for name in own]).sum()
+    return replace(first, v=averaged({name: op.v for name, op in own.items()}, weights) + rest)
+
+
+def _of_biases(method: str, ops: Mapping[str, Op], weights: Weights) -> Op:
+    return Bias(b=averaged({name: op.b for name, op in ops.items() if isinstance(op, Bias)}, weights))
+
+
+def _of_norms(method: str, ops: Mapping[str, Op], weights: Weights) -> Op:
+    own = {name: op for name, op in ops.items() if isinstance(op, Norm)}
+    biases = {name: op.bias for name, op in own.items() if op.bias is not None}
+    gain = averaged({name: op.gain for name, op in own.items()}, weights)
+    return Norm(gain=gain, bias=averaged(biases, weights) if biases else None)
+
+
+_AVERAGES: tuple[tuple[tuple[type[Op], ...], Callable[[str, Mapping[str, Op], Weights], Op]], ...] = (
+    ((LowRank, Fused), _of_low_rank),
+    (COMBINABLE, _of_units),
+    ((Scale,), _of_scales),
+    ((Bias,), _of_biases),
+    ((Norm,), _of_norms),
+)
+"""How ops of some kinds are averaged; the first that fits is used."""

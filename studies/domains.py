@@ -1,0 +1,62 @@
+"""The 16 domains of reviews of Liu et al. 2017 (FDU-MTL) as tasks: for studies of what comes of several adapters."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+TRAIN, VALIDATION, TEST = 1200, 200, 400
+"""Rows of each domain at most: of its training file the first are trained on, and the next choose the checkpoint."""
+
+T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
+"""By the number of seeds, Student's t for intervals of 95 %."""
+
+
+def names(data: Path) -> list[str]:
+    """The domains, in the order of their names."""
+    return sorted(file.name.partition(".")[0] for file in (data / "fdu_mtl").glob("*.task.train"))
+
+
+def write(data: Path, folder: Path) -> None:
+    """Write each domain's rows as a task's folder, unless they are there."""
+    for name in names(data):
+        own = folder / name
+        if own.exists():
+            continue
+        train, test = (_rows(data / "fdu_mtl" / f"{name}.task.{split}") for split in ("train", "test"))
+        splits = {"train": train[:TRAIN], "validation": train[TRAIN : TRAIN + VALIDATION], "test": test[:TEST]}
+        temporary = folder / f".{name}"
+        temporary.mkdir(parents=True, exist_ok=True)
+        for split, rows in splits.items():
+            text = "".join(json.dumps({"text": text, "label": label}) + "\n" for label, text in rows)
+            (temporary / f"{split}.jsonl").write_text(text, encoding="utf-8")
+        temporary.rename(own)
+
+
+def task(folder: Path, name: str) -> Any:
+    """A domain's task, over what `write` wrote."""
+    from graftwork import Task
+
+    return Task(name=name, data=str(folder / name), text="text", metrics="accuracy")
+
+
+def interval(values: list[float]) -> str:
+    """The mean over seeds, in percent, and half the width of its 95 % interval."""
+    middle = 100 * mean(values)
+    if len(values) < 2:
+        return f"{middle:.1f}"
+    half = T_95.get(len(values), 1.96) * 100 * stdev(values) / len(values) ** 0.5
+    return f"{middle:.1f} ± {half:.1f}"
+
+
+def scores_of(adapter: Any) -> Mapping[str, float]:
+    """Validation and test accuracy of a tuned adapter."""
+    return {split: round(adapter.metrics[split]["accuracy"], 4) for split in ("validation", "test")}
+
+
+def _rows(file: Path) -> list[tuple[str, str]]:
+    """Label and text of each line; a line ends at a line feed only."""
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    found = [line.partition("\t") for line in lines if line.strip()]
+    return [(label.strip(), text.strip()) for label, tab, text in found if tab and text.strip()]

@@ -1,0 +1,147 @@
+"""Fusions of 16 domains' adapters, for each domain: against its own adapter, averages and multi-task training.
+
+    python -m studies.fusing --data DATA --work FOLDER [--hows single attention] [--seeds 0 1 2]
+
+DATA holds a `fdu_mtl` folder. FOLDER keeps the adapters. A run takes up where an earlier one stopped. The rate of each
+way is the best of a few on the validation rows, in the mean over domains with seed 0.
+"""
+
+import argparse
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from studies import domains
+from studies.grid import Grid, Record, markdown
+
+LENGTH, EPOCHS = 64, 5
+RATES: dict[str, tuple[str, ...]] = {
+    "head only": ("3e-3", "1e-2"),
+    "single": ("5e-4", "1e-3", "2e-3"),
+    "average": ("3e-3", "1e-2"),
+    "attention": ("5e-5", "3e-4", "1e-3"),
+    "gate": ("1e-3", "3e-3"),
+    "multi-task": ("5e-4", "1e-3", "2e-3"),
+}
+"""By way, the rates that are tried."""
+
+
+def measure(how: str, rate: str, seed: int, *, data: Path, work: Path) -> Mapping[str, Any]:
+    """The scores of all domains in one way.
+
+    Returns:
+        validation, test: accuracy by domain; trained: trained parameters of one domain's result; seconds.
+    """
+    import time
+
+    import torch
+
+    import graftwork as gw
+
+    torch.set_num_threads(1)
+    begun = time.process_time()
+    domains.write(data, work / "data")
+    backbone = gw.Backbone.load("minilm")
+    names = domains.names(data)
+    tasks = {name: domains.task(work / "data", name) for name in names}
+    settings: dict[str, Any] = {
+        "learning_rate": float(rate),
+        "num_train_epochs": EPOCHS,
+        "max_length": LENGTH,
+        "seed": seed,
+        "baseline": "off",
+    }
+    if how == "multi-task":
+        found = gw.tune_tasks(backbone, list(tasks.values()), method="pfeiffer", **settings)
+    else:
+        method = method_of(how, seed, work, names)
+        found = {}
+        for name, task in tasks.items():
+            output = work / "single" / rate / f"{seed}" / name if how == "single" else None
+            if output is not None and output.exists():
+                found[name] = gw.Adapter.load(output)
+                continue
+            found[name] = gw.tune(backbone, task=task, method=method, output=output, **settings)
+    scores = {name: domains.scores_of(adapter) for name, adapter in found.items()}
+    first = found[names[0]]
+    return {
+        "validation": {name: own["validation"] for name, own in scores.items()},
+        "test": {name: own["test"] for name, own in scores.items()},
+        "trained": first.num_parameters,
+        "seconds": round(time.process_time() - begun),
+    }
+
+
+def method_of(how: str, seed: int, work: Path, names: list[str]) -> Any:
+    """The method of a way; its parts are the domains' own adapters of that seed."""
+    import graftwork as gw
+
+    plain: dict[str, Any] = {"single": gw.Pfeiffer(), "head only": gw.HeadOnly()}
+    if how in plain:
+        return plain[how]
+    best = best_rate(GRID.recorded(), "single")
+    parts = {name: gw.Adapter.load(work / "single" / best / f"{seed}" / name) for name in names}
+    composition: Any = {"average": gw.Average, "attention": gw.Fuse, "gate": gw.Gate}[how]
+    return composition(parts=parts)
+
+
+def best_rate(records: list[Record], how: str) -> str:
+    """The rate with the best mean validation score of seed 0."""
+    tried = {r["rate"]: mean(r["validation"].values()) for r in records if r["how"] == how and r["seed"] == 0}
+    return max(tried, key=tried.__getitem__)
+
+
+def report(records: list[Record]) -> str:
+    """The page that is kept beside the records."""
+    hows = [how for how in RATES if any(record["how"] == how for record in records)]
+    chosen = {how: best_rate(records, how) for how in hows if any(r["how"] == how and r["seed"] == 0 for r in records)}
+    own = {how: [r for r in records if r["how"] == how and r["rate"] == rate] for how, rate in chosen.items()}
+    names = sorted({name for found in own.values() for record in found for name in record["test"]})
+    rows = [
+        [name, *(domains.interval([record["test"][name] for record in found]) for found in own.values())]
+        for name in names
+    ]
+    means = ["mean", *(domains.interval([mean(r["test"].values()) for r in found]) for found in own.values())]
+    rates = ["rate", *chosen.values()]
+    counts = ["trained", *(f"{found[0]['trained']:,}" for found in own.values())]
+    seeds = ["seeds", *(f"{len(found)}" for found in own.values())]
+    seconds = ["seconds", *(f"{mean(record['seconds'] for record in found):,.0f}" for found in own.values())]
+    table = markdown(["domain", *chosen], [*rows, means, rates, counts, seeds, seconds])
+    return f"""# Fusions of 16 domains' adapters
+
+MiniLM, Pfeiffer's bottlenecks (reduction 16), {EPOCHS} epochs of at most {domains.TRAIN} reviews a domain, batches of
+32, texts of at most {LENGTH} tokens; test accuracy in percent on {domains.TEST} reviews a domain, mean over seeds and
+half the width of a 95 % interval (Student's t). `single`: a domain's own adapter; `average`, `attention` and `gate`:
+the adapters of all 16 domains combined, and a new head, trained on the domain; `multi-task`: one adapter for all
+domains, a head each. The budget is the same for all: {EPOCHS} epochs of the domain's rows (of multi-task: of all rows
+together), besides what the parts took. The rate is the best of a few on the validation rows, with seed 0. Seconds are
+the processor's, for all domains.
+Made by `python -m studies.fusing`.
+
+{table}
+"""
+
+
+HERE = Path(__file__)
+GRID = Grid(HERE.with_suffix(".jsonl"), ("how", "rate", "seed"), HERE.with_name("FUSING.md"), report)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m studies.fusing", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds fdu_mtl")
+    parser.add_argument("--work", type=Path, required=True, help="a folder for the domains' rows and adapters")
+    parser.add_argument("--hows", nargs="+", choices=list(RATES), default=list(RATES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    given = parser.parse_args()
+    run = partial(measure, data=given.data, work=given.work)
+    for how in given.hows:
+        GRID.run([(how, rate, 0) for rate in RATES[how]], run, workers=1)
+        best = best_rate(GRID.recorded(), how)
+        GRID.run([(how, best, seed) for seed in given.seeds], run, workers=1)
+    GRID.fill([], run, workers=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""A hypernetwork over several tasks, and the ordinary adapters that come of it."""
+
+import json
+import random
+
+import pytest
+import torch
+from closeness import close
+from training.workbench import FAST, at_step, contents, killed, make_rows, names_in, sentence, write_csv
+
+from graftwork import (
+    AdaptedModel,
+    Adapter,
+    BiHNet,
+    HyperFormer,
+    LoRA,
+    Task,
+    evaluate,
+    generate_adapter,
+    tune,
+    tune_tasks,
+)
+from graftwork.combine import Generated
+from graftwork.errors import AdapterError, DataError, MethodError, RecipeError
+from graftwork.training.baseline import embeddings
+from graftwork.training.multi_task_folder import read_tasks_file
+
+SIZES = {"bottleneck": 6, "code_size": 8, "hidden_size": 16}
+PLUS = HyperFormer(**SIZES, generators="stack")
+METHODS = {"hyperformer": HyperFormer(**SIZES), "hyperformer++": PLUS, "bihnet": BiHNet(**SIZES)}
+LONGER = {**FAST, "num_train_epochs": 4, "learning_rate": 0.003}
+
+
+@pytest.fixture(scope="module")
+def tasks(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    twin = write_csv(folder / "twin.csv", make_rows("classes", 60, seed=5))
+    return [
+        Task(name="words", text="text", data=str(data["classes"])),
+        Task(name="twin", text="text", data=str(twin)),
+        Task(name="pairs", text="first", text_pair="second", data=str(data["pairs"])),
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(backbone, tasks, tmp_path_factory):
+    """A folder of the tasks for each method."""
+    folder = tmp_path_factory.mktemp("hypernetworks")
+    for name, method in METHODS.items():
+        tune_tasks(backbone, tasks, method=method, output=folder / name, **LONGER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """16 examples of a task that no hypernetwork has seen, in which `mild` is what is good."""
+    source = random.Random(9)
+    rows = [{"sentence": sentence(source, ("mild", "bad")[i % 2]), "class": ("fine", "poor")[i % 2]} for i in range(16)]
+    return write_csv(tmp_path_factory.mktemp("few") / "few.csv", rows)
+
+
+@pytest.fixture(scope="module")
+def unseen(examples):
+    return Task(name="unseen", text="sentence", label="class", data=str(examples))
+
+
+# One hypernetwork for several tasks
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tasks_share_all_but_what_is_of_each(trained, name):
+    adapters = {task: Adapter.load(trained / name / task) for task in ("words", "twin", "pairs")}
+    first = adapters["words"]
+    own = {"task.embedding"} if name != "bihnet" else {"task.long", "task.short"}
+    for task, adapter in adapters.items():
+        for key, tensor in adapter.tensors.items():
+            if key in own:
+                assert task == "words" or not torch.equal(tensor, first.tensors[key]), key
+            elif not key.startswith("head."):
+                assert torch.equal(tensor, first.tensors[key]), key
+    assert all(adapter.metrics["validation"]["accuracy"] > 0.6 for adapter in adapters.values())
+    about = read_tasks_file(trained / name)
+    head = sum(tensor.numel() for key, tensor in first.tensors.items() if key.startswith("head."))
+    assert about.tasks["words"].parameters == head + (0 if name == "bihnet" else 8)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_killed_run_of_a_hypernetwork_resumes_to_the_same_bytes(backbone, tasks, name, tmp_path):
+    settings = {**FAST, "eval_strategy": "steps", "eval_steps": 4, "max_steps": 10}
+    tune_tasks(backbone, tasks, method=METHODS[name], output=tmp_path / "whole", **settings)
+    with killed(at_step(6)):
+        tune_tasks(backbone, tasks, method=METHODS[name], output=tmp_path / "a", **settings)
+    tune_tasks(backbone, tasks, method=METHODS[name], output=tmp_path / "a", resume=True, **settings)
+    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+
+
+def test_the_vectors_of_bihnet_are_means_over_the_training_rows(trained, backbone, tasks):
+    adapter = Adapter.load(trained / "bihnet" / "twin")
+    model = AdaptedModel(backbone, {"a": adapter})
+    encoder = model.encoder("a")
+    model.detach()
+    from graftwork.tasks import load
+
+    features = torch.from_numpy(embeddings(backbone, encoder, load(tasks[1]).train["text"])).double()
+    close(adapter.tensors["task.long"].double(), features.mean(dim=0), precision=torch.float32)
+    close(adapter.tensors["task.short"].double(), features[-64:].mean(dim=0), precision=torch.float32)
+    assert adapter.fixed == ("task.long", "task.short")
+
+
+def test_bihnet_for_a_task_without_texts_is_refused(backbone, tmp_path):
+    rows = [{"words": ["one"] * i + ["good"], "tags": ["O"] * i + ["B-X"]} for i in range(20)]
+    file = tmp_path / "tags.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Task(name="tags", kind="token-classification", text="words", label="tags", data=str(file))
+    with pytest.raises(MethodError, match=r"features of examples(.|\n)*classification"):
+        tune(backbone, task=task, method=METHODS["bihnet"], **FAST)
+
+
+# Written out
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_generated_adapter_says_what_the_hypernetwork_does(trained, backbone, name, tmp_path):
+    found = generate_adapter(trained / name, "pairs")
+    assert isinstance(found, Generated)
+    assert found.adapter.method.name == "houlsby"
+    found.adapter.save(tmp_path / "a")
+    model = AdaptedModel(backbone, {"fly": trained / name / "pairs", "out": tmp_path / "a"})
+    assert len(model.sharing(["fly", "out"])) == 1
+    texts = [("one good two", "mild three"), ("bad four", "five mild"), ("six", "seven mild")]
+    one, other = (model.logits(texts, own) for own in ("fly", "out"))
+    close(other, one)
+    mixed = [row.score for row in model.predict(texts * 2, adapters=["fly", "out", "fly", "out", "fly", "out"])]
+    assert mixed == pytest.approx([row.score for row in model.predict(texts * 2, adapters="fly")], rel=1e-5)
+    scores = Adapter.load(trained / name / "pairs").metrics["validation"]
+    model.detach()
+    assert found.adapter.metrics["validation"] == scores
+    assert evaluate(Adapter.load(tmp_path / "a"), backbone=backbone)["accuracy"] == scores["accuracy"]
+
+
+def test_what_a_task_takes_is_its_embedding_and_head(trained):
+    found = generate_adapter(trained / "hyperformer++", "words")
+    head = sum(tensor.numel() for key, tensor in found.source.tensors.items() if key.startswith("head."))
+    assert found.own_parameters == head + 8
+    assert 4 * found.own_parameters < found.own_bytes < 4 * found.own_parameters + 400
+    # The whole of it, with the hypernetwork, is much more.
+    assert found.own_bytes < found.source.num_bytes / 20
+    vectors = generate_adapter(trained / "bihnet", "words")
+    assert vectors.own_parameters == head + 2 * 32
+
+
+def test_an_adapter_by_itself_is_a_hypernetwork_too(backbone, tasks):
+    adapter = tune(backbone, task=tasks[0], method=PLUS, **{**FAST, "max_steps": 2})
+    found = generate_adapter(adapter, backbone=backbone)
+    assert found.adapter.task == adapter.task
+    assert found.source is adapter
+
+
+# From examples
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_unseen_task_from_16_examples(trained, backbone, examples, unseen, name):
+    found = generate_adapter(trained / name, unseen, examples=examples, backbone=backbone, max_steps=60, seed=1)
+    known = Adapter.load(trained / name / "words")
+    own = {"task.embedding"} if name != "bihnet" else {"task.long", "task.short"}
+    for key, tensor in found.source.tensors.items():
+        if key in own:
+            assert not torch.equal(tensor, known.tensors[key])
+        elif not key.startswith("head."):
+            assert torch.equal(tensor, known.tensors[key]), key
+    assert found.adapter.task.labels == ("fine", "poor")
+    assert found.adapter.method.name == "houlsby"
+    assert found.adapter.rows == {"train": 16}
+    assert found.adapter.metrics["train"]["accuracy"] > 0.8
+    assert evaluate(found.adapter, backbone=backbone)["accuracy"] == found.adapter.metrics["train"]["accuracy"]
+    again = generate_adapter(trained / name, unseen, examples=examples, backbone=backbone, max_steps=60, seed=1)
+    assert again.adapter.digest == found.adapter.digest
+    other = generate_adapter(trained / name, unseen, examples=examples, backbone=backbone, max_steps=60, seed=2)
+    assert other.adapter.digest != found.adapter.digest
+
+
+def test_the_embedding_begins_as_the_mean_of_those_that_are_known(trained, backbone, examples, unseen):
+    found = generate_adapter(
+        trained / "hyperformer++", unseen, examples=examples, backbone=backbone, max_steps=1, learning_rate=1e-12
+    )
+    known = [
+        Adapter.load(trained / "hyperformer++" / name).tensors["task.embedding"] for name in ("words", "twin", "pairs")
+    ]
+    close(found.source.tensors["task.embedding"], sum(known) / 3)
+
+
+def test_the_recipe_of_a_generated_adapter_cannot_be_run_alone(trained, backbone, examples, unseen, tmp_path):
+    from graftwork.training import Recipe, tune_recipe
+
+    found = generate_adapter(trained / "hyperformer++", unseen, examples=examples, backbone=backbone, max_steps=1)
+    found.adapter.save(tmp_path / "a")
+    with pytest.raises(RecipeError, match="trained together with words, twin, pairs"):
+        tune_recipe(Recipe.from_yaml(tmp_path / "a" / "recipe.yaml"), backbone=backbone)
+
+
+# What is refused
+
+
+def test_what_cannot_be_generated(trained, backbone, tasks, examples, unseen, tmp_path):
+    with pytest.raises(AdapterError, match=r"no task 'wrds' trained it(.|\n)*words"):
+        generate_adapter(trained / "bihnet", "wrds")
+    with pytest.raises(AdapterError, match="no task is given, and there are several"):
+        generate_adapter(trained / "bihnet")
+    plain = tune(backbone, task=tasks[0], method=LoRA(rank=2), **{**FAST, "max_steps": 1})
+    with pytest.raises(AdapterError, match=r"'lora', which generates nothing(.|\n)*hyperformer, bihnet"):
+        generate_adapter(plain)
+    with pytest.raises(RecipeError, match="max_steps would do nothing"):
+        generate_adapter(trained / "bihnet", "words", max_steps=3)
+    with pytest.raises(DataError, match="there is no file"):
+        generate_adapter(trained / "bihnet", unseen, examples=tmp_path / "none.csv", backbone=backbone)
+    with pytest.raises(RecipeError, match="examples are given, and no task"):
+        generate_adapter(trained / "bihnet", examples=examples, backbone=backbone)
+    with pytest.raises(DataError, match="column"):
+        generate_adapter(
+            trained / "bihnet", unseen.override(text="nothing"), examples=examples, backbone=backbone, max_steps=1
+        )
+    with pytest.raises(AdapterError, match="does not exist"):
+        generate_adapter(tmp_path / "nowhere", "words")
+
+
+# As a user types it
+
+
+def test_the_command(graftwork, trained, backbone_folder, examples, tmp_path):
+    ran = graftwork("generate", trained / "hyperformer++", "--task", "twin", "--output", tmp_path / "a", "--quiet")
+    assert ran.status == 0, ran.err
+    assert names_in(tmp_path) == ["a"]
+    assert Adapter.load(tmp_path / "a").method.name == "houlsby"
+    assert "of the task alone" in ran.out
+    assert graftwork("evaluate", tmp_path / "a").status == 0
+    assert graftwork("inspect", tmp_path / "a").status == 0
+    few = graftwork(
+        *("generate", trained / "hyperformer++", "--examples", examples, "--text", "sentence", "--label", "class"),
+        *("--task", "unseen", "--train.max_steps", "5", "--output", tmp_path / "b", "--quiet", "--json"),
+    )
+    assert few.status == 0, few.err
+    said = json.loads(few.out)
+    assert (said["task"], said["hypernetwork"], said["rows"]) == ("unseen", "hyperformer", {"train": 16})
+    assert said["bytes"] == Adapter.load(tmp_path / "b").num_bytes
+    assert graftwork("predict", tmp_path / "b", "one mild two").status == 0
+    for wrong, part in (
+        ([trained / "hyperformer++", "--task", "other"], "change: --task"),
+        ([trained / "hyperformer++", "--task", "twin", "--text", "x"], "--text would do nothing"),
+        ([trained / "hyperformer++", "--task", "twin", "--train.seed", "1"], "change: --examples"),
+        ([trained / "hyperformer++", "--task", "twin", "--method.bottleneck", "1"], "no setting of generate"),
+        ([trained / "hyperformer++", "--examples", examples], "text"),
+    ):
+        refused = graftwork(
+            "generate", *wrong, *([] if "--output" in wrong else ["--output", tmp_path / "c"]), "--quiet"
+        )
+        assert refused.status == 2, wrong
+        assert part in refused.err
+    again = graftwork("generate", trained / "hyperformer++", "--task", "twin", "--output", tmp_path / "a", "--quiet")
+    assert "exists already" in again.err
+    assert not (tmp_path / "c").exists()
