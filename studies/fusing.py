@@ -36,11 +36,8 @@ def measure(how: str, rate: str, seed: int, *, data: Path, work: Path) -> Mappin
     """
     import time
 
-    import torch
-
     import graftwork as gw
 
-    torch.set_num_threads(1)
     begun = time.process_time()
     domains.write(data, work / "data")
     backbone = gw.Backbone.load("minilm")
