@@ -15,7 +15,7 @@ from transformers import (
     BertModel,
 )
 
-from graftwork import AdaptedModel, Adapter, Backbone, Houlsby, LoRA, Task, distill, tune
+from graftwork import AdaptedModel, Adapter, Backbone, Fuse, Houlsby, LoRA, Pfeiffer, Task, distill, tune
 from graftwork.distillation.outputs import averaged
 from graftwork.errors import DataError, GraftworkError, MethodError, RecipeError
 from graftwork.methods import AdaMix, HeadOnly
@@ -188,6 +188,20 @@ def test_an_adapter_of_another_backbone_teaches(backbone, other_backbone_folder,
     settings = {**FAST, "num_train_epochs": 4}
     student = distill(backbone, teachers=tmp_path / "t", task=task, method=STUDENT, hidden=0.1, **settings)
     assert student.metrics["validation"]["accuracy"] > 0.9
+
+
+def test_a_fusion_becomes_one_adapter(backbone, teacher, classes, texts, tmp_path):
+    for name in ("one", "two"):
+        tune(backbone, task=classes, method=Pfeiffer(bottleneck=4), output=tmp_path / name, **FAST)
+    parts = {name: Adapter.load(tmp_path / name) for name in ("one", "two")}
+    settings = {**FAST, "num_train_epochs": 4}
+    tune(backbone, task=classes, method=Fuse(parts=parts), output=tmp_path / "fused", **settings)
+    task = Task(name="texts", text="text", data=str(texts))
+    student = distill(backbone, teachers=tmp_path / "fused", task=task, method=Pfeiffer(bottleneck=4), **settings)
+    assert student.num_bytes < Adapter.load(tmp_path / "fused").num_bytes / 2
+    inputs = [row["text"] for row in make_rows("classes", 40, seed=9)]
+    both = [say(backbone, own, inputs).argmax(dim=1) for own in (student, Adapter.load(tmp_path / "fused"))]
+    assert (both[0] == both[1]).float().mean() > 0.8
 
 
 # Resuming

@@ -25,7 +25,7 @@ from graftwork.combine.transferability import leep, transrate
 from graftwork.errors import AdapterError, MethodError, RecipeError
 from graftwork.heads import States
 from graftwork.kinds.several_tasks import SeveralHeads
-from graftwork.methods import FeatureExtraction
+from graftwork.methods import IA3, AdaMix, FeatureExtraction, FullFineTuning, Houlsby, PrefixTuning, Union
 
 METHOD = LoRA(rank=4)
 TRAIN = {**FAST, "num_train_epochs": 4}
@@ -459,3 +459,38 @@ def test_a_member_that_is_another_adapter(backbone, filled, tmp_path):
     moved.save(member, overwrite=True)
     with pytest.raises(AdapterError, match="holds another adapter"):
         Pool(tmp_path / "pool", backbone=backbone).adapter("a")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Houlsby(bottleneck=4),
+        AdaMix(bottleneck=4),
+        PrefixTuning(num_virtual_tokens=3),
+        IA3(),
+        FullFineTuning(top_layers=1),
+        Union(methods=[LoRA(rank=2), Houlsby(bottleneck=4, norms="none")]),
+    ],
+    ids=lambda method: method.name,
+)
+def test_any_method_is_consolidated(backbone, tasks, tmp_path, method):
+    pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=method, examples=20)
+    steps = [pool.add(tasks[name], **{**TRAIN, "max_steps": 3}) for name in "ab"]
+    assert steps[1].consolidated
+    for name in "ab":
+        own = pool.adapter(name)
+        own.check(backbone)
+        own.save(tmp_path / name)
+        assert evaluate(Adapter.load(tmp_path / name), backbone=backbone)["accuracy"] >= 0.0
+    bodies = [{n: t for n, t in pool.adapter(name).tensors.items() if not n.startswith("head.")} for name in "ab"]
+    assert all(torch.equal(bodies[0][name], bodies[1][name]) for name in bodies[0])
+
+
+def test_pairs_are_consolidated_with_single_texts(backbone, tasks, data, tmp_path):
+    pairs = Task(name="pairs", text="first", text_pair="second", data=str(data["pairs"]))
+    pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=METHOD, student_epochs=8)
+    add_all(pool, tasks, "a")
+    pool.add(pairs, **TRAIN)
+    assert evaluate(pool.adapter("pairs"), backbone=backbone, split="train")["accuracy"] > 0.8
+    assert pool.predict([("one good two", "mild")], "pairs")[0].label in ("is good", "is bad")
+    assert pool.predict(["one good two"], "a")[0].label in ("a0", "a1")

@@ -9,7 +9,7 @@ from training.workbench import flags, names_in
 
 from graftwork import Adapter, Pool, Task, evaluate
 from graftwork.combine.sequence import Measured, add_in_turn, write_report
-from graftwork.errors import RecipeError
+from graftwork.errors import OutputError, RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,8 @@ def test_the_report(tmp_path):
         ("K = 2", "1", "0.900000", "1000"),
     ]
     assert len(read(tmp_path / "report" / "scores.csv")) == 4
+    with pytest.raises(OutputError, match="exists already"):
+        write_report({"K = 1": each}, tmp_path / "report")
     assert (tmp_path / "report" / "sequence.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -109,6 +111,7 @@ def test_the_command(graftwork, backbone_folder, tasks, tmp_path):
         (["--task", "rte", "--capacity", "0"], "change: --capacity"),
         (["--task", "rte", "--export", "a"], "--export and --output are given together"),
         (["--task", "rte", "--task", "mrpc", "--text", "x"], "is given for 2 tasks"),
+        (["--report", "r"], "a report is of tasks that are added"),
         (["--text", "x"], "--data FILE with --text COLUMN"),
         (["--task", "rte", "--set", "x.y=1"], "unknown setting 'x.y'"),
     ],

@@ -93,6 +93,10 @@ def consolidate(
     wrong = [key for key in dotted if not key.startswith(("task.", "train.", "method."))]
     if wrong:
         raise RecipeError(f"unknown setting {wrong[0]!r}", expected="task.KEY, train.KEY or method.KEY", change="--set")
+    if report is not None and not task and not fields:
+        raise RecipeError(
+            "a report is of tasks that are added, and none is given", expected="--task NAME", change="--report, --task"
+        )
     if (export is None) != (output is None):
         raise RecipeError(
             "--export and --output are given together", expected="a task and a folder", change="--export, --output"
@@ -107,7 +111,7 @@ def consolidate(
     from graftwork.backbones import Backbone
     from graftwork.combine import Pool
     from graftwork.combine.poolfile import PoolFile
-    from graftwork.combine.sequence import add_in_turn, write_report
+    from graftwork.combine.sequence import add_in_turn, refuse_report, write_report
     from graftwork.training.recipe import Recipe, override
 
     given = {
@@ -119,6 +123,8 @@ def consolidate(
         "seed": seed,
     }
     own = {key.removeprefix("method."): value for key, value in dotted.items() if key.startswith("method.")}
+    if report is not None:
+        refuse_report(report)
     found = PoolFile.read(pool)
     if found is None and not task and not fields:
         raise RecipeError(f"there is no pool in {str(pool)!r}", expected="a pool, or --task NAME", change="--task")

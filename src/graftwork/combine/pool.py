@@ -14,7 +14,7 @@ from typing import Any
 from graftwork.adapters import Adapter
 from graftwork.adapters.identity import BackboneIdentity
 from graftwork.backbones import Backbone
-from graftwork.combine.consolidating import agreement, distilled, heads_of
+from graftwork.combine.consolidating import Tune, agreement, distilled, heads_of
 from graftwork.combine.heads import one_of, several
 from graftwork.combine.poolfile import (
     Member,
@@ -22,7 +22,6 @@ from graftwork.combine.poolfile import (
     PoolSettings,
     PoolTask,
     Step,
-    member_folder,
     read_member,
     remove_unnamed,
     write_member,
@@ -238,97 +237,111 @@ class Pool:
             write_whole(key, content)
 
     def _add(self, recipe: Recipe, training: dict[str, Any], *, progress: bool) -> Step:
-        settings, pool, working = self.settings, self._file, self.folder / WORKING
-        full = settings.capacity is not None and len(pool.members) >= settings.capacity
-        adapters = [read_member(self.folder, member.adapter) for member in pool.members]
+        pool, capacity = self._file, self.settings.capacity
         task = recipe.find_task()
 
         def tune(own: Recipe, output: Path) -> Adapter:
-            return tune_recipe(
-                own, output=output, backbone=self.backbone, resume=Output(output).has_traces(), progress=progress
-            )
+            going = Output(output).has_traces()
+            return tune_recipe(own, output=output, backbone=self.backbone, resume=going, progress=progress)
 
-        new = tune(recipe, working / "adapter")
-        if not isinstance(new.head, PooledHead):
+        alone = tune(recipe, self._working / "adapter")
+        if not isinstance(alone.head, PooledHead):
             raise MethodError(
-                f"the pool takes no adapter of method {new.method.name!r}, whose head of kind {new.head.kind!r} cannot "
-                "be consolidated",
+                f"the pool takes no adapter of method {alone.method.name!r}, whose head of kind {alone.head.kind!r} "
+                "cannot be consolidated",
                 expected="a method whose adapters act on the backbone",
                 change="--method",
             )
-        name, before = task.name, dict(new.metrics["validation"])
-        step = Step(task=name, member=len(pool.members), before=before, after=before)
-        members = list(pool.members)
-        entry = PoolTask(
+        scores = _scores(alone, task)
+        step = Step(task=task.name, member=len(pool.members), before=scores, after=scores)
+        if capacity is None or len(pool.members) < capacity:
+            whole, new = several(alone, [alone]), alone
+        else:
+            step, whole, new = self._consolidated(step, recipe, alone, training, tune)
+        written = self._with(step, whole, new)
+        written.write(self.folder)
+        self._file = written
+        return written.history[-1]
+
+    def _consolidated(
+        self, step: Step, recipe: Recipe, alone: Adapter, training: dict[str, Any], tune: Tune
+    ) -> tuple[Step, Adapter, Adapter]:
+        """What happened when a task was taken in by a member; that member; and the adapter that gave it the new head.
+
+        Args:
+            step: what has happened so far.
+            recipe: of the task's own run.
+            alone: the adapter that came of it.
+            training: its settings of training.
+            tune: runs other recipes.
+        """
+        pool, settings, task = self._file, self.settings, recipe.find_task()
+        adapters = [read_member(self.folder, member.adapter) for member in pool.members]
+        inputs, labels = _examples(task, load(task, test=False).train, settings)
+        place, found = choose(
+            adapters, self.backbone, settings, task=alone, inputs=inputs, labels=labels, number=len(pool.tasks)
+        )
+        old, names, working = adapters[place], pool.members[place].tasks, self._working
+        if settings.consolidation == "distillation":
+            own = _student(training, settings)
+            whole, new = (
+                distilled(old, alone, self.backbone, inputs=inputs, training=own, working=working, tune=tune),
+                alone,
+            )
+        else:
+            one_of(old, 0, pool.tasks[names[0]]).save(working / "start", overwrite=True)
+            on = Recipe.parse({**recipe.model_dump(mode="json"), "start": str(working / "start")})
+            new = tune(on, working / "tuned-on")
+            whole = several(new, [*heads_of(old), new])
+        split = one_of(whole, len(names), PoolTask(member=place, identity=new.task, recipe=dict(new.recipe)))
+        assert isinstance(old.head, SeveralHeads)
+        before = outputs_of(old, self.backbone, new.task, inputs)
+        after = outputs_of(whole, self.backbone, new.task, inputs)[:, : before.shape[1]]
+        shares = zip(names, agreement(old.head, before, after), strict=True)
+        changes = {
+            "member": place,
+            "consolidated": True,
+            "transferability": found,
+            "after": evaluate(split, backbone=self.backbone, split="validation"),
+            "agreement": {name: share for name, share in shares if share is not None},
+            "examples": len(inputs),
+        }
+        return step.model_copy(update=changes), whole, new
+
+    def _with(self, step: Step, whole: Adapter, new: Adapter) -> PoolFile:
+        """The pool after a step; its member is written, and the pool is not yet.
+
+        Args:
+            whole: the member's adapter.
+            new: the adapter that gave it the new head.
+        """
+        pool = self._file
+        members, tasks = list(pool.members), dict(pool.tasks)
+        earlier: tuple[str, ...] = members.pop(step.member).tasks if step.consolidated else ()
+        for name in earlier:
+            tasks[name] = tasks[name].model_copy(update={"metrics": {}})  # the scores were another adapter's
+        metrics = {split: dict(own) for split, own in new.metrics.items()}
+        tasks[step.task] = PoolTask(
             member=step.member,
             identity=new.task,
-            metrics={split: dict(own) for split, own in new.metrics.items()},
+            metrics={"validation": step.after} if step.consolidated else metrics,
             rows=dict(new.rows),
             recipe=dict(new.recipe),
         )
-        tasks = dict(pool.tasks)
-        if not full:
-            digest = write_member(self.folder, several(new, [new]))
-            members.append(Member(adapter=digest, tasks=(name,)))
-        else:
-            train = load(task, test=False).train
-            inputs, labels = _examples(task, train, settings)
-            place, scores = choose(
-                adapters, self.backbone, settings, task=new, inputs=inputs, labels=labels, number=len(tasks)
-            )
-            old = adapters[place]
-            if settings.consolidation == "distillation":
-                student = distilled(
-                    old,
-                    new,
-                    self.backbone,
-                    inputs=inputs,
-                    training=_student(training, settings),
-                    working=working,
-                    tune=tune,
-                )
-            else:
-                one_of(old, 0, tasks[members[place].tasks[0]]).save(working / "start", overwrite=True)
-                on = Recipe.parse({**recipe.model_dump(mode="json"), "start": str(working / "start")})
-                new = tune(on, working / "tuned-on")
-                student = _with_heads(old, new)
-            digest = write_member(self.folder, student)
-            members[place] = Member(adapter=digest, tasks=(*members[place].tasks, name))
-            entry = entry.model_copy(update={"member": place, "identity": new.task, "recipe": dict(new.recipe)})
-            own = one_of(student, len(members[place].tasks) - 1, entry)
-            scored = evaluate(own, backbone=self.backbone, split="validation")
-            entry = entry.model_copy(update={"metrics": {"validation": scored}})
-            for other in members[place].tasks[:-1]:
-                tasks[other] = tasks[other].model_copy(update={"metrics": {}})  # they were another adapter's
-            step = step.model_copy(
-                update={
-                    "member": place,
-                    "consolidated": True,
-                    "transferability": scores,
-                    "after": scored,
-                    "agreement": self._agreement(old, student, new, inputs, members[place].tasks),
-                    "examples": len(inputs),
-                }
-            )
-        tasks[name] = entry
-        size = sum(Adapter.load(member_folder(self.folder, member.adapter)).num_bytes for member in members)
-        step = step.model_copy(update={"nbytes": size})
-        written = pool.model_copy(
-            update={"members": members, "tasks": tasks, "history": [*pool.history, step], "settings": settings}
-        )
-        written.write(self.folder)
-        self._file = written
-        return step
+        digest = write_member(self.folder, whole)
+        members.insert(step.member, Member(adapter=digest, tasks=(*earlier, step.task)))
+        size = sum(read_member(self.folder, member.adapter).num_bytes for member in members)
+        history = [*pool.history, step.model_copy(update={"nbytes": size})]
+        return pool.model_copy(update={"members": members, "tasks": tasks, "history": history})
 
-    def _agreement(
-        self, old: Adapter, student: Adapter, new: Adapter, inputs: Sequence[Any], names: Sequence[str]
-    ) -> dict[str, float]:
-        """Of the tasks that a member had, the share of inputs for which they are decided as before."""
-        assert isinstance(old.head, SeveralHeads)
-        before = outputs_of(old, self.backbone, new.task, inputs)
-        after = outputs_of(student, self.backbone, new.task, inputs)[:, : before.shape[1]]
-        shares = agreement(old.head, before, after)
-        return {name: own for name, own in zip(names, shares, strict=False) if own is not None}
+    @property
+    def _working(self) -> Path:
+        return self.folder / WORKING
+
+
+def _scores(adapter: Adapter, task: Task) -> dict[str, float]:
+    """The task's metrics on its validation rows."""
+    return {name: adapter.metrics["validation"][name] for name in task.metrics}
 
 
 def _examples(task: Task, train: Any, settings: PoolSettings) -> tuple[list[Any], list[Any]]:
@@ -343,11 +356,6 @@ def _student(training: dict[str, Any], settings: PoolSettings) -> dict[str, Any]
     if settings.student_epochs is None:
         return training
     return {**training, "num_train_epochs": settings.student_epochs, "max_steps": -1}
-
-
-def _with_heads(old: Adapter, new: Adapter) -> Adapter:
-    """An adapter that was tuned on, with the heads of all tasks that it was tuned for."""
-    return several(new, [*heads_of(old), new])
 
 
 def _agreeing(settings: PoolSettings, given: dict[str, Any]) -> PoolSettings:

@@ -3,7 +3,6 @@
 Scoring reads the data of all tasks so far; the pool does not.
 """
 
-import csv
 import io
 import time
 from collections.abc import Sequence
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.combine.pool import Pool
+from graftwork.combine.reports import write_csv
 from graftwork.data.table import SplitName
-from graftwork.errors import RecipeError
-from graftwork.folders import make_folder, write_whole, writing
+from graftwork.errors import OutputError, RecipeError
+from graftwork.folders import replacing_folder
 from graftwork.kinds import KINDS
 from graftwork.model import AdaptedModel
 from graftwork.tasks import Task, find_task, load_split
@@ -142,37 +142,48 @@ def write_report(sequences: dict[str, Sequence[Measured]], folder: str | Path) -
 
     Args:
         sequences: by the name of a pool, what was measured after each task.
-        folder: for the files.
+        folder: for the files. It must not exist.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it exists, or cannot be written.
     """
-    folder = Path(folder)
-    make_folder(folder)
-    columns = ("pool", "tasks", "task", "member", "mean", "forgetting", "bytes", "seconds per 100")
+    refuse_report(folder)
+    each = [(name, i, own) for name, measured in sequences.items() for i, own in enumerate(measured, start=1)]
     rows = [
-        (name, i, own.task, own.member, f"{own.mean:.6f}", f"{own.forgetting:.6f}", own.nbytes, f"{own.seconds:.4f}")
-        for name, measured in sequences.items()
-        for i, own in enumerate(measured, start=1)
+        {
+            "pool": name,
+            "tasks": i,
+            "task": own.task,
+            "member": own.member,
+            "mean": f"{own.mean:.6f}",
+            "forgetting": f"{own.forgetting:.6f}",
+            "bytes": own.nbytes,
+            "seconds per 100": f"{own.seconds:.4f}",
+        }
+        for name, i, own in each
     ]
     scores = [
-        (name, i, task, f"{score:.6f}")
-        for name, measured in sequences.items()
-        for i, own in enumerate(measured, start=1)
+        {"pool": name, "tasks": i, "task": task, "score": f"{score:.6f}"}
+        for name, i, own in each
         for task, score in own.scores.items()
     ]
-    with writing(folder):
-        write_whole(folder / TABLE, _csv(columns, rows))
-        write_whole(folder / SCORES, _csv(("pool", "tasks", "task", "score"), scores))
+    with replacing_folder(Path(folder)) as new:
+        write_csv(new / TABLE, rows)
+        write_csv(new / SCORES, scores)
         for ending, content in _figure(sequences).items():
-            write_whole(folder / f"{FIGURE}.{ending}", content)
+            (new / f"{FIGURE}.{ending}").write_bytes(content)
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns, *rows])
-    return text.getvalue()
+def refuse_report(folder: str | Path) -> None:
+    """Refuse a folder for a report before any work is done.
+
+    Raises:
+        OutputError: it exists.
+    """
+    if Path(folder).exists():
+        raise OutputError(
+            f"the report {str(folder)!r} exists already", expected="a folder that does not exist", change="--report"
+        )
 
 
 def _figure(sequences: dict[str, Sequence[Measured]]) -> dict[str, bytes]:
