@@ -48,7 +48,8 @@ def test_a_row_too_wide_for_the_terminal_is_names_and_values(capsys, monkeypatch
 
 
 def test_the_commands():
-    assert COMMANDS == ["tune", "tune-many", "generate", "evaluate", "predict", "inspect", "list", "plan", "methods", "env"]
+    tuning, using = ["tune", "tune-many", "generate"], ["evaluate", "predict", "inspect", "list"]
+    assert COMMANDS == [*tuning, *using, "plan", "methods", "env"]
 
 
 def plain(text):
