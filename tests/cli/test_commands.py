@@ -49,7 +49,7 @@ def test_a_row_too_wide_for_the_terminal_is_names_and_values(capsys, monkeypatch
 
 def test_the_commands():
     tuning, using = ["tune", "tune-many", "generate"], ["evaluate", "predict", "inspect", "list"]
-    assert COMMANDS == [*tuning, *using, "plan", "methods", "env"]
+    assert [*tuning, *using, "plan", "methods", "env"] == COMMANDS
 
 
 def plain(text):
