@@ -55,6 +55,7 @@ def test_the_commands():
             "fuse",
             "distill",
             "consolidate",
+            "generate",
             "evaluate",
             "predict",
             "inspect",

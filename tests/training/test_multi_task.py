@@ -114,6 +114,9 @@ def test_adapters_share_the_very_parameters_and_one_pass():
     for name, tensor in a.tensors().items():
         assert (tensor is b.tensors()[name]) == (not name.startswith("head."))
     assert b.acts_as is a
+    memory = model.memory().adapters
+    assert memory["b"] == 4 * sum(tensor.numel() for name, tensor in b.tensors().items() if name.startswith("head."))
+    assert memory["a"] == 4 * sum(tensor.numel() for tensor in a.tensors().values())
     heads = {name for name in a.tensors() if name.startswith("head.")}
     assert len(list(model.parameters())) - len(list(backbone.model.parameters())) == len(a.tensors()) + len(heads)
     # As two adapters with the same numbers.

@@ -35,6 +35,7 @@ class Trained(nn.Module, Resident):
     Attributes:
         parameters_by_name: its parameters, as a module.
         objective: what is minimised; by default as its method has it.
+        borrowed: names of the parameters that are another one's too, and that count as its bytes.
         random_source: where its random numbers in training come from; None: from torch's source, as it stands.
     """
 
@@ -49,6 +50,7 @@ class Trained(nn.Module, Resident):
         own = {name: tensor.detach().clone().to(backbone.device) for name, tensor in adapter.tensors.items()}
         common = {} if shares is None else shares.common(adapter)
         self.parameters_by_name = ParameterTree({**own, **common}, adapter.fixed)
+        self.borrowed = frozenset(common)
         # Outside the module's attributes: else it would be a part of this one.
         alike = shares is not None and len(common) == sum(not name.startswith("head.") for name in own)
         self.__dict__["_acts_as"] = shares.acts_as if shares is not None and alike else self
@@ -92,7 +94,7 @@ class Trained(nn.Module, Resident):
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors().values())
+        return sum(tensor.nbytes for name, tensor in self.tensors().items() if name not in self.borrowed)
 
     @property
     def loaded(self) -> bool:

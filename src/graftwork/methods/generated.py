@@ -73,8 +73,9 @@ class GeneratedBottleneck(BottleneckMethod, ABC):
 
     @property
     def learning_rate(self) -> float:
-        """An embedding alone takes larger steps than the network that reads it."""
-        return 3e-4 if self.trains == "all" else 1e-2
+        """A step of the maps moves all that is generated, t times as far as a step of its own would. An embedding alone
+        takes larger steps."""
+        return 1e-4 if self.trains == "all" else 1e-2
 
     @abstractmethod
     def declare_code(self, spot: Spot, d: int) -> dict[str, Parameter]:
