@@ -22,7 +22,7 @@ from graftwork.combine.heads import one_of, several
 from graftwork.combine.poolfile import PoolTask
 from graftwork.combine.selecting import outputs_of, vectors_of
 from graftwork.combine.transferability import leep, transrate
-from graftwork.errors import AdapterError, MethodError, RecipeError
+from graftwork.errors import AdapterError, InterruptedRunError, MethodError, RecipeError
 from graftwork.heads import States
 from graftwork.kinds.several_tasks import SeveralHeads
 from graftwork.methods import IA3, AdaMix, FeatureExtraction, FullFineTuning, Houlsby, PrefixTuning, Union
@@ -386,6 +386,27 @@ def test_what_was_tuned_before_a_kill_is_not_tuned_again(backbone, tasks, tmp_pa
     monkeypatch.setattr(pools, "tune_recipe", noted)
     add_all(Pool(tmp_path / "pool", backbone=backbone), tasks, "b")
     assert tuned[0] == ("b", True, True)
+
+
+def test_interrupted_by_the_keyboard(backbone, tasks, tmp_path, monkeypatch):
+    from graftwork.training.trainer import AdapterTrainer
+
+    settings = {**TRAIN, "eval_strategy": "steps", "eval_steps": 5}
+    pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=METHOD)
+    plain = AdapterTrainer.training_step
+
+    def interrupt(self, *args, **kwargs):
+        if self.state.global_step == 12:
+            raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTrainer, "training_step", interrupt)
+        with pytest.raises(InterruptedRunError, match=r"kept up to step 10; the pool is as it was") as stop:
+            pool.add(tasks["a"], **settings)
+    assert not stop.value.resumable, "there is no --resume to be advised"
+    pool.add(tasks["a"], **settings)
+    assert pool.adapter("a").digest == tune(backbone, task=tasks["a"], method=METHOD, **settings).digest
 
 
 # What is refused

@@ -27,7 +27,7 @@ from graftwork.combine.poolfile import (
     write_member,
 )
 from graftwork.combine.selecting import choose, outputs_of
-from graftwork.errors import AdapterError, MethodError, RecipeError, nearest
+from graftwork.errors import AdapterError, InterruptedRunError, MethodError, RecipeError, nearest
 from graftwork.folders import HeldFolder, write_whole
 from graftwork.heads import PooledHead
 from graftwork.kinds import KINDS
@@ -199,6 +199,11 @@ class Pool:
             remove_unnamed(self.folder, PoolFile.read(self.folder))
             self._continue(held, recipe)
             step = self._add(recipe, training, progress=progress)
+        except InterruptedRunError as stop:
+            held.release()
+            raise InterruptedRunError(
+                f"{stop.problem}; the pool is as it was, and adding the task again goes on from there", resumable=False
+            ) from stop
         except BaseException:
             held.release()
             raise

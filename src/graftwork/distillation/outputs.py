@@ -80,7 +80,7 @@ class Teaching:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """The task's labels, in whose order logits are: those of the first teacher, until `use_labels` is given others."""
+        """The task's labels, in whose order logits are: the first teacher's, until `use_labels` is given others."""
         return self._labels
 
     def use_labels(self, labels: tuple[str, ...] | None) -> None:

@@ -65,12 +65,12 @@ class AdaptedModel(HuggingFaceModel):
         labels: Tensor | Mapping[str, Tensor] | None = None,
         targets: Tensor | Mapping[str, Tensor] | None = None,
         cached_states: Tensor | None = None,
-        teacher_outputs: Mapping[str, Tensor] | None = None,
         adapters: str | Sequence[str | None] | None = None,
         num_items_in_batch: StepItems | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        teacher_outputs: Mapping[str, Tensor] | None = None,
     ) -> AdaptedOutput | tuple[Any, ...]:
         """One forward pass of the backbone with an adapter and its head.
 
@@ -93,8 +93,6 @@ class AdaptedModel(HuggingFaceModel):
                 a mapping from adapter names, as for `labels`.
             cached_states: (B, n) or (B, T, n), for multiple choice (B, C, n) or (B, C, T, n): the result of
                 `states_to_cache` for these rows; the pass begins with them.
-            teacher_outputs: what teachers say of these rows, for an adapter that learns from them: `logits` of the
-                shape of its own, and `vectors` (B, d). Only a loss of distillation reads them.
             adapters: the name of the adapter; or one entry per row, a name or None for the backbone alone. Optional if
                 there is only one adapter.
             num_items_in_batch: the number of items to average the loss over when gradients are accumulated: the number
@@ -104,6 +102,8 @@ class AdaptedModel(HuggingFaceModel):
             output_hidden_states: return `hidden_states`.
             output_attentions: return `attentions`.
             return_dict: False returns a tuple.
+            teacher_outputs: what teachers say of these rows, for an adapter that learns from them: `logits` of the
+                shape of its own, and `vectors` (B, d). Only a loss of distillation reads them.
 
         Returns:
             `loss` (if there are labels), `logits` in float32 (B, C), for tags (B, T, C), in generation (B, T, V), and

@@ -22,7 +22,7 @@ def warn_of_scores(name: str, split: str, task: Task, rows: int, outcome: tuple[
         rows: of the split; of generation, its sources.
         outcome: predictions and labels, as `graftwork.tasks.compute` takes them; None where none were made.
     """
-    if rows < FEW:
+    if rows < FEW and not KINDS[task.kind].from_start:  # whose rows have no answers that are right or wrong
         held_out = f" (--task.{split}_fraction, or a larger split)" if split in ("validation", "test") else ""
         logger.warning(
             "%s: %s has %d row%s, so an accuracy is known only to ±%.2f (95 %%). Use more rows%s",
