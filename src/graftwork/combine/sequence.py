@@ -206,6 +206,7 @@ def _figure(sequences: dict[str, Sequence[Measured]]) -> dict[str, bytes]:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in axes[1]:
         panel.set_xlabel("tasks")
+        panel.set_ylim(bottom=0)
     axes[0, 0].legend()
     figure.tight_layout()
     found = {}
