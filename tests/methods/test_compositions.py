@@ -55,10 +55,12 @@ def part_outputs(tensors, part, site, x, sigma):
     return SIGMA[sigma](x @ D.T + b_D) @ U.T + b_U
 
 
-def attention(tensors, site, q, u):
-    """Σ p_n V u_n of u (N, B, T, d), written with every K u_n and V u_n."""
+def attention(tensors, site, q, u, kept=None):
+    """Σ p_n V u_n of u (N, B, T, d), written with every K u_n and V u_n; scores are multiplied by `kept` (B, T, N)."""
     Q, b_q, K, b_k, V = (tensors[f"fusion.{site}.{n}"] for n in ("query", "query_bias", "key", "key_bias", "value"))
     scores = ((q @ Q.T + b_q) * (u @ K.T + b_k)).sum(-1)
+    if kept is not None:
+        scores = scores * kept.movedim(-1, 0)
     p = scores.softmax(dim=0)
     return (p[..., None] * (u @ V.T)).sum(0), p
 
@@ -77,11 +79,15 @@ def states_of(backbone, adapter, batch):
         model.detach()
 
 
-def test_fusion_is_that_of_the_paper_and_so_are_its_gradients():
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_fusion_is_that_of_the_paper_and_so_are_its_gradients(dropout):
+    """In training: dropout of the scores is drawn once and given to both."""
     backbone = make_backbone("bert", dtype=torch.float64)
     sizes = (6, 3, 5)
     adapter = make_adapter(
-        backbone, Fuse(parts=[Pfeiffer(bottleneck=m, activation="relu") for m in sizes]), trained=True
+        backbone,
+        Fuse(parts=[Pfeiffer(bottleneck=m, activation="relu") for m in sizes], attention_dropout=dropout),
+        trained=True,
     )
     tensors = {name: tensor.requires_grad_() for name, tensor in doubled(adapter).items()}
     site = "layers.1.ffn.norm"
@@ -90,16 +96,20 @@ def test_fusion_is_that_of_the_paper_and_so_are_its_gradients():
     s = torch.randn(2, 5, WIDTH, generator=generator, dtype=torch.float64)
     norm = torch.nn.LayerNorm(WIDTH, dtype=torch.float64)
     [op] = ops_of(backbone, adapter, tensors)[site]
-    found = op.around(norm, Lone())(s)
+    torch.manual_seed(5)
+    found = op.around(norm, Lone(training=True))(s)
+    torch.manual_seed(5)
+    kept = torch.nn.functional.dropout(torch.ones(2, 5, len(sizes), dtype=torch.float64), dropout)
     x = norm(s)
     owner = "layers.1.ffn.result"
     u = torch.stack([part_outputs(tensors, name, owner, x, "relu") for name in names])
-    expected = norm(s + attention(tensors, site, x, u)[0])
+    expected = norm(s + attention(tensors, site, x, u, kept)[0])
     close(found, expected)
-    own = [name for name in tensors if site in name or owner in name]
+    # Without dropout, the keys' bias shifts all scores of a softmax alike, and has no part.
+    own = [n for n in tensors if (site in n or owner in n) and (dropout or not n.endswith("key_bias"))]
     direction = torch.randn(found.shape, generator=generator, dtype=torch.float64)
     gradients = [torch.autograd.grad((y * direction).sum(), [tensors[n] for n in own]) for y in (found, expected)]
-    assert len(own) == 5 + 4 * len(sizes)
+    assert len(own) == 4 + bool(dropout) + 4 * len(sizes)
     for name, mine, theirs in zip(own, *gradients, strict=True):
         close(mine, theirs, what=name, scale=float(gradients[1][own.index(f"fusion.{site}.value")].abs().max()))
 
