@@ -13,7 +13,7 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from studies import domains
+from studies import domains, figures
 from studies.grid import Grid, Record, markdown
 from studies.labelled import TASKS
 
@@ -102,7 +102,8 @@ def report(records: list[Record]) -> str:
                     ]
                 )
         header = ["pool", "mean accuracy, %", "forgetting, points", "MB", "seconds for 100 inputs", "seeds"]
-        tables.append(f"## {sequence}\n\n{markdown(header, lines)}")
+        figure = f"![Mean test accuracy after each task](consolidating-{sequence}.svg)"
+        tables.append(f"## {sequence}\n\n{markdown(header, lines)}\n\n{figure}\n")
     return f"""# Pools of few adapters for many tasks
 
 MiniLM, Pfeiffer's bottlenecks (reduction 16); at most {ROWS} rows a task, {EPOCHS} epochs at rate {RATE:g} for each
@@ -112,6 +113,15 @@ of its 95 % interval over seeds. TransRate chooses the member. Made by `python -
 
 {chr(10).join(tables)}
 """
+
+
+def draw(records: list[Record]) -> None:
+    """The figures of the page: the mean score after each task."""
+    for sequence in dict.fromkeys(record["sequence"] for record in records):
+        found = {how: [r["means"] for r in records if (r["sequence"], r["how"]) == (sequence, how)] for how in HOWS}
+        own = {how: [mean(after) for after in zip(*means, strict=True)] for how, means in found.items() if means}
+        file = HERE.with_name(f"consolidating-{sequence}.svg")
+        figures.curves(file, own, "tasks so far", "mean test accuracy, %")
 
 
 HERE = Path(__file__)
@@ -129,6 +139,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     given = parser.parse_args()
     wanted = [(sequence, how, seed) for seed in given.seeds for sequence in given.sequences for how in given.hows]
+    GRID.run(wanted, partial(measure, data=given.data, work=given.work), workers=1)
+    draw(GRID.recorded())
     GRID.fill(wanted, partial(measure, data=given.data, work=given.work), workers=1)
 
 

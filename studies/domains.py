@@ -1,7 +1,7 @@
 """The 16 domains of reviews of Liu et al. 2017 (FDU-MTL) as tasks: for studies of what comes of several adapters."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -41,13 +41,15 @@ def task(folder: Path, name: str) -> Any:
     return Task(name=name, data=str(folder / name), text="text", metrics="accuracy")
 
 
-def interval(values: list[float]) -> str:
+def interval(values: Sequence[float]) -> str:
     """The mean over seeds, in percent, and half the width of its 95 % interval."""
-    middle = 100 * mean(values)
-    if len(values) < 2:
-        return f"{middle:.1f}"
-    half = T_95.get(len(values), 1.96) * 100 * stdev(values) / len(values) ** 0.5
-    return f"{middle:.1f} ± {half:.1f}"
+    middle = f"{100 * mean(values):.1f}"
+    return middle if len(values) < 2 else f"{middle} ± {100 * half_width(values):.1f}"
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of a mean over seeds (Student's t); 0 of one seed."""
+    return 0.0 if len(values) < 2 else T_95.get(len(values), 1.96) * stdev(values) / len(values) ** 0.5
 
 
 def scores_of(adapter: Any) -> Mapping[str, float]:

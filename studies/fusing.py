@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from studies import domains
+from studies import domains, figures
 from studies.grid import Grid, Record, markdown
 
 LENGTH, EPOCHS = 64, 5
@@ -118,7 +118,20 @@ the processor's, for all domains.
 Made by `python -m studies.fusing`.
 
 {table}
+
+![Mean test accuracy over the domains, by way](fusing.svg)
 """
+
+
+def draw(records: list[Record]) -> None:
+    """The figure of the page."""
+    known = [how for how in RATES if any(r["how"] == how and r["seed"] == 0 for r in records)]
+    best = {how: best_rate(records, how) for how in known}
+    own = {
+        how: [mean(r["test"].values()) for r in records if r["how"] == how and r["rate"] == rate]
+        for how, rate in best.items()
+    }
+    figures.bars(HERE.with_suffix(".svg"), own, "mean test accuracy, %")
 
 
 HERE = Path(__file__)
@@ -137,6 +150,7 @@ def main() -> None:
         GRID.run([(how, rate, 0) for rate in RATES[how]], run, workers=1)
         best = best_rate(GRID.recorded(), how)
         GRID.run([(how, best, seed) for seed in given.seeds], run, workers=1)
+    draw(GRID.recorded())
     GRID.fill([], run, workers=1)
 
 

@@ -15,7 +15,7 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from studies import domains
+from studies import domains, figures
 from studies.grid import Grid, Record, markdown
 
 LENGTH, EPOCHS, HELD_OUT, SHOTS = 64, 5, 4, (16, 64)
@@ -146,7 +146,20 @@ Four domains that were held out, from a few examples: by the hypernetwork, of wh
 trained, and by methods from the start, for as many steps.
 
 {markdown(["way", *(f"{shots} examples" for shots in SHOTS), "seeds"], held)}
+
+![Mean test accuracy over the known domains, by way](generating.svg)
 """
+
+
+def draw(records: list[Record]) -> None:
+    """The figure of the page."""
+    known = [how for how in MANY if any(r["how"] == how and r["seed"] == 0 for r in records)]
+    best = {how: best_rate(records, how) for how in known}
+    own = {
+        how: [mean(r["test"].values()) for r in records if r["how"] == how and r["rate"] == rate]
+        for how, rate in best.items()
+    }
+    figures.bars(HERE.with_suffix(".svg"), own, "mean test accuracy, %")
 
 
 HERE = Path(__file__)
@@ -165,6 +178,7 @@ def main() -> None:
         GRID.run([(how, rate, 0) for rate in MANY[how]], run, workers=1)
         best = best_rate(GRID.recorded(), how)
         GRID.run([(how, best, seed) for seed in given.seeds], run, workers=1)
+    draw(GRID.recorded())
     GRID.fill([], run, workers=1)
 
 
