@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SHOWN = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"),
-    *("docs/**/*.md", "studies/*.md", "benchmarks/RESULTS.md", "examples/*.*"),
+    *("docs/**/*.md", "studies/*.md", "studies/*.svg", "benchmarks/RESULTS.md", "examples/*.*"),
 )
 """As patterns. What is no page, such as a script of the examples, is copied."""
 
