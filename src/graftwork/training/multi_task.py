@@ -180,8 +180,15 @@ def _run(
 
 
 def _refuse_unusable(recipe: Recipe) -> None:
-    """Refuse training settings that are of one task's run."""
+    """Refuse sections and training settings that are of one task's run."""
     settings = recipe.train
+    for section, what in (("start", "begin with the tensors of another adapter"), ("distill", "learn from teachers")):
+        if getattr(recipe, section) is not None:
+            raise RecipeError(
+                f"tasks that train one adapter cannot {what}: {section} would do nothing",
+                expected=f"a recipe of one task, or of several without {section}",
+                change=section,
+            )
     if settings.prefix_cache == "on":
         raise RecipeError(
             "tasks that train one adapter cannot have a prefix cache: passes that they share begin at the input",
