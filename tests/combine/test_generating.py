@@ -2,15 +2,17 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
 from closeness import close
-from training.workbench import FAST, at_step, contents, killed, make_rows, names_in, sentence, write_csv
+from training.workbench import FAST, at_step, contents, killed, make_backbone, make_rows, names_in, sentence, write_csv
 
 from graftwork import (
     AdaptedModel,
     Adapter,
+    Backbone,
     BiHNet,
     HyperFormer,
     LoRA,
@@ -259,3 +261,34 @@ def test_the_command(graftwork, trained, backbone_folder, examples, tmp_path):
     again = graftwork("generate", trained / "hyperformer++", "--task", "twin", "--output", tmp_path / "a", "--quiet")
     assert "exists already" in again.err
     assert not (tmp_path / "c").exists()
+
+
+def test_another_backbone_is_refused(
+    graftwork, trained, backbone_folder, other_backbone_folder, tmp_path, examples, unseen
+):
+    wider = make_backbone(tmp_path / "wider", hidden_size=64)
+    for folder in (other_backbone_folder, wider):
+        ran = graftwork(
+            *("generate", trained / "hyperformer", "--task", "twin", "--backbone", folder),
+            *("--output", tmp_path / "a", "--quiet"),
+        )
+        assert ran.status == 2, ran.err
+        assert "was made for backbone" in ran.err
+        other = Backbone.load(str(folder))
+        for more in ({}, {"examples": examples}):
+            task = unseen if more else "twin"
+            with pytest.raises(AdapterError, match="was made for backbone"):
+                generate_adapter(trained / "bihnet", task, backbone=other, **more)
+    assert not (tmp_path / "a").exists()
+    moved = shutil.copytree(backbone_folder, tmp_path / "moved")
+    found = generate_adapter(trained / "hyperformer", "twin", backbone=Backbone.load(str(moved)))
+    assert found.adapter.digest == generate_adapter(trained / "hyperformer", "twin").adapter.digest
+
+
+def test_a_backbone_that_was_replaced_in_its_folder_is_refused(tasks, tmp_path):
+    folder = make_backbone(tmp_path / "here")
+    adapter = tune(Backbone.load(str(folder)), task=tasks[0], method=PLUS, **{**FAST, "max_steps": 1})
+    shutil.rmtree(folder)
+    make_backbone(folder, hidden_size=64)
+    with pytest.raises(AdapterError, match=r"was made for backbone(.|\n)*hidden_size 64 instead of 32"):
+        generate_adapter(adapter)

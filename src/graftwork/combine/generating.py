@@ -75,7 +75,7 @@ def generate_adapter(
         training: with examples, fields of `TrainingSettings`.
 
     Raises:
-        AdapterError: there is no such task, or the adapter's method has no hypernetwork.
+        AdapterError: there is no such task, the adapter's method has no hypernetwork, or it is for another backbone.
         GraftworkError: with examples, as `tune`.
     """
     known = {hypernetwork.task.name: hypernetwork} if isinstance(hypernetwork, Adapter) else _read(Path(hypernetwork))
@@ -88,7 +88,12 @@ def generate_adapter(
                 change="--examples, or leave out the training settings",
             )
         source = _chosen(known, task)
-        return _generated(source, backbone or Backbone.outline(source.backbone.name))
+        if backbone is None:
+            backbone = Backbone.outline(source.backbone.name)
+            source.backbone.check_shape(backbone)
+        else:
+            source.check(backbone)
+        return _generated(source, backbone)
     first = next(iter(known.values()))
     with shown_on_stderr(shown=progress) as display:
         if backbone is None:
