@@ -263,6 +263,26 @@ def test_the_command(graftwork, trained, backbone_folder, examples, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_what_the_command_refuses_by_its_flag(graftwork, trained, examples, tmp_path):
+    few = ("--examples", examples, "--text", "sentence", "--label", "class", "--task", "unseen")
+    for wrong, part in (
+        ((*few, "--train.backbone", "x"), "unknown key 'train.backbone'"),
+        ((*few, "--train.hypernetwork", "x"), "change: --train.hypernetwork"),
+        ((*few, "--train.self", "x"), "change: --train.self"),
+        ((*few, "--train.max_steps", "no"), "change: --train.max_steps"),
+        ((*few, "--train.seed", "-1", "--train.warmup_ratio", "x"), "change: --train.seed, --train.warmup_ratio"),
+        ((*few, "--task.text", "x"), "task.text is given both as a flag and as a setting"),
+        ((*few, "--task.data", "x", "--task.splits", "x"), "--task.data, --task.splits would do nothing"),
+        ((*few, "--task.self", "x"), "unknown key 'self'"),
+        (("--examples", examples, "--task", "rte", "--task.self", "x"), "unknown key 'self'"),
+        (("--task", "twin", "--task.text", "x"), "--task.text would do nothing"),
+    ):
+        ran = graftwork("generate", trained / "bihnet", *wrong, "--output", tmp_path / "c", "--quiet")
+        assert ran.status == 2, (wrong, ran.err)
+        assert part in ran.err, (wrong, ran.err)
+    assert not (tmp_path / "c").exists()
+
+
 def test_another_backbone_is_refused(
     graftwork, trained, backbone_folder, other_backbone_folder, tmp_path, examples, unseen
 ):

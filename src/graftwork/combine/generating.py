@@ -196,6 +196,7 @@ def _recipe(known: Adapter, task: Task, backbone: Backbone, training: Mapping[st
             "train": {**own, **training},
         },
         origin="the arguments of generate_adapter",
+        given=[f"train.{name}" for name in training],
     )
     return recipe.resolved(backbone, task, method)
 
