@@ -275,12 +275,26 @@ def test_what_the_command_refuses_by_its_flag(graftwork, trained, examples, tmp_
         ((*few, "--task.data", "x", "--task.splits", "x"), "--task.data, --task.splits would do nothing"),
         ((*few, "--task.self", "x"), "unknown key 'self'"),
         (("--examples", examples, "--task", "rte", "--task.self", "x"), "unknown key 'self'"),
+        (("--task", "twin", "--dtype", "float64"), "change: --examples"),
         (("--task", "twin", "--task.text", "x"), "--task.text would do nothing"),
     ):
         ran = graftwork("generate", trained / "bihnet", *wrong, "--output", tmp_path / "c", "--quiet")
         assert ran.status == 2, (wrong, ran.err)
         assert part in ran.err, (wrong, ran.err)
     assert not (tmp_path / "c").exists()
+
+
+def test_the_precision_is_that_which_is_asked_for(graftwork, trained, backbone, examples, unseen, tmp_path):
+    few = ("--examples", examples, "--text", "sentence", "--label", "class", "--task", "unseen", "--quiet")
+    ran = graftwork(
+        "generate", trained / "bihnet", *few, "--dtype", "float64", "--train.max_steps", "1", "--output", tmp_path / "a"
+    )
+    assert ran.status == 0, ran.err
+    assert Adapter.load(tmp_path / "a").recipe["dtype"] == "float64"
+    found = generate_adapter(trained / "bihnet", unseen, examples=examples, dtype="bfloat16", max_steps=1)
+    assert found.adapter.recipe["dtype"] == "bfloat16"
+    with pytest.raises(RecipeError, match=r"dtype='bfloat16' would do nothing(.|\n)*backbone"):
+        generate_adapter(trained / "bihnet", unseen, examples=examples, backbone=backbone, dtype="bfloat16")
 
 
 def test_another_backbone_is_refused(

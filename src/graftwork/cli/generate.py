@@ -60,7 +60,7 @@ def generate(
     backbone
         Folder or hub id of the backbone, if it has moved.
     dtype
-        Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
+        With --examples, precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
     overwrite
         Replace an existing output.
     quiet
@@ -82,6 +82,7 @@ def generate(
         idle = [
             *(_flag(key) for key in given),
             *(f"--{key}" for key in of_task),
+            *(["--dtype"] if dtype != "auto" else []),
         ]
         if idle:
             raise RecipeError(f"{', '.join(idle)} would do nothing without examples", change="--examples")
@@ -105,6 +106,7 @@ def generate(
         task if examples is None else _new_task(task, given, examples),
         examples=examples,
         backbone=None if backbone is None else Backbone.load(backbone, dtype=dtype),
+        dtype="auto" if backbone is not None else dtype,
         progress=not quiet,
         **training,
     )
