@@ -184,6 +184,33 @@ def read_record(folder: Path) -> dict[str, Any]:
     }
 
 
+def adapters_in(folder: Path) -> list[str]:
+    """The names of the adapters' folders in a folder; none where it is an adapter's itself, or does not exist. Hidden
+    ones are runs that go on.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if (folder / CONFIG).is_file():
+        return []
+    return sorted(own.parent.name for own in folder.glob(f"*/{CONFIG}") if not own.parent.name.startswith("."))
+
+
+def refuse_several(folder: Path) -> None:
+    """Refuse a folder that holds those of several adapters, where one is to be read.
+
+    Raises:
+        AdapterError: names them.
+    """
+    names = adapters_in(folder)
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise AdapterError(
+            f"{str(folder)!r} is not an adapter's folder: it holds those of {', '.join(names[:5])}{more}",
+            expected=f"one of them, such as {folder / names[0]}",
+        )
+
+
 def refuse_existing(folder: Path, *, overwrite: bool = False, config: str = CONFIG) -> None:
     """Refuse an output folder that exists already, before any work is done.
 
@@ -275,6 +302,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], AdapterFile]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
+        refuse_several(folder)
         what = f"{str(folder)!r} is not an adapter folder: it has no {CONFIG}"
         raise AdapterError(
             what if folder.is_dir() else f"adapter folder {str(folder)!r} does not exist",
