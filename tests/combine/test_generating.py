@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from closeness import close
+from safetensors.torch import load_file, save_file
 from training.workbench import FAST, at_step, contents, killed, make_backbone, make_rows, names_in, sentence, write_csv
 
 from graftwork import (
@@ -25,7 +26,7 @@ from graftwork import (
 from graftwork.combine import Generated
 from graftwork.errors import AdapterError, DataError, MethodError, RecipeError
 from graftwork.training.baseline import embeddings
-from graftwork.training.multi_task_folder import read_tasks_file
+from graftwork.training.multi_task_folder import read_tasks_file, read_tasks_folder
 
 SIZES = {"bottleneck": 6, "code_size": 8, "hidden_size": 16}
 PLUS = HyperFormer(**SIZES, generators="stack")
@@ -149,6 +150,70 @@ def test_what_a_task_takes_is_its_embedding_and_head(trained):
     assert found.own_bytes < found.source.num_bytes / 20
     vectors = generate_adapter(trained / "bihnet", "words")
     assert vectors.own_parameters == head + 2 * 32
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_hypernetwork_lies_on_the_disk_once(graftwork, trained, name, tmp_path):
+    folder = shutil.copytree(trained / name, tmp_path / "o")
+    assert names_in(folder) == [
+        "log.jsonl",
+        "pairs",
+        "recipe.yaml",
+        "shared.safetensors",
+        "tasks.json",
+        "twin",
+        "words",
+    ]
+    shared, own = load_file(folder / "shared.safetensors"), load_file(folder / "twin" / "adapter.safetensors")
+    assert not shared.keys() & own.keys()
+    vectors = {"task.embedding"} if name != "bihnet" else {"task.long", "task.short"}
+    assert {key for key in own if not key.startswith("head.")} == vectors
+    # What a task takes of the disk is what `generate` says that it does.
+    size = (folder / "twin" / "adapter.safetensors").stat().st_size
+    assert size == generate_adapter(folder, "twin").own_bytes
+    # Whoever reads a task's folder has the whole adapter; where it is saved, it stands alone.
+    adapter = Adapter.load(folder / "twin")
+    assert adapter.tensors.keys() == shared.keys() | own.keys()
+    assert adapter.digest == read_tasks_file(folder).tasks["twin"].digest
+    assert graftwork("evaluate", folder / "twin").status == 0
+    assert graftwork("predict", folder / "twin", "one good two").status == 0
+    assert graftwork("inspect", folder / "twin").status == 0
+    assert "twin" in graftwork("list", folder).out
+    adapter.save(tmp_path / "alone")
+    assert names_in(tmp_path / "alone") == ["README.md", "adapter.json", "adapter.safetensors", "recipe.yaml"]
+    content = json.loads((tmp_path / "alone" / "adapter.json").read_text())
+    assert (content["schema_version"], "shared" in content) == (2, False)
+    assert load_file(tmp_path / "alone" / "adapter.safetensors").keys() == adapter.tensors.keys()
+    # A whole adapter among them, as all of them once were, is one as well.
+    shutil.rmtree(folder / "twin")
+    shutil.copytree(tmp_path / "alone", folder / "twin")
+    assert {name: own.digest for name, own in read_tasks_folder(folder).items()} == {
+        name: entry.digest for name, entry in read_tasks_file(folder).tasks.items()
+    }
+    shutil.rmtree(folder)
+    assert Adapter.load(tmp_path / "alone").digest == adapter.digest
+
+
+def test_a_task_without_its_shared_tensors_is_one_clear_error(trained, tmp_path):
+    shutil.copytree(trained / "bihnet" / "twin", tmp_path / "twin")
+    with pytest.raises(AdapterError, match=r"shared\.safetensors(.|\n)*Adapter\.load(.|\n)*save"):
+        Adapter.load(tmp_path / "twin")
+    folder = shutil.copytree(trained / "bihnet", tmp_path / "o")
+    tensors = load_file(folder / "shared.safetensors")
+    first = next(iter(tensors))
+    save_file({**tensors, first: tensors[first] + 1}, folder / "shared.safetensors")
+    with pytest.raises(AdapterError, match=r"shared\.safetensors changed after graftwork wrote it"):
+        Adapter.load(folder / "twin")
+    save_file({name: tensor for name, tensor in tensors.items() if name != first}, folder / "shared.safetensors")
+    with pytest.raises(AdapterError, match=rf"does not belong to adapter\.json: it lacks {first}"):
+        Adapter.load(folder / "twin")
+    (folder / "shared.safetensors").write_bytes(b"x" * 20)
+    with pytest.raises(AdapterError, match=r"shared\.safetensors is damaged"):
+        Adapter.load(folder / "twin")
+    edited = json.loads((folder / "twin" / "adapter.json").read_text())
+    (folder / "twin" / "adapter.json").write_text(json.dumps({**edited, "shared": "../../elsewhere.safetensors"}))
+    with pytest.raises(AdapterError, match=r"shared='\.\./\.\./elsewhere"):
+        Adapter.load(folder / "twin")
 
 
 def test_an_adapter_by_itself_is_a_hypernetwork_too(backbone, tasks):

@@ -424,6 +424,8 @@ def test_tasks_that_cannot_be(run, backbone, tasks, tmp_path):
         tune_tasks(backbone, "words")
     with pytest.raises(RecipeError, match="cannot be a folder's name"):
         run(None, chosen=[tasks[0], tasks[1].override(name="tasks.json")])
+    with pytest.raises(RecipeError, match="cannot be a folder's name"):
+        run(None, chosen=[tasks[0], tasks[1].override(name="shared.safetensors")])
     with pytest.raises(RecipeError, match="both task and tasks"):
         MultiTaskRecipe.parse({"task": "rte", "tasks": ["rte", "cola"]})
     with pytest.raises(GraftworkError, match="cannot be resumed"):

@@ -2,7 +2,7 @@
 
 On the model there is an adapter in training for each task. They have the method's parameters in common, so that one
 trainer, one optimizer and one series of checkpoints serve all of them, and rows of several tasks share a pass. What is
-saved is a whole adapter for each task, so that each can be used by itself.
+saved is an adapter for each task, so that each can be used by itself.
 
 Caruana 1997, "Multitask Learning"; with adapters: Stickland & Murray 2019, "BERT and PALs", arXiv:1902.02671.
 """
