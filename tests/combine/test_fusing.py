@@ -126,7 +126,7 @@ def test_what_a_fusion_attends_to_is_shown(graftwork, fuse, backbone, tmp_path):
     assert fuse().status == 0
     ran = graftwork("fuse", tmp_path / "fused", "--show", "--output", tmp_path / "shown", "--quiet")
     assert (ran.status, ran.err) == (0, "")
-    assert names_in(tmp_path / "shown") == ["gates.csv", "gates.png"]
+    assert names_in(tmp_path / "shown") == ["gates.csv", "gates.png", "gates.svg"]
     with (tmp_path / "shown" / "gates.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["site"], row["part"]) for row in rows[:2]] == [
@@ -181,6 +181,9 @@ def test_mistakes_are_named(graftwork, fuse, parts, data, other_backbone_folder,
         "does not exist": graftwork("fuse", tmp_path / "none", *out, "--task", "sst2"),
         "nothing without --show": graftwork("fuse", parts / "classes", *out, "--task", "sst2", "--split", "test"),
         "--task cannot be used with --show": graftwork("fuse", parts / "classes", *out, "--task", "sst2", "--show"),
+        "method.parts cannot": fuse("y", "--method.parts", "pfeiffer"),
+        "task.data cannot": fuse("y", "--task.data", "other.csv"),
+        "--kind cannot be": graftwork("fuse", parts / "classes", *out, "--show", "--kind", "gate"),
         "has no gates": graftwork("fuse", parts / "classes", *out, "--show", "--quiet"),
         "was made for backbone": fuse("y", "--backbone", other_backbone_folder),
     }

@@ -18,7 +18,9 @@ from graftwork.methods import (
     FullFineTuning,
     Fuse,
     Gate,
+    HeadOnly,
     Houlsby,
+    LayerNormTuning,
     LoRA,
     Parallel,
     Pfeiffer,
@@ -55,10 +57,12 @@ def part_outputs(tensors, part, site, x, sigma):
     return SIGMA[sigma](x @ D.T + b_D) @ U.T + b_U
 
 
-def attention(tensors, site, q, u):
-    """Σ p_n V u_n of u (N, B, T, d), written with every K u_n and V u_n."""
+def attention(tensors, site, q, u, kept=None):
+    """Σ p_n V u_n of u (N, B, T, d), written with every K u_n and V u_n; scores are multiplied by `kept` (B, T, N)."""
     Q, b_q, K, b_k, V = (tensors[f"fusion.{site}.{n}"] for n in ("query", "query_bias", "key", "key_bias", "value"))
     scores = ((q @ Q.T + b_q) * (u @ K.T + b_k)).sum(-1)
+    if kept is not None:
+        scores = scores * kept.movedim(-1, 0)
     p = scores.softmax(dim=0)
     return (p[..., None] * (u @ V.T)).sum(0), p
 
@@ -77,11 +81,15 @@ def states_of(backbone, adapter, batch):
         model.detach()
 
 
-def test_fusion_is_that_of_the_paper_and_so_are_its_gradients():
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_fusion_is_that_of_the_paper_and_so_are_its_gradients(dropout):
+    """In training: dropout of the scores is drawn once and given to both."""
     backbone = make_backbone("bert", dtype=torch.float64)
     sizes = (6, 3, 5)
     adapter = make_adapter(
-        backbone, Fuse(parts=[Pfeiffer(bottleneck=m, activation="relu") for m in sizes]), trained=True
+        backbone,
+        Fuse(parts=[Pfeiffer(bottleneck=m, activation="relu") for m in sizes], attention_dropout=dropout),
+        trained=True,
     )
     tensors = {name: tensor.requires_grad_() for name, tensor in doubled(adapter).items()}
     site = "layers.1.ffn.norm"
@@ -90,16 +98,20 @@ def test_fusion_is_that_of_the_paper_and_so_are_its_gradients():
     s = torch.randn(2, 5, WIDTH, generator=generator, dtype=torch.float64)
     norm = torch.nn.LayerNorm(WIDTH, dtype=torch.float64)
     [op] = ops_of(backbone, adapter, tensors)[site]
-    found = op.around(norm, Lone())(s)
+    torch.manual_seed(5)
+    found = op.around(norm, Lone(training=True))(s)
+    torch.manual_seed(5)
+    kept = torch.nn.functional.dropout(torch.ones(2, 5, len(sizes), dtype=torch.float64), dropout)
     x = norm(s)
     owner = "layers.1.ffn.result"
     u = torch.stack([part_outputs(tensors, name, owner, x, "relu") for name in names])
-    expected = norm(s + attention(tensors, site, x, u)[0])
+    expected = norm(s + attention(tensors, site, x, u, kept)[0])
     close(found, expected)
-    own = [name for name in tensors if site in name or owner in name]
+    # Without dropout, the keys' bias shifts all scores of a softmax alike, and has no part.
+    own = [n for n in tensors if (site in n or owner in n) and (dropout or not n.endswith("key_bias"))]
     direction = torch.randn(found.shape, generator=generator, dtype=torch.float64)
     gradients = [torch.autograd.grad((y * direction).sum(), [tensors[n] for n in own]) for y in (found, expected)]
-    assert len(own) == 5 + 4 * len(sizes)
+    assert len(own) == 4 + bool(dropout) + 4 * len(sizes)
     for name, mine, theirs in zip(own, *gradients, strict=True):
         close(mine, theirs, what=name, scale=float(gradients[1][own.index(f"fusion.{site}.value")].abs().max()))
 
@@ -288,6 +300,63 @@ def test_settings_written_and_read_find_their_tensors(tmp_path):
         make_adapter(backbone, make_method("fuse", {k: v for k, v in text.items() if k != "name"}))
 
 
+def test_what_weights_leave_is_the_frozen_backbones():
+    backbone = make_backbone("bert", dtype=torch.float64)
+    batch = inputs_for(backbone.model, 7, 4)
+    [bare] = [states_of(backbone, make_adapter(backbone, HeadOnly()), batch)]
+    for method in (LayerNormTuning(), IA3(), Houlsby(bottleneck=4), LoRA(rank=2)):
+        [adapter] = parts_on(backbone, method)
+        nothing = make_adapter(backbone, Average(parts=[adapter], weights=(0.0,)))
+        for mine, theirs in zip(states_of(backbone, nothing, batch), bare, strict=True):
+            close(mine, theirs, PASS, what=method.name, precision=torch.float32)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_fusion_is_averaged_with_a_bottleneck_in_any_order(order):
+    backbone = make_backbone("gpt2", dtype=torch.float64)
+    fusion = Fuse(parts=[Pfeiffer(bottleneck=6), Pfeiffer(bottleneck=3)])
+    both = [("f", fusion), ("p", Pfeiffer(bottleneck=4))]
+    adapter = make_adapter(backbone, Average(parts=dict(both[i] for i in order)), trained=True)
+    tensors, site, place = doubled(adapter), "layers.1.ffn.result", Lone()
+    r, h = torch.randn(2, 2, 5, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    ops = ops_of(backbone, adapter)
+    [remember] = ops["layers.1.ffn.norm"]
+    remember.around(lambda x: x, place)(r)
+    own = {name.removeprefix("parts.f."): t for name, t in tensors.items() if name.startswith("parts.f.")}
+    u = torch.stack([part_outputs(own, part.name, site, h, "relu") for part in fusion.parts])
+    expected = h + (attention(own, site, h + r, u)[0] + part_outputs(tensors, "p", site, h, "relu")) / 2
+    [op] = ops[site]
+    close(op.around(lambda x: x, place)(h), expected)
+
+
+def test_trained_parts_keep_their_own_penalty():
+    backbone = make_backbone("bert")
+    fusion = make_adapter(backbone, Fuse(parts=[Pfeiffer(bottleneck=3)] * 2), trained=True)
+    for train in (False, True):
+        outer = Fuse(parts={"f": fusion, "g": fusion}, train_parts=train)
+        adapter = make_adapter(backbone, outer)
+        inner = fusion.method.penalty(fusion.tensors).item()
+        expected = 2 * inner if train else 0.0
+        assert inner > 0.01
+        assert outer.penalty(adapter.tensors).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_scores_have_dropout_in_training_only():
+    backbone = make_backbone("bert")
+    model = AdaptedModel(backbone)
+    method = Fuse(parts=[Pfeiffer(bottleneck=6), Pfeiffer(bottleneck=3)], attention_dropout=0.5)
+    model.add("a", make_adapter(backbone, method, trained=True), trainable=True)
+    batch = inputs_for(backbone.model, 7, 4)
+    with torch.no_grad():
+        resting = model.eval()(**batch).logits
+        assert torch.equal(model(**batch).logits, resting)
+        model.train()
+        assert not torch.equal(model(**batch).logits, model(**batch).logits)
+    model(**batch, labels=torch.tensor([0, 1])).loss.backward()
+    assert model.in_training("a").tensors()["fusion.layers.0.ffn.norm.key_bias"].grad.abs().max() > 0
+    model.detach()
+
+
 def mistakes(backbone):
     bottleneck, prefix, lora = parts_on(
         backbone, Pfeiffer(bottleneck=6), PrefixTuning(num_virtual_tokens=2, reparametrise=False), LoRA(rank=2)
@@ -306,6 +375,7 @@ def mistakes(backbone):
         "no parts": (lambda: Fuse(parts=[]), "at least 1"),
         "names": (lambda: Fuse(parts={"a.b": bottleneck}), "letters"),
         "rivals": (lambda: Stack(parts=[normed, normed]), "both replace"),
+        "draws": (lambda: Gate(parts=[Pfeiffer(robust_drop=True)] * 2), "robust_drop"),
         "IA3": (lambda: Fuse(parts=[IA3(), IA3()]), "Scale"),
     }
 

@@ -22,6 +22,7 @@ from graftwork.heads import Head
 from graftwork.kinds import DEFAULT_KIND, KINDS
 from graftwork.kinds.heads import head_for
 from graftwork.methods import Method, as_method
+from graftwork.methods.gating import GatedComposition
 from graftwork.methods.parameters import Parameter, initialise
 
 
@@ -198,7 +199,7 @@ class Adapter(Record):
             AdapterError: the method has no gates.
             MethodError: there is no such part, or none is left.
         """
-        if not hasattr(self.method, "masked_parts"):
+        if not isinstance(self.method, GatedComposition):
             raise AdapterError(
                 f"method {self.method.name!r} has no parts to leave out", expected="an adapter of method fuse or gate"
             )

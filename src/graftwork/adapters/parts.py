@@ -9,7 +9,7 @@ from graftwork.adapters.record import Record
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, MethodError
 from graftwork.methods import Method
-from graftwork.methods.parts import Part, parts_of, plain_name
+from graftwork.methods.parts import Part, plain_name
 
 
 def read_part(folder: str | Path, *, name: str | None = None) -> Part:
@@ -65,7 +65,7 @@ def bring_parts(method: Method, backbone: Backbone) -> None:
         AdapterError: a part is of another backbone; or its folder is missing, damaged, or has another adapter by now.
         MethodError: the tensors of a part are not at hand, and it has no folder.
     """
-    for part in parts_of(method):
+    for part in method.every_part():
         if part.digest is None:
             continue
         if part.backbone is not None and part.backbone != backbone.fingerprint:

@@ -63,7 +63,7 @@ def fuse(
         How a text becomes one vector: auto (the backbone's own way), pooler, first, last, mean. Default: auto.
     show
         Measure how much a fusion uses each of its parts, in the mean over the tokens of a split; write a table
-        (gates.csv) and a figure (gates.png) to the output folder.
+        (gates.csv) and a figure (gates.png, gates.svg) to the output folder.
     split
         With --show, the split to read. Default: validation.
     resume
@@ -76,7 +76,13 @@ def fuse(
         Print the result as JSON.
     """
     if show:
-        refused = {"--task": task, "--train-parts": train_parts or None, "--resume": resume or None}
+        refused = {
+            "--task": task,
+            "--train-parts": train_parts or None,
+            "--resume": resume or None,
+            "--pooling": pooling,
+            "--kind": None if kind == "attention" else kind,
+        }
         given = [flag for flag, value in refused.items() if value is not None]
         if given or settings:
             raise RecipeError(
@@ -99,6 +105,15 @@ def fuse(
     # It holds the parts' tensors, so that they are read once; and gives them different names.
     held = Average(parts=tuple(read_part(folder) for folder in adapters))
     dotted = parse_settings(settings)
+    taken = {
+        **{f"task.{name}": f"--{name.replace('_', '-')}" for name in ("data", "text", "text_pair", "label")},
+        **{name: f"--{name}" for name in ("backbone", "dtype", "pooling", "task")},
+        "method.name": "--kind",
+        "method.parts": "the adapters' folders",
+        "method.train_parts": "--train-parts",
+    }
+    for key in taken.keys() & dotted.keys():
+        raise RecipeError(f"{key} cannot be given as a setting of fuse", expected=taken[key], change=f"--{key}")
     given_keys = {
         "backbone": backbone or held.parts[0].backbone_name,
         "dtype": dtype,

@@ -3,7 +3,7 @@
 Pfeiffer et al. 2021, "AdapterFusion", figure 5 and section 6.2, draw it for each task and layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from graftwork.backbones import Backbone
 from graftwork.combine.reports import refuse_other_contents, write_csv
 from graftwork.errors import AdapterError
 from graftwork.folders import replacing_folder
+from graftwork.heads.losses import IGNORED
 from graftwork.kinds import KINDS
 from graftwork.methods.gating import GatedComposition
 from graftwork.model import AdaptedModel
 from graftwork.tasks import SplitName, load_split
 from graftwork.training.evaluation import task_of
 
-CSV, FIGURE = "gates.csv", "gates.png"
+CSV, FIGURES = "gates.csv", ("gates.png", "gates.svg")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class PartWeights:
         ]
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write a table and a figure to a folder, completely or not at all.
+        """Write a table (CSV) and a figure (PNG and SVG) to a folder, completely or not at all.
 
         Args:
             folder: the folder.
@@ -72,7 +73,7 @@ class PartWeights:
         self.refuse(folder, overwrite=overwrite)
         with replacing_folder(Path(folder), overwrite=overwrite) as temporary:
             write_csv(temporary / CSV, self.rows())
-            self._draw(temporary / FIGURE)
+            self._draw([temporary / name for name in FIGURES])
 
     @staticmethod
     def refuse(folder: str | Path, *, overwrite: bool = False) -> None:
@@ -81,9 +82,9 @@ class PartWeights:
         Raises:
             OutputError: it exists, and `overwrite` is off or it holds something else.
         """
-        refuse_other_contents(Path(folder), (CSV, FIGURE), overwrite=overwrite)
+        refuse_other_contents(Path(folder), (CSV, *FIGURES), overwrite=overwrite)
 
-    def _draw(self, file: Path) -> None:
+    def _draw(self, files: Sequence[Path]) -> None:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(2.5 + 0.5 * len(self.parts), 1.5 + 0.3 * len(self.sites)), layout="constrained")
@@ -93,7 +94,8 @@ class PartWeights:
         axes.set_yticks(range(len(self.sites)), self.sites)
         axes.set_title(f"mean weight of each part, task {self.task}")
         figure.colorbar(image, ax=axes, label="mean weight")
-        figure.savefig(file, dpi=150)
+        for file in files:
+            figure.savefig(file, dpi=150)
 
 
 def part_weights(
@@ -128,11 +130,13 @@ def part_weights(
         )
     sums: dict[str, Tensor] = {}
     tokens: dict[str, int] = {}
-    mask: Tensor | None = None
+    masks: Mapping[str, Tensor | None] = {}
+    frozen = backbone or Backbone.load(adapter.backbone.name)
 
     def watch(site: str, p: Tensor) -> None:
         own = p.detach().double().cpu()
-        real = torch.ones(own.shape[:-1]) if mask is None or mask.shape != own.shape[:-1] else mask.cpu()
+        mask = masks[frozen.sites[site].stack]
+        real = torch.ones(own.shape[:-1]) if mask is None else mask.cpu()
         sums[site] = sums.get(site, torch.zeros(own.shape[-1])) + (own * real[..., None]).sum(
             dim=tuple(range(own.dim() - 1))
         )
@@ -140,8 +144,7 @@ def part_weights(
 
     task = task_of(adapter, data=data, columns=columns)
     rows = load_split(task, split or "validation", grouped=True)
-    backbone = backbone or Backbone.load(adapter.backbone.name)
-    model = AdaptedModel(backbone)
+    model = AdaptedModel(frozen)
     try:
         name = adapter.task.name
         model.add(name, replace(adapter, method=method.watched_by(watch)))
@@ -150,13 +153,23 @@ def part_weights(
         encoded = encoder.encode(inputs, labels)
         inference = model.inference(name)
         for _, batch in encoder.batches(encoded, batch_size):
-            mask = batch.get("attention_mask")
+            masks = _masks(batch, frozen)
             inference.output(batch, name)
     finally:
         model.detach()
     means = np.stack([(sums[site] / tokens[site]).numpy() for site in sums])
     parts = tuple(part.name for part in method.parts)
     return PartWeights(task.name, tuple(sums), parts, means, tuple(tokens.values()))
+
+
+def _masks(batch: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor | None]:
+    """By stack, which positions are tokens; None where all are."""
+    given = batch.get("attention_mask")
+    if not backbone.is_encoder_decoder:
+        return {"": given}
+    labels = batch.get("labels")
+    targets = None if labels is None or labels.dim() < 2 else labels != IGNORED
+    return {"encoder": given, "decoder": batch.get("decoder_attention_mask", targets)}
 
 
 def _place(site: str) -> dict[str, Any]:

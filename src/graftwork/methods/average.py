@@ -18,9 +18,10 @@ from graftwork.errors import MethodError
 from graftwork.methods.composition import Composition, all_of, in_columns, require_one_place
 from graftwork.methods.parameters import Parameter, zeros
 from graftwork.methods.wide import COMBINABLE, as_units, averaged, refusal, scaled, side_by_side
-from graftwork.ops import Bias, Bottleneck, Fused, LowRank, Norm, Op, Remember, Scale
+from graftwork.ops import Bias, Bottleneck, LowRank, Norm, Op, Remember, Scale
 
 Weights = Mapping[str, Tensor]
+Frozen = Mapping[str, Tensor]
 
 
 class Average(Composition):
@@ -62,9 +63,15 @@ class Average(Composition):
             return {}
         return {f"average.{site.name}.weights": Parameter(shape=(len(self.parts),), init=zeros, decay=False)}
 
-    def combine(self, site: Site, ops: Mapping[str, Sequence[Op]], parameters: Mapping[str, Tensor]) -> Sequence[Op]:
+    def combine(
+        self,
+        site: Site,
+        ops: Mapping[str, Sequence[Op]],
+        parameters: Mapping[str, Tensor],
+        frozen: Mapping[str, Tensor],
+    ) -> Sequence[Op]:
         weights = self._weights(site, parameters)
-        return [self._average(column, weights) for column in in_columns(self.name, ops)]
+        return [self._average(column, weights, frozen) for column in in_columns(self.name, ops)]
 
     def _weights(self, site: Site, parameters: Mapping[str, Tensor]) -> Weights:
         names = [part.name for part in self.parts]
@@ -76,17 +83,20 @@ class Average(Composition):
             given = like.new_tensor(numbers)
         return dict(zip(names, given.unbind(), strict=True))
 
-    def _average(self, column: Mapping[str, Op], weights: Weights) -> Op:
+    def _average(self, column: Mapping[str, Op], weights: Weights, frozen: Mapping[str, Tensor]) -> Op:
         for kinds, average in _AVERAGES:
             found = all_of(self.name, column, *kinds)
             if found is not None:
-                return average(self.name, found, weights)
+                return average(self.name, found, weights, frozen)
         name, op = next(iter(column.items()))
         raise refusal(self.name, name, op, "it has no average", expected="bottlenecks, LoRA, IA3, norms or biases")
 
 
-def _of_units(method: str, ops: Mapping[str, Op], weights: Weights) -> Op:
-    """Of bottlenecks: a wider one, whose up projections are multiplied by the weights."""
+def _of_units(method: str, ops: Mapping[str, Op], weights: Weights, frozen: Frozen) -> Op:
+    """Of bottlenecks: a wider one, whose up projections are multiplied by the weights; of low-rank ops, one of the sum
+    of their ranks, which can be merged as they can."""
+    if all(isinstance(op, LowRank) and not op.dropout for op in ops.values()):
+        return _of_low_rank({name: op for name, op in ops.items() if isinstance(op, LowRank)}, weights)
     units = {name: as_units(method, name, op) for name, op in ops.items()}
     require_one_place(method, units)
     whole, _ = side_by_side([scaled(own, weights[name]) for name, own in units.items()])
@@ -103,38 +113,41 @@ def _of_units(method: str, ops: Mapping[str, Op], weights: Weights) -> Op:
     )
 
 
-def _of_low_rank(method: str, ops: Mapping[str, Op], weights: Weights) -> Op:
-    """Of low-rank ops: one of the sum of their ranks, which can be merged as they can."""
-    own = {name: op for name, op in ops.items() if isinstance(op, LowRank)}
-    if len(own) < len(ops) or any(op.dropout for op in own.values()):
-        return _of_units(method, ops, weights)
-    first = next(iter(own.values()))
-    A, B = torch.cat([op.A for op in own.values()]), torch.cat([op.B * weights[n] for n, op in own.items()], dim=1)
-    return replace(first, A=A, B=B)
+def _of_low_rank(ops: Mapping[str, LowRank], weights: Weights) -> Op:
+    A = torch.cat([op.A for op in ops.values()])
+    B = torch.cat([op.B * weights[name] for name, op in ops.items()], dim=1)
+    return replace(next(iter(ops.values())), A=A, B=B)
 
 
-def _of_scales(method: str, ops: Mapping[str, Op], weights: Weights) -> Op:
+def _of_scales(method: str, ops: Mapping[str, Op], weights: Weights, frozen: Frozen) -> Op:
     own = {name: op for name, op in ops.items() if isinstance(op, Scale)}
     [first, *others] = own.values()
     if any(op.at != first.at for op in others):
         raise refusal(method, next(iter(own)), first, "other parts scale another side")
-    rest = 1 - torch.stack([weights[name] for name in own]).sum()
-    return replace(first, v=averaged({name: op.v for name, op in own.items()}, weights) + rest)
+    return replace(first, v=averaged({name: op.v for name, op in own.items()}, weights) + _rest(weights))
 
 
-def _of_biases(method: str, ops: Mapping[str, Op], weights: Weights) -> Op:
+def _of_biases(method: str, ops: Mapping[str, Op], weights: Weights, frozen: Frozen) -> Op:
     return Bias(b=averaged({name: op.b for name, op in ops.items() if isinstance(op, Bias)}, weights))
 
 
-def _of_norms(method: str, ops: Mapping[str, Op], weights: Weights) -> Op:
+def _of_norms(method: str, ops: Mapping[str, Op], weights: Weights, frozen: Frozen) -> Op:
     own = {name: op for name, op in ops.items() if isinstance(op, Norm)}
-    biases = {name: op.bias for name, op in own.items() if op.bias is not None}
     gain = averaged({name: op.gain for name, op in own.items()}, weights)
-    return Norm(gain=gain, bias=averaged(biases, weights) if biases else None)
+    gain = gain + _rest(weights) * frozen["weight"].to(gain)
+    biases = {name: op.bias for name, op in own.items() if op.bias is not None}
+    if not biases:
+        return Norm(gain=gain)
+    bias = averaged(biases, weights)
+    return Norm(gain=gain, bias=bias + _rest(weights) * frozen["bias"].to(bias))
 
 
-_AVERAGES: tuple[tuple[tuple[type[Op], ...], Callable[[str, Mapping[str, Op], Weights], Op]], ...] = (
-    ((LowRank, Fused), _of_low_rank),
+def _rest(weights: Weights) -> Tensor:
+    """What weights leave to the frozen backbone: 0 where they add up to 1."""
+    return 1 - torch.stack(list(weights.values())).sum()
+
+
+_AVERAGES: tuple[tuple[tuple[type[Op], ...], Callable[[str, Mapping[str, Op], Weights, Frozen], Op]], ...] = (
     (COMBINABLE, _of_units),
     ((Scale,), _of_scales),
     ((Bias,), _of_biases),

@@ -21,6 +21,7 @@ from graftwork.methods.members import MemberTensors, SharedSite, members_at, ref
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, zeros
 from graftwork.methods.parts import Part, Parts
+from graftwork.methods.placement import Placement
 from graftwork.methods.wide import COMBINABLE, refusal
 from graftwork.ops import Fused, Op, Remember
 
@@ -35,7 +36,8 @@ class Composition(Method, ABC):
 
     Attributes:
         parts: adapters (`gw.Adapter`), new methods, or names of methods; in a list, or by name.
-        train_parts: train the tensors of parts that are adapters as well. Those of new methods are always trained.
+        train_parts: train the tensors of parts that are adapters as well. Those of new methods are always trained. A
+            part that is a composition itself has a setting of its own for its parts.
     """
 
     learning_rate: ClassVar[float] = 1e-3
@@ -100,6 +102,15 @@ class Composition(Method, ABC):
         rest = self.model_dump(mode="json", exclude={"parts"}).items()
         return "; ".join([f"parts {parts}", *(f"{n}={v if isinstance(v, str) else json.dumps(v)}" for n, v in rest)])
 
+    @property
+    def placement(self) -> Placement | None:
+        return self.parts[0].method.placement
+
+    def every_part(self) -> Iterator[Part]:
+        for part in self.parts:
+            yield part
+            yield from part.method.every_part()
+
     def trains(self, part: Part) -> bool:
         """Whether a part's tensors are trained."""
         return part.new or self.train_parts
@@ -109,13 +120,20 @@ class Composition(Method, ABC):
         """The parameters at a site where parts act, besides theirs."""
 
     @abstractmethod
-    def combine(self, site: Site, ops: Mapping[str, Sequence[Op]], parameters: Mapping[str, Tensor]) -> Sequence[Op]:
+    def combine(
+        self,
+        site: Site,
+        ops: Mapping[str, Sequence[Op]],
+        parameters: Mapping[str, Tensor],
+        frozen: Mapping[str, Tensor],
+    ) -> Sequence[Op]:
         """What acts at a site instead of what the parts have there.
 
         Args:
             site: the site.
             ops: the ops of each part there, by its name.
             parameters: of the whole composition.
+            frozen: the backbone's parameters at the site.
 
         Raises:
             MethodError: the parts cannot be combined there.
@@ -140,14 +158,22 @@ class Composition(Method, ABC):
         ]
 
     def check_sites(self, chosen: Mapping[str, Mapping[str, Site]]) -> None:
-        """Refuse parts that act at different sites.
+        """Refuse parts that act at different sites, or will in some passes.
 
         Args:
             chosen: by site, the description of it of each part that has it.
 
         Raises:
-            MethodError: names two parts, and a site where only one of them acts.
+            MethodError: names two parts, and a site where only one of them acts; or a trained part that draws where it
+                acts.
         """
+        for part in self.parts:
+            if self.trains(part) and getattr(part.method, "robust_drop", False):
+                raise MethodError(
+                    f"part {part.name!r} draws in training which layers it leaves out (robust_drop)",
+                    expected="trained parts with robust_drop false",
+                    change="the parts",
+                )
         for name, own in chosen.items():
             acting = [part.name for part in self.parts if part.name in own and _acts(part.method, own[part.name])]
             lacking = [part.name for part in self.parts if part.name not in acting]
@@ -254,11 +280,15 @@ class Composition(Method, ABC):
         if not members_at(site):
             remembered[Remember(key=residual_key(site))] = None
         others = {name: [op for op in acting if not isinstance(op, Remember)] for name, acting in ops.items()}
-        combined = self.combine(site, others, parameters) if any(others.values()) else []
+        combined = self.combine(site, others, parameters, frozen) if any(others.values()) else []
         return [*remembered, *combined]
 
     def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
-        own = [part.method.penalty(MemberTensors(_start(part)[:-1], parameters)) for part in self.parts if part.new]
+        own = [
+            part.method.penalty(MemberTensors(_start(part)[:-1], parameters))
+            for part in self.parts
+            if self.trains(part)
+        ]
         found = [penalty for penalty in own if penalty is not None]
         return torch.stack(found).sum() if found else None
 
@@ -289,8 +319,7 @@ class ComposedSite(SharedSite):
 
 def _acts(method: Method, site: Site) -> bool:
     """Whether a method does more at one of its sites than to remember something."""
-    acts_at = getattr(method, "acts_at", None)
-    return acts_at is None or bool(acts_at(site) or method.replaces(site))
+    return method.acts_at(site) or method.replaces(site)
 
 
 def residual_key(site: Site) -> str:

@@ -18,7 +18,6 @@ from graftwork.methods.composition import (
     require_one_place,
     residual_key,
 )
-from graftwork.methods.method import Method
 from graftwork.methods.wide import COMBINABLE, as_units, refusal, side_by_side
 from graftwork.ops import Fused, Op
 from graftwork.settings.checked import split_commas
@@ -71,10 +70,16 @@ class GatedComposition(Composition, ABC):
 
     def residual_of(self, site: Site, sites: Sites) -> str | None:
         norm = f"{site.name.removesuffix('result')}norm"
-        behind_sum = placement_of(self) == "norm" and site.kind == "result"
+        behind_sum = self.placement == "norm" and site.kind == "result"
         return norm if behind_sum and norm in sites and not sites[norm].follows_residual else None
 
-    def combine(self, site: Site, ops: Mapping[str, Sequence[Op]], parameters: Mapping[str, Tensor]) -> Sequence[Op]:
+    def combine(
+        self,
+        site: Site,
+        ops: Mapping[str, Sequence[Op]],
+        parameters: Mapping[str, Tensor],
+        frozen: Mapping[str, Tensor],
+    ) -> Sequence[Op]:
         assert isinstance(site, ComposedSite)  # it is one of the composition's
         found: list[Op] = []
         for column in in_columns(self.name, ops):
@@ -94,13 +99,6 @@ class GatedComposition(Composition, ABC):
             fused = self.gated(site, whole, gates, parameters)
             found.append(replace(fused, residual=None if site.residual is None else residual_key(site)))
         return found
-
-
-def placement_of(method: Method) -> str | None:
-    """Where bottlenecks are placed by a method, or by the first part of one; None of other methods."""
-    parts = getattr(method, "parts", ())
-    placement: str | None = placement_of(parts[0].method) if parts else getattr(method, "placement", None)
-    return placement
 
 
 def _at(watcher: Watcher, site: str) -> Callable[[Tensor], None]:

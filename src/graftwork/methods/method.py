@@ -6,8 +6,8 @@ and lowers them to an op. It knows no model family; ops know no method.
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
 from torch import Generator, Tensor
@@ -15,9 +15,13 @@ from torch import Generator, Tensor
 from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import MethodError
 from graftwork.methods.parameters import Parameter
+from graftwork.methods.placement import Placement
 from graftwork.ops import Op
 from graftwork.settings.checked import Checked
 from graftwork.settings.problems import describe, flags
+
+if TYPE_CHECKING:
+    from graftwork.methods.parts import Part
 
 
 class Method(Checked):
@@ -90,6 +94,11 @@ class Method(Checked):
         return "linear"
 
     @property
+    def placement(self) -> Placement | None:
+        """Where the method's bottlenecks are placed; None if it has none."""
+        return None
+
+    @property
     def frozen_backbone(self) -> bool:
         """Whether the backbone's own weights stay unchanged."""
         return True
@@ -132,6 +141,10 @@ class Method(Checked):
     def declare(self, site: Site) -> dict[str, Parameter]:
         """The parameters for one of the method's sites, by canonical name. Sites that share a parameter declare it
         under the same name."""
+
+    def acts_at(self, site: Site) -> bool:
+        """Whether the method adds something at one of its sites; at others it replaces, or remembers what it needs."""
+        return True
 
     def replaces(self, site: Site) -> bool:
         """Whether the method replaces the frozen module's computation at a site. In a union only one member can."""
@@ -181,6 +194,10 @@ class Method(Checked):
             training: whether this is a training pass.
         """
         return parameters
+
+    def every_part(self) -> "Iterator[Part]":
+        """The parts of a composition, and theirs, at any depth."""
+        yield from ()
 
     def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
         """What is added to the loss of a training step, a scalar; None for nothing.

@@ -5,7 +5,7 @@ are known by that digest while somebody holds them, so that settings can be writ
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Annotated, Any, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
@@ -185,12 +185,3 @@ def _renamed(part: Part, name: str) -> Part:
 
 Parts = Annotated[tuple[Part, ...], BeforeValidator(_as_parts)]
 """Parts as settings have them: adapters, methods, names of methods, mappings; in a list or by name."""
-
-
-def parts_of(method: Method) -> Iterator[Part]:
-    """The parts of a method at any depth."""
-    for part in getattr(method, "parts", ()):
-        yield part
-        yield from parts_of(part.method)
-    for member in getattr(method, "methods", ()):
-        yield from parts_of(member)

@@ -49,5 +49,11 @@ class Stack(Composition):
     def declare_own(self, site: Site) -> dict[str, Parameter]:
         return {}
 
-    def combine(self, site: Site, ops: Mapping[str, Sequence[Op]], parameters: Mapping[str, Tensor]) -> Sequence[Op]:
+    def combine(
+        self,
+        site: Site,
+        ops: Mapping[str, Sequence[Op]],
+        parameters: Mapping[str, Tensor],
+        frozen: Mapping[str, Tensor],
+    ) -> Sequence[Op]:
         return as_one([op for acting in ops.values() for op in acting])

@@ -30,6 +30,8 @@ from graftwork.methods.members import (
 )
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter
+from graftwork.methods.parts import Part
+from graftwork.methods.placement import Placement
 from graftwork.ops import Gated, Op
 from graftwork.ops.prompt import as_one
 
@@ -126,6 +128,17 @@ class Union(Method):
         for site in found:
             self._refuse_rivals(site)
         return found
+
+    @property
+    def placement(self) -> Placement | None:
+        return next((method.placement for method in self.methods if method.placement is not None), None)
+
+    def every_part(self) -> Iterator[Part]:
+        for method in self.methods:
+            yield from method.every_part()
+
+    def acts_at(self, site: Site) -> bool:
+        return any(self.members[member].acts_at(own) for member, own in members_at(site).items())
 
     def replaces(self, site: Site) -> bool:
         return bool(self._replacing(site))

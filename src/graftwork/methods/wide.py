@@ -79,6 +79,7 @@ def side_by_side(parts: Sequence[Fused]) -> tuple[Fused, Tensor]:
     selects = [_selects(part, names) for part in parts]
     whole = replace(
         first,
+        residual=next((part.residual for part in parts if part.residual is not None), None),
         down=torch.cat([part.down for part in parts]),
         down_bias=torch.cat([part.down_bias for part in parts]),
         up=torch.cat([part.up for part in parts], dim=1),

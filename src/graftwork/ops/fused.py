@@ -110,7 +110,7 @@ class PartGates(TensorTree):
             scores.append(routing.linear(of_units, self.members, None, blocks))
         if self.router is not None:
             scores.append(routing.linear(q, self.router, self.router_bias, blocks))
-        if self.common is not None:
+        if self.common is not None and self.dropout and training:
             scores.append(routing.linear(q, self.common, self.common_bias, blocks))
         s = F.dropout(sum(scores[1:], scores[0]), self.dropout, training)
         if self.masked:
