@@ -17,7 +17,9 @@ from graftwork import (
     BiHNet,
     HyperFormer,
     LoRA,
+    Stack,
     Task,
+    Union,
     evaluate,
     generate_adapter,
     tune,
@@ -108,6 +110,20 @@ def test_the_vectors_of_bihnet_are_means_over_the_training_rows(trained, backbon
     close(adapter.tensors["task.long"].double(), features.mean(dim=0), precision=torch.float32)
     close(adapter.tensors["task.short"].double(), features[-64:].mean(dim=0), precision=torch.float32)
     assert adapter.fixed == ("task.long", "task.short")
+
+
+@pytest.mark.parametrize(
+    ("method", "start"),
+    [
+        (Union(methods=["lora", METHODS["bihnet"]]), "bihnet."),
+        (Stack(parts=["lora", METHODS["bihnet"]]), "parts.bihnet."),
+    ],
+)
+def test_within_other_methods_too_the_vectors_are_read_off_the_rows(trained, backbone, tasks, method, start):
+    adapter = tune(backbone, task=tasks[1], method=method, **{**FAST, "max_steps": 1})
+    alone = Adapter.load(trained / "bihnet" / "twin")
+    for name in ("task.long", "task.short"):
+        assert torch.equal(adapter.tensors[f"{start}{name}"], alone.tensors[name])
 
 
 def test_bihnet_for_a_task_without_texts_is_refused(backbone, tmp_path):

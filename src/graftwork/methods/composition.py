@@ -31,7 +31,7 @@ OpKind = TypeVar("OpKind", bound=Op)
 class Composition(Method, ABC):
     """A method made of parts.
 
-    Epochs, the head's learning rate, optimiser, schedule and fields of the head are those that its new parts need, who
+    Epochs, the head's learning rate, optimiser, schedule and fields of the head are those that its new parts need. They
     must agree on all but the first two.
 
     Attributes:
