@@ -281,7 +281,7 @@ def test_precisions_have_states_of_their_own():
 @pytest.mark.parametrize("size", [0, 1 << 40])
 def test_an_adapter_is_what_its_file_was_when_it_was_read(size, tmp_path, monkeypatch):
     """Large files are mapped into memory, and a file can be written to where it is."""
-    monkeypatch.setattr("graftwork.adapters.folder.SMALL", size)
+    monkeypatch.setattr("graftwork.adapters.tensorfile.SMALL", size)
     backbone = make_backbone("bert", tokenizer=True)
     make_adapter(backbone, LORA, trained=True).save(tmp_path / "a")
     make_adapter(backbone, LORA).save(tmp_path / "b")

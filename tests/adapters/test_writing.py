@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from graftwork import folders
-from graftwork.adapters import Adapter, folder
+from graftwork.adapters import Adapter, folder, tensorfile
 from graftwork.errors import OutputError
 
 
@@ -22,7 +22,7 @@ def contents(path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
-@pytest.mark.parametrize("failing", ["folder.save", "folder.model_card", "folders._put"])
+@pytest.mark.parametrize("failing", ["tensorfile.save", "folder.model_card", "folders._put"])
 def test_a_write_that_fails_leaves_nothing_or_the_old_folder(adapter, saved, tmp_path, monkeypatch, failing):
     before = contents(saved)
 
@@ -30,7 +30,7 @@ def test_a_write_that_fails_leaves_nothing_or_the_old_folder(adapter, saved, tmp
         raise OSError(ENOSPC, "No space left on device")
 
     module, name = failing.split(".")
-    monkeypatch.setattr({"folder": folder, "folders": folders}[module], name, fail)
+    monkeypatch.setattr({"folder": folder, "folders": folders, "tensorfile": tensorfile}[module], name, fail)
     for path in (tmp_path / "new", saved):
         with pytest.raises(OutputError) as refusal:
             adapter.save(path, overwrite=True)

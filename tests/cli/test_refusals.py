@@ -8,6 +8,7 @@ import pytest
 from training.workbench import contents, make_backbone, make_rows, names_in, write_csv
 
 from graftwork.adapters import Adapter
+from graftwork.errors import AdapterError
 
 ROWS = make_rows("classes", 30)
 NUMBERS = make_rows("numbers", 30)
@@ -313,3 +314,26 @@ def test_refusals_leave_adapters_alone(graftwork, adapters, other_backbone_folde
     before = contents(adapters)
     graftwork("evaluate", adapters / "classes", "--backbone", other_backbone_folder)
     assert contents(adapters) == before
+
+
+def test_a_folder_of_several_adapters_says_whose_it_has(graftwork, adapters, data, tmp_path):
+    """Such as `tune-many` makes, and `tune` with several tasks."""
+    (adapters / ".hidden").mkdir(exist_ok=True)
+    said = "is not an adapter's folder: it holds those of classes, numbers, pairs"
+    with pytest.raises(AdapterError) as caught:
+        Adapter.load(adapters)
+    assert said in caught.value.problem
+    assert caught.value.expected == f"one of them, such as {adapters / 'classes'}"
+    new = ("--data", data["classes"], "--text", "text", "--output", tmp_path / "a")
+    for command in (
+        ("evaluate", adapters),
+        ("predict", adapters, "one good two"),
+        ("inspect", adapters),
+        ("generate", adapters, "--output", tmp_path / "a"),
+        ("fuse", adapters, adapters / "classes", *new),
+        ("distill", "--teacher", adapters, *new),
+        ("tune", *new, "--set", f"start={adapters}"),
+    ):
+        ran = graftwork(*command)
+        assert ran.status == 2, command
+        assert said in ran.err, (command, ran.err)

@@ -2,19 +2,24 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
 from closeness import close
-from training.workbench import FAST, at_step, contents, killed, make_rows, names_in, sentence, write_csv
+from safetensors.torch import load_file, save_file
+from training.workbench import FAST, at_step, contents, killed, make_backbone, make_rows, names_in, sentence, write_csv
 
 from graftwork import (
     AdaptedModel,
     Adapter,
+    Backbone,
     BiHNet,
     HyperFormer,
     LoRA,
+    Stack,
     Task,
+    Union,
     evaluate,
     generate_adapter,
     tune,
@@ -23,7 +28,7 @@ from graftwork import (
 from graftwork.combine import Generated
 from graftwork.errors import AdapterError, DataError, MethodError, RecipeError
 from graftwork.training.baseline import embeddings
-from graftwork.training.multi_task_folder import read_tasks_file
+from graftwork.training.multi_task_folder import read_tasks_file, read_tasks_folder
 
 SIZES = {"bottleneck": 6, "code_size": 8, "hidden_size": 16}
 PLUS = HyperFormer(**SIZES, generators="stack")
@@ -107,6 +112,20 @@ def test_the_vectors_of_bihnet_are_means_over_the_training_rows(trained, backbon
     assert adapter.fixed == ("task.long", "task.short")
 
 
+@pytest.mark.parametrize(
+    ("method", "start"),
+    [
+        (Union(methods=["lora", METHODS["bihnet"]]), "bihnet."),
+        (Stack(parts=["lora", METHODS["bihnet"]]), "parts.bihnet."),
+    ],
+)
+def test_within_other_methods_too_the_vectors_are_read_off_the_rows(trained, backbone, tasks, method, start):
+    adapter = tune(backbone, task=tasks[1], method=method, **{**FAST, "max_steps": 1})
+    alone = Adapter.load(trained / "bihnet" / "twin")
+    for name in ("task.long", "task.short"):
+        assert torch.equal(adapter.tensors[f"{start}{name}"], alone.tensors[name])
+
+
 def test_bihnet_for_a_task_without_texts_is_refused(backbone, tmp_path):
     rows = [{"words": ["one"] * i + ["good"], "tags": ["O"] * i + ["B-X"]} for i in range(20)]
     file = tmp_path / "tags.jsonl"
@@ -147,6 +166,70 @@ def test_what_a_task_takes_is_its_embedding_and_head(trained):
     assert found.own_bytes < found.source.num_bytes / 20
     vectors = generate_adapter(trained / "bihnet", "words")
     assert vectors.own_parameters == head + 2 * 32
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_hypernetwork_lies_on_the_disk_once(graftwork, trained, name, tmp_path):
+    folder = shutil.copytree(trained / name, tmp_path / "o")
+    assert names_in(folder) == [
+        "log.jsonl",
+        "pairs",
+        "recipe.yaml",
+        "shared.safetensors",
+        "tasks.json",
+        "twin",
+        "words",
+    ]
+    shared, own = load_file(folder / "shared.safetensors"), load_file(folder / "twin" / "adapter.safetensors")
+    assert not shared.keys() & own.keys()
+    vectors = {"task.embedding"} if name != "bihnet" else {"task.long", "task.short"}
+    assert {key for key in own if not key.startswith("head.")} == vectors
+    # What a task takes of the disk is what `generate` says that it does.
+    size = (folder / "twin" / "adapter.safetensors").stat().st_size
+    assert size == generate_adapter(folder, "twin").own_bytes
+    # Whoever reads a task's folder has the whole adapter; where it is saved, it stands alone.
+    adapter = Adapter.load(folder / "twin")
+    assert adapter.tensors.keys() == shared.keys() | own.keys()
+    assert adapter.digest == read_tasks_file(folder).tasks["twin"].digest
+    assert graftwork("evaluate", folder / "twin").status == 0
+    assert graftwork("predict", folder / "twin", "one good two").status == 0
+    assert graftwork("inspect", folder / "twin").status == 0
+    assert "twin" in graftwork("list", folder).out
+    adapter.save(tmp_path / "alone")
+    assert names_in(tmp_path / "alone") == ["README.md", "adapter.json", "adapter.safetensors", "recipe.yaml"]
+    content = json.loads((tmp_path / "alone" / "adapter.json").read_text())
+    assert (content["schema_version"], "shared" in content) == (2, False)
+    assert load_file(tmp_path / "alone" / "adapter.safetensors").keys() == adapter.tensors.keys()
+    # A whole adapter among them, as all of them once were, is one as well.
+    shutil.rmtree(folder / "twin")
+    shutil.copytree(tmp_path / "alone", folder / "twin")
+    assert {name: own.digest for name, own in read_tasks_folder(folder).items()} == {
+        name: entry.digest for name, entry in read_tasks_file(folder).tasks.items()
+    }
+    shutil.rmtree(folder)
+    assert Adapter.load(tmp_path / "alone").digest == adapter.digest
+
+
+def test_a_task_without_its_shared_tensors_is_one_clear_error(trained, tmp_path):
+    shutil.copytree(trained / "bihnet" / "twin", tmp_path / "twin")
+    with pytest.raises(AdapterError, match=r"shared\.safetensors(.|\n)*Adapter\.load(.|\n)*save"):
+        Adapter.load(tmp_path / "twin")
+    folder = shutil.copytree(trained / "bihnet", tmp_path / "o")
+    tensors = load_file(folder / "shared.safetensors")
+    first = next(iter(tensors))
+    save_file({**tensors, first: tensors[first] + 1}, folder / "shared.safetensors")
+    with pytest.raises(AdapterError, match=r"shared\.safetensors changed after graftwork wrote it"):
+        Adapter.load(folder / "twin")
+    save_file({name: tensor for name, tensor in tensors.items() if name != first}, folder / "shared.safetensors")
+    with pytest.raises(AdapterError, match=rf"does not belong to adapter\.json: it lacks {first}"):
+        Adapter.load(folder / "twin")
+    (folder / "shared.safetensors").write_bytes(b"x" * 20)
+    with pytest.raises(AdapterError, match=r"shared\.safetensors is damaged"):
+        Adapter.load(folder / "twin")
+    edited = json.loads((folder / "twin" / "adapter.json").read_text())
+    (folder / "twin" / "adapter.json").write_text(json.dumps({**edited, "shared": "../../elsewhere.safetensors"}))
+    with pytest.raises(AdapterError, match=r"shared='\.\./\.\./elsewhere"):
+        Adapter.load(folder / "twin")
 
 
 def test_an_adapter_by_itself_is_a_hypernetwork_too(backbone, tasks):
@@ -259,3 +342,68 @@ def test_the_command(graftwork, trained, backbone_folder, examples, tmp_path):
     again = graftwork("generate", trained / "hyperformer++", "--task", "twin", "--output", tmp_path / "a", "--quiet")
     assert "exists already" in again.err
     assert not (tmp_path / "c").exists()
+
+
+def test_what_the_command_refuses_by_its_flag(graftwork, trained, examples, tmp_path):
+    few = ("--examples", examples, "--text", "sentence", "--label", "class", "--task", "unseen")
+    for wrong, part in (
+        ((*few, "--train.backbone", "x"), "unknown key 'train.backbone'"),
+        ((*few, "--train.hypernetwork", "x"), "change: --train.hypernetwork"),
+        ((*few, "--train.self", "x"), "change: --train.self"),
+        ((*few, "--train.max_steps", "no"), "change: --train.max_steps"),
+        ((*few, "--train.seed", "-1", "--train.warmup_ratio", "x"), "change: --train.seed, --train.warmup_ratio"),
+        ((*few, "--task.text", "x"), "task.text is given both as a flag and as a setting"),
+        ((*few, "--task.data", "x", "--task.splits", "x"), "--task.data, --task.splits would do nothing"),
+        ((*few, "--task.self", "x"), "unknown key 'self'"),
+        (("--examples", examples, "--task", "rte", "--task.self", "x"), "unknown key 'self'"),
+        (("--task", "twin", "--dtype", "float64"), "change: --examples"),
+        (("--task", "twin", "--task.text", "x"), "--task.text would do nothing"),
+    ):
+        ran = graftwork("generate", trained / "bihnet", *wrong, "--output", tmp_path / "c", "--quiet")
+        assert ran.status == 2, (wrong, ran.err)
+        assert part in ran.err, (wrong, ran.err)
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_precision_is_that_which_is_asked_for(graftwork, trained, backbone, examples, unseen, tmp_path):
+    few = ("--examples", examples, "--text", "sentence", "--label", "class", "--task", "unseen", "--quiet")
+    ran = graftwork(
+        "generate", trained / "bihnet", *few, "--dtype", "float64", "--train.max_steps", "1", "--output", tmp_path / "a"
+    )
+    assert ran.status == 0, ran.err
+    assert Adapter.load(tmp_path / "a").recipe["dtype"] == "float64"
+    found = generate_adapter(trained / "bihnet", unseen, examples=examples, dtype="bfloat16", max_steps=1)
+    assert found.adapter.recipe["dtype"] == "bfloat16"
+    with pytest.raises(RecipeError, match=r"dtype='bfloat16' would do nothing(.|\n)*backbone"):
+        generate_adapter(trained / "bihnet", unseen, examples=examples, backbone=backbone, dtype="bfloat16")
+
+
+def test_another_backbone_is_refused(
+    graftwork, trained, backbone_folder, other_backbone_folder, tmp_path, examples, unseen
+):
+    wider = make_backbone(tmp_path / "wider", hidden_size=64)
+    for folder in (other_backbone_folder, wider):
+        ran = graftwork(
+            *("generate", trained / "hyperformer", "--task", "twin", "--backbone", folder),
+            *("--output", tmp_path / "a", "--quiet"),
+        )
+        assert ran.status == 2, ran.err
+        assert "was made for backbone" in ran.err
+        other = Backbone.load(str(folder))
+        for more in ({}, {"examples": examples}):
+            task = unseen if more else "twin"
+            with pytest.raises(AdapterError, match="was made for backbone"):
+                generate_adapter(trained / "bihnet", task, backbone=other, **more)
+    assert not (tmp_path / "a").exists()
+    moved = shutil.copytree(backbone_folder, tmp_path / "moved")
+    found = generate_adapter(trained / "hyperformer", "twin", backbone=Backbone.load(str(moved)))
+    assert found.adapter.digest == generate_adapter(trained / "hyperformer", "twin").adapter.digest
+
+
+def test_a_backbone_that_was_replaced_in_its_folder_is_refused(tasks, tmp_path):
+    folder = make_backbone(tmp_path / "here")
+    adapter = tune(Backbone.load(str(folder)), task=tasks[0], method=PLUS, **{**FAST, "max_steps": 1})
+    shutil.rmtree(folder)
+    make_backbone(folder, hidden_size=64)
+    with pytest.raises(AdapterError, match=r"was made for backbone(.|\n)*hidden_size 64 instead of 32"):
+        generate_adapter(adapter)

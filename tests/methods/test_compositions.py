@@ -15,6 +15,7 @@ from graftwork.methods import (
     AdaMix,
     Average,
     Compacter,
+    FullFineTuning,
     Fuse,
     Gate,
     HeadOnly,
@@ -27,6 +28,7 @@ from graftwork.methods import (
     Stack,
     make_method,
 )
+from graftwork.methods.method import Method
 from graftwork.methods.parts import Part
 from graftwork.model import AdaptedModel
 
@@ -399,3 +401,22 @@ def test_a_part_has_one_name():
     [adapter] = parts_on(backbone, Pfeiffer(bottleneck=6))
     assert [part.name for part in Fuse(parts=[adapter, adapter, "pfeiffer"]).parts] == ["t", "t-2", "pfeiffer"]
     assert Part.of(adapter, name="x").digest == adapter.digest
+
+
+def test_new_parts_say_how_a_composition_is_trained():
+    backbone = make_backbone("bert")
+    [adapter] = parts_on(backbone, Pfeiffer(bottleneck=6))
+    slow = FullFineTuning(gradual_unfreezing=True)
+    several = Stack(parts=[adapter, slow])
+    assert several.num_train_epochs == slow.num_train_epochs != Method.num_train_epochs.fget(several)
+    assert several.head_learning_rate == slow.head_learning_rate != Method.head_learning_rate.fget(several)
+    shaped = Stack(parts=[adapter, "ulmfit"])
+    assert shaped.lr_scheduler_type == "slanted_triangular"
+    deeper = Stack(parts=[adapter, Houlsby(bottleneck=3, extra_classifier=True)])
+    assert deeper.head_fields == {"extra_layer": True}
+    assert Adapter.new(backbone, deeper, labels=["a", "b"]).head.extra_layer
+    alone = Stack(parts=[adapter, adapter], train_parts=True)
+    for name in ("num_train_epochs", "head_learning_rate", "optim", "lr_scheduler_type"):
+        assert getattr(alone, name) == getattr(Method, name).fget(alone)
+    with pytest.raises(MethodError, match="new parts need different values of lr_scheduler_type"):
+        Stack(parts=["ulmfit", "lora"])

@@ -14,6 +14,7 @@ from graftwork.errors import MethodError, SiteError
 from graftwork.methods import (
     IA3,
     METHODS,
+    BiHNet,
     Compacter,
     DoRA,
     FullFineTuning,
@@ -23,9 +24,12 @@ from graftwork.methods import (
     PrefixTuning,
     PromptTuning,
     PTuning,
+    Stack,
     Union,
     make_method,
 )
+from graftwork.methods.composition import Composition
+from graftwork.methods.method import Method
 from graftwork.model import AdaptedModel
 from graftwork.ops import Gated, LowRank
 
@@ -494,3 +498,38 @@ def test_gates_are_kept_at_the_end():
     kept = replace(adapter, method=ended, tensors=tensors)
     for one, other in zip(states(backbone, adapter, batch), states(backbone, kept, batch), strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_members_read_of_examples_stands_under_their_names():
+    """A method that a union and a composition are made of keeps all that it says of itself."""
+    backbone = make_backbone("bert")
+    features = torch.randn(80, WIDTH, generator=torch.Generator().manual_seed(0))
+    reading = BiHNet(bottleneck=3, code_size=4, hidden_size=5)
+    alone = reading.from_features(features)
+    [adapter] = [make_adapter(backbone, reading, trained=True)]
+    union = Union(methods=[LoRA(rank=2), reading])
+    for method, start in (
+        (union, "bihnet."),
+        (Stack(parts=["lora", reading]), "parts.bihnet."),
+        (Stack(parts={"known": adapter, "new": union}), "parts.new.bihnet."),
+    ):
+        assert method.reads_examples
+        made = method.from_features(features)
+        assert made.keys() == {f"{start}{name}" for name in alone}
+        assert made.keys() <= make_adapter(backbone, method).tensors.keys()
+        for name, tensor in alone.items():
+            assert torch.equal(made[f"{start}{name}"], tensor)
+    # The vectors of an adapter that is a part are those of its own task.
+    frozen = Stack(parts=[adapter, "lora"])
+    assert not frozen.reads_examples
+    assert not frozen.from_features(features)
+
+
+@pytest.mark.parametrize("combined", [Union, Composition])
+def test_a_method_of_methods_says_all_that_a_method_can(combined):
+    """What is said of a method by default is never said of one that others are part of: it depends on them."""
+    of_itself = {"refusal", "refuse_idle", "settings_text", "unmergeable", "name", "paper", "when"}
+    said = {name for name in vars(Method) if not name.startswith(("_", "model_"))} - of_itself
+    missing = {name for name in said if getattr(combined, name) is getattr(Method, name)}
+    assert len(said) > 15
+    assert missing == set()

@@ -16,6 +16,7 @@ from graftwork import AdaptedModel, Adapter, FullFineTuning, HeadOnly, Houlsby, 
 from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeError
 from graftwork.kinds.scoring import METRICS
 from graftwork.methods.parameters import Parameter, ParameterTree, zeros
+from graftwork.settings.yamlfile import read_yaml
 from graftwork.training import MultiTaskRecipe, tune_multi_task_recipe
 from graftwork.training.mixture import Mixture, task_rows, task_shares
 from graftwork.training.multi_task_folder import read_tasks_file, read_tasks_folder
@@ -401,6 +402,17 @@ def test_settings_that_cannot_be(run, changes, said):
         run(None, **changes)
 
 
+@pytest.mark.parametrize(
+    ("section", "value"), [("start", "somewhere"), ("distill", {"teachers": ["somewhere"], "alpha": 1.0})]
+)
+def test_sections_that_would_do_nothing(whole, backbone, section, value, tmp_path):
+    recipe = MultiTaskRecipe.parse({**read_yaml(whole[0] / "recipe.yaml"), section: value})
+    with pytest.raises(RecipeError, match=rf"tasks that train one adapter(.|\n)*{section}") as caught:
+        tune_multi_task_recipe(recipe, backbone=backbone, output=tmp_path / "a")
+    assert caught.value.change == section
+    assert names_in(tmp_path) == []
+
+
 def test_tasks_that_cannot_be(run, backbone, tasks, tmp_path):
     with pytest.raises(RecipeError, match=r"two tasks named 'words'(.|\n)*--task"):
         run(None, chosen=[tasks[0], tasks[0]])
@@ -412,6 +424,8 @@ def test_tasks_that_cannot_be(run, backbone, tasks, tmp_path):
         tune_tasks(backbone, "words")
     with pytest.raises(RecipeError, match="cannot be a folder's name"):
         run(None, chosen=[tasks[0], tasks[1].override(name="tasks.json")])
+    with pytest.raises(RecipeError, match="cannot be a folder's name"):
+        run(None, chosen=[tasks[0], tasks[1].override(name="shared.safetensors")])
     with pytest.raises(RecipeError, match="both task and tasks"):
         MultiTaskRecipe.parse({"task": "rte", "tasks": ["rte", "cola"]})
     with pytest.raises(GraftworkError, match="cannot be resumed"):

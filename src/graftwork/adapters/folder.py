@@ -7,20 +7,18 @@ unpickled.
 
 import json
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from graftwork.adapters.card import model_card
 from graftwork.adapters.contents import checksum_of_json, checksum_of_tensors, first_few, misfits, not_finite
 from graftwork.adapters.identity import BackboneIdentity
 from graftwork.adapters.record import Record
+from graftwork.adapters.tensorfile import read_tensors, write_tensors
 from graftwork.encoding.identity import TaskIdentity
 from graftwork.errors import AdapterError, GraftworkError, OutputError, RecipeError
 from graftwork.folders import replacing_folder
@@ -29,16 +27,15 @@ from graftwork.methods import make_method
 from graftwork.settings.problems import describe
 from graftwork.settings.yamlfile import dump_yaml, read_yaml
 
-SCHEMA_VERSION: Literal[2] = 2
-"""2 has checksums; 1, which is read too, has none."""
+SCHEMA_VERSION: Literal[3] = 3
+"""The newest one that is read. 3 has tensors in a file outside, which several adapters share; 2, which all others are
+written in, has checksums; 1 has none."""
 
 CONFIG = "adapter.json"
 TENSORS = "adapter.safetensors"
+SHARED = "shared.safetensors"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
-
-SMALL = 16 * 2**20
-"""Bytes up to which a file of tensors is read at once."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +44,19 @@ class AdapterFile(BaseModel):
     """The contents of `adapter.json`.
 
     Attributes:
-        checksums: of this file's other contents, of the tensors and, where there is one, of the recipe, by the files'
-            names; see `contents`. The first folders of version 2 have none of the recipe.
+        tensors: the shapes of all tensors, by name.
+        shared: a file, beside the folder, of the tensors that are not in the folder; absent: all are.
+        checksums: of this file's other contents, of the tensors, the shared ones apart, and, where there is one, of the
+            recipe, by the files' names; see `contents`. The first folders of version 2 have none of the recipe.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = 2
     method: dict[str, Any]
     sites: list[str]
     tensors: dict[str, list[int]]
+    shared: Literal["../shared.safetensors"] | None = None
     fixed: list[str] = []
     head: AnyHead
     task: TaskIdentity
@@ -71,9 +71,13 @@ class AdapterFile(BaseModel):
     @model_validator(mode="after")
     def _checksums_since_2(self) -> "AdapterFile":
         known = (self.checksums or {}).keys() - {RECIPE}
-        if self.schema_version >= 2 and known != {CONFIG, TENSORS}:
-            raise ValueError(f"checksums of {CONFIG} and {TENSORS} are missing")
+        needed = {CONFIG, TENSORS, *([SHARED] if self.shared else [])}
+        if self.schema_version >= 2 and known != needed:
+            raise ValueError(f"checksums of {' and '.join(sorted(needed))} are missing")
         return self
+
+    def as_text(self) -> str:
+        return self.model_dump_json(indent=2, exclude=None if self.shared else {"shared"}) + "\n"
 
 
 def write_adapter(
@@ -96,24 +100,31 @@ def write_adapter(
         fill_folder(adapter, temporary, beside=beside)
 
 
-def fill_folder(adapter: Record, folder: Path, *, beside: Mapping[str, str] | None = None) -> None:
-    """Write a finished adapter into a folder that exists. See `write_adapter`."""
-    write_files(adapter, folder)
+def fill_folder(
+    adapter: Record, folder: Path, *, beside: Mapping[str, str] | None = None, shared: Collection[str] = ()
+) -> None:
+    """Write a finished adapter into a folder that exists. See `write_adapter` and `write_files`."""
+    write_files(adapter, folder, shared=shared)
     for name, text in (beside or {}).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def write_files(adapter: Record, folder: Path) -> None:
+def write_files(adapter: Record, folder: Path, *, shared: Collection[str] = ()) -> None:
     """An adapter's files, into a folder that exists. The same adapter gives the same bytes.
+
+    Args:
+        shared: names of tensors that are left out, as `write_shared` writes them for several adapters.
 
     Raises:
         AdapterError: a tensor holds NaN or infinity. Nothing is written.
     """
     _refuse_broken("the adapter is not saved: it", adapter.tensors)
     config = AdapterFile(
+        schema_version=3 if shared else 2,
         method={"name": adapter.method.name, **adapter.method.model_dump(mode="json")},
         sites=list(adapter.sites),
         tensors={name: list(tensor.shape) for name, tensor in sorted(adapter.tensors.items())},
+        shared="../shared.safetensors" if shared else None,
         fixed=sorted(adapter.fixed),
         head=adapter.head,
         task=adapter.task,
@@ -123,15 +134,20 @@ def write_files(adapter: Record, folder: Path) -> None:
         rows=dict(adapter.rows),
         seed=adapter.seed,
         versions=dict(adapter.versions),
-        checksums={CONFIG: "", TENSORS: ""},
+        checksums={CONFIG: "", TENSORS: "", **({SHARED: ""} if shared else {})},
     )
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
+    own = {name: tensor for name, tensor in adapter.tensors.items() if name not in shared}
     recipe = _write_recipe(folder / RECIPE, adapter.recipe)
-    sums = _checksums(json.loads(config.model_dump_json()), tensors, recipe)
-    config = config.model_copy(update={"checksums": sums})
-    (folder / TENSORS).write_bytes(save(tensors, metadata={"format": "pt"}))
-    (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    common = {name: adapter.tensors[name] for name in shared}
+    sums = _checksums(json.loads(config.as_text()), own, recipe, common)
+    write_tensors(folder / TENSORS, own)
+    (folder / CONFIG).write_text(config.model_copy(update={"checksums": sums}).as_text(), encoding="utf-8")
     (folder / CARD).write_text(model_card(adapter), encoding="utf-8")
+
+
+def write_shared(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """The tensors that several adapters share, into the folder in which theirs are."""
+    write_tensors(folder / SHARED, tensors)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -150,23 +166,18 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG} names a method that this version does not have: {error.problem}",
             expected=error.expected,
         ) from error
-    try:
-        tensors = _read_tensors(folder / TENSORS)
-    except FileNotFoundError:
-        raise AdapterError(f"{folder} has no {TENSORS}", expected=f"{CONFIG} and {TENSORS}") from None
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(
-            f"{folder / TENSORS} is damaged or is not a safetensors file: {error}",
-            expected="the file as graftwork wrote it",
-        ) from error
+    own = read_tensors(folder / TENSORS, f"{folder} has no {TENSORS}", f"{CONFIG} and {TENSORS}")
+    shared = _read_shared(folder, config)
+    tensors = {**shared, **own}
     problems = misfits(config.tensors, {name: tensor.shape for name, tensor in tensors.items()})
     if problems:
+        files = " or ".join(str(folder / name) for name in (TENSORS, config.shared) if name)
         raise AdapterError(
-            f"{folder / TENSORS} does not belong to {CONFIG}: it {first_few(problems)}",
+            f"{files} does not belong to {CONFIG}: it {first_few(problems)}",
             expected="both files as graftwork wrote them",
         )
     recipe = _read_recipe(folder / RECIPE)
-    _check_contents(folder, content, config, tensors, recipe)
+    _check_contents(folder, content, config, own, recipe, shared)
     return {
         "method": method,
         "head": config.head,
@@ -182,6 +193,33 @@ def read_record(folder: Path) -> dict[str, Any]:
         "recipe": recipe,
         "versions": config.versions,
     }
+
+
+def adapters_in(folder: Path) -> list[str]:
+    """The names of the adapters' folders in a folder; none where it is an adapter's itself, or does not exist. Hidden
+    ones are runs that go on.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if (folder / CONFIG).is_file():
+        return []
+    return sorted(own.parent.name for own in folder.glob(f"*/{CONFIG}") if not own.parent.name.startswith("."))
+
+
+def refuse_several(folder: Path) -> None:
+    """Refuse a folder that holds those of several adapters, where one is to be read.
+
+    Raises:
+        AdapterError: names them.
+    """
+    names = adapters_in(folder)
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise AdapterError(
+            f"{str(folder)!r} is not an adapter's folder: it holds those of {', '.join(names[:5])}{more}",
+            expected=f"one of them, such as {folder / names[0]}",
+        )
 
 
 def refuse_existing(folder: Path, *, overwrite: bool = False, config: str = CONFIG) -> None:
@@ -209,11 +247,16 @@ def refuse_existing(folder: Path, *, overwrite: bool = False, config: str = CONF
 
 
 def _checksums(
-    content: Mapping[str, Any], tensors: Mapping[str, Tensor], recipe: Mapping[str, Any] | None = None
+    content: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    recipe: Mapping[str, Any] | None = None,
+    shared: Mapping[str, Tensor] | None = None,
 ) -> dict[str, str]:
     """Of what an adapter's files hold, by their names; of the recipe where there is one."""
     own = {key: value for key, value in content.items() if key != "checksums"}
     found = {CONFIG: checksum_of_json(own), TENSORS: checksum_of_tensors(tensors)}
+    if shared:
+        found[SHARED] = checksum_of_tensors(shared)
     return {**found, RECIPE: checksum_of_json(recipe)} if recipe else found
 
 
@@ -223,6 +266,7 @@ def _check_contents(
     config: AdapterFile,
     tensors: Mapping[str, Tensor],
     recipe: Mapping[str, Any],
+    shared: Mapping[str, Tensor],
 ) -> None:
     """Refuse contents that are not those that were written."""
     if config.checksums is None:
@@ -236,8 +280,9 @@ def _check_contents(
                 expected=f"{CONFIG}, {TENSORS} and {RECIPE}",
                 change=again,
             )
-        found = _checksums(content, tensors, recipe if RECIPE in written else None)
-        changed = [name for name in (CONFIG, TENSORS, RECIPE) if found.get(name) != written.get(name)]
+        found = _checksums(content, tensors, recipe if RECIPE in written else None, shared)
+        files = {CONFIG: CONFIG, TENSORS: TENSORS, SHARED: config.shared or SHARED, RECIPE: RECIPE}
+        changed = [file for name, file in files.items() if found.get(name) != written.get(name)]
         if changed:
             raise AdapterError(
                 f"{' and '.join(str(folder / name) for name in changed)} changed after graftwork wrote it: the "
@@ -245,7 +290,7 @@ def _check_contents(
                 expected="the files as graftwork wrote them",
                 change=again,
             )
-    _refuse_broken(str(folder / TENSORS), tensors)
+    _refuse_broken(str(folder / TENSORS), {**tensors, **shared})
 
 
 def _tell_of_no_checksums(folder: Path) -> None:
@@ -275,6 +320,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], AdapterFile]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
+        refuse_several(folder)
         what = f"{str(folder)!r} is not an adapter folder: it has no {CONFIG}"
         raise AdapterError(
             what if folder.is_dir() else f"adapter folder {str(folder)!r} does not exist",
@@ -298,13 +344,16 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], AdapterFile]:
         raise AdapterError(f"{file} is not an adapter's configuration: {problems}") from error
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    """A small file is read at once: mapped into memory, each of its pages would be fetched by itself. What was mapped
-    is copied: it would change with the file."""
-    if file.stat().st_size <= SMALL:
-        with suppress(KeyError):  # a type of numbers that safetensors reads from files only
-            return load(file.read_bytes())
-    return {name: tensor.clone() for name, tensor in load_file(file).items()}
+def _read_shared(folder: Path, config: AdapterFile) -> dict[str, Tensor]:
+    """The tensors that an adapter has in common with others, from beside its folder; none where it stands alone."""
+    if config.shared is None:
+        return {}
+    return read_tensors(
+        folder / config.shared,
+        f"{folder} is one of the folders of several tasks, and {folder / config.shared}, in which are the tensors that "
+        "they share, is missing",
+        "the folder with all tasks; to have an adapter elsewhere, Adapter.load(...).save(...) from there",
+    )
 
 
 def _write_recipe(file: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:

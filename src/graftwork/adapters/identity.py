@@ -49,22 +49,38 @@ class BackboneIdentity(BaseModel):
         Raises:
             AdapterError: the fingerprints differ and `allow_mismatch` is off; or the shapes differ.
         """
-        given = BackboneIdentity.of(backbone)
-        if given.fingerprint == self.fingerprint:
+        if backbone.fingerprint == self.fingerprint:
             return
+        self.check_shape(backbone)
+        if not allow_mismatch:
+            raise self._refusal(
+                f"{backbone.name!r} ({backbone.fingerprint[:12]}): the same shape but other weights or settings",
+                "--backbone, or --allow-backbone-mismatch to run it anyway",
+            )
+
+    def check_shape(self, backbone: Backbone) -> None:
+        """Check that a backbone, which may have no weights (`Backbone.outline`), has this one's shape.
+
+        Raises:
+            AdapterError: names what differs.
+        """
+        given = {
+            "model_type": backbone.config.model_type,
+            "hidden_size": backbone.hidden_size,
+            "num_layers": backbone.sites.num_layers,
+        }
+        own = self.model_dump()
         differing = [
-            f"{name} {getattr(given, name)!r} instead of {getattr(self, name)!r}"
-            for name in ("model_type", "hidden_size", "num_layers")
-            if getattr(given, name) != getattr(self, name)
+            f"{name} {value!r} instead of {own[name]!r}" for name, value in given.items() if value != own[name]
         ]
-        if allow_mismatch and not differing:
-            return
-        what = ", ".join(differing) or "the same shape but other weights or settings"
-        raise AdapterError(
-            f"the adapter was made for backbone {self.name!r} ({self.fingerprint[:12]}), not for "
-            f"{given.name!r} ({given.fingerprint[:12]}): {what}",
+        if differing:
+            raise self._refusal(f"{backbone.name!r}: {', '.join(differing)}", "--backbone")
+
+    def _refusal(self, given: str, change: str) -> AdapterError:
+        return AdapterError(
+            f"the adapter was made for backbone {self.name!r} ({self.fingerprint[:12]}), not for {given}",
             expected=f"backbone {self.name!r} with its own weights and settings",
-            change="--backbone" if differing else "--backbone, or --allow-backbone-mismatch to run it anyway",
+            change=change,
         )
 
 

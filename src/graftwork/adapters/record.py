@@ -90,7 +90,7 @@ class Record:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the file of tensors, `adapter.safetensors`, in bytes."""
+        """Size in bytes of the file of tensors, `adapter.safetensors`, of a folder that stands alone."""
         return size_of_file({name: tensor.shape for name, tensor in self.tensors.items()})
 
     def __repr__(self) -> str:

@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from graftwork.cli.settings import Settings, Switch, parse_settings
+from graftwork.cli.settings import Settings, Switch, parse_settings, training_settings
 from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
 from graftwork.kinds import KindName
 
 if TYPE_CHECKING:
     from graftwork.tasks import Task
+
+
+OF_EXAMPLES = ("data", "splits", "layout", "source", "subset", "header", "test_fraction", "validation_fraction")
+"""Settings of a task about where its rows are and which are held out, of which examples have none."""
 
 
 def generate(
@@ -56,7 +60,7 @@ def generate(
     backbone
         Folder or hub id of the backbone, if it has moved.
     dtype
-        Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
+        With --examples, precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
     overwrite
         Replace an existing output.
     quiet
@@ -64,18 +68,34 @@ def generate(
     json
         Print the result as JSON.
     """
-    fields = {"text": text, "text_pair": text_pair, "label": label, "kind": kind}
-    given = {name: value for name, value in fields.items() if value is not None}
+    fields = {"task.text": text, "task.text_pair": text_pair, "task.label": label, "task.kind": kind}
+    given = {key: value for key, value in fields.items() if value is not None}
     dotted = parse_settings(settings)
+    twice = sorted(given.keys() & dotted.keys())
+    if twice:
+        raise RecipeError(f"{', '.join(twice)} is given both as a flag and as a setting", expected="one of the two")
     wrong = [key for key in dotted if not key.startswith(("train.", "task."))]
     if wrong:
         raise RecipeError(f"{wrong[0]} is no setting of generate", expected="--train.KEY or --task.KEY", change="--set")
-    given |= {key.removeprefix("task."): value for key, value in dotted.items() if key.startswith("task.")}
-    training = {key.removeprefix("train."): value for key, value in dotted.items() if key.startswith("train.")}
-    if given and examples is None:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise RecipeError(f"{flags} would do nothing without examples", change="--examples")
+    of_task = [key for key in dotted if key.startswith("task.")]
+    if examples is None:
+        idle = [
+            *(_flag(key) for key in given),
+            *(f"--{key}" for key in of_task),
+            *(["--dtype"] if dtype != "auto" else []),
+        ]
+        if idle:
+            raise RecipeError(f"{', '.join(idle)} would do nothing without examples", change="--examples")
+    elsewhere = [f"--{key}" for key in of_task if key.split(".")[1] in OF_EXAMPLES]
+    if elsewhere:
+        raise RecipeError(
+            f"{', '.join(elsewhere)} would do nothing: the rows are those of the examples",
+            expected="settings of the columns and labels",
+            change=", ".join(elsewhere),
+        )
+    given = {key.removeprefix("task."): value for key, value in {**given, **dotted}.items() if key.startswith("task.")}
     say_start(quiet=quiet)
+    training = training_settings(dotted)
     from graftwork.adapters.folder import refuse_existing
     from graftwork.backbones import Backbone
     from graftwork.combine import generate_adapter
@@ -86,11 +106,16 @@ def generate(
         task if examples is None else _new_task(task, given, examples),
         examples=examples,
         backbone=None if backbone is None else Backbone.load(backbone, dtype=dtype),
+        dtype="auto" if backbone is not None else dtype,
         progress=not quiet,
         **training,
     )
     found.adapter.save(output, overwrite=overwrite)
     _report(found, output, as_json=json)
+
+
+def _flag(key: str) -> str:
+    return "--" + key.removeprefix("task.").replace("_", "-")
 
 
 def _new_task(task: str | None, given: dict[str, Any], examples: Path) -> "Task":

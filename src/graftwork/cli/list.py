@@ -63,7 +63,7 @@ def _adapter_folders(folder: Path) -> list[Path]:
     Raises:
         AdapterError: it does not exist, is a file, is an adapter itself, or has no adapters in it.
     """
-    from graftwork.adapters.folder import CONFIG
+    from graftwork.adapters.folder import CONFIG, adapters_in
 
     expected = "a folder with one folder per adapter in it, as `graftwork tune-many` makes it"
     if not folder.is_dir():
@@ -76,7 +76,7 @@ def _adapter_folders(folder: Path) -> list[Path]:
             change=f"FOLDER ({folder.resolve().parent}), or graftwork inspect {folder}",
         )
     try:
-        found = sorted(place.parent for place in folder.glob(f"*/{CONFIG}") if not place.parent.name.startswith("."))
+        found = [folder / name for name in adapters_in(folder)]
     except OSError as error:
         raise AdapterError(f"{str(folder)!r} cannot be read: {error.strerror}", change="FOLDER") from error
     if not found:

@@ -6,12 +6,12 @@ becomes one `--set KEY=VALUE` (which can also be written out), and the recipe ch
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from graftwork.errors import RecipeError
+from graftwork.errors import RecipeError, nearest
 
 Settings = Annotated[
     list[str],
@@ -47,6 +47,26 @@ def gather_settings(arguments: Sequence[str]) -> list[str]:
         key = key.replace("-", "_")
         result += ["--set", key if value is None else f"{key}={value}"]
     return result
+
+
+def training_settings(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """The training settings among dotted ones, by their own names, for a function that has other arguments too.
+
+    Raises:
+        RecipeError: there is no such setting.
+    """
+    from graftwork.training.settings import TrainingSettings
+
+    found = {key.removeprefix("train."): value for key, value in dotted.items() if key.startswith("train.")}
+    known = TrainingSettings.model_fields
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise RecipeError(
+            f"invalid training settings: unknown key {', '.join(repr(f'train.{name}') for name in unknown)}",
+            expected=nearest(unknown[0], known),
+            change=", ".join(f"--train.{name}" for name in unknown),
+        )
+    return found
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def generate_adapter(
     *,
     examples: str | Path | None = None,
     backbone: Backbone | None = None,
+    dtype: str = "auto",
     progress: bool = False,
     **training: Any,
 ) -> Generated:
@@ -71,29 +72,40 @@ def generate_adapter(
             as there are no other rows, and are saved under `train`.
         backbone: the backbone, if it is loaded already. None: the one that the adapter names; without examples, no
             weights are loaded.
+        dtype: with examples, precision of the backbone that is loaded.
         progress: report progress on standard error.
         training: with examples, fields of `TrainingSettings`.
 
     Raises:
-        AdapterError: there is no such task, or the adapter's method has no hypernetwork.
+        AdapterError: there is no such task, the adapter's method has no hypernetwork, or it is for another backbone.
         GraftworkError: with examples, as `tune`.
     """
     known = {hypernetwork.task.name: hypernetwork} if isinstance(hypernetwork, Adapter) else _read(Path(hypernetwork))
     for adapter in known.values():
         _method_of(adapter)
+    if backbone is not None and dtype != "auto":
+        raise RecipeError(
+            f"dtype={dtype!r} would do nothing: the backbone is loaded already", expected="one of dtype and backbone"
+        )
     if examples is None:
-        if training:
+        idle = [*training, *(["dtype"] if dtype != "auto" else [])]
+        if idle:
             raise RecipeError(
-                f"{', '.join(training)} would do nothing: without examples nothing is trained",
+                f"{', '.join(idle)} would do nothing: without examples nothing is trained",
                 change="--examples, or leave out the training settings",
             )
         source = _chosen(known, task)
-        return _generated(source, backbone or Backbone.outline(source.backbone.name))
+        if backbone is None:
+            backbone = Backbone.outline(source.backbone.name)
+            source.backbone.check_shape(backbone)
+        else:
+            source.check(backbone)
+        return _generated(source, backbone)
     first = next(iter(known.values()))
     with shown_on_stderr(shown=progress) as display:
         if backbone is None:
             display.say(of_loading(first.backbone.name))
-            backbone = Backbone.load(first.backbone.name)
+            backbone = Backbone.load(first.backbone.name, dtype=dtype)
         first.check(backbone)
         data = _load(task, Path(examples))
         recipe = _recipe(first, data.task, backbone, training)
@@ -191,6 +203,7 @@ def _recipe(known: Adapter, task: Task, backbone: Backbone, training: Mapping[st
             "train": {**own, **training},
         },
         origin="the arguments of generate_adapter",
+        given=[f"train.{name}" for name in training],
     )
     return recipe.resolved(backbone, task, method)
 

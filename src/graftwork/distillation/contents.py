@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from graftwork.adapters.folder import CONFIG as ADAPTER
-from graftwork.adapters.folder import TENSORS
+from graftwork.adapters.folder import TENSORS, refuse_several
 from graftwork.errors import RecipeError
 
 CONFIG = "config.json"
@@ -25,10 +25,12 @@ def kind_of_teacher(folder: Path) -> FolderKind:
 
     Raises:
         RecipeError: neither an adapter nor a model with a task head.
+        AdapterError: it holds several adapters.
     """
     if (folder / ADAPTER).is_file():
         return "adapter"
     if not (folder / CONFIG).is_file():
+        refuse_several(folder)
         what = f"has neither {ADAPTER} nor {CONFIG}" if folder.is_dir() else "is not a folder"
         raise _refusal(folder, what)
     try:

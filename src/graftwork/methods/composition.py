@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from pydantic import Field
+from jaxtyping import Float
+from pydantic import Field, field_validator
 from torch import Generator, Tensor
 
 from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import MethodError
-from graftwork.methods.members import MemberTensors, SharedSite, members_at
+from graftwork.methods.members import MemberTensors, SharedSite, members_at, refuse_disagreement
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, zeros
 from graftwork.methods.parts import Part, Parts
@@ -30,6 +31,9 @@ OpKind = TypeVar("OpKind", bound=Op)
 class Composition(Method, ABC):
     """A method made of parts.
 
+    Epochs, the head's learning rate, optimiser, schedule and fields of the head are those that its new parts need. They
+    must agree on all but the first two.
+
     Attributes:
         parts: adapters (`gw.Adapter`), new methods, or names of methods; in a list, or by name.
         train_parts: train the tensors of parts that are adapters as well. Those of new methods are always trained. A
@@ -40,6 +44,41 @@ class Composition(Method, ABC):
 
     parts: Parts = Field(default=("pfeiffer", "pfeiffer"), min_length=1, validate_default=True)
     train_parts: bool = False
+
+    @field_validator("parts")
+    @classmethod
+    def _new_parts_agree(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        refuse_disagreement([part.method for part in parts if part.new], "new parts")
+        return parts
+
+    @property
+    def new_methods(self) -> list[Method]:
+        """Those of the parts that are no adapters."""
+        return [part.method for part in self.parts if part.new]
+
+    @property
+    def head_learning_rate(self) -> float:
+        return min((method.head_learning_rate for method in self.new_methods), default=super().head_learning_rate)
+
+    @property
+    def num_train_epochs(self) -> int:
+        return max((method.num_train_epochs for method in self.new_methods), default=super().num_train_epochs)
+
+    @property
+    def optim(self) -> str:
+        return next((method.optim for method in self.new_methods), super().optim)
+
+    @property
+    def lr_scheduler_type(self) -> str:
+        return next((method.lr_scheduler_type for method in self.new_methods), super().lr_scheduler_type)
+
+    @property
+    def head_fields(self) -> Mapping[str, Any]:
+        return {name: value for method in self.new_methods for name, value in method.head_fields.items()}
+
+    @property
+    def reads_examples(self) -> bool:
+        return any(method.reads_examples for method in self.new_methods)
 
     @property
     def lowers_to(self) -> tuple[type[Op], ...]:
@@ -201,6 +240,13 @@ class Composition(Method, ABC):
                 change="the parts",
             )
         return {name: held[name].detach().clone() for name in declared}
+
+    def from_features(self, features: Float[Tensor, "N d"]) -> Mapping[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for part in self.parts:
+            if part.new:
+                found |= {f"{_start(part)}{name}": t for name, t in part.method.from_features(features).items()}
+        return found
 
     def prepare(
         self, parameters: Mapping[str, Tensor], sites: Sequence[Site], *, training: bool

@@ -1,4 +1,5 @@
-"""What a union does for each of its members: their settings, their own view of sites and tensors, and their gates."""
+"""What a union does for each of its members: their settings, their own view of sites and tensors, and their gates. A
+composition does the same for its parts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,6 +22,10 @@ GATE_STD = 0.02
 
 GATED = frozenset({"linear", "result", "norm", "attention"})
 """The kinds of site where an effect can have a gate."""
+
+
+COMMON = ("optim", "lr_scheduler_type")
+"""Training defaults of which a run has one for all methods."""
 
 
 def _as_mapping(method: Method) -> dict[str, Any]:
@@ -67,6 +72,26 @@ class MemberTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def refuse_disagreement(methods: Sequence[Method], what: str) -> None:
+    """Refuse methods that cannot be trained in one run.
+
+    Args:
+        methods: the methods.
+        what: they are, in the message.
+
+    Raises:
+        ValueError: they need different optimisers, schedules or heads.
+    """
+    asked: dict[str, Any] = {}
+    for method in methods:
+        own = {name: getattr(method, name) for name in COMMON}
+        for name, value in {**own, **method.head_fields}.items():
+            if asked.setdefault(name, value) != value:
+                raise ValueError(f"the {what} need different values of {name}: {asked[name]} and {value}")
+    if asked.get("model") == "bilstm-crf" and any(method.passes > 1 for method in methods):
+        raise ValueError("the model bilstm-crf cannot be used with a method of several passes per step")
 
 
 def declare_gate(site: Site) -> dict[str, Parameter]:

@@ -13,21 +13,27 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from pydantic import Field, field_validator
 from torch import Generator, Tensor
 
 from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import MethodError
-from graftwork.methods.members import Members, MemberTensors, SharedSite, declare_gate, gate, members_at
+from graftwork.methods.members import (
+    Members,
+    MemberTensors,
+    SharedSite,
+    declare_gate,
+    gate,
+    members_at,
+    refuse_disagreement,
+)
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter
 from graftwork.methods.parts import Part
 from graftwork.methods.placement import Placement
 from graftwork.ops import Gated, Op
 from graftwork.ops.prompt import as_one
-
-COMMON = ("optim", "lr_scheduler_type")
-"""Training defaults of which a run has one for all members."""
 
 
 class Union(Method):
@@ -56,14 +62,7 @@ class Union(Method):
     @field_validator("methods")
     @classmethod
     def _members_agree(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
-        asked: dict[str, Any] = {}
-        for method in methods:
-            own = {name: getattr(method, name) for name in COMMON}
-            for name, value in {**own, **method.head_fields}.items():
-                if asked.setdefault(name, value) != value:
-                    raise ValueError(f"the members need different values of {name}: {asked[name]} and {value}")
-        if asked.get("model") == "bilstm-crf" and any(method.passes > 1 for method in methods):
-            raise ValueError("the model bilstm-crf cannot be used with a method of several passes per step")
+        refuse_disagreement(methods, "members")
         return methods
 
     @property
@@ -111,6 +110,10 @@ class Union(Method):
     @property
     def head_fields(self) -> Mapping[str, Any]:
         return {name: value for method in self.methods for name, value in method.head_fields.items()}
+
+    @property
+    def reads_examples(self) -> bool:
+        return any(method.reads_examples for method in self.methods)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -181,6 +184,12 @@ class Union(Method):
         for member, method, own in self._each(sites):
             made = method.initial(MemberTensors(member, tensors), own, backbone, labels, generator)
             found |= {f"{member}.{name}": tensor for name, tensor in made.items()}
+        return found
+
+    def from_features(self, features: Float[Tensor, "N d"]) -> Mapping[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for member, method in self.members.items():
+            found |= {f"{member}.{name}": tensor for name, tensor in method.from_features(features).items()}
         return found
 
     def prepare(

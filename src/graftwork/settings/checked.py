@@ -32,7 +32,7 @@ class Checked(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, /, **settings: Any) -> None:
         try:
             super().__init__(**settings)
         except ValidationError as error:

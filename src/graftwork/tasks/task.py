@@ -237,7 +237,7 @@ class Task(Checked):
         local = path.exists() or path.is_absolute()
         return self.model_copy(update={"data": resolved_path(path) if local else HUB + self.data})
 
-    def override(self, **changes: Any) -> "Task":
+    def override(self, /, **changes: Any) -> "Task":
         """The task with some fields changed.
 
         Raises:

@@ -2,7 +2,7 @@
 
 On the model there is an adapter in training for each task. They have the method's parameters in common, so that one
 trainer, one optimizer and one series of checkpoints serve all of them, and rows of several tasks share a pass. What is
-saved is a whole adapter for each task, so that each can be used by itself.
+saved is an adapter for each task, so that each can be used by itself.
 
 Caruana 1997, "Multitask Learning"; with adapters: Stickland & Murray 2019, "BERT and PALs", arXiv:1902.02671.
 """
@@ -180,8 +180,15 @@ def _run(
 
 
 def _refuse_unusable(recipe: Recipe) -> None:
-    """Refuse training settings that are of one task's run."""
+    """Refuse sections and training settings that are of one task's run."""
     settings = recipe.train
+    for section, what in (("start", "begin with the tensors of another adapter"), ("distill", "learn from teachers")):
+        if getattr(recipe, section) is not None:
+            raise RecipeError(
+                f"tasks that train one adapter cannot {what}: {section} would do nothing",
+                expected=f"a recipe of one task, or of several without {section}",
+                change=section,
+            )
     if settings.prefix_cache == "on":
         raise RecipeError(
             "tasks that train one adapter cannot have a prefix cache: passes that they share begin at the input",

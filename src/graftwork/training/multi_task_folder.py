@@ -1,13 +1,19 @@
-"""The folder of several tasks that trained one adapter: a whole adapter of each, and `tasks.json`, their list."""
+"""The folder of several tasks that trained one adapter: an adapter of each, and `tasks.json`, their list.
 
-from collections.abc import Mapping
+Where tasks have more of their own than their heads (an embedding, for a hypernetwork), what they have in common lies
+there once, in `shared.safetensors`; else each adapter is whole.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.folder import RECIPE, fill_folder
+from graftwork.adapters.folder import RECIPE, fill_folder, write_shared
 from graftwork.errors import AdapterError
 from graftwork.settings.problems import describe
 from graftwork.settings.yamlfile import dump_yaml, read_yaml
@@ -68,12 +74,23 @@ def fill_tasks_folder(
     folder: Path, adapters: Mapping[str, Adapter], about: TasksFile, recipe: Mapping[str, Any], log: str
 ) -> None:
     """Write into a folder that exists: each adapter in a folder of its task's name, and the files beside them."""
+    shared = _shared(list(adapters.values()))
+    if shared:
+        write_shared(shared, folder)
     for name, adapter in adapters.items():
         (folder / name).mkdir()
-        fill_folder(adapter, folder / name)
+        fill_folder(adapter, folder / name, shared=shared.keys())
     (folder / RECIPE).write_text(dump_yaml(recipe), encoding="utf-8")
     (folder / LOG_FILE).write_text(log, encoding="utf-8")
     (folder / TASKS_FILE).write_text(about.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _shared(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
+    """The tensors of a method that are the same for all tasks; none where that is all that the method has."""
+    [first, *others] = adapters
+    method = {name: tensor for name, tensor in first.tensors.items() if not name.startswith("head.")}
+    same = {name: t for name, t in method.items() if all(torch.equal(t, other.tensors[name]) for other in others)}
+    return same if len(same) < len(method) else {}
 
 
 def read_tasks_file(folder: Path) -> TasksFile:

@@ -18,7 +18,7 @@ from graftwork.training.recipe import Recipe, override
 TASKS = "tasks"
 """The key by which a recipe of several tasks is known."""
 
-RESERVED = ("tasks.json", "recipe.yaml", "log.jsonl")
+RESERVED = ("tasks.json", "recipe.yaml", "log.jsonl", "shared.safetensors")
 """Names of files beside the tasks' folders."""
 
 
