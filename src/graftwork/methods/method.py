@@ -7,7 +7,7 @@ and lowers them to an op. It knows no model family; ops know no method.
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Generator, Tensor
@@ -19,9 +19,6 @@ from graftwork.methods.placement import Placement
 from graftwork.ops import Op
 from graftwork.settings.checked import Checked
 from graftwork.settings.problems import describe, flags
-
-if TYPE_CHECKING:
-    from graftwork.methods.parts import Part
 
 
 class Method(Checked):
@@ -195,8 +192,8 @@ class Method(Checked):
         """
         return parameters
 
-    def every_part(self) -> "Iterator[Part]":
-        """The parts of a composition, and theirs, at any depth."""
+    def every_part(self) -> Iterator[Any]:
+        """The parts of a composition (`graftwork.methods.parts.Part`), and theirs, at any depth."""
         yield from ()
 
     def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
