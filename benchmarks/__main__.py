@@ -1,9 +1,9 @@
 """Every benchmark, or those that are named, one after the other, and the results of all as a page.
 
-Run as `python -m benchmarks [--quick] [--device …] [--dtype …] [--glue FOLDER] [NAME …]`. Writes
-`benchmarks/results.json`, where the results of others stay as they are, and of it `benchmarks/RESULTS.md`. Results in
-a precision that is asked for stand beside those in the one that graftwork chooses. The exit status is 1 when a bar is
-missed or one fails.
+Run as `python -m benchmarks [--quick] [--device …] [--dtype …] [--glue FOLDER] [--adapters PYTHON] [NAME …]`.
+Writes `benchmarks/results.json`, where the results of others stay as they are, and of it `benchmarks/RESULTS.md`.
+Results in a precision that is asked for stand beside those in the one that graftwork chooses. The exit status is 1
+when a bar is missed or one fails.
 """
 
 import argparse
@@ -22,6 +22,9 @@ RESULTS = HERE / "results.json"
 MISSED = HERE / "MISSED.md"
 NO_BENCHMARKS = {"__init__", "__main__", "measuring", "models", "peers", "peft_script", "adapters_script"}
 NEED_GLUE = {"whole_job"}
+TAKE_ADAPTERS = {"fuse"}
+PLACES = {"--glue": "FOLDER", "--adapters": "PYTHON"}
+"""Options that say where something lies on one machine, and what is shown instead."""
 
 
 def known() -> list[str]:
@@ -43,10 +46,8 @@ def run(name: str, options: list[str]) -> dict[str, Any]:
         result = json.loads(lines.pop())
     except (IndexError, json.JSONDecodeError):
         result = None
-    # Where data lie on one machine is of no use on another.
-    shown = [
-        "FOLDER" if before == "--glue" else option for before, option in zip(["", *options], options, strict=False)
-    ]
+    # Where things lie on one machine is of no use on another.
+    shown = [PLACES.get(before, option) for before, option in zip(["", *options], options, strict=False)]
     said = " ".join(["python -m", f"benchmarks.{name}", *shown])
     return {"command": said, "machine": describe_machine(), "printed": "".join(lines).strip(), "result": result}
 
@@ -95,6 +96,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few repetitions")
     add_places(parser)
     parser.add_argument("--glue", help=f"the folder with GLUE's data, without which {', '.join(NEED_GLUE)} is left out")
+    parser.add_argument("--adapters", help=f"a Python that has the package adapters, for {', '.join(TAKE_ADAPTERS)}")
     parser.add_argument("names", nargs="*", help="which ones; all when left out")
     chosen = parser.parse_args()
     names = known()
@@ -114,7 +116,9 @@ def main() -> int:
             print("left out: it needs --glue FOLDER", flush=True)
             continue
         key = name if chosen.dtype == "auto" else f"{name}, {chosen.dtype}"
-        made[key] = run(name, [*options, *(["--glue", chosen.glue] if name in NEED_GLUE else [])])
+        own = ["--glue", chosen.glue] if name in NEED_GLUE else []
+        own += ["--adapters", chosen.adapters] if name in TAKE_ADAPTERS and chosen.adapters else []
+        made[key] = run(name, [*options, *own])
         results = {one: own for one, own in sorted((kept | made).items()) if one.partition(",")[0] in names}
         write(RESULTS, json.dumps(results, indent=1) + "\n")
         write(HERE / "RESULTS.md", page(results))
