@@ -256,6 +256,29 @@ def test_one_adapter_tuned_on_forgets(backbone, tasks, filled, tmp_path):
     assert mean(pool) < mean(consolidated)
 
 
+def test_one_adapter_is_tuned_on_with_the_method_that_it_was_finished_with(backbone, tasks, tmp_path, monkeypatch):
+    tuned = []
+    plain = pools.tune_recipe
+
+    def noted(recipe, **options):
+        start = None if recipe.start is None else recipe.start.adapter()
+        tuned.append((start, plain(recipe, **options)))
+        return tuned[-1][1]
+
+    monkeypatch.setattr(pools, "tune_recipe", noted)
+    pool = Pool(
+        tmp_path / "pool", backbone=backbone, capacity=1, method=AdaMix(bottleneck=4), consolidation="sequential"
+    )
+    rates = {"learning_rate": 1e-9, "head_learning_rate": 1e-9}
+    for name in "ab":
+        pool.add(tasks[name], **{**TRAIN, "max_steps": 1, **rates})
+    (_, first), _, (start, on) = tuned
+    assert on.method == first.method
+    for name in {name for name in first.tensors if not name.startswith("head.")}:
+        assert torch.equal(start.tensors[name], first.tensors[name])
+        torch.testing.assert_close(on.tensors[name], first.tensors[name], rtol=1e-4, atol=1e-5)
+
+
 def test_without_a_capacity_each_task_has_its_own(backbone, tasks, tmp_path):
     pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
     for name in "abc":

@@ -295,7 +295,9 @@ class Pool:
             )
         else:
             one_of(old, 0, pool.tasks[names[0]]).save(working / "start", overwrite=True)
-            on = Recipe.parse({**recipe.model_dump(mode="json"), "start": str(working / "start")})
+            # The method that its adapter was finished with, which need not be the one that is tuned at first.
+            method = {"name": old.method.name, **old.method.model_dump(mode="json")}
+            on = Recipe.parse({**recipe.model_dump(mode="json"), "method": method, "start": str(working / "start")})
             new = tune(on, working / "tuned-on")
             whole = several(new, [*heads_of(old), new])
         split = one_of(whole, len(names), PoolTask(member=place, identity=new.task, recipe=dict(new.recipe)))
