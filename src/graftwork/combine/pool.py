@@ -97,8 +97,6 @@ class Pool:
         self._file = found or PoolFile(backbone=BackboneIdentity.of(self.backbone), settings=self.settings)
         self._file.backbone.check(self.backbone)
 
-    # -- what is in it -------------------------------------------------------------------------------------------------
-
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of its tasks, in the order in which they came."""
@@ -148,8 +146,6 @@ class Pool:
             return model.predict(inputs, task, batch_size=batch_size)
         finally:
             model.detach()
-
-    # -- adding --------------------------------------------------------------------------------------------------------
 
     def add(
         self,

@@ -76,8 +76,6 @@ class Teaching:
         self._said: list[Tensor] = []
         self._vectors: list[Tensor] | None = None
 
-    # -- which rows have no labels of their own ------------------------------------------------------------------------
-
     @property
     def labels(self) -> tuple[str, ...] | None:
         """The task's labels, in whose order logits are: the first teacher's, until `use_labels` is given others."""
@@ -112,8 +110,6 @@ class Teaching:
             else:
                 found.append(names[int(said[0].argmax())])
         return found
-
-    # -- what they say -------------------------------------------------------------------------------------------------
 
     def logits(self, inputs: Sequence[Any], output_type: OutputType, advance: Advance) -> list[Tensor]:
         """Of each input (1, C), or (W, C) of its words; of several teachers, the logits of their mean probabilities."""
@@ -154,8 +150,6 @@ class Teaching:
             return [torch.stack(list(own)).mean(dim=0) for own in zip(*each, strict=True)]
 
         return self._stores["vectors"].of(inputs, ask)
-
-    # -- the student ---------------------------------------------------------------------------------------------------
 
     def loss(self, *, labelled: bool) -> DistillationLoss:
         """What the student minimises.
