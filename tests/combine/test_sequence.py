@@ -46,6 +46,18 @@ def test_forgetting_is_from_the_highest_score(tmp_path, backbone, tasks, monkeyp
     assert found[2].forgetting == pytest.approx(((0.9 - 0.7) + (0.6 - 0.8)) / 2)
 
 
+@pytest.mark.parametrize(("before", "best"), [(0.0, "when it was added"), (1.0, "now")])
+def test_tasks_that_the_pool_has_already_can_be_forgotten(tmp_path, backbone, tasks, monkeypatch, before, best):
+    pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
+    pool.add(tasks["a"], **{**TRAIN, "max_steps": 1})
+    # a before b is added; then a and b.
+    scores = iter([before, 0.1, 0.5])
+    monkeypatch.setattr("graftwork.combine.sequence.evaluate", lambda *_, **__: {"accuracy": next(scores)})
+    [measured] = add_in_turn(pool, [tasks["b"]], **{**TRAIN, "max_steps": 1})
+    highest = {"now": 1.0, "when it was added": pool.history[0].after["accuracy"]}[best]
+    assert measured.forgetting == pytest.approx(highest - 0.1)
+
+
 def test_the_report(tmp_path):
     each = [
         Measured("a", 0, {"a": 0.9}, 0.9, 0.0, 1000, 0.1),

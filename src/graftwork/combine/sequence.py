@@ -75,7 +75,7 @@ def add_in_turn(
         GraftworkError: as `Pool.add`.
     """
     chosen = [task if isinstance(task, Task) else find_task(task) for task in tasks]
-    for task in chosen:
+    for task in (*chosen, *(task_of(pool.adapter(name)) for name in pool.tasks)):
         if not KINDS[task.kind].metrics[task.main_metric].greater_is_better:
             raise RecipeError(
                 f"the main metric {task.main_metric!r} of task {task.name!r} is lower for better adapters",
@@ -83,12 +83,32 @@ def add_in_turn(
                 change=f"the task's metrics (task {task.name})",
             )
     found: list[Measured] = []
-    best: dict[str, float] = {}
+    best = highest(pool, split=split)
     for task in chosen:
         step = pool.add(task, progress=progress, **training)
         measured = measure(pool, best, split=split, member=step.member)
         found.append(measured)
         best |= {name: max(score, best.get(name, score)) for name, score in measured.scores.items()}
+    return found
+
+
+def highest(pool: Pool, *, split: SplitName = "validation") -> dict[str, float]:
+    """The highest score of each task of a pool that is known: the one that it has now, or, of validation rows, the one
+    that it had when it was added."""
+    found = scores_of(pool, split=split)
+    if split == "validation":
+        for step in pool.history:
+            added = step.after.get(task_of(pool.adapter(step.task)).main_metric, found[step.task])
+            found[step.task] = max(found[step.task], added)
+    return found
+
+
+def scores_of(pool: Pool, *, split: SplitName = "validation") -> dict[str, float]:
+    """The main metric of each task of a pool."""
+    found: dict[str, float] = {}
+    for name in pool.tasks:
+        adapter = pool.adapter(name)
+        found[name] = evaluate(adapter, backbone=pool.backbone, split=split)[task_of(adapter).main_metric]
     return found
 
 
@@ -100,11 +120,7 @@ def measure(pool: Pool, best: dict[str, float], *, split: SplitName = "validatio
         split: the split that is scored.
         member: of the last task.
     """
-    scores: dict[str, float] = {}
-    for name in pool.tasks:
-        adapter = pool.adapter(name)
-        metric = task_of(adapter).main_metric
-        scores[name] = evaluate(adapter, backbone=pool.backbone, split=split)[metric]
+    scores = scores_of(pool, split=split)
     last = pool.tasks[-1]
     lost = [best[name] - score for name, score in scores.items() if name in best]
     return Measured(
