@@ -16,7 +16,7 @@ from tiny import make_adapter
 from tiny import make_backbone as make_tiny
 from training.workbench import FAST, KilledError, contents, write_csv
 
-from graftwork import AdaptedModel, Adapter, Backbone, LoRA, Pool, Task, evaluate, tune
+from graftwork import AdaptedModel, Adapter, Backbone, Fuse, LoRA, Pool, Task, evaluate, tune
 from graftwork.combine import pool as pools
 from graftwork.combine.heads import one_of, several
 from graftwork.combine.poolfile import PoolTask
@@ -25,7 +25,7 @@ from graftwork.combine.transferability import leep, transrate
 from graftwork.errors import AdapterError, InterruptedRunError, MethodError, RecipeError
 from graftwork.heads import States
 from graftwork.kinds.several_tasks import SeveralHeads
-from graftwork.methods import IA3, AdaMix, FeatureExtraction, FullFineTuning, Houlsby, PrefixTuning, Union
+from graftwork.methods import IA3, AdaMix, BiHNet, FeatureExtraction, FullFineTuning, Houlsby, PrefixTuning, Union
 
 METHOD = LoRA(rank=4)
 TRAIN = {**FAST, "num_train_epochs": 4}
@@ -483,6 +483,76 @@ def test_tasks_that_cannot_be_consolidated(backbone, data, tasks, filled, tmp_pa
     mixed = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=FeatureExtraction())
     with pytest.raises(MethodError, match="cannot be consolidated"):
         mixed.add(tasks["a"], **{**TRAIN, "max_steps": 1})
+
+
+@pytest.fixture
+def untuned(monkeypatch):
+    """What is refused is refused before anything is tuned."""
+    monkeypatch.setattr(pools, "tune_recipe", lambda *_, **__: pytest.fail("tuned"))
+
+
+def test_methods_that_cannot_take_in_tasks(backbone, tasks, tmp_path, untuned):
+    with pytest.raises(MethodError, match=r"'bihnet': they are made from examples of one task(.|\n)*--method"):
+        Pool(tmp_path / "pool", backbone=backbone, method=BiHNet())
+    with pytest.raises(MethodError, match="'bihnet'"):
+        Pool(tmp_path / "pool", backbone=backbone, method=Union(methods=[BiHNet(), LoRA()]))
+    part = make_adapter(backbone, Houlsby(bottleneck=4), pooling="mean")
+    with pytest.raises(MethodError, match=r"composed of finished ones, as part-of-it(.|\n)*--method"):
+        Pool(tmp_path / "pool", backbone=backbone, method=Fuse(parts={"part-of-it": part}))
+    with pytest.raises(MethodError, match=r"'feature-extraction', whose head(.|\n)*cannot be consolidated"):
+        Pool(tmp_path / "pool", backbone=backbone, method=FeatureExtraction()).add(tasks["a"], **TRAIN)
+
+
+def test_leep_with_a_member_without_classes(backbone, data, tasks, tmp_path, monkeypatch):
+    numbers = Task(name="n", kind="regression", text="text", data=str(data["numbers"]))
+    pool = Pool(tmp_path / "pool", backbone=backbone, capacity=2, method=METHOD, selection="leep")
+    # Before the first one is tuned, too.
+    for names in ("nab", "anb"):
+        with pytest.raises(RecipeError, match=r"task 'b' by LEEP(.|\n)*adapter \d has none(.|\n)*--selection"):
+            pool.refuse([{**tasks, "n": numbers}[name] for name in names])
+    pool.refuse([tasks["a"], tasks["b"], tasks["c"]])
+    pool.add(numbers, **{**TRAIN, "max_steps": 1})
+    pool.add(tasks["a"], **{**TRAIN, "max_steps": 1})
+    monkeypatch.setattr(pools, "tune_recipe", lambda *_, **__: pytest.fail("tuned"))
+    with pytest.raises(RecipeError, match="adapter 0 has none"):
+        pool.add(tasks["b"], **TRAIN)
+
+
+def test_a_task_that_is_given_twice(backbone, tasks, tmp_path):
+    pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
+    with pytest.raises(AdapterError, match=r"task 'a' is given twice(.|\n)*--task"):
+        pool.refuse([tasks["a"], tasks["b"], tasks["a"]])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"consolidation": "sequential", "student_epochs": 3},
+        {"selection": "leep", "weighting": "equation"},
+        {"selection": "random", "scaling": "trace"},
+    ],
+    ids=lambda settings: [*settings][-1],
+)
+def test_settings_without_effect(backbone, tmp_path, settings):
+    name = [*settings][-1]
+    with pytest.raises(RecipeError, match=rf"{name}=.* would do nothing(.|\n)*--{name.replace('_', '-')}"):
+        Pool(tmp_path / "pool", backbone=backbone, capacity=1, **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"consolidation": "sequential"}], ids=["distilled", "tuned on"])
+def test_the_pool_knows_tasks_by_their_recipes(backbone, tasks, tmp_path, settings):
+    pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=AdaMix(bottleneck=4), **settings)
+    training = {**TRAIN, "max_steps": 1}
+    assert not pool.has(tasks["a"], **training)
+    for name in "ab":
+        pool.add(tasks[name], **training)
+    again = Pool(tmp_path / "pool", backbone=backbone)
+    assert again.has(tasks["a"], **training)
+    assert again.has(tasks["b"], **training)
+    with pytest.raises(RecipeError, match=r"has the task 'b' already(.|\n)*max_steps was 1, is 2"):
+        again.has(tasks["b"], **{**training, "max_steps": 2})
+    with pytest.raises(RecipeError, match=r"task\.data was"):
+        again.has(tasks["b"], data=tasks["a"].data, **training)
 
 
 def test_what_is_no_pool(backbone, tmp_path):
