@@ -16,9 +16,12 @@ def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def refuse_other_contents(folder: Path, names: Collection[str], *, overwrite: bool) -> None:
+def refuse_other_contents(folder: Path, names: Collection[str], *, overwrite: bool, flag: str = "--output") -> None:
     """Refuse an output folder before any work is done: one that exists, unless it is to be replaced and holds nothing
     but such files.
+
+    Args:
+        flag: by which it is named.
 
     Raises:
         OutputError: it cannot be written to.
@@ -27,14 +30,14 @@ def refuse_other_contents(folder: Path, names: Collection[str], *, overwrite: bo
         return
     if not overwrite or not folder.is_dir():
         raise OutputError(
-            f"output {str(folder)!r} exists already",
+            f"{flag.removeprefix('--')} {str(folder)!r} exists already",
             expected="a folder that does not exist",
-            change="--output" + (", or --overwrite to replace it" if folder.is_dir() else ""),
+            change=flag + (", or --overwrite to replace it" if folder.is_dir() else ""),
         )
     others = sorted(path.name for path in folder.iterdir() if path.name not in names)
     if others:
         raise OutputError(
             f"{str(folder)!r} holds {others[0]}, so it is not overwritten",
             expected=f"a folder with {', '.join(sorted(names))} alone, or a new one",
-            change="--output",
+            change=flag,
         )
