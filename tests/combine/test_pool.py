@@ -22,7 +22,8 @@ from graftwork.combine.heads import one_of, several
 from graftwork.combine.poolfile import PoolTask
 from graftwork.combine.selecting import outputs_of, vectors_of
 from graftwork.combine.transferability import leep, transrate
-from graftwork.errors import AdapterError, InterruptedRunError, MethodError, RecipeError
+from graftwork.errors import AdapterError, InProgressError, InterruptedRunError, MethodError, RecipeError
+from graftwork.folders import HeldFolder
 from graftwork.heads import States
 from graftwork.kinds.several_tasks import SeveralHeads
 from graftwork.methods import IA3, AdaMix, BiHNet, FeatureExtraction, FullFineTuning, Houlsby, PrefixTuning, Union
@@ -300,6 +301,12 @@ def test_a_number_and_several_labels_are_consolidated(backbone, tasks, data, tmp
 
 
 @pytest.fixture
+def untuned(monkeypatch):
+    """What is refused is refused before anything is tuned."""
+    monkeypatch.setattr(pools, "tune_recipe", lambda *_, **__: pytest.fail("tuned"))
+
+
+@pytest.fixture
 def prepared(backbone, tasks, monkeypatch):
     """Training that was done before: what is left of adding a task is what it writes to the pool."""
     made = {}
@@ -432,6 +439,15 @@ def test_interrupted_by_the_keyboard(backbone, tasks, tmp_path, monkeypatch):
     assert pool.adapter("a").digest == tune(backbone, task=tasks["a"], method=METHOD, **settings).digest
 
 
+def test_a_pool_that_another_process_holds(backbone, tasks, tmp_path, untuned):
+    pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
+    held = HeldFolder.take(tmp_path / "pool" / pools.WORKING, "another one")
+    with pytest.raises(InProgressError, match=r"in progress(.|\n)*change: the pool '.*pool', or wait") as error:
+        pool.add(tasks["a"], **TRAIN)
+    held.remove()
+    assert "--output" not in str(error.value)
+
+
 # What is refused
 
 
@@ -483,12 +499,6 @@ def test_tasks_that_cannot_be_consolidated(backbone, data, tasks, filled, tmp_pa
     mixed = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=FeatureExtraction())
     with pytest.raises(MethodError, match="cannot be consolidated"):
         mixed.add(tasks["a"], **{**TRAIN, "max_steps": 1})
-
-
-@pytest.fixture
-def untuned(monkeypatch):
-    """What is refused is refused before anything is tuned."""
-    monkeypatch.setattr(pools, "tune_recipe", lambda *_, **__: pytest.fail("tuned"))
 
 
 def test_methods_that_cannot_take_in_tasks(backbone, tasks, tmp_path, untuned):

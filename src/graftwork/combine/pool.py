@@ -22,6 +22,7 @@ from graftwork.combine.poolfile import (
     PoolSettings,
     PoolTask,
     Step,
+    naming_pool,
     read_member,
     remove_unnamed,
     write_member,
@@ -181,6 +182,11 @@ class Pool:
         """
         recipe = self._recipe(task, data, pooling, training)
         self._refuse([recipe])
+        with naming_pool(self.folder):
+            return self._add_held(recipe, training, progress=progress)
+
+    def _add_held(self, recipe: Recipe, training: dict[str, Any], *, progress: bool) -> Step:
+        """Add a task while no other process adds one."""
         held = HeldFolder.take(self.folder / WORKING, f"adding a task to the pool {str(self.folder)!r}")
         try:
             self._file = PoolFile.read(self.folder) or self._file  # another process may have added one
