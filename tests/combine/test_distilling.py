@@ -295,6 +295,25 @@ def test_settings_out_of_range(backbone, teacher, classes, wrong):
     refused(RecipeError, backbone, classes, f"distill.{next(iter(wrong))}", teachers=teacher, **wrong)
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "why"),
+    [
+        ("classes", {"loss": "centred", "temperature": 3.0}, "'centred' has no temperature"),
+        ("classes", {"alpha": 0.0, "temperature": 3.0}, "alpha is 0"),
+        ("classes", {"alpha": 0.0, "loss": "centred"}, "alpha is 0"),
+        ("numbers", {"temperature": 3.0}, "squared difference"),
+        ("numbers", {"loss": "centred"}, "squared difference"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_settings_without_effect(backbone, teacher, classes, data, kind, settings, why):
+    numbers = Task(name="numbers", kind="regression", text="text", data=str(data["numbers"]))
+    name = [*settings][-1]
+    task = {"classes": classes, "numbers": numbers}[kind]
+    match = rf"{name}=.* would do nothing: .*{why}(.|\n)*--{name}"
+    refused(RecipeError, backbone, task, match, teachers=teacher, **settings)
+
+
 def test_a_backbone_that_is_gone(backbone, classes, tmp_path):
     import shutil
 

@@ -50,7 +50,7 @@ class Teaching:
         folder: where what they say is kept, and is read from where it was kept before.
 
     Raises:
-        RecipeError: a teacher cannot be had, or is for another kind of task.
+        RecipeError: a teacher cannot be had, or is for another kind of task; or a setting would do nothing.
         MethodError: there is no distillation for this kind of task.
     """
 
@@ -65,6 +65,7 @@ class Teaching:
                 expected=" or ".join(n for n, k in KINDS.items() if "text" in k.inputs and (k.pooled or k.by_token)),
                 change="--task, or --kind",
             )
+        settings.refuse_idle(kind)
         self.settings, self.folder, self.by_token = settings, folder, own.by_token
         self.teachers = [
             open_teacher(source.folder, backbone, kind=kind, pairs=pairs, max_length=max_length)
