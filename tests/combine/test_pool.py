@@ -184,6 +184,20 @@ def test_bytes_grow_by_heads_alone(backbone, filled):
     assert len([*(filled / "adapters").iterdir()]) == 1
 
 
+def test_a_budget_bounds_the_memory_of_all_tasks(backbone, filled):
+    pool = Pool(filled, backbone=backbone)
+    model = pool.model()
+    expected = [model.predict(["one good two"], name) for name in "abc"]
+    each = model.memory().adapters
+    model.detach()
+    assert each.keys() == {*"abc"}
+    budget = 2 * max(each.values())
+    model = pool.model(budget=budget)
+    assert [model.predict(["one good two"], name) for name in "abc"] == expected
+    assert model.memory().total <= budget
+    model.detach()
+
+
 def test_no_data_of_earlier_tasks_are_read(backbone, tmp_path):
     tasks = {name: task_of(tmp_path / "data", name, 40) for name in "abc"}
     pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=METHOD)

@@ -50,8 +50,9 @@ class Pool:
     """Tasks that arrive one after another, in at most K adapters (Ermis et al. 2022, "Memory Efficient Continual
     Learning with Transformers").
 
-    Bytes and time of a prediction do not grow with the number of tasks, but for a head each. A task that is added while
-    a process is killed is in the pool or is not: the pool on disk is that of before or that of after.
+    Bytes on disk, and bytes and time of a prediction, do not grow with the number of tasks, but for a head each. A task
+    that is added while a process is killed is in the pool or is not: the pool on disk is that of before or that of
+    after.
 
     Args:
         folder: of the pool; made when the first task is added.
@@ -134,9 +135,18 @@ class Pool:
         member = self._file.members[own.member]
         return one_of(read_member(self.folder, member.adapter), member.tasks.index(task), own)
 
-    def model(self) -> AdaptedModel:
-        """A model with the adapter of each task under its name. It holds the backbone until its `detach()`."""
-        return AdaptedModel(self.backbone, {name: self.adapter(name) for name in self.tasks})
+    def model(self, *, budget: int | None = None) -> AdaptedModel:
+        """A model with the adapter of each task under its name, for batches of several tasks. It holds the backbone
+        until its `detach()`.
+
+        Each task has a copy of its member's tensors there, so that its memory grows with the number of tasks, which
+        that of `predict` does not.
+
+        Args:
+            budget: bytes for adapters on the device, as of `AdaptedModel`: those that were not used for longest are on
+                disk. None: all are on the device.
+        """
+        return AdaptedModel(self.backbone, {name: self.adapter(name) for name in self.tasks}, budget=budget)
 
     def predict(self, inputs: Sequence[Any], task: str, *, batch_size: int = 32) -> list[Prediction]:
         """Predict for inputs of a task, as `AdaptedModel.predict`.
