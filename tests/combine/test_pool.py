@@ -554,13 +554,17 @@ def test_a_task_that_is_given_twice(backbone, tasks, tmp_path):
         {"consolidation": "sequential", "student_epochs": 3},
         {"selection": "leep", "weighting": "equation"},
         {"selection": "random", "scaling": "trace"},
+        {"capacity": None, "selection": "random"},
+        {"capacity": None, "consolidation": "sequential"},
+        {"capacity": None, "student_epochs": 3},
+        {"capacity": None, "examples": 10},
     ],
-    ids=lambda settings: [*settings][-1],
+    ids=lambda settings: " ".join(settings),
 )
 def test_settings_without_effect(backbone, tmp_path, settings):
     name = [*settings][-1]
     with pytest.raises(RecipeError, match=rf"{name}=.* would do nothing(.|\n)*--{name.replace('_', '-')}"):
-        Pool(tmp_path / "pool", backbone=backbone, capacity=1, **settings)
+        Pool(tmp_path / "pool", backbone=backbone, **{"capacity": 1, **settings})
 
 
 @pytest.mark.parametrize("settings", [{}, {"consolidation": "sequential"}], ids=["distilled", "tuned on"])

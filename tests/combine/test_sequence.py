@@ -220,7 +220,10 @@ def test_an_interrupted_command_is_repeated(graftwork, backbone_folder, tasks, t
         (["--task", "rte", "--method", "lora", "--method.name", "ia3"], "method.name is given both as a flag"),
         (["--task", "rte", "--export", "rtee", "--output", "o"], "change: --export"),
         (["--task", "rte", "--export", "rte", "--output", "."], "'.' exists already"),
-        (["--task", "rte", "--consolidation", "sequential", "--student-epochs", "3"], "change: --student-epochs"),
+        (
+            ["--task", "rte", "--capacity", "1", "--consolidation", "sequential", "--student-epochs", "3"],
+            "change: --student-epochs",
+        ),
         (["--task", "rte", "--method", "bihnet"], "change: --method"),
         (["--task", "rte", "--task", "rte"], "task 'rte' is given twice"),
     ],

@@ -66,14 +66,17 @@ class PoolSettings(Checked):
         Raises:
             RecipeError: there is one.
         """
+        alone = "without a capacity each task has an adapter of its own" if self.capacity is None else ""
+        chosen = f"selection is {self.selection}" if self.selection != "transrate" else ""
+        tuned = f"consolidation is {self.consolidation}" if self.consolidation != "distillation" else ""
         idle = {
-            "student_epochs": (self.consolidation != "distillation", f"consolidation is {self.consolidation}"),
-            "weighting": (self.selection != "transrate", f"selection is {self.selection}"),
-            "scaling": (self.selection != "transrate", f"selection is {self.selection}"),
+            **dict.fromkeys(("selection", "consolidation", "examples"), alone),
+            "student_epochs": alone or tuned,
+            **dict.fromkeys(("weighting", "scaling"), alone or chosen),
         }
-        for name, (without_effect, why) in idle.items():
+        for name, why in idle.items():
             value = getattr(self, name)
-            if without_effect and value != type(self).model_fields[name].default:
+            if why and value != type(self).model_fields[name].default:
                 raise RecipeError(f"{name}={value!r} would do nothing: {why}", change="--" + name.replace("_", "-"))
 
     def agreeing(self, given: Mapping[str, Any]) -> "PoolSettings":
