@@ -84,6 +84,12 @@ def test_the_report(tmp_path):
     assert (tmp_path / "report" / "sequence.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_report_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match=r"cannot be created(.|\n)*change: --report"):
+        write_report({"K = 1": [Measured("a", 0, {"a": 0.9}, 0.9, 0.0, 1000, 0.1)]}, tmp_path / "file" / "report")
+
+
 def test_metrics_that_fall_are_refused(backbone, tmp_path, data):
     pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
     task = Task(name="n", kind="regression", text="text", data=str(data["numbers"]), metrics="mse")

@@ -22,12 +22,12 @@ from graftwork.combine.poolfile import (
     PoolSettings,
     PoolTask,
     Step,
-    naming_pool,
     read_member,
     remove_unnamed,
     write_member,
 )
 from graftwork.combine.refusals import refuse_method, refuse_tasks
+from graftwork.combine.reports import naming
 from graftwork.combine.selecting import choose, outputs_of
 from graftwork.errors import AdapterError, InterruptedRunError, nearest
 from graftwork.folders import HeldFolder, write_whole
@@ -192,7 +192,7 @@ class Pool:
         """
         recipe = self._recipe(task, data, pooling, training)
         self._refuse([recipe])
-        with naming_pool(self.folder):
+        with naming(f"the pool {str(self.folder)!r}"):
             return self._add_held(recipe, training, progress=progress)
 
     def _add_held(self, recipe: Recipe, training: dict[str, Any], *, progress: bool) -> Step:

@@ -6,8 +6,7 @@ that `pool.json` does not name belong to nothing, and are removed when the next 
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from graftwork.adapters import Adapter
 from graftwork.adapters.identity import BackboneIdentity
 from graftwork.combine.transferability import Scaling, Weighting
 from graftwork.encoding.identity import TaskIdentity
-from graftwork.errors import AdapterError, OutputError, RecipeError
+from graftwork.errors import AdapterError, RecipeError
 from graftwork.folders import make_folder, write_whole, writing
 from graftwork.settings.checked import Checked
 from graftwork.settings.problems import describe, flags
@@ -209,17 +208,6 @@ def _no_pool(folder: Path) -> AdapterError:
     return AdapterError(
         f"{str(folder)!r} is not a pool", expected=f"a folder with {POOL}, or a new one", change="the folder"
     )
-
-
-@contextmanager
-def naming_pool(folder: Path) -> Iterator[None]:
-    """Inside, an error of a folder that is in use or cannot be written names the pool that it is in, which no --output
-    names."""
-    try:
-        yield
-    except OutputError as error:
-        change = (error.change or "").replace("--output", f"the pool {str(folder)!r}")
-        raise type(error)(error.problem, expected=error.expected, change=change) from error
 
 
 def member_folder(folder: Path, digest: str) -> Path:

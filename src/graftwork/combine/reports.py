@@ -1,11 +1,22 @@
-"""Reports: folders of tables and figures, which are written whole."""
+"""Reports: folders of tables and figures, which are written whole; and what errors of writing name."""
 
 import csv
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from graftwork.errors import OutputError
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Inside, an error of a folder that is in use or cannot be written names this to be changed, and not --output."""
+    try:
+        yield
+    except OutputError as error:
+        change = error.change.replace("--output", what)
+        raise type(error)(error.problem, expected=error.expected, change=change) from error
 
 
 def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.combine.pool import Pool
-from graftwork.combine.reports import refuse_other_contents, write_csv
+from graftwork.combine.reports import naming, refuse_other_contents, write_csv
 from graftwork.data.table import SplitName
 from graftwork.errors import RecipeError
 from graftwork.folders import replacing_folder
@@ -234,7 +234,7 @@ def write_report(sequences: Mapping[str, Sequence[Measured]], folder: str | Path
         for name, i, own in each
         for task, score in own.scores.items()
     ]
-    with replacing_folder(Path(folder), overwrite=overwrite) as new:
+    with naming("--report"), replacing_folder(Path(folder), overwrite=overwrite) as new:
         write_csv(new / TABLE, rows)
         write_csv(new / SCORES, scores)
         for ending, content in _figure(sequences).items():
