@@ -232,7 +232,8 @@ class Pool:
         # The method is the pool's; of a task by which a member was tuned on, the one that it was finished with.
         added = self._file.tasks[own.name].recipe
         apart = {"method", "start"}
-        now = recipe.resolved(self.backbone, own, as_method(added["method"])).model_dump(mode="json", exclude=apart)
+        method = as_method(added.get("method", self.settings.method))
+        now = recipe.resolved(self.backbone, own, method).model_dump(mode="json", exclude=apart)
         refuse_differences(
             {key: value for key, value in added.items() if key not in apart},
             now,
@@ -242,9 +243,7 @@ class Pool:
         )
         return True
 
-    def refuse(
-        self, tasks: Sequence[str | Task], *, data: str | None = None, pooling: str = "auto", **training: Any
-    ) -> None:
+    def refuse(self, tasks: Sequence[str | Task], *, pooling: str = "auto", **training: Any) -> None:
         """Refuse tasks that are to be added one after another, of which one could not be, before any is tuned.
 
         Args:
