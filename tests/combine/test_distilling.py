@@ -1,23 +1,41 @@
 """Distillation as a run: from adapters and Hugging Face models of any kind, on labelled and unlabelled texts."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from training.kinds import tag_rows, write_jsonl
-from training.workbench import FAST, at_step, contents, killed, make_backbone, make_rows, names_in, write_csv
+from training.workbench import (
+    FAST,
+    KilledError,
+    at_step,
+    contents,
+    killed,
+    make_backbone,
+    make_rows,
+    names_in,
+    write_csv,
+)
 from transformers import (
     AutoTokenizer,
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from graftwork import AdaptedModel, Adapter, Backbone, Fuse, Houlsby, LoRA, Pfeiffer, Task, distill, tune
+from graftwork.distillation import outputs
 from graftwork.distillation.outputs import averaged
-from graftwork.errors import DataError, GraftworkError, MethodError, RecipeError
+from graftwork.distillation.pretrained import PretrainedTeacher
+from graftwork.distillation.teachers import AdapterTeacher
+from graftwork.errors import DataError, GraftworkError, InterruptedRunError, MethodError, RecipeError
 from graftwork.methods import AdaMix, HeadOnly
 from graftwork.training import Recipe, evaluate
 
@@ -220,7 +238,7 @@ def test_a_killed_run_resumes_to_the_same_bytes_and_asks_no_teacher_again(
     run(tmp_path / "whole")
     with killed(at_step(step)):
         run(tmp_path / "a")
-    kept = load_file(tmp_path / ".a.tuning" / "teacher-logits.safetensors")
+    kept = load_file(tmp_path / ".a.tuning" / "teacher-logits-000000.safetensors")
     assert len(kept["keys"]) == len({*map(bytes, kept["keys"].tolist())})
     monkeypatch.setattr("graftwork.distillation.teachers.AdapterTeacher.logits", lambda *_: pytest.fail("asked again"))
     monkeypatch.setattr("graftwork.distillation.teachers.AdapterTeacher.vectors", lambda *_: pytest.fail("asked again"))
@@ -229,9 +247,68 @@ def test_a_killed_run_resumes_to_the_same_bytes_and_asks_no_teacher_again(
     assert names_in(tmp_path) == ["a", "whole"]
 
 
-def test_a_teacher_that_has_changed_is_refused_on_resume(backbone, teacher, texts, tmp_path):
-    import shutil
+@pytest.mark.parametrize("labelled", [False, True], ids=["without labels", "with labels"])
+@pytest.mark.parametrize("ask", ["logits", "vectors"])
+def test_killed_in_the_teachers_pass_it_keeps_what_they_said(
+    backbone, teacher, texts, classes, tmp_path, monkeypatch, labelled, ask
+):
+    task = classes if labelled else Task(name="texts", text="text", data=str(texts))
+    monkeypatch.setattr(outputs, "PIECE", 20)
+    settings = {**FAST, "max_steps": 2, "hidden": 0.2}
 
+    def run(output, **options):
+        return distill(backbone, teachers=teacher, task=task, method=STUDENT, output=output, **settings, **options)
+
+    run(tmp_path / "whole")
+    plain, asked = getattr(AdapterTeacher, ask), []
+
+    def dying(self, inputs, *rest):
+        if len(asked) == 2:
+            shutil.copytree(tmp_path / ".a.tuning", tmp_path / "left")
+            raise KilledError
+        asked.extend([[*inputs]])
+        return plain(self, inputs, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTeacher, ask, dying)
+        with pytest.raises(KilledError):
+            run(tmp_path / "a")
+    shutil.rmtree(tmp_path / ".a.tuning", ignore_errors=True)
+    (tmp_path / "left").rename(tmp_path / ".a.tuning")
+    again = []
+
+    def noted(self, inputs, *rest):
+        again.extend(inputs)
+        return plain(self, inputs, *rest)
+
+    monkeypatch.setattr(AdapterTeacher, ask, noted)
+    run(tmp_path / "a", resume=True)
+    assert again
+    assert not {text for own in asked for text in own} & {*again}
+    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+
+
+def test_interrupted_in_the_teachers_pass_it_says_what_is_kept(backbone, teacher, texts, tmp_path, monkeypatch):
+    task = Task(name="texts", text="text", data=str(texts))
+    monkeypatch.setattr(outputs, "PIECE", 20)
+    plain, asked = AdapterTeacher.logits, []
+
+    def stopped(self, *given):
+        asked.append(given)
+        if len(asked) == at:
+            raise KeyboardInterrupt
+        return plain(self, *given)
+
+    monkeypatch.setattr(AdapterTeacher, "logits", stopped)
+    for at, said, resumable in ((1, "nothing is kept", False), (3, "what the teachers said so far is kept", True)):
+        asked.clear()
+        with pytest.raises(InterruptedRunError, match=said) as stop:
+            distill(backbone, teachers=teacher, task=task, method=STUDENT, output=tmp_path / f"{at}", **FAST)
+        assert stop.value.resumable == resumable
+        assert (tmp_path / f".{at}.tuning").is_dir() == resumable
+
+
+def test_a_teacher_that_has_changed_is_refused_on_resume(backbone, teacher, texts, tmp_path):
     shutil.copytree(teacher, tmp_path / "t")
     task = Task(name="texts", text="text", data=str(texts))
     settings = {**FAST, "eval_strategy": "steps", "eval_steps": 5, "max_steps": 16}
@@ -295,9 +372,26 @@ def test_settings_out_of_range(backbone, teacher, classes, wrong):
     refused(RecipeError, backbone, classes, f"distill.{next(iter(wrong))}", teachers=teacher, **wrong)
 
 
-def test_a_backbone_that_is_gone(backbone, classes, tmp_path):
-    import shutil
+@pytest.mark.parametrize(
+    ("kind", "settings", "why"),
+    [
+        ("classes", {"loss": "centred", "temperature": 3.0}, "'centred' has no temperature"),
+        ("classes", {"alpha": 0.0, "temperature": 3.0}, "alpha is 0"),
+        ("classes", {"alpha": 0.0, "loss": "centred"}, "alpha is 0"),
+        ("numbers", {"temperature": 3.0}, "squared difference"),
+        ("numbers", {"loss": "centred"}, "squared difference"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_settings_without_effect(backbone, teacher, classes, data, kind, settings, why):
+    numbers = Task(name="numbers", kind="regression", text="text", data=str(data["numbers"]))
+    name = [*settings][-1]
+    task = {"classes": classes, "numbers": numbers}[kind]
+    match = rf"{name}=.* would do nothing: .*{why}(.|\n)*--{name}"
+    refused(RecipeError, backbone, task, match, teachers=teacher, **settings)
 
+
+def test_a_backbone_that_is_gone(backbone, classes, tmp_path):
     other = Backbone.load(str(make_backbone(tmp_path / "b", seed=5)), dtype="float32", device="cpu")
     tune(other, task=classes, method=LoRA(rank=2), output=tmp_path / "t", **{**FAST, "max_steps": 1})
     shutil.rmtree(tmp_path / "b")
@@ -308,6 +402,51 @@ def test_vectors_of_another_width(backbone, texts, tmp_path):
     save_teacher(tmp_path / "t", BertForSequenceClassification, ["negative", "positive"], width=48)
     task = Task(name="texts", text="text", data=str(texts))
     refused(RecipeError, backbone, task, "48 numbers, and the student's 32", teachers=tmp_path / "t", hidden=1.0)
+
+
+def test_vectors_are_refused_before_teachers_are_asked(backbone, teacher, texts, tmp_path, monkeypatch):
+    task = Task(name="texts", text="text", data=str(texts))
+    for kind in (AdapterTeacher, PretrainedTeacher):
+        monkeypatch.setattr(kind, "logits", lambda *_: pytest.fail("asked"))
+    save_teacher(tmp_path / "wide", BertForSequenceClassification, ["negative", "positive"], width=48)
+    refused(RecipeError, backbone, task, "48 numbers", teachers=[teacher, tmp_path / "wide"], hidden=1.0)
+    make_backbone(tmp_path / "bart")
+    config = BartConfig(
+        vocab_size=20,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        id2label={0: "negative", 1: "positive"},
+        eos_token_id=3,
+    )
+    BartForSequenceClassification(config).save_pretrained(tmp_path / "bart")
+    match = r"has an encoder and a decoder(.|\n)*--hidden"
+    refused(RecipeError, backbone, task, match, teachers=tmp_path / "bart", hidden=1.0)
+
+
+def test_a_long_text_has_as_many_tokens_as_the_teacher_has_positions(backbone, tmp_path):
+    make_backbone(tmp_path / "roberta")
+    config = RobertaConfig(
+        vocab_size=20,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=20,
+        pad_token_id=1,
+        id2label={0: "negative", 1: "positive"},
+    )
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path / "roberta")
+    own = PretrainedTeacher(
+        str(tmp_path / "roberta"), kind="classification", pairs=False, max_length=128, device=backbone.device
+    )
+    assert own.max_length == 18
+    [said] = own.logits(["good " * 50], lambda more: None)
+    assert said.shape == (1, 2)
 
 
 def test_another_kind_of_task(backbone, teacher, data, tmp_path):

@@ -16,16 +16,17 @@ from tiny import make_adapter
 from tiny import make_backbone as make_tiny
 from training.workbench import FAST, KilledError, contents, write_csv
 
-from graftwork import AdaptedModel, Adapter, Backbone, LoRA, Pool, Task, evaluate, tune
+from graftwork import AdaptedModel, Adapter, Backbone, Fuse, LoRA, Pool, Task, evaluate, tune
 from graftwork.combine import pool as pools
 from graftwork.combine.heads import one_of, several
 from graftwork.combine.poolfile import PoolTask
 from graftwork.combine.selecting import outputs_of, vectors_of
 from graftwork.combine.transferability import leep, transrate
-from graftwork.errors import AdapterError, InterruptedRunError, MethodError, RecipeError
+from graftwork.errors import AdapterError, InProgressError, InterruptedRunError, MethodError, RecipeError
+from graftwork.folders import HeldFolder
 from graftwork.heads import States
 from graftwork.kinds.several_tasks import SeveralHeads
-from graftwork.methods import IA3, AdaMix, FeatureExtraction, FullFineTuning, Houlsby, PrefixTuning, Union
+from graftwork.methods import IA3, AdaMix, BiHNet, FeatureExtraction, FullFineTuning, Houlsby, PrefixTuning, Union
 
 METHOD = LoRA(rank=4)
 TRAIN = {**FAST, "num_train_epochs": 4}
@@ -183,6 +184,20 @@ def test_bytes_grow_by_heads_alone(backbone, filled):
     assert len([*(filled / "adapters").iterdir()]) == 1
 
 
+def test_a_budget_bounds_the_memory_of_all_tasks(backbone, filled):
+    pool = Pool(filled, backbone=backbone)
+    model = pool.model()
+    expected = [model.predict(["one good two"], name) for name in "abc"]
+    each = model.memory().adapters
+    model.detach()
+    assert each.keys() == {*"abc"}
+    budget = 2 * max(each.values())
+    model = pool.model(budget=budget)
+    assert [model.predict(["one good two"], name) for name in "abc"] == expected
+    assert model.memory().total <= budget
+    model.detach()
+
+
 def test_no_data_of_earlier_tasks_are_read(backbone, tmp_path):
     tasks = {name: task_of(tmp_path / "data", name, 40) for name in "abc"}
     pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=METHOD)
@@ -256,6 +271,29 @@ def test_one_adapter_tuned_on_forgets(backbone, tasks, filled, tmp_path):
     assert mean(pool) < mean(consolidated)
 
 
+def test_one_adapter_is_tuned_on_with_the_method_that_it_was_finished_with(backbone, tasks, tmp_path, monkeypatch):
+    tuned = []
+    plain = pools.tune_recipe
+
+    def noted(recipe, **options):
+        start = None if recipe.start is None else recipe.start.adapter()
+        tuned.append((start, plain(recipe, **options)))
+        return tuned[-1][1]
+
+    monkeypatch.setattr(pools, "tune_recipe", noted)
+    pool = Pool(
+        tmp_path / "pool", backbone=backbone, capacity=1, method=AdaMix(bottleneck=4), consolidation="sequential"
+    )
+    rates = {"learning_rate": 1e-9, "head_learning_rate": 1e-9}
+    for name in "ab":
+        pool.add(tasks[name], **{**TRAIN, "max_steps": 1, **rates})
+    (_, first), _, (start, on) = tuned
+    assert on.method == first.method
+    for name in {name for name in first.tensors if not name.startswith("head.")}:
+        assert torch.equal(start.tensors[name], first.tensors[name])
+        torch.testing.assert_close(on.tensors[name], first.tensors[name], rtol=1e-4, atol=1e-5)
+
+
 def test_without_a_capacity_each_task_has_its_own(backbone, tasks, tmp_path):
     pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
     for name in "abc":
@@ -274,6 +312,12 @@ def test_a_number_and_several_labels_are_consolidated(backbone, tasks, data, tmp
 
 
 # Killed
+
+
+@pytest.fixture
+def untuned(monkeypatch):
+    """What is refused is refused before anything is tuned."""
+    monkeypatch.setattr(pools, "tune_recipe", lambda *_, **__: pytest.fail("tuned"))
 
 
 @pytest.fixture
@@ -409,6 +453,15 @@ def test_interrupted_by_the_keyboard(backbone, tasks, tmp_path, monkeypatch):
     assert pool.adapter("a").digest == tune(backbone, task=tasks["a"], method=METHOD, **settings).digest
 
 
+def test_a_pool_that_another_process_holds(backbone, tasks, tmp_path, untuned):
+    pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
+    held = HeldFolder.take(tmp_path / "pool" / pools.WORKING, "another one")
+    with pytest.raises(InProgressError, match=r"in progress(.|\n)*change: the pool '.*pool', or wait") as error:
+        pool.add(tasks["a"], **TRAIN)
+    held.remove()
+    assert "--output" not in str(error.value)
+
+
 # What is refused
 
 
@@ -460,6 +513,74 @@ def test_tasks_that_cannot_be_consolidated(backbone, data, tasks, filled, tmp_pa
     mixed = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=FeatureExtraction())
     with pytest.raises(MethodError, match="cannot be consolidated"):
         mixed.add(tasks["a"], **{**TRAIN, "max_steps": 1})
+
+
+def test_methods_that_cannot_take_in_tasks(backbone, tasks, tmp_path, untuned):
+    with pytest.raises(MethodError, match=r"'bihnet': they are made from examples of one task(.|\n)*--method"):
+        Pool(tmp_path / "pool", backbone=backbone, method=BiHNet())
+    with pytest.raises(MethodError, match="'bihnet'"):
+        Pool(tmp_path / "pool", backbone=backbone, method=Union(methods=[BiHNet(), LoRA()]))
+    part = make_adapter(backbone, Houlsby(bottleneck=4), pooling="mean")
+    with pytest.raises(MethodError, match=r"composed of finished ones, as part-of-it(.|\n)*--method"):
+        Pool(tmp_path / "pool", backbone=backbone, method=Fuse(parts={"part-of-it": part}))
+    with pytest.raises(MethodError, match=r"'feature-extraction', whose head(.|\n)*cannot be consolidated"):
+        Pool(tmp_path / "pool", backbone=backbone, method=FeatureExtraction()).add(tasks["a"], **TRAIN)
+
+
+def test_leep_with_a_member_without_classes(backbone, data, tasks, tmp_path, monkeypatch):
+    numbers = Task(name="n", kind="regression", text="text", data=str(data["numbers"]))
+    pool = Pool(tmp_path / "pool", backbone=backbone, capacity=2, method=METHOD, selection="leep")
+    # Before the first one is tuned, too.
+    for names in ("nab", "anb"):
+        with pytest.raises(RecipeError, match=r"task 'b' by LEEP(.|\n)*adapter \d has none(.|\n)*--selection"):
+            pool.refuse([{**tasks, "n": numbers}[name] for name in names])
+    pool.refuse([tasks["a"], tasks["b"], tasks["c"]])
+    pool.add(numbers, **{**TRAIN, "max_steps": 1})
+    pool.add(tasks["a"], **{**TRAIN, "max_steps": 1})
+    monkeypatch.setattr(pools, "tune_recipe", lambda *_, **__: pytest.fail("tuned"))
+    with pytest.raises(RecipeError, match="adapter 0 has none"):
+        pool.add(tasks["b"], **TRAIN)
+
+
+def test_a_task_that_is_given_twice(backbone, tasks, tmp_path):
+    pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
+    with pytest.raises(AdapterError, match=r"task 'a' is given twice(.|\n)*--task"):
+        pool.refuse([tasks["a"], tasks["b"], tasks["a"]])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"consolidation": "sequential", "student_epochs": 3},
+        {"selection": "leep", "weighting": "equation"},
+        {"selection": "random", "scaling": "trace"},
+        {"capacity": None, "selection": "random"},
+        {"capacity": None, "consolidation": "sequential"},
+        {"capacity": None, "student_epochs": 3},
+        {"capacity": None, "examples": 10},
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_settings_without_effect(backbone, tmp_path, settings):
+    name = [*settings][-1]
+    with pytest.raises(RecipeError, match=rf"{name}=.* would do nothing(.|\n)*--{name.replace('_', '-')}"):
+        Pool(tmp_path / "pool", backbone=backbone, **{"capacity": 1, **settings})
+
+
+@pytest.mark.parametrize("settings", [{}, {"consolidation": "sequential"}], ids=["distilled", "tuned on"])
+def test_the_pool_knows_tasks_by_their_recipes(backbone, tasks, tmp_path, settings):
+    pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=AdaMix(bottleneck=4), **settings)
+    training = {**TRAIN, "max_steps": 1}
+    assert not pool.has(tasks["a"], **training)
+    for name in "ab":
+        pool.add(tasks[name], **training)
+    again = Pool(tmp_path / "pool", backbone=backbone)
+    assert again.has(tasks["a"], **training)
+    assert again.has(tasks["b"], **training)
+    with pytest.raises(RecipeError, match=r"has the task 'b' already(.|\n)*max_steps was 1, is 2"):
+        again.has(tasks["b"], **{**training, "max_steps": 2})
+    with pytest.raises(RecipeError, match=r"task\.data was"):
+        again.has(tasks["b"], data=tasks["a"].data, **training)
 
 
 def test_what_is_no_pool(backbone, tmp_path):

@@ -2,12 +2,15 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from combine.test_pool import METHOD, TRAIN, WORDS, task_of
-from training.workbench import flags, names_in
+from training.workbench import KilledError, flags, names_in
 
 from graftwork import Adapter, Pool, Task, evaluate
+from graftwork.combine import pool as pools
+from graftwork.combine import sequence
 from graftwork.combine.sequence import Measured, add_in_turn, write_report
 from graftwork.errors import OutputError, RecipeError
 
@@ -46,6 +49,18 @@ def test_forgetting_is_from_the_highest_score(tmp_path, backbone, tasks, monkeyp
     assert found[2].forgetting == pytest.approx(((0.9 - 0.7) + (0.6 - 0.8)) / 2)
 
 
+@pytest.mark.parametrize(("before", "best"), [(0.0, "when it was added"), (1.0, "now")])
+def test_tasks_that_the_pool_has_already_can_be_forgotten(tmp_path, backbone, tasks, monkeypatch, before, best):
+    pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
+    pool.add(tasks["a"], **{**TRAIN, "max_steps": 1})
+    # a before b is added; then a and b.
+    scores = iter([before, 0.1, 0.5])
+    monkeypatch.setattr("graftwork.combine.sequence.evaluate", lambda *_, **__: {"accuracy": next(scores)})
+    [measured] = add_in_turn(pool, [tasks["b"]], **{**TRAIN, "max_steps": 1})
+    highest = {"now": 1.0, "when it was added": pool.history[0].after["accuracy"]}[best]
+    assert measured.forgetting == pytest.approx(highest - 0.1)
+
+
 def test_the_report(tmp_path):
     each = [
         Measured("a", 0, {"a": 0.9}, 0.9, 0.0, 1000, 0.1),
@@ -60,9 +75,19 @@ def test_the_report(tmp_path):
         ("K = 2", "1", "0.900000", "1000"),
     ]
     assert len(read(tmp_path / "report" / "scores.csv")) == 4
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match=r"report .* exists already(.|\n)*change: --report, or --overwrite"):
         write_report({"K = 1": each}, tmp_path / "report")
+    write_report({"K = 1": each}, tmp_path / "report", overwrite=True)
+    (tmp_path / "report" / "thesis.txt").write_text("x")
+    with pytest.raises(OutputError, match=r"holds thesis.txt, so it is not overwritten(.|\n)*change: --report"):
+        write_report({"K = 1": each}, tmp_path / "report", overwrite=True)
     assert (tmp_path / "report" / "sequence.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_report_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match=r"cannot be created(.|\n)*change: --report"):
+        write_report({"K = 1": [Measured("a", 0, {"a": 0.9}, 0.9, 0.0, 1000, 0.1)]}, tmp_path / "file" / "report")
 
 
 def test_metrics_that_fall_are_refused(backbone, tmp_path, data):
@@ -70,6 +95,66 @@ def test_metrics_that_fall_are_refused(backbone, tmp_path, data):
     task = Task(name="n", kind="regression", text="text", data=str(data["numbers"]), metrics="mse")
     with pytest.raises(RecipeError, match="'mse' of task 'n' is lower for better adapters"):
         add_in_turn(pool, [task])
+
+
+# Killed
+
+
+@pytest.fixture
+def killing(monkeypatch):
+    """Kills what a pool does for a task, before it is tuned or before it is measured, the first time."""
+    left = {}
+
+    def kill(name, when):
+        left[name] = when
+
+    plain_tune, plain_measure = pools.tune_recipe, sequence.measure
+
+    def tune(recipe, **options):
+        if left.get(recipe.task["name"]) == "tuned":
+            del left[recipe.task["name"]]
+            raise KilledError
+        return plain_tune(recipe, **options)
+
+    def measure(pool, *args, **kwargs):
+        if left.get(pool.tasks[-1]) == "measured":
+            del left[pool.tasks[-1]]
+            raise KilledError
+        return plain_measure(pool, *args, **kwargs)
+
+    monkeypatch.setattr(pools, "tune_recipe", tune)
+    monkeypatch.setattr(sequence, "measure", measure)
+    return kill
+
+
+@pytest.mark.parametrize("when", ["tuned", "measured"])
+def test_killed_it_goes_on_and_nothing_measured_is_lost(backbone, tasks, tmp_path, killing, when):
+    settings = {**TRAIN, "max_steps": 2}
+
+    def run(place, **options):
+        pool = Pool(tmp_path / place / "pool", backbone=backbone, capacity=1, method=METHOD)
+        return add_in_turn(pool, list(tasks.values()), report=tmp_path / place / "report", **settings, **options)
+
+    whole = run("whole")
+    killing("b", when)
+    with pytest.raises(KilledError):
+        run("killed")
+    [first] = read(tmp_path / "killed" / "report" / "sequence.csv")
+    again = run("killed")
+    rows = read(tmp_path / "killed" / "report" / "sequence.csv")
+    assert rows[0] == first, "what was measured is not measured again"
+    assert [row["task"] for row in rows] == [own.task for own in again] == ["a", "b", "c"]
+    for own, other in zip(again, whole, strict=True):
+        assert own.scores == pytest.approx(other.scores, abs=1e-6)
+        assert own.forgetting == pytest.approx(other.forgetting, abs=2e-6)
+        assert (own.nbytes, own.member) == (other.nbytes, other.member)
+    # All of it is there: nothing is done, and the report of something else is not taken for it.
+    assert [own.task for own in run("killed")] == ["a", "b", "c"]
+    write_report({"pool": [replace(whole[0], nbytes=1)]}, tmp_path / "killed" / "report", overwrite=True)
+    with pytest.raises(OutputError, match="exists already"):
+        run("killed")
+    run("killed", overwrite=True)
+    assert [row["task"] for row in read(tmp_path / "killed" / "report" / "sequence.csv")] == ["c"]
 
 
 # The command
@@ -104,6 +189,25 @@ def test_the_command(graftwork, backbone_folder, tasks, tmp_path):
     assert scored.status == 0, scored.err
 
 
+def test_an_interrupted_command_is_repeated(graftwork, backbone_folder, tasks, tmp_path, killing):
+    files = [yaml_of(tmp_path, tasks[name]) for name in "ab"]
+    given = ["--backbone", backbone_folder, "--dtype", "float32", *flags({**TRAIN, "max_steps": 1})]
+    both = ["consolidate", tmp_path / "pool", "--task", files[0], "--task", files[1], *given]
+    killing("b", "tuned")
+    with pytest.raises(KilledError):
+        graftwork(*both, "--report", tmp_path / "report")
+    assert Pool(tmp_path / "pool").tasks == ("a",)
+    run = graftwork(*both, "--report", tmp_path / "report", "--json")
+    assert run.status == 0, run.err
+    assert "the pool has the task 'a' already: it is not added again" in run.err
+    assert [row["task"] for row in read(tmp_path / "report" / "sequence.csv")] == ["a", "b"]
+    other = graftwork(*both, "--train.seed", "3")
+    assert other.status == 2
+    assert "train.seed was 0, is 3" in other.err
+    taken = [*both, "--export", "b", "--output", tmp_path / "report"]
+    assert "exists already" in graftwork(*taken).err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -114,6 +218,20 @@ def test_the_command(graftwork, backbone_folder, tasks, tmp_path):
         (["--report", "r"], "a report is of tasks that are added"),
         (["--text", "x"], "--data FILE with --text COLUMN"),
         (["--task", "rte", "--set", "x.y=1"], "unknown setting 'x.y'"),
+        (["--task", "rte", "--train.progress", "true"], "change: --train.progress"),
+        (["--task", "rte", "--train.pooling", "first"], "change: --train.pooling"),
+        (["--task", "rte", "--train.split", "test", "--report", "r"], "change: --train.split"),
+        (["--task", "rte", "--train.report", "r"], "change: --train.report"),
+        (["--task", "rte", "--text", "a", "--task.text", "b"], "task.text is given both as a flag and as a setting"),
+        (["--task", "rte", "--method", "lora", "--method.name", "ia3"], "method.name is given both as a flag"),
+        (["--task", "rte", "--export", "rtee", "--output", "o"], "change: --export"),
+        (["--task", "rte", "--export", "rte", "--output", "."], "'.' exists already"),
+        (
+            ["--task", "rte", "--capacity", "1", "--consolidation", "sequential", "--student-epochs", "3"],
+            "change: --student-epochs",
+        ),
+        (["--task", "rte", "--method", "bihnet"], "change: --method"),
+        (["--task", "rte", "--task", "rte"], "task 'rte' is given twice"),
     ],
 )
 def test_commands_that_are_refused(graftwork, backbone_folder, tmp_path, arguments, said):

@@ -31,6 +31,7 @@ from graftwork.backbones.pooling import (
     declared_pooling,
     warn_of_unknown,
 )
+from graftwork.backbones.positions import longest_by
 from graftwork.backbones.sites import WORD, Site, Sites
 from graftwork.backbones.tokenizers import fit_tokenizer, refuse_tokens_without_rows, with_tokens
 from graftwork.backbones.weights import Weights
@@ -257,10 +258,7 @@ class Backbone:
         sites = [site for site in self.sites.values() if site.name.endswith("embeddings.position")]
         if not sites or sites[0].kind != "embedding":
             return None
-        table: Any = self.modules[sites[0].path]
-        # RoBERTa counts positions from the one after its padding; BART from its table's `offset` on.
-        first = 0 if table.padding_idx is None else table.padding_idx + 1
-        return int(table.num_embeddings - getattr(table, "offset", first))
+        return longest_by(self.modules[sites[0].path])
 
     @property
     def word_site(self) -> Site | None:

@@ -1,11 +1,12 @@
 """`graftwork consolidate`: add tasks to a pool of adapters of fixed size."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from graftwork.cli.settings import Settings, Switch, parse_settings
 from graftwork.cli.starting import say_start
-from graftwork.errors import RecipeError
+from graftwork.errors import AdapterError, RecipeError, nearest
 from graftwork.kinds import KindName
 
 if TYPE_CHECKING:
@@ -34,11 +35,14 @@ def consolidate(
     report: Path | None = None,
     export: str | None = None,
     output: Path | None = None,
+    overwrite: Annotated[bool, Switch] = False,
     quiet: Annotated[bool, Switch] = False,
     json: Annotated[bool, Switch] = False,
     settings: Settings = [],  # noqa: B006 (cyclopts makes a new list for each call)
 ) -> None:
     """Add tasks to a pool of at most K adapters, one after another; without a task, show what is in it.
+
+    The same command goes on with what an interrupted one has done: tasks that the pool has are not added again.
 
     Parameters
     ----------
@@ -75,21 +79,27 @@ def consolidate(
     seed
         Seed of what the pool draws. Default: 0. That of training: --train.seed.
     report
-        Folder for a table and a figure of the scores of all tasks, forgetting, bytes and time after each task. The
-        validation rows of all tasks are read for it.
+        Folder for a table and a figure of the scores of all tasks, forgetting, bytes and time after each task, written
+        after each. The validation rows of all tasks are read for it.
     export
         Save the adapter of this task of the pool, as an ordinary one, in --output.
     output
         Folder for the adapter that is exported. It must not exist.
+    overwrite
+        Replace an existing report, and an existing output.
     quiet
         Print neither what is tuned nor how far it is.
     json
         Print the result as JSON.
     """
     dotted = parse_settings(settings)
-    named = {"text": text, "text_pair": text_pair, "label": label, "kind": kind, "data": data}
-    fields = {name: value for name, value in named.items() if value is not None}
-    fields |= {key.removeprefix("task."): value for key, value in dotted.items() if key.startswith("task.")}
+    named = {"task.text": text, "task.text_pair": text_pair, "task.label": label, "task.kind": kind, "task.data": data}
+    flags = {key: value for key, value in {**named, "method.name": method}.items() if value is not None}
+    twice = sorted(flags.keys() & dotted.keys())
+    if twice:
+        raise RecipeError(f"{', '.join(twice)} is given both as a flag and as a setting", expected="one of the two")
+    changes = {key: value for key, value in {**flags, **dotted}.items() if key.startswith("task.")}
+    fields = {key.removeprefix("task.") for key in changes}
     wrong = [key for key in dotted if not key.startswith(("task.", "train.", "method."))]
     if wrong:
         raise RecipeError(f"unknown setting {wrong[0]!r}", expected="task.KEY, train.KEY or method.KEY", change="--set")
@@ -101,18 +111,20 @@ def consolidate(
         raise RecipeError(
             "--export and --output are given together", expected="a task and a folder", change="--export, --output"
         )
-    if fields and (len(task) > 1 or (not task and not {"data", "text"} <= fields.keys())):
+    if fields and (len(task) > 1 or (not task and not {"data", "text"} <= fields)):
         raise RecipeError(
-            f"{', '.join(fields)} is given for {len(task)} tasks",
+            f"{', '.join(sorted(fields))} is given for {len(task)} tasks",
             expected="--task NAME, or --data FILE with --text COLUMN",
             change="--task",
         )
     say_start(quiet=quiet)
+    from graftwork.adapters.folder import refuse_existing
     from graftwork.backbones import Backbone
     from graftwork.combine import Pool
     from graftwork.combine.poolfile import PoolFile
-    from graftwork.combine.sequence import add_in_turn, refuse_report, write_report
+    from graftwork.combine.sequence import add_in_turn
     from graftwork.training.recipe import Recipe, override
+    from graftwork.training.settings import TrainingSettings
 
     given = {
         "capacity": capacity,
@@ -122,33 +134,42 @@ def consolidate(
         "student_epochs": student_epochs,
         "seed": seed,
     }
-    own = {key.removeprefix("method."): value for key, value in dotted.items() if key.startswith("method.")}
-    if report is not None:
-        refuse_report(report)
+    training = {key.removeprefix("train."): value for key, value in dotted.items() if key.startswith("train.")}
+    TrainingSettings(**training)  # other keys would be taken for arguments of the functions below
+    if output is not None:
+        refuse_existing(output, overwrite=overwrite)
     found = PoolFile.read(pool)
     if found is None and not task and not fields:
         raise RecipeError(f"there is no pool in {str(pool)!r}", expected="a pool, or --task NAME", change="--task")
+    if fields and not task:
+        changes.setdefault("task.name", Path(str(changes["task.data"])).stem)
+    bases: list[dict[str, Any]] = [{"task": one} for one in task] or ([{}] if fields else [])
+    origin = "the command line"
+    tasks = [Recipe.parse(override(base, changes), origin=origin, given=changes).find_task() for base in bases]
+    names = [*(() if found is None else found.tasks), *(one.name for one in tasks)]
+    if export is not None and export not in names:
+        raise AdapterError(f"the pool has no task {export!r}", expected=nearest(export, names), change="--export")
     name = backbone or ("minilm" if found is None else found.backbone.name)
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    own = {key.removeprefix("method."): value for key, value in dotted.items() if key.startswith("method.")}
     if method is not None or own:
         from graftwork.methods import as_method
 
         chosen["method"] = as_method({"name": method or "houlsby", **own})
     opened = Pool(pool, backbone=Backbone.load(name, dtype=dtype), **chosen)
-    training = {key.removeprefix("train."): value for key, value in dotted.items() if key.startswith("train.")}
-    changes = {f"task.{key}": value for key, value in fields.items()}
-    if fields and not task:
-        changes.setdefault("task.name", Path(str(fields["data"])).stem)
-    bases: list[dict[str, Any]] = [{"task": one} for one in task] or ([{}] if fields else [])
-    origin = "the command line"
-    tasks = [Recipe.parse(override(base, changes), origin=origin, given=changes).find_task() for base in bases]
-    if report is not None and tasks:
-        write_report({pool.name: add_in_turn(opened, tasks, progress=not quiet, **training)}, report)
+    new = [one for one in tasks if not opened.has(one, **training)]
+    opened.refuse(new, **training)
+    if not quiet:
+        for one in tasks:
+            if one not in new:
+                print(f"the pool has the task {one.name!r} already: it is not added again", file=sys.stderr)
+    if report is not None:
+        add_in_turn(opened, tasks, report=report, overwrite=overwrite, progress=not quiet, **training)
     else:
-        for one_task in tasks:
-            opened.add(one_task, progress=not quiet, **training)
+        for one in new:
+            opened.add(one, progress=not quiet, **training)
     if export is not None and output is not None:
-        opened.adapter(export).save(output)
+        opened.adapter(export).save(output, overwrite=overwrite)
     _show(opened, as_json=json)
 
 

@@ -26,10 +26,11 @@ from graftwork.combine.poolfile import (
     remove_unnamed,
     write_member,
 )
+from graftwork.combine.refusals import refuse_method, refuse_tasks
+from graftwork.combine.reports import naming
 from graftwork.combine.selecting import choose, outputs_of
-from graftwork.errors import AdapterError, InterruptedRunError, MethodError, RecipeError, nearest
+from graftwork.errors import AdapterError, InterruptedRunError, nearest
 from graftwork.folders import HeldFolder, write_whole
-from graftwork.heads import PooledHead
 from graftwork.kinds import KINDS
 from graftwork.kinds.prediction import Prediction
 from graftwork.kinds.several_tasks import SeveralHeads
@@ -37,7 +38,7 @@ from graftwork.methods import Method, as_method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import Task, load
 from graftwork.training.evaluation import evaluate
-from graftwork.training.outputs import Output
+from graftwork.training.outputs import Output, refuse_differences
 from graftwork.training.recipe import Recipe, recipe_of
 from graftwork.training.tuning import tune_recipe
 
@@ -49,8 +50,9 @@ class Pool:
     """Tasks that arrive one after another, in at most K adapters (Ermis et al. 2022, "Memory Efficient Continual
     Learning with Transformers").
 
-    Bytes and time of a prediction do not grow with the number of tasks, but for a head each. A task that is added while
-    a process is killed is in the pool or is not: the pool on disk is that of before or that of after.
+    Bytes on disk, and bytes and time of a prediction, do not grow with the number of tasks, but for a head each. A task
+    that is added while a process is killed is in the pool or is not: the pool on disk is that of before or that of
+    after.
 
     Args:
         folder: of the pool; made when the first task is added.
@@ -67,7 +69,7 @@ class Pool:
     Raises:
         AdapterError: the folder is no pool, is damaged, or is for another backbone.
         RecipeError: a setting is invalid, or differs from that of the pool on disk.
-        MethodError: the method is unknown.
+        MethodError: the method is unknown, or its adapters cannot take in tasks.
     """
 
     def __init__(
@@ -85,9 +87,11 @@ class Pool:
             own = as_method(method)
             given["method"] = {"name": own.name, **own.model_dump(mode="json")}
         found = PoolFile.read(self.folder)
-        self.settings = PoolSettings(**given) if found is None else _agreeing(found.settings, given)
+        self.settings = PoolSettings(**given) if found is None else found.settings.agreeing(given)
         if found is None:
             own = as_method(self.settings.method)
+            refuse_method(own)
+            self.settings.refuse_idle()
             self.settings = self.settings.model_copy(
                 update={"method": {"name": own.name, **own.model_dump(mode="json")}}
             )
@@ -96,8 +100,6 @@ class Pool:
         )
         self._file = found or PoolFile(backbone=BackboneIdentity.of(self.backbone), settings=self.settings)
         self._file.backbone.check(self.backbone)
-
-    # -- what is in it -------------------------------------------------------------------------------------------------
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -133,9 +135,18 @@ class Pool:
         member = self._file.members[own.member]
         return one_of(read_member(self.folder, member.adapter), member.tasks.index(task), own)
 
-    def model(self) -> AdaptedModel:
-        """A model with the adapter of each task under its name. It holds the backbone until its `detach()`."""
-        return AdaptedModel(self.backbone, {name: self.adapter(name) for name in self.tasks})
+    def model(self, *, budget: int | None = None) -> AdaptedModel:
+        """A model with the adapter of each task under its name, for batches of several tasks. It holds the backbone
+        until its `detach()`.
+
+        Each task has a copy of its member's tensors there, so that its memory grows with the number of tasks, which
+        that of `predict` does not.
+
+        Args:
+            budget: bytes for adapters on the device, as of `AdaptedModel`: those that were not used for longest are on
+                disk. None: all are on the device.
+        """
+        return AdaptedModel(self.backbone, {name: self.adapter(name) for name in self.tasks}, budget=budget)
 
     def predict(self, inputs: Sequence[Any], task: str, *, batch_size: int = 32) -> list[Prediction]:
         """Predict for inputs of a task, as `AdaptedModel.predict`.
@@ -148,8 +159,6 @@ class Pool:
             return model.predict(inputs, task, batch_size=batch_size)
         finally:
             model.detach()
-
-    # -- adding --------------------------------------------------------------------------------------------------------
 
     def add(
         self,
@@ -177,25 +186,21 @@ class Pool:
         Raises:
             AdapterError: the pool has the task already.
             MethodError: the pool takes no tasks of this kind.
-            RecipeError: the pool is full, and chooses members by classes, which the task has not.
+            RecipeError: the pool is full, and chooses members by classes, which the task or a member has not.
             InProgressError: another process adds a task.
             GraftworkError: as `tune`.
         """
-        recipe = recipe_of(
-            self.backbone,
-            task=task,
-            method=as_method(self.settings.method),
-            data=data,
-            pooling=pooling,
-            add_tokens=None,
-            training=training,
-            origin="the arguments of add",
-        )
-        self._refuse(recipe.find_task())
+        recipe = self._recipe(task, data, pooling, training)
+        self._refuse([recipe])
+        with naming(f"the pool {str(self.folder)!r}"):
+            return self._add_held(recipe, training, progress=progress)
+
+    def _add_held(self, recipe: Recipe, training: dict[str, Any], *, progress: bool) -> Step:
+        """Add a task while no other process adds one."""
         held = HeldFolder.take(self.folder / WORKING, f"adding a task to the pool {str(self.folder)!r}")
         try:
             self._file = PoolFile.read(self.folder) or self._file  # another process may have added one
-            self._refuse(recipe.find_task())
+            self._refuse([recipe])
             remove_unnamed(self.folder, PoolFile.read(self.folder))
             self._continue(held, recipe)
             step = self._add(recipe, training, progress=progress)
@@ -211,27 +216,60 @@ class Pool:
         remove_unnamed(self.folder, self._file)
         return step
 
-    def _refuse(self, task: Task) -> None:
-        if task.name in self._file.tasks:
-            raise AdapterError(
-                f"the pool has the task {task.name!r} already", expected="a task that it has not", change="--task"
-            )
-        kind = KINDS[task.kind]
-        if not kind.pooled or "text" not in kind.inputs:
-            raise MethodError(
-                f"the pool takes no task of kind {task.kind}: its adapters are consolidated by what they say of a text",
-                expected=" or ".join(name for name, own in KINDS.items() if own.pooled and "text" in own.inputs),
-                change="--task",
-            )
-        settings, members = self.settings, self._file.members
-        chosen = settings.capacity is not None and len(members) >= max(settings.capacity, 2)
-        if chosen and settings.selection != "random" and kind.problem_type is not None:
-            raise RecipeError(
-                f"task {task.name!r} of kind {task.kind} has no single classes, by which the pool chooses an adapter "
-                f"for it ({settings.selection})",
-                expected="a task with one class for each text, or a pool that chooses at random",
-                change="--selection",
-            )
+    def has(self, task: str | Task, *, data: str | None = None, pooling: str = "auto", **training: Any) -> bool:
+        """Whether the pool has the task that such a call of `add` would add.
+
+        Args:
+            task, data, pooling, training: as for `add`.
+
+        Raises:
+            RecipeError: it has one of that name, which was added by another recipe; says where they differ.
+        """
+        recipe = self._recipe(task, data, pooling, training)
+        own = recipe.find_task()
+        if own.name not in self._file.tasks:
+            return False
+        # The method is the pool's; of a task by which a member was tuned on, the one that it was finished with.
+        added = self._file.tasks[own.name].recipe
+        apart = {"method", "start"}
+        method = as_method(added.get("method", self.settings.method))
+        now = recipe.resolved(self.backbone, own, method).model_dump(mode="json", exclude=apart)
+        refuse_differences(
+            {key: value for key, value in added.items() if key not in apart},
+            now,
+            f"the pool has the task {own.name!r} already, and it was added by another recipe",
+            expected="the settings by which it was added, or a task that the pool has not",
+            change="--task, or the named settings",
+        )
+        return True
+
+    def refuse(self, tasks: Sequence[str | Task], *, pooling: str = "auto", **training: Any) -> None:
+        """Refuse tasks that are to be added one after another, of which one could not be, before any is tuned.
+
+        Args:
+            tasks, pooling, training: as for `add`.
+
+        Raises:
+            GraftworkError: as `add`.
+        """
+        self._refuse([self._recipe(task, None, pooling, training) for task in tasks])
+
+    def _refuse(self, recipes: Sequence[Recipe]) -> None:
+        refuse_method(as_method(self.settings.method))
+        refuse_tasks(self._file, self.folder, recipes, self.backbone)
+
+    def _recipe(self, task: str | Task, data: str | None, pooling: str, training: dict[str, Any]) -> Recipe:
+        """Of a task's own run."""
+        return recipe_of(
+            self.backbone,
+            task=task,
+            method=as_method(self.settings.method),
+            data=data,
+            pooling=pooling,
+            add_tokens=None,
+            training=training,
+            origin="the arguments of add",
+        )
 
     def _continue(self, held: HeldFolder, recipe: Recipe) -> None:
         """Go on with what a killed process did for the same task and pool; what is there of another one goes."""
@@ -250,13 +288,6 @@ class Pool:
             return tune_recipe(own, output=output, backbone=self.backbone, resume=going, progress=progress)
 
         alone = tune(recipe, self._working / "adapter")
-        if not isinstance(alone.head, PooledHead):
-            raise MethodError(
-                f"the pool takes no adapter of method {alone.method.name!r}, whose head of kind {alone.head.kind!r} "
-                "cannot be consolidated",
-                expected="a method whose adapters act on the backbone",
-                change="--method",
-            )
         scores = _scores(alone, task)
         step = Step(task=task.name, member=len(pool.members), before=scores, after=scores)
         if capacity is None or len(pool.members) < capacity:
@@ -295,7 +326,9 @@ class Pool:
             )
         else:
             one_of(old, 0, pool.tasks[names[0]]).save(working / "start", overwrite=True)
-            on = Recipe.parse({**recipe.model_dump(mode="json"), "start": str(working / "start")})
+            # The method that its adapter was finished with, which need not be the one that is tuned at first.
+            method = {"name": old.method.name, **old.method.model_dump(mode="json")}
+            on = Recipe.parse({**recipe.model_dump(mode="json"), "method": method, "start": str(working / "start")})
             new = tune(on, working / "tuned-on")
             whole = several(new, [*heads_of(old), new])
         split = one_of(whole, len(names), PoolTask(member=place, identity=new.task, recipe=dict(new.recipe)))
@@ -361,21 +394,3 @@ def _student(training: dict[str, Any], settings: PoolSettings) -> dict[str, Any]
     if settings.student_epochs is None:
         return training
     return {**training, "num_train_epochs": settings.student_epochs, "max_steps": -1}
-
-
-def _agreeing(settings: PoolSettings, given: dict[str, Any]) -> PoolSettings:
-    """The settings of a pool that is there.
-
-    Raises:
-        RecipeError: other ones are given.
-    """
-    own, wanted = settings.model_dump(mode="json"), PoolSettings(**given).model_dump(mode="json")
-    differing = [name for name in given if own[name] != wanted[name]]
-    if differing:
-        parts = "; ".join(f"{name} is {own[name]!r}, and {wanted[name]!r} is given" for name in differing)
-        raise RecipeError(
-            f"the pool was made with other settings: {parts}",
-            expected="the pool's own, or none",
-            change=", ".join("--" + name.replace("_", "-") for name in differing) + ", or another folder",
-        )
-    return settings

@@ -6,7 +6,7 @@ that `pool.json` does not name belong to nothing, and are removed when the next 
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,45 @@ class PoolSettings(Checked):
     def refusal(cls, details: Sequence[Any]) -> RecipeError:
         names = flags(details, "pool").replace("--pool.", "--").replace("_", "-")
         return RecipeError(f"invalid settings of the pool: {describe(details, cls)}", change=names)
+
+    def refuse_idle(self) -> None:
+        """Refuse settings without effect, of a pool that is to be made.
+
+        Raises:
+            RecipeError: there is one.
+        """
+        alone = "without a capacity each task has an adapter of its own" if self.capacity is None else ""
+        chosen = f"selection is {self.selection}" if self.selection != "transrate" else ""
+        tuned = f"consolidation is {self.consolidation}" if self.consolidation != "distillation" else ""
+        idle = {
+            **dict.fromkeys(("selection", "consolidation", "examples"), alone),
+            "student_epochs": alone or tuned,
+            **dict.fromkeys(("weighting", "scaling"), alone or chosen),
+        }
+        for name, why in idle.items():
+            value = getattr(self, name)
+            if why and value != type(self).model_fields[name].default:
+                raise RecipeError(f"{name}={value!r} would do nothing: {why}", change="--" + name.replace("_", "-"))
+
+    def agreeing(self, given: Mapping[str, Any]) -> "PoolSettings":
+        """These, which a pool was made with.
+
+        Args:
+            given: some, by name.
+
+        Raises:
+            RecipeError: they are others.
+        """
+        own, wanted = self.model_dump(mode="json"), PoolSettings(**given).model_dump(mode="json")
+        differing = [name for name in given if own[name] != wanted[name]]
+        if differing:
+            parts = "; ".join(f"{name} is {own[name]!r}, and {wanted[name]!r} is given" for name in differing)
+            raise RecipeError(
+                f"the pool was made with other settings: {parts}",
+                expected="the pool's own, or none",
+                change=", ".join("--" + name.replace("_", "-") for name in differing) + ", or another folder",
+            )
+        return self
 
 
 class PoolTask(BaseModel):

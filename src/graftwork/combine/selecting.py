@@ -14,16 +14,11 @@ from graftwork.backbones import Backbone
 from graftwork.combine.heads import identity_of_several
 from graftwork.combine.poolfile import PoolSettings
 from graftwork.combine.transferability import leep, transrate
-from graftwork.distillation.teacher import BATCH
+from graftwork.distillation.teachers import AdapterTeacher
 from graftwork.encoding.identity import TaskIdentity
 from graftwork.errors import RecipeError
-from graftwork.heads import Head, PooledHead
+from graftwork.heads import Head
 from graftwork.kinds.several_tasks import SeveralHeads
-from graftwork.model import AdaptedModel
-from graftwork.passes.starts import HeadStart
-
-_NAME = "member"
-"""Of an adapter, on the model that it is asked on."""
 
 
 def choose(
@@ -87,35 +82,20 @@ def _leep(
 
 def outputs_of(adapter: Adapter, backbone: Backbone, identity: TaskIdentity, inputs: Sequence[Any]) -> Tensor:
     """(N, C): what an adapter of several tasks says of inputs, read as one task's are; float32, without dropout."""
-    found: dict[int, Tensor] = {}
-    model = AdaptedModel(backbone, {_NAME: _reading(adapter, identity)})
-    try:
-        inference = model.inference(_NAME)
-        encoder = inference.encoder(_NAME)
-        for places, batch in encoder.batches(encoder.encode(inputs), BATCH):
-            said = inference.output(batch, _NAME).require("logits").float().cpu()
-            found |= dict(zip(places, said, strict=True))
-    finally:
-        model.detach()
-    return torch.stack([found[place] for place in range(len(inputs))])
+    return torch.cat(_asked(adapter, backbone, identity).logits(inputs, _unseen))
 
 
 def vectors_of(
     adapter: Adapter, backbone: Backbone, identity: TaskIdentity, head: Head, inputs: Sequence[Any]
 ) -> Tensor:
     """(N, d): the vectors into which a head pools inputs under an adapter."""
-    found: dict[int, Tensor] = {}
-    assert isinstance(head, PooledHead)  # the pool takes no other tasks in
-    model = AdaptedModel(backbone, {_NAME: _reading(adapter, identity)})
-    try:
-        with model.beginning(HeadStart(backbone, head)):
-            encoder = model.encoder(_NAME)
-            for places, batch in encoder.batches(encoder.encode(inputs), BATCH):
-                found |= dict(zip(places, model.states_to_cache(_NAME, **batch).float().cpu(), strict=True))
-    finally:
-        model.detach()
-    return torch.stack([found[place] for place in range(len(inputs))])
+    return torch.cat(_asked(adapter, backbone, identity).vectors(inputs, head, _unseen))
 
 
-def _reading(adapter: Adapter, identity: TaskIdentity) -> Adapter:
-    return replace(adapter, task=identity_of_several(identity))
+def _asked(adapter: Adapter, backbone: Backbone, identity: TaskIdentity) -> AdapterTeacher:
+    """The adapter, which reads inputs as those of a task."""
+    return AdapterTeacher("a member", replace(adapter, task=identity_of_several(identity)), backbone)
+
+
+def _unseen(more: int) -> None:
+    """How far it is, which nobody is shown."""

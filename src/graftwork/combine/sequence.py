@@ -3,17 +3,18 @@
 Scoring reads the data of all tasks so far; the pool does not.
 """
 
+import csv
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from graftwork.combine.pool import Pool
-from graftwork.combine.reports import write_csv
+from graftwork.combine.reports import naming, refuse_other_contents, write_csv
 from graftwork.data.table import SplitName
-from graftwork.errors import OutputError, RecipeError
+from graftwork.errors import RecipeError
 from graftwork.folders import replacing_folder
 from graftwork.kinds import KINDS
 from graftwork.model import AdaptedModel
@@ -27,6 +28,9 @@ MARKS, DASHES = "osD^vPX*", ("-", "--", "-.", ":")
 """What tells pools apart in the figure, besides colours."""
 
 TABLE, SCORES, FIGURE = "sequence.csv", "scores.csv", "sequence"
+
+FILES = (TABLE, SCORES, f"{FIGURE}.png", f"{FIGURE}.svg")
+"""Of a report."""
 
 
 @dataclass(frozen=True)
@@ -58,37 +62,103 @@ def add_in_turn(
     tasks: Sequence[str | Task],
     *,
     split: SplitName = "validation",
+    report: str | Path | None = None,
+    overwrite: bool = False,
     progress: bool = False,
     **training: Any,
 ) -> list[Measured]:
     """Add tasks to a pool one after another, and score all tasks so far after each.
 
+    Tasks that the pool has by the same recipe are not added again: the same call goes on with what an interrupted one
+    has done.
+
     Args:
         pool: the pool. Tasks that it has already are scored too.
         tasks: as for `Pool.add`.
         split: the split that is scored.
+        report: folder for `write_report`, which is written after each task. That of an interrupted call is gone on
+            with.
+        overwrite: replace an existing report of something else.
         progress: report progress on standard error.
         training: fields of `TrainingSettings`, for all tasks.
 
+    Returns:
+        What was measured after each task. Of a task that the pool had already it is what the report says; without one,
+        it is measured if the task is the pool's last.
+
     Raises:
-        RecipeError: a metric of a task is lower for better adapters, so that a mean would say nothing.
+        RecipeError: a metric of a task is lower for better adapters, so that a mean would say nothing; or the pool has
+            a task by another recipe.
+        OutputError: the report exists.
         GraftworkError: as `Pool.add`.
     """
     chosen = [task if isinstance(task, Task) else find_task(task) for task in tasks]
-    for task in chosen:
+    for task in (*chosen, *(task_of(pool.adapter(name)) for name in pool.tasks)):
         if not KINDS[task.kind].metrics[task.main_metric].greater_is_better:
             raise RecipeError(
                 f"the main metric {task.main_metric!r} of task {task.name!r} is lower for better adapters",
                 expected="a metric that is higher",
                 change=f"the task's metrics (task {task.name})",
             )
+    there = {task.name for task in chosen if pool.has(task, **training)}
+    pool.refuse([task for task in chosen if task.name not in there], **training)
+    known = {} if report is None else _measured_before(Path(report), pool, there, overwrite=overwrite)
     found: list[Measured] = []
-    best: dict[str, float] = {}
+    best = _best(pool, known, there, split)
     for task in chosen:
-        step = pool.add(task, progress=progress, **training)
-        measured = measure(pool, best, split=split, member=step.member)
+        if task.name in known:
+            found.append(known[task.name])
+            continue
+        if task.name not in there:
+            pool.add(task, progress=progress, **training)
+        elif task.name != pool.tasks[-1]:
+            continue  # what the pool was then cannot be measured any more
+        measured = measure(pool, best, split=split, member=pool.history[-1].member)
         found.append(measured)
         best |= {name: max(score, best.get(name, score)) for name, score in measured.scores.items()}
+        if report is not None:
+            write_report({pool.folder.name: found}, report, overwrite=True)
+    return found
+
+
+def _measured_before(folder: Path, pool: Pool, there: set[str], *, overwrite: bool) -> dict[str, Measured]:
+    """What an interrupted call has measured, by task: the report that it left is one of this pool and these tasks.
+
+    Raises:
+        OutputError: a report exists that is none, and is not to be replaced.
+    """
+    steps = {step.task: (i, step) for i, step in enumerate(pool.history, start=1)}
+    read = _read_report(folder)
+    [(name, each)] = read.items() if len(read) == 1 else [("", [])]
+    if name == pool.folder.name and all(
+        own.task in there
+        and (own.member, own.nbytes) == (steps[own.task][1].member, steps[own.task][1].nbytes)
+        and tuple(own.scores) == pool.tasks[: steps[own.task][0]]
+        for own in each
+    ):
+        return {own.task: own for own in each}
+    refuse_report(folder, overwrite=overwrite)
+    return {}
+
+
+def _best(pool: Pool, known: Mapping[str, Measured], there: set[str], split: SplitName) -> dict[str, float]:
+    """The highest score of each task of a pool that is known: the one that it has now; those that were measured before;
+    and, of validation rows, the one that it had when it was added."""
+    # Of a pool that is not measured yet as it is now, the scores of now are not those of before.
+    unmeasured = bool(pool.tasks) and pool.tasks[-1] in there - known.keys()
+    each = [own.scores for own in known.values()] + ([] if unmeasured else [scores_of(pool, split=split)])
+    if split == "validation":
+        earlier = pool.history[:-1] if unmeasured else pool.history
+        each += [{step.task: step.after[task_of(pool.adapter(step.task)).main_metric]} for step in earlier]
+    return {name: max(own[name] for own in each if name in own) for name in {name for own in each for name in own}}
+
+
+def scores_of(pool: Pool, *, split: SplitName = "validation") -> dict[str, float]:
+    """The main metric of each task of a pool."""
+    found: dict[str, float] = {}
+    for name in pool.tasks:
+        adapter = pool.adapter(name)
+        found[name] = evaluate(adapter, backbone=pool.backbone, split=split)[task_of(adapter).main_metric]
     return found
 
 
@@ -100,11 +170,7 @@ def measure(pool: Pool, best: dict[str, float], *, split: SplitName = "validatio
         split: the split that is scored.
         member: of the last task.
     """
-    scores: dict[str, float] = {}
-    for name in pool.tasks:
-        adapter = pool.adapter(name)
-        metric = task_of(adapter).main_metric
-        scores[name] = evaluate(adapter, backbone=pool.backbone, split=split)[metric]
+    scores = scores_of(pool, split=split)
     last = pool.tasks[-1]
     lost = [best[name] - score for name, score in scores.items() if name in best]
     return Measured(
@@ -136,18 +202,19 @@ def _seconds(pool: Pool, name: str, split: SplitName) -> float:
     return 100 * min(times) / len(inputs)
 
 
-def write_report(sequences: dict[str, Sequence[Measured]], folder: str | Path) -> None:
+def write_report(sequences: Mapping[str, Sequence[Measured]], folder: str | Path, *, overwrite: bool = False) -> None:
     """Write what was measured of one pool or several: `sequence.csv`; `scores.csv`, with the score of each task after
     each; and the figure `sequence.png` and `.svg`.
 
     Args:
         sequences: by the name of a pool, what was measured after each task.
-        folder: for the files. It must not exist.
+        folder: for the files.
+        overwrite: replace it if it exists.
 
     Raises:
-        OutputError: it exists, or cannot be written.
+        OutputError: it exists and is not to be replaced, or cannot be written.
     """
-    refuse_report(folder)
+    refuse_report(folder, overwrite=overwrite)
     each = [(name, i, own) for name, measured in sequences.items() for i, own in enumerate(measured, start=1)]
     rows = [
         {
@@ -167,26 +234,46 @@ def write_report(sequences: dict[str, Sequence[Measured]], folder: str | Path) -
         for name, i, own in each
         for task, score in own.scores.items()
     ]
-    with replacing_folder(Path(folder)) as new:
+    with naming("--report"), replacing_folder(Path(folder), overwrite=overwrite) as new:
         write_csv(new / TABLE, rows)
         write_csv(new / SCORES, scores)
         for ending, content in _figure(sequences).items():
             (new / f"{FIGURE}.{ending}").write_bytes(content)
 
 
-def refuse_report(folder: str | Path) -> None:
+def refuse_report(folder: str | Path, *, overwrite: bool = False) -> None:
     """Refuse a folder for a report before any work is done.
 
     Raises:
-        OutputError: it exists.
+        OutputError: it exists and is not to be replaced, or has something else than a report.
     """
-    if Path(folder).exists():
-        raise OutputError(
-            f"the report {str(folder)!r} exists already", expected="a folder that does not exist", change="--report"
-        )
+    refuse_other_contents(Path(folder), FILES, overwrite=overwrite, flag="--report")
 
 
-def _figure(sequences: dict[str, Sequence[Measured]]) -> dict[str, bytes]:
+def _read_report(folder: Path) -> dict[str, list[Measured]]:
+    """What a report says, by the name of a pool; nothing where there is none."""
+    try:
+        tables = [list(csv.DictReader((folder / name).read_text(encoding="utf-8").splitlines())) for name in FILES[:2]]
+        rows, scores = tables
+        found: dict[str, list[Measured]] = {}
+        for row in rows:
+            place = row["pool"], row["tasks"]
+            own = Measured(
+                task=row["task"],
+                member=int(row["member"]),
+                scores={own["task"]: float(own["score"]) for own in scores if (own["pool"], own["tasks"]) == place},
+                mean=float(row["mean"]),
+                forgetting=float(row["forgetting"]),
+                nbytes=int(row["bytes"]),
+                seconds=float(row["seconds per 100"]),
+            )
+            found.setdefault(row["pool"], []).append(own)
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
+        return {}
+    return found
+
+
+def _figure(sequences: Mapping[str, Sequence[Measured]]) -> dict[str, bytes]:
     """The figure as PNG and SVG: four panels over the number of tasks, told apart by marks, not by colour alone."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -21,7 +21,7 @@ from graftwork.distillation.teachers import open_teacher
 from graftwork.encoding import ABSENT
 from graftwork.encoding.tokens import Row
 from graftwork.errors import DataError, MethodError, RecipeError
-from graftwork.folders import write_whole
+from graftwork.folders import write_whole, writing
 from graftwork.heads import Head
 from graftwork.heads.distilling import (
     TEACHER_LOGITS,
@@ -33,6 +33,12 @@ from graftwork.heads.head import OutputType
 from graftwork.kinds import KINDS
 
 Quantity = Literal["logits", "vectors"]
+
+PIECE = 1024
+"""Inputs that teachers are asked for before what they said is written."""
+
+KEPT = "teacher-*.safetensors"
+"""The files in a run's folder with what teachers said."""
 
 OUTSIDE = "O"
 """The tag of a word that no teacher was given."""
@@ -50,7 +56,7 @@ class Teaching:
         folder: where what they say is kept, and is read from where it was kept before.
 
     Raises:
-        RecipeError: a teacher cannot be had, or is for another kind of task.
+        RecipeError: a teacher cannot be had, or is for another kind of task; or a setting would do nothing.
         MethodError: there is no distillation for this kind of task.
     """
 
@@ -65,18 +71,17 @@ class Teaching:
                 expected=" or ".join(n for n, k in KINDS.items() if "text" in k.inputs and (k.pooled or k.by_token)),
                 change="--task, or --kind",
             )
+        settings.refuse_idle(kind)
         self.settings, self.folder, self.by_token = settings, folder, own.by_token
         self.teachers = [
             open_teacher(source.folder, backbone, kind=kind, pairs=pairs, max_length=max_length)
             for source in settings.teachers
         ]
-        self._stores = {name: _Store(folder / f"teacher-{name}.safetensors") for name in ("logits", "vectors")}
+        self._stores = {name: _Store(folder, f"teacher-{name}") for name in ("logits", "vectors")}
         self._labels: tuple[str, ...] | None = self.teachers[0].labels
         self._width = backbone.hidden_size
         self._said: list[Tensor] = []
         self._vectors: list[Tensor] | None = None
-
-    # -- which rows have no labels of their own ------------------------------------------------------------------------
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -91,8 +96,6 @@ class Teaching:
         """
         for teacher in self.teachers:
             teacher.order(labels)
-        if labels != self._labels:
-            self._stores["logits"].forget()
         self._labels = labels
 
     def decide(self, inputs: Sequence[Any], output_type: OutputType, advance: Advance) -> list[Any]:
@@ -113,8 +116,6 @@ class Teaching:
                 found.append(names[int(said[0].argmax())])
         return found
 
-    # -- what they say -------------------------------------------------------------------------------------------------
-
     def logits(self, inputs: Sequence[Any], output_type: OutputType, advance: Advance) -> list[Tensor]:
         """Of each input (1, C), or (W, C) of its words; of several teachers, the logits of their mean probabilities."""
 
@@ -126,14 +127,40 @@ class Teaching:
                 each.append(said if order is None else [own[:, order] for own in said])
             return [averaged(list(own), output_type) for own in zip(*each, strict=True)]
 
-        return self._stores["logits"].of(inputs, ask)
+        return self._stores["logits"].of(inputs, ask, asked=self._labels or ())
 
     def vectors(self, inputs: Sequence[Any], head: Head, advance: Advance) -> list[Tensor]:
-        """Of each input (1, d); of several teachers, the mean.
+        """Of each input (1, d); of several teachers, the mean."""
+
+        def ask(new: Sequence[Any]) -> list[Tensor]:
+            each = [teacher.vectors(new, head, advance) for teacher in self.teachers]
+            return [torch.stack(list(own)).mean(dim=0) for own in zip(*each, strict=True)]
+
+        return self._stores["vectors"].of(inputs, ask)
+
+    def loss(self, *, labelled: bool) -> DistillationLoss:
+        """What the student minimises.
 
         Raises:
-            RecipeError: the student's head does not pool, or its vectors have another width.
+            RecipeError: labels have a share of it, and there are none.
         """
+        own = self.settings
+        return DistillationLoss(own.share(labelled=labelled), own.temperature, own.loss, own.hidden)
+
+    def check(self, head: Head) -> None:
+        """Refuse a student that could not learn, before teachers are asked.
+
+        Args:
+            head: the student's.
+
+        Raises:
+            RecipeError: vectors are to be compared and cannot be: the student's head does not pool, or a teacher pools
+                in another way or has vectors of another width.
+            MethodError: the head cannot learn from teachers.
+        """
+        require_distillable(head)
+        if not self.settings.hidden:
+            return
         if head.reads != "text" or head.pooled_by is None:
             raise RecipeError(
                 f"the student's head of kind {head.kind!r} makes no vector of a text to compare with a teacher's",
@@ -148,23 +175,7 @@ class Teaching:
                     expected="hidden 0, or a student on a backbone of the same width",
                     change="--hidden, or --backbone",
                 )
-
-        def ask(new: Sequence[Any]) -> list[Tensor]:
-            each = [teacher.vectors(new, head, advance) for teacher in self.teachers]
-            return [torch.stack(list(own)).mean(dim=0) for own in zip(*each, strict=True)]
-
-        return self._stores["vectors"].of(inputs, ask)
-
-    # -- the student ---------------------------------------------------------------------------------------------------
-
-    def loss(self, *, labelled: bool) -> DistillationLoss:
-        """What the student minimises.
-
-        Raises:
-            RecipeError: labels have a share of it, and there are none.
-        """
-        own = self.settings
-        return DistillationLoss(own.share(labelled=labelled), own.temperature, own.loss, own.hidden)
+            teacher.check_vectors(head)
 
     def prepare(self, inputs: Sequence[Any], head: Head, advance: Advance) -> None:
         """Have the teachers say what they do of the inputs that are trained on.
@@ -175,9 +186,9 @@ class Teaching:
 
         Raises:
             DataError: an input is empty.
-            RecipeError: vectors are to be compared and cannot be.
-            MethodError: the head cannot learn from teachers.
+            RecipeError, MethodError: as `check`.
         """
+        self.check(head)
         refuse_empty(inputs)
         self._said = self.logits(inputs, require_distillable(head), advance)
         self._vectors = self.vectors(inputs, head, advance) if self.settings.hidden else None
@@ -195,11 +206,6 @@ class Teaching:
         if self._vectors is not None:
             found[TEACHER_VECTORS] = torch.cat([self._vectors[number] for number in numbers])
         return found
-
-    def keep(self) -> None:
-        """Write what was said so far into the run's folder, for a run that is resumed."""
-        for store in self._stores.values():
-            store.write()
 
 
 def averaged(each: Sequence[Tensor], output_type: OutputType) -> Tensor:
@@ -230,52 +236,66 @@ def _at_words(said: Sequence[Tensor], rows: Sequence[Row], length: int) -> Tenso
 
 
 class _Store:
-    """What is known of inputs, by their contents, in memory and in a file."""
+    """What is known of inputs, by their contents, in memory and in files. It is written as it comes to be known.
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    Args:
+        folder: of the files.
+        name: with which they begin.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
         self._known: dict[bytes, Tensor] = {}
-        self._read = False
+        self._files: int | None = None
 
-    def of(self, inputs: Sequence[Any], ask: Callable[[Sequence[Any]], list[Tensor]]) -> list[Tensor]:
-        """What is known of each input; what is not is asked for, each input once."""
-        if not self._read:
-            self._known |= self._from_file()
-            self._read = True
-        keys = [_key(given) for given in inputs]
-        new = {key: given for key, given in zip(keys, inputs, strict=True) if key not in self._known}
-        if new:
-            self._known |= zip(new, ask(list(new.values())), strict=True)
+    def of(
+        self, inputs: Sequence[Any], ask: Callable[[Sequence[Any]], list[Tensor]], *, asked: Sequence[str] = ()
+    ) -> list[Tensor]:
+        """What is known of each input; what is not is asked for, each input once.
+
+        Args:
+            asked: what decides the answers besides the input.
+        """
+        if self._files is None:
+            self._files = self._read()
+        keys = [_key(given, asked) for given in inputs]
+        new = [*{key: given for key, given in zip(keys, inputs, strict=True) if key not in self._known}.items()]
+        # Of the same pieces, whenever a run was killed: rounding depends on what shares a batch.
+        for start in range(0, len(new), PIECE):
+            piece = dict(new[start : start + PIECE])
+            found = dict(zip(piece, ask(list(piece.values())), strict=True))
+            self._write(found)
+            self._known |= found
         return [self._known[key] for key in keys]
 
-    def forget(self) -> None:
-        """It was for other labels."""
-        self._known, self._read = {}, False
-
-    def write(self) -> None:
-        if not self._known:
-            return
-        values = list(self._known.values())
+    def _write(self, found: Mapping[bytes, Tensor]) -> None:
+        assert self._files is not None
         tensors = {
-            "keys": torch.tensor([list(key) for key in self._known], dtype=torch.uint8),
-            "sizes": torch.tensor([len(own) for own in values]),
-            "values": torch.cat(values).contiguous(),
+            "keys": torch.tensor([list(key) for key in found], dtype=torch.uint8),
+            "sizes": torch.tensor([len(own) for own in found.values()]),
+            "values": torch.cat([*found.values()]).contiguous(),
         }
-        write_whole(self.file, save(tensors))
+        file = self.folder / f"{self.name}-{self._files:06}.safetensors"
+        with writing(file):
+            write_whole(file, save(tensors))
+        self._files += 1
 
-    def _from_file(self) -> Mapping[bytes, Tensor]:
-        """What a run before has kept; nothing where the file is not there or not whole: it is computed again."""
-        with suppress(FileNotFoundError, SafetensorError, KeyError):
-            tensors = load_file(self.file)
-            values = torch.split(tensors["values"], tensors["sizes"].tolist())
-            return {bytes(key): own for key, own in zip(tensors["keys"].tolist(), values, strict=True)}
-        return {}
+    def _read(self) -> int:
+        """Know what a run before has kept; gives the number of the next file. What cannot be read is asked again."""
+        number = 0
+        for file in sorted(self.folder.glob(f"{self.name}-*.safetensors")):
+            number = int(file.stem.rpartition("-")[2]) + 1
+            with suppress(OSError, SafetensorError, KeyError):
+                tensors = load_file(file)
+                values = torch.split(tensors["values"], tensors["sizes"].tolist())
+                self._known |= {bytes(key): own for key, own in zip(tensors["keys"].tolist(), values, strict=True)}
+        return number
 
 
-def _key(given: Any) -> bytes:
+def _key(given: Any, asked: Sequence[str]) -> bytes:
     parts = [given] if isinstance(given, str) else list(given)
-    text = "\0".join(map(str, parts))
-    return blake2b(f"{len(parts)}\0{text}".encode(), digest_size=16).digest()
+    text = "\0".join(map(str, (*asked, *parts)))
+    return blake2b(f"{len(asked)} {len(parts)}\0{text}".encode(), digest_size=16).digest()
 
 
 def refuse_empty(inputs: Sequence[Any]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from graftwork.backbones.checkpoints import UNREADABLE
+from graftwork.backbones.positions import longest_of
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.distillation.teacher import BATCH, Advance, Teacher, of_words
 from graftwork.encoding.tags import first_pieces_of, words_of
@@ -67,7 +68,7 @@ class PretrainedTeacher(Teacher):
         named = KINDS[kind].named
         labels = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if named else None
         super().__init__(folder, labels, config.hidden_size)
-        positions = getattr(config, "max_position_embeddings", None) or ENDLESS
+        positions = longest_of(model) or getattr(config, "max_position_embeddings", None) or ENDLESS
         longest = min(positions, self.tokenizer.model_max_length)
         self.max_length = min(max_length, int(longest) if longest < ENDLESS else max_length)
 
@@ -99,12 +100,7 @@ class PretrainedTeacher(Teacher):
 
     def vectors(self, inputs: Sequence[Any], head: Head, advance: Advance) -> list[Tensor]:
         pooling = head.pooled_by
-        if pooling is None or pooling == "pooler":
-            raise RecipeError(
-                f"teacher {self.folder!r} does not pool texts by a layer of the student's backbone",
-                expected="pooling first, last or mean",
-                change="--pooling, or --hidden 0",
-            )
+        assert pooling is not None
         found: dict[int, Tensor] = {}
         for places, batch in self._batches(self._rows(inputs)):
             with torch.inference_mode():
@@ -113,6 +109,20 @@ class PretrainedTeacher(Teacher):
             found |= {place: own[None] for place, own in zip(places, said, strict=True)}
             advance(len(places))
         return [found[place] for place in range(len(inputs))]
+
+    def check_vectors(self, head: Head) -> None:
+        if self.model.config.is_encoder_decoder:
+            raise RecipeError(
+                f"teacher {self.folder!r} has an encoder and a decoder: no one stack of layers makes its vectors",
+                expected="hidden 0, or a teacher that is an encoder or a decoder",
+                change="--hidden, or --teacher",
+            )
+        if head.pooled_by in (None, "pooler"):
+            raise RecipeError(
+                f"teacher {self.folder!r} does not pool texts by a layer of the student's backbone",
+                expected="pooling first, last or mean",
+                change="--pooling, or --hidden 0",
+            )
 
     def _rows(self, inputs: Sequence[Any]) -> list[Row]:
         if not self.by_token:

@@ -10,6 +10,7 @@ from graftwork.distillation.contents import digest_of_teacher
 from graftwork.errors import RecipeError
 from graftwork.folders import resolved_path
 from graftwork.heads.distilling import LossName
+from graftwork.kinds import KINDS
 from graftwork.settings.checked import Checked
 from graftwork.settings.problems import describe, flags
 
@@ -48,7 +49,7 @@ class Distillation(Checked):
     Attributes:
         teachers: folders of adapters, or of Hugging Face models with a task head.
         alpha: the teachers' share of the loss, from 0 to 1. None: 0.5, or 1 where the rows have no labels.
-        temperature: T, which divides logits before the softmax.
+        temperature: T of the loss `logits`, which divides logits before the softmax.
         loss: `logits`: T²·KL(softmax(t/T) ‖ softmax(s/T)), student's logits s and teacher's t; `centred`: the mean over
             outputs of (s - (t - mean of t))². For numbers both are the squared difference.
         hidden: weight of the mean squared difference of the vectors into which texts are pooled; 0: none. Teacher and
@@ -64,6 +65,20 @@ class Distillation(Checked):
     @classmethod
     def refusal(cls, details: Sequence[Any]) -> RecipeError:
         return RecipeError(f"invalid settings of distillation: {describe(details, cls)}", change=flags(details, ""))
+
+    def refuse_idle(self, kind: str) -> None:
+        """Refuse settings without effect for a kind of task, unless they have their default values.
+
+        Raises:
+            RecipeError: there is one.
+        """
+        numbers = "numbers are compared by their squared difference" if not KINDS[kind].named else ""
+        alone = "alpha is 0, so the teachers' logits have no share of the loss" if self.alpha == 0 else ""
+        centred = "the loss 'centred' has no temperature" if self.loss == "centred" else ""
+        for name, why in {"temperature": numbers or alone or centred, "loss": numbers or alone}.items():
+            value = getattr(self, name)
+            if why and value != type(self).model_fields[name].default:
+                raise RecipeError(f"{name}={value!r} would do nothing: {why}", change=f"--{name}")
 
     def resolved(self) -> "Distillation":
         """With paths that are valid from any folder, and the digest of each teacher.

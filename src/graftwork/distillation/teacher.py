@@ -39,10 +39,15 @@ class Teacher(ABC):
 
     @abstractmethod
     def vectors(self, inputs: Sequence[Any], head: Head, advance: Advance) -> list[Tensor]:
-        """Of each input (1, d) float32, pooled as a head does.
+        """Of each input (1, d) float32, pooled as a head does that `check_vectors` has let pass."""
+
+    @abstractmethod
+    def check_vectors(self, head: Head) -> None:
+        """Refuse a head that pools as this one cannot.
 
         Raises:
             RecipeError: it does not pool in that way.
+            BackboneError: its backbone has not the layer that the head pools by.
         """
 
     def order(self, labels: Sequence[str] | None) -> list[int] | None:

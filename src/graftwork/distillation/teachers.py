@@ -50,7 +50,6 @@ class AdapterTeacher(Teacher):
 
     def vectors(self, inputs: Sequence[Any], head: Head, advance: Advance) -> list[Tensor]:
         found: dict[int, Tensor] = {}
-        head.check(self.backbone)
         with self._on_backbone() as model, model.beginning(HeadStart(self.backbone, head)):
             encoder = model.encoder(NAME)
             for places, batch in encoder.batches(encoder.encode(inputs), BATCH):
@@ -58,6 +57,9 @@ class AdapterTeacher(Teacher):
                 found |= {place: own[None] for place, own in zip(places, said, strict=True)}
                 advance(len(places))
         return [found[place] for place in range(len(inputs))]
+
+    def check_vectors(self, head: Head) -> None:
+        head.check(self.backbone)
 
     @contextmanager
     def _on_backbone(self) -> Iterator[AdaptedModel]:

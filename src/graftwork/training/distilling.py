@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from graftwork.backbones import Backbone
 from graftwork.distillation import Teaching
+from graftwork.distillation.outputs import refuse_empty
 from graftwork.encoding import Row
 from graftwork.heads.distilling import DistillationLoss, require_distillable
 from graftwork.kinds import KINDS
@@ -91,11 +92,13 @@ def load_lesson(recipe: Recipe, backbone: Backbone, folder: Path, display: Displ
     )
     labels = task.labels or teaching.labels
     teaching.use_labels(labels)
-    named = task.model_copy(update={"labels": labels})
+    head = recipe.head(task.model_copy(update={"labels": labels}), method, backbone)
+    teaching.check(head)
+    output_type = require_distillable(head)
 
     def label(inputs: Sequence[Any]) -> list[Any]:
         settings.share(labelled=False)
-        output_type = require_distillable(recipe.head(named, method, backbone))
+        refuse_empty(inputs)
         with display.bar(f"{task.name}, labels of teachers", len(inputs) * len(teaching.teachers), "rows") as bar:
             return teaching.decide(inputs, output_type, bar.advance)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.folder import CONFIG, RECIPE, fill_folder, refuse_existing
+from graftwork.distillation.outputs import KEPT
 from graftwork.errors import InterruptedRunError, OutputError, RecipeError
 from graftwork.folders import HeldFolder, replacing_folder, sweep, write_whole, writing
 from graftwork.settings.yamlfile import dump_yaml, read_yaml
@@ -106,7 +107,7 @@ class Output:
             self._let_go()
 
     def begin(self, recipe: Recipe | Mapping[str, Any], *, resume: bool) -> None:
-        """Begin a run, or check that the one to be resumed is the one that was begun.
+        """Begin a run, or check that the one to be resumed is the one that was begun; nothing where that was done.
 
         Args:
             recipe: resolved; or as its file has it.
@@ -116,6 +117,8 @@ class Output:
             OutputError: the working folder cannot be written.
         """
         assert self._held is not None
+        if self._accepted:
+            return
         file = self.working / RECIPE
         content = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
         if resume and file.is_file():
@@ -179,6 +182,10 @@ class Output:
         if self.finished:
             return InterruptedRunError(f"interrupted; {self.target} is finished and saved", resumable=False)
         checkpoint = last_checkpoint(self.working)
+        if checkpoint is None and self._teachers_said:
+            return InterruptedRunError(
+                "interrupted before the first checkpoint; what the teachers said so far is kept", resumable=True
+            )
         if checkpoint is None:
             return InterruptedRunError("interrupted before the first checkpoint: nothing is kept", resumable=False)
         return InterruptedRunError(f"interrupted; the run is kept up to step {step_of(checkpoint)}", resumable=True)
@@ -206,6 +213,11 @@ class Output:
         except (OSError, UnicodeDecodeError):
             return False
 
+    @property
+    def _teachers_said(self) -> bool:
+        """Whether what teachers said is kept."""
+        return any(self.working.glob(KEPT))
+
     def _hash(self, folder: Path) -> str:
         """Of a folder's configuration, in which the checksums of its tensors are."""
         return sha256((folder / self.config).read_bytes()).hexdigest()
@@ -217,9 +229,9 @@ class Output:
         begun = (self.working / RECIPE).is_file()
         if begun and not self._accepted:
             held.restore()
-        elif begun and (not self._own or last_checkpoint(self.working) is not None):
+        elif begun and (not self._own or self._teachers_said or last_checkpoint(self.working) is not None):
             held.release()
-        else:  # what failed before its first checkpoint has nothing to be resumed
+        else:  # what failed before anything was kept has nothing to be resumed
             held.remove(LAST)
 
 

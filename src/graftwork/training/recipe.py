@@ -34,7 +34,7 @@ class Recipe(BaseModel):
         pooling_source: where the pooling came from; written by `resolved`, not meant to be set.
         add_tokens: tokens to add to those of the backbone; their embeddings are trained with the adapter.
         train: training settings.
-        start: the adapter whose tensors the run begins with, where they are of the same name and shape; None: new ones.
+        start: the adapter whose tensors the run begins with, of the same method and settings; None: new ones.
         distill: the teachers that the adapter learns from; None: it learns from labels alone.
         trained_with: names of the other tasks that trained the adapter together with this one; written by `tune_tasks`,
             not meant to be set.

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from graftwork.adapters import Adapter
+from graftwork.adapters.contents import first_few, misfits
 from graftwork.errors import RecipeError
 from graftwork.folders import resolved_path
 
@@ -51,11 +52,12 @@ class Start(BaseModel):
         return Start(folder=resolved_path(folder), digest=self.adapter().digest)
 
     def begin(self, new: Adapter) -> Adapter:
-        """A new adapter with the tensors of this one, where they are of the same name and shape; those of the head only
-        where head and labels are the same.
+        """A new adapter with the tensors of this one: all of its method's; those of the head only where head and labels
+        are the same.
 
         Raises:
-            RecipeError: they have no tensor of the method in common, or are for different backbones.
+            RecipeError: a tensor of the new adapter's method is not in this one, or has another shape there; or they
+                are for different backbones.
         """
         old = self.adapter()
         if old.backbone.fingerprint != new.backbone.fingerprint:
@@ -64,20 +66,19 @@ class Start(BaseModel):
                 expected=f"an adapter of backbone {new.backbone.name!r}",
                 change="start, or --backbone",
             )
+        own = {name: tensor.shape for name, tensor in new.tensors.items() if not name.startswith("head.")}
+        wrong = misfits(own, {name: tensor.shape for name, tensor in old.tensors.items() if name in own})
+        if wrong:
+            raise RecipeError(
+                f"a run of method {new.method.name!r} cannot begin with the adapter {self.folder!r} of method "
+                f"{old.method.name!r}: it {first_few(wrong)}",
+                expected="an adapter of the same method, with the same settings",
+                change="start, or --method",
+            )
         same_head = (old.head, old.task.labels) == (new.head, new.task.labels)
         taken = {
             name: old.tensors[name].clone()
             for name, tensor in new.tensors.items()
-            if name in old.tensors
-            and old.tensors[name].shape == tensor.shape
-            and (same_head or not name.startswith("head."))
+            if name in own or (same_head and name in old.tensors and old.tensors[name].shape == tensor.shape)
         }
-        own = [name for name in new.tensors if not name.startswith("head.")]
-        if own and not any(name in taken for name in own):
-            raise RecipeError(
-                f"the adapter {self.folder!r} of method {old.method.name!r} has no tensor in common with method "
-                f"{new.method.name!r}",
-                expected="an adapter of the same method and size",
-                change="start, or --method",
-            )
         return replace(new, tensors={**new.tensors, **taken})

@@ -149,6 +149,8 @@ def _run(
             return place.finished_adapter(recipe.resolved(backbone, task, method)), ""
         refuse_idle(recipe, backbone)
         resolved = recipe.resolved(backbone, task, method)
+        if resolved.distill is not None:  # teachers may be asked for hours, and what they say is kept
+            place.begin(resolved, resume=resume)
         data, lesson = load_lesson(resolved, backbone, place.working, display)
         model = adapted_for(backbone, resolved.train)
         try:
@@ -234,7 +236,6 @@ class Run:
         self.scorer = self._scorer("validation", data.validation)
         self.trainer = _trainer(model, name, data, settings, place.working, self.scorer, coroutine)
         if lesson is not None:
-            lesson.teaching.keep()
             model.in_training(name).learn(lesson.loss)
             self.trainer.lesson = lesson
         self.trainer.add_callback(ProgressBar(name, data.task.main_metric, display))
