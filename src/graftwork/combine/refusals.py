@@ -11,7 +11,6 @@ from graftwork.heads.head import Head
 from graftwork.kinds import KINDS
 from graftwork.kinds.several_tasks import SeveralHeads
 from graftwork.methods import Method
-from graftwork.methods.parts import parts_of
 from graftwork.tasks import Task
 from graftwork.training.recipe import Recipe
 
@@ -32,7 +31,7 @@ def refuse_method(method: Method) -> None:
                 expected="a method that reads no examples",
                 change="--method",
             )
-    finished = [part.name for part in parts_of(method) if not part.new]
+    finished = [part.name for part in method.every_part() if not part.new]
     if finished:
         raise MethodError(
             f"the pool takes no adapters that are composed of finished ones, as {', '.join(finished)}: each would hold "
