@@ -33,7 +33,7 @@ from graftwork.training.multi_task_folder import read_tasks_file, read_tasks_fol
 SIZES = {"bottleneck": 6, "code_size": 8, "hidden_size": 16}
 PLUS = HyperFormer(**SIZES, generators="stack")
 METHODS = {"hyperformer": HyperFormer(**SIZES), "hyperformer++": PLUS, "bihnet": BiHNet(**SIZES)}
-LONGER = {**FAST, "num_train_epochs": 4, "learning_rate": 0.003}
+LONGER = {**FAST, "num_train_epochs": 3, "learning_rate": 0.003}
 
 
 @pytest.fixture(scope="module")

@@ -147,8 +147,8 @@ def test_an_adapter_with_several_heads_saves_and_loads(tmp_path):
 
 def test_tasks_with_room_are_those_that_tune_makes(backbone, tasks, tmp_path):
     pool = Pool(tmp_path / "pool", backbone=backbone, capacity=2, method=METHOD)
-    [first] = add_all(pool, tasks, "a")
-    alone = tune(backbone, task=tasks["a"], method=METHOD, **TRAIN)
+    [first] = add_all(pool, tasks, "a", max_steps=3)
+    alone = tune(backbone, task=tasks["a"], method=METHOD, **{**TRAIN, "max_steps": 3})
     own = pool.adapter("a")
     assert own.digest == alone.digest
     assert own.metrics == alone.metrics
@@ -202,7 +202,7 @@ def test_no_data_of_earlier_tasks_are_read(backbone, tmp_path):
     tasks = {name: task_of(tmp_path / "data", name, 40) for name in "abc"}
     pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=METHOD)
     for name in "abc":
-        pool.add(tasks[name], **{**TRAIN, "num_train_epochs": 1})
+        pool.add(tasks[name], **{**TRAIN, "max_steps": 3})
         (tmp_path / "data" / f"{name}.csv").unlink()
     again = Pool(tmp_path / "pool", backbone=backbone)
     assert again.tasks == ("a", "b", "c")
@@ -225,10 +225,10 @@ def test_the_same_tasks_make_the_same_bytes(backbone, tasks, filled, tmp_path):
 @pytest.mark.parametrize("selection", ["transrate", "leep"])
 def test_the_member_with_the_highest_score_is_chosen(backbone, tasks, tmp_path, selection):
     pool = Pool(tmp_path / "pool", backbone=backbone, capacity=2, method=METHOD, selection=selection, examples=50)
-    add_all(pool, tasks, "ab")
+    add_all(pool, tasks, "ab", max_steps=3)
     before = [several(own, [own]) for own in (pool.adapter("a"), pool.adapter("b"))]
-    [step] = add_all(pool, tasks, "c")
-    new = tune(backbone, task=tasks["c"], method=METHOD, **TRAIN)
+    [step] = add_all(pool, tasks, "c", max_steps=3)
+    new = tune(backbone, task=tasks["c"], method=METHOD, **{**TRAIN, "max_steps": 3})
     from graftwork.combine.pool import _examples
     from graftwork.tasks import load
 
@@ -260,7 +260,7 @@ def test_members_at_random_are_drawn_by_the_seed(backbone, tasks, tmp_path):
 
 def test_one_adapter_tuned_on_forgets(backbone, tasks, filled, tmp_path):
     pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=METHOD, consolidation="sequential")
-    add_all(pool, tasks, num_train_epochs=8)
+    add_all(pool, tasks, num_train_epochs=6)
     assert pool.members == [("a", "b", "c")]
     consolidated = Pool(filled, backbone=backbone)
 
@@ -415,11 +415,11 @@ def test_killed_with_the_first_task(backbone, tasks, prepared, tmp_path):
 
 def test_what_was_tuned_before_a_kill_is_not_tuned_again(backbone, tasks, tmp_path, monkeypatch):
     pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=METHOD)
-    add_all(pool, tasks, "a")
+    add_all(pool, tasks, "a", max_steps=3)
     with monkeypatch.context() as patch:
         patch.setattr(pools, "choose", lambda *_, **__: (_ for _ in ()).throw(KilledError))
         with pytest.raises(KilledError):
-            add_all(pool, tasks, "b")
+            add_all(pool, tasks, "b", max_steps=3)
     tuned = []
     plain = pools.tune_recipe
 
@@ -428,7 +428,7 @@ def test_what_was_tuned_before_a_kill_is_not_tuned_again(backbone, tasks, tmp_pa
         return plain(recipe, **options)
 
     monkeypatch.setattr(pools, "tune_recipe", noted)
-    add_all(Pool(tmp_path / "pool", backbone=backbone), tasks, "b")
+    add_all(Pool(tmp_path / "pool", backbone=backbone), tasks, "b", max_steps=3)
     assert tuned[0] == ("b", True, True)
 
 

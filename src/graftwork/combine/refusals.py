@@ -24,7 +24,7 @@ def refuse_method(method: Method) -> None:
     Raises:
         MethodError: it reads examples of one task; or it is made of finished adapters, whose tensors the pool has not.
     """
-    for own in _with_members(method):
+    for own in reversed([*_with_members(method)]):
         if own.reads_examples:
             raise MethodError(
                 f"the pool takes no adapters of method {own.name!r}: they are made from examples of one task each",
