@@ -37,6 +37,7 @@ def measure(how: str, rate: str, seed: int, *, data: Path, work: Path) -> Mappin
     import time
 
     import graftwork as gw
+    from graftwork.training.outputs import Output
 
     begun = time.process_time()
     domains.write(data, work / "data")
@@ -60,7 +61,8 @@ def measure(how: str, rate: str, seed: int, *, data: Path, work: Path) -> Mappin
             if output is not None and output.exists():
                 found[name] = gw.Adapter.load(output)
                 continue
-            found[name] = gw.tune(backbone, task=task, method=method, output=output, **settings)
+            begun_before = output is not None and Output(output).has_traces()
+            found[name] = gw.tune(backbone, task=task, method=method, output=output, resume=begun_before, **settings)
     scores = {name: domains.scores_of(adapter) for name, adapter in found.items()}
     first = found[names[0]]
     return {
@@ -113,8 +115,8 @@ MiniLM, Pfeiffer's bottlenecks (reduction 16), {EPOCHS} epochs of at most {domai
 half the width of a 95 % interval (Student's t). `single`: a domain's own adapter; `average`, `attention` and `gate`:
 the adapters of all 16 domains combined, and a new head, trained on the domain; `multi-task`: one adapter for all
 domains, a head each. The budget is the same for all: {EPOCHS} epochs of the domain's rows (of multi-task: of all rows
-together), besides what the parts took. The rate is the best of a few on the validation rows, with seed 0. Seconds are
-the processor's, for all domains.
+together), besides what the parts took. The rate is the best of those that were tried, on the validation rows with
+seed 0. Seconds are the processor's, for all domains.
 Made by `python -m studies.fusing`.
 
 {table}
@@ -144,10 +146,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a folder for the domains' rows and adapters")
     parser.add_argument("--hows", nargs="+", choices=list(RATES), default=list(RATES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rates", nargs="+", help="those to try; all that are listed when left out")
     given = parser.parse_args()
     run = partial(measure, data=given.data, work=given.work)
     for how in given.hows:
-        GRID.run([(how, rate, 0) for rate in RATES[how]], run, workers=1)
+        GRID.run([(how, rate, 0) for rate in given.rates or RATES[how]], run, workers=1)
         best = best_rate(GRID.recorded(), how)
         GRID.run([(how, best, seed) for seed in given.seeds], run, workers=1)
     draw(GRID.recorded())
