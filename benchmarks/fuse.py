@@ -25,6 +25,7 @@ from benchmarks.models import load
 from benchmarks.peers import trained
 from graftwork import AdaptedModel, Backbone
 from graftwork.methods import Fuse, Houlsby, Method, Pfeiffer
+from graftwork.ops.bottleneck import ACTIVATIONS
 
 PARTS = 8
 PART_METHODS: dict[str, Method] = {
@@ -63,8 +64,6 @@ def naive(backbone: Backbone, plain: Any, adapter: Any, batch: dict[str, torch.T
     model = copy.deepcopy(plain)
 
     def fused(site: str, owner: str, x: torch.Tensor) -> torch.Tensor:
-        from graftwork.ops.bottleneck import ACTIVATIONS
-
         u = []
         for part in adapter.method.parts:
             D, b_D, U, b_U = (

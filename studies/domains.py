@@ -1,7 +1,7 @@
 """The 16 domains of reviews of Liu et al. 2017 (FDU-MTL) as tasks: for studies of what comes of several adapters."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -50,6 +50,24 @@ def interval(values: Sequence[float]) -> str:
 def half_width(values: Sequence[float]) -> float:
     """Half the width of the 95 % interval of a mean over seeds (Student's t); 0 of one seed."""
     return 0.0 if len(values) < 2 else T_95.get(len(values), 1.96) * stdev(values) / len(values) ** 0.5
+
+
+def best_rate(records: Sequence[Mapping[str, Any]], how: str) -> str:
+    """The rate with the best mean validation score of a way, with seed 0."""
+    tried = {r["rate"]: mean(r["validation"].values()) for r in records if r["how"] == how and r["seed"] == 0}
+    return max(tried, key=tried.__getitem__)
+
+
+def at_best_rate(records: Sequence[Mapping[str, Any]], hows: Iterable[str]) -> dict[str, list[Mapping[str, Any]]]:
+    """By way, the records at its best rate; none of a way that was not measured with seed 0."""
+    known = [how for how in hows if any(r["how"] == how and r["seed"] == 0 for r in records)]
+    best = {how: best_rate(records, how) for how in known}
+    return {how: [r for r in records if r["how"] == how and r["rate"] == rate] for how, rate in best.items()}
+
+
+def means(records: Sequence[Mapping[str, Any]], hows: Iterable[str]) -> dict[str, list[float]]:
+    """By way, the mean test accuracy over the domains, one a seed, at its best rate."""
+    return {how: [mean(r["test"].values()) for r in own] for how, own in at_best_rate(records, hows).items()}
 
 
 def scores_of(adapter: Any) -> Mapping[str, float]:

@@ -80,34 +80,26 @@ def method_of(how: str, seed: int, work: Path, names: list[str]) -> Any:
     plain: dict[str, Any] = {"single": gw.Pfeiffer(), "head only": gw.HeadOnly()}
     if how in plain:
         return plain[how]
-    best = best_rate(GRID.recorded(), "single")
+    best = domains.best_rate(GRID.recorded(), "single")
     parts = {name: gw.Adapter.load(work / "single" / best / f"{seed}" / name) for name in names}
     composition: Any = {"average": gw.Average, "attention": gw.Fuse, "gate": gw.Gate}[how]
     return composition(parts=parts)
 
 
-def best_rate(records: list[Record], how: str) -> str:
-    """The rate with the best mean validation score of seed 0."""
-    tried = {r["rate"]: mean(r["validation"].values()) for r in records if r["how"] == how and r["seed"] == 0}
-    return max(tried, key=tried.__getitem__)
-
-
 def report(records: list[Record]) -> str:
     """The page that is kept beside the records."""
-    hows = [how for how in RATES if any(record["how"] == how for record in records)]
-    chosen = {how: best_rate(records, how) for how in hows if any(r["how"] == how and r["seed"] == 0 for r in records)}
-    own = {how: [r for r in records if r["how"] == how and r["rate"] == rate] for how, rate in chosen.items()}
+    own = domains.at_best_rate(records, RATES)
     names = sorted({name for found in own.values() for record in found for name in record["test"]})
     rows = [
         [name, *(domains.interval([record["test"][name] for record in found]) for found in own.values())]
         for name in names
     ]
     means = ["mean", *(domains.interval([mean(r["test"].values()) for r in found]) for found in own.values())]
-    rates = ["rate", *chosen.values()]
+    rates = ["rate", *(found[0]["rate"] for found in own.values())]
     counts = ["trained", *(f"{found[0]['trained']:,}" for found in own.values())]
     seeds = ["seeds", *(f"{len(found)}" for found in own.values())]
     seconds = ["seconds", *(f"{mean(record['seconds'] for record in found):,.0f}" for found in own.values())]
-    table = markdown(["domain", *chosen], [*rows, means, rates, counts, seeds, seconds])
+    table = markdown(["domain", *own], [*rows, means, rates, counts, seeds, seconds])
     return f"""# Fusions of 16 domains' adapters
 
 MiniLM, Pfeiffer's bottlenecks (reduction 16), {EPOCHS} epochs of at most {domains.TRAIN} reviews a domain, batches of
@@ -127,13 +119,7 @@ Made by `python -m studies.fusing`.
 
 def draw(records: list[Record]) -> None:
     """The figure of the page."""
-    known = [how for how in RATES if any(r["how"] == how and r["seed"] == 0 for r in records)]
-    best = {how: best_rate(records, how) for how in known}
-    own = {
-        how: [mean(r["test"].values()) for r in records if r["how"] == how and r["rate"] == rate]
-        for how, rate in best.items()
-    }
-    figures.bars(HERE.with_suffix(".svg"), own, "mean test accuracy, %")
+    figures.bars(HERE.with_suffix(".svg"), domains.means(records, RATES), "mean test accuracy, %")
 
 
 HERE = Path(__file__)
@@ -151,7 +137,7 @@ def main() -> None:
     run = partial(measure, data=given.data, work=given.work)
     for how in given.hows:
         GRID.run([(how, rate, 0) for rate in given.rates or RATES[how]], run, workers=1)
-        best = best_rate(GRID.recorded(), how)
+        best = domains.best_rate(GRID.recorded(), how)
         GRID.run([(how, best, seed) for seed in given.seeds], run, workers=1)
     draw(GRID.recorded())
     GRID.fill([], run, workers=1)

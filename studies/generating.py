@@ -112,20 +112,11 @@ def _balanced(lines: list[str], shots: int) -> list[str]:
     return [line for own in by_class.values() for line in own[: shots // len(by_class)]]
 
 
-def best_rate(records: list[Record], how: str) -> str:
-    """The rate with the best mean validation score of seed 0."""
-    tried = {r["rate"]: mean(r["validation"].values()) for r in records if r["how"] == how and r["seed"] == 0}
-    return max(tried, key=tried.__getitem__)
-
-
 def report(records: list[Record]) -> str:
     """The page that is kept beside the records."""
     known, held = [], []
-    for how in MANY:
-        if not any(r["how"] == how and r["seed"] == 0 for r in records):
-            continue
-        rate = best_rate(records, how)
-        own = [r for r in records if r["how"] == how and r["rate"] == rate]
+    for how, own in domains.at_best_rate(records, MANY).items():
+        rate = own[0]["rate"]
         scores = domains.interval([mean(r["test"].values()) for r in own])
         known.append([how, rate, scores, f"{own[0]['bytes'] / 1024:,.1f}", f"{len(own)}"])
         for way in own[0]["few"]:
@@ -153,13 +144,7 @@ trained, and by methods from the start, for as many steps.
 
 def draw(records: list[Record]) -> None:
     """The figure of the page."""
-    known = [how for how in MANY if any(r["how"] == how and r["seed"] == 0 for r in records)]
-    best = {how: best_rate(records, how) for how in known}
-    own = {
-        how: [mean(r["test"].values()) for r in records if r["how"] == how and r["rate"] == rate]
-        for how, rate in best.items()
-    }
-    figures.bars(HERE.with_suffix(".svg"), own, "mean test accuracy, %")
+    figures.bars(HERE.with_suffix(".svg"), domains.means(records, MANY), "mean test accuracy, %")
 
 
 HERE = Path(__file__)
@@ -176,7 +161,7 @@ def main() -> None:
     run = partial(measure, data=given.data, work=given.work)
     for how in given.hows:
         GRID.run([(how, rate, 0) for rate in MANY[how]], run, workers=1)
-        best = best_rate(GRID.recorded(), how)
+        best = domains.best_rate(GRID.recorded(), how)
         GRID.run([(how, best, seed) for seed in given.seeds], run, workers=1)
     draw(GRID.recorded())
     GRID.fill([], run, workers=1)

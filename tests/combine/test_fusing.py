@@ -11,6 +11,7 @@ from training.workbench import FAST, at_step, contents, flags, killed, names_in
 from graftwork import AdaptedModel, Adapter, Backbone, Fuse, tune
 from graftwork.combine import part_weights
 from graftwork.errors import AdapterError, GraftworkError, MethodError
+from graftwork.training import Recipe
 
 SHORT = {**FAST, "eval_strategy": "steps", "eval_steps": 2, "max_steps": 6}
 
@@ -102,6 +103,21 @@ def test_the_regulariser_is_counted_once_a_step_of_several_batches(backbone, par
     assert gradients[0].abs().max() > 0.1
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-3)
+
+
+def test_folders_are_read_at_any_depth(parts, backbone, classes):
+    folder = str(parts / "classes")
+    average = {"name": "average", "parts": [folder]}
+    recipes = {
+        "in a part": {"name": "fuse", "parts": [average, folder]},
+        "in a named part": {"name": "fuse", "parts": [{"name": "mine", "method": average}, folder]},
+        "in a union": {"name": "union", "methods": [average, {"name": "lora", "rank": 2}]},
+    }
+    for what, method in recipes.items():
+        found = Recipe.parse({"task": {"name": "t"}, "method": method}).find_method()
+        assert "classes" in {part.name for part in found.every_part()}, what
+    with pytest.raises(MethodError, match="unknown method"):
+        tune(backbone, task=classes, method={"name": "union", "methods": [folder]}, **SHORT)
 
 
 def test_a_part_is_left_out_at_prediction_time(graftwork, fuse, backbone, tmp_path):

@@ -37,21 +37,26 @@ def with_parts_read(settings: Mapping[str, Any]) -> dict[str, Any]:
         AdapterError: a folder is not an adapter's.
     """
     found = dict(settings)
-    for key in ("parts", "methods"):
-        given = found.get(key)
-        if isinstance(given, str):
-            given = [part.strip() for part in given.split(",")]
-        if isinstance(given, Mapping):
-            found[key] = {str(name): _read(own, str(name)) for name, own in given.items()}
-        elif isinstance(given, list | tuple):
-            found[key] = [_read(own, None) for own in given]
+    given = found.get("parts")
+    if isinstance(given, str):
+        given = [part.strip() for part in given.split(",")]
+    if isinstance(given, Mapping):
+        found["parts"] = {str(name): _read(own, str(name)) for name, own in given.items()}
+    elif isinstance(given, list | tuple):
+        found["parts"] = [_read(own, None) for own in given]
+    if isinstance(found.get("methods"), list | tuple):  # of a union, whose members may be compositions
+        found["methods"] = [with_parts_read(own) if isinstance(own, Mapping) else own for own in found["methods"]]
     return found
 
 
 def _read(value: object, name: str | None) -> object:
+    """One part: of a folder; of a method's settings; or of a part's, whose method may have parts itself."""
     if isinstance(value, Path) or (isinstance(value, str) and _is_folder(value)):
         return read_part(value, name=name)
-    return with_parts_read(value) if isinstance(value, Mapping) and "digest" not in value else value
+    if not isinstance(value, Mapping) or value.get("digest") is not None:
+        return value
+    inner = value.get("method")
+    return {**value, "method": with_parts_read(inner)} if isinstance(inner, Mapping) else with_parts_read(value)
 
 
 def _is_folder(text: str) -> bool:

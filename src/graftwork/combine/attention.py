@@ -1,6 +1,6 @@
 """How much a fusion uses each of its parts, at each place, over the rows of a task.
 
-Pfeiffer et al. 2021, "AdapterFusion", figure 5 and section 6.2, draw it for each task and layer.
+Pfeiffer et al. 2021, "AdapterFusion", arXiv:2005.00247, look at it for each task and layer.
 """
 
 from collections.abc import Mapping, Sequence

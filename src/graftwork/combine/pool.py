@@ -56,7 +56,7 @@ class Pool:
 
     Args:
         folder: of the pool; made when the first task is added.
-        backbone: the frozen model of all adapters. None: the one that the pool names is loaded.
+        backbone: the frozen model of all adapters. None: the one that the pool names is loaded; for a new pool, minilm.
         capacity: K, the largest number of adapters. None: one for each task.
         method: the method of all adapters, or its name.
         settings: more fields of `graftwork.combine.PoolSettings`: selection, consolidation, examples, …

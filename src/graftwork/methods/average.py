@@ -2,7 +2,7 @@
 
 y = h + Σ_n w_n u_n, with u_n what part n adds. This is an average of outputs: the parts stay as they are, side by side.
 Where a part multiplies (IA3) or replaces a layer norm's parameters, what is averaged is what it multiplies with, which
-gives the same. The paper is where Pfeiffer et al. name it as the alternative to attention (section 3).
+gives the same. `fuse` (Pfeiffer et al. 2021) has attention in the place of fixed weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """AdapterFusion: attention over the outputs of several adapters, at each place where they act.
 
-Pfeiffer et al. 2021, "AdapterFusion: Non-Destructive Task Composition for Transfer Learning", EACL, section 3.2. With
+Pfeiffer et al. 2021, "AdapterFusion: Non-Destructive Task Composition for Transfer Learning", EACL. With
 q the sub-layer's output and u_n what adapter n adds, without its residual,
     p = softmax over n of (Q q + b_q)·(K u_n + b_k), without a factor 1/√d,
     o = Σ_n p_n V u_n,

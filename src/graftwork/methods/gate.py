@@ -1,8 +1,7 @@
 """Gates: each part is multiplied, at each token, by a number that a linear map of the hidden state gives.
 
 With q the sub-layer's output and u_n what part n adds, y = h + Σ_n g_n u_n, where g = σ(W q + w) (one gate a part), or
-g = softmax(W q + w) (a router, as of a mixture of experts: Shazeer et al. 2017, "Outrageously Large Neural Networks",
-eq. 1 and 3).
+g = softmax(W q + w) (a router, as of a mixture of experts: Shazeer et al. 2017, "Outrageously Large Neural Networks").
 
 Shapes: W (N, d), w (N) at each place, for N parts.
 """

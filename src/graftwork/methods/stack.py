@@ -1,6 +1,6 @@
 """Stacks: parts that act one after the other.
 
-Pfeiffer et al. 2020, "MAD-X", EMNLP, section 3: a task's adapter on top of a frozen language's adapter. Where two parts
+Pfeiffer et al. 2020, "MAD-X", EMNLP: a task's adapter on top of a frozen language's adapter. Where two parts
 act at one site, the later one changes the output of the earlier one.
 """
 

@@ -1,6 +1,6 @@
 """Fused op: the units of several bottlenecks in one wide bottleneck, multiplied part by part by gates.
 
-AdapterFusion (Pfeiffer et al. 2021, eq. 1 to 4) lowers to it without any product of d x d: with N parts
+AdapterFusion (Pfeiffer et al. 2021, arXiv:2005.00247) lowers to it without any product of d x d: with N parts
 u_n = U_n a_n + b_n and a_n = σ(D_n x + c_n), both the score q·K u_n and the value V u_n are linear in a_n, so that K, V
 and Q are put into matrices of as many rows as there are units. b_n is the output of one more unit, whose row of D is
 zero and which therefore says the same for every x. Gates that read the hidden state, and weighted sums of unlike parts,

@@ -7,7 +7,6 @@ saved is an adapter for each task, so that each can be used by itself.
 Caruana 1997, "Multitask Learning"; with adapters: Stickland & Murray 2019, "BERT and PALs", arXiv:1902.02671.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from graftwork.adapters import Adapter
 from graftwork.adapters.folder import RECIPE
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
-from graftwork.errors import DivergedError, OutputError, RecipeError
+from graftwork.errors import RecipeError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.settings.yamlfile import read_yaml
 from graftwork.tasks import Task, load
 from graftwork.training.display import shown_on_stderr
-from graftwork.training.diverging import with_checkpoint
+from graftwork.training.held_output import held_output
 from graftwork.training.multi_task_folder import (
     TASKS_FILE,
     fill_tasks_folder,
@@ -125,21 +124,8 @@ def tune_multi_task_recipe(
     Raises:
         GraftworkError: as `tune_tasks`.
     """
-    if output is None:
-        if resume:
-            raise OutputError("a run without an output cannot be resumed", change="--output")
-        with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
-            place = Output(Path(folder) / "tasks", config=TASKS_FILE)
-            with place.held():
-                return _run(recipe, backbone, place, resume=False, overwrite=False, progress=progress)
-    place = Output(output, config=TASKS_FILE)
-    try:
-        with place.held(resume=resume, overwrite=overwrite):
-            return _run(recipe, backbone, place, resume=resume, overwrite=overwrite, progress=progress)
-    except DivergedError as error:
-        raise with_checkpoint(error, place.working) from error
-    except KeyboardInterrupt as stop:
-        raise place.interruption() from stop
+    with held_output(output, resume=resume, overwrite=overwrite, config=TASKS_FILE) as place:
+        return _run(recipe, backbone, place, resume=resume, overwrite=overwrite, progress=progress)
 
 
 def _run(

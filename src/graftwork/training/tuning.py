@@ -6,7 +6,6 @@ the adapter appears at the output in one rename and the working folder goes.
 """
 
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -23,7 +22,6 @@ from graftwork.adapters.new import identity_of
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
 from graftwork.backbones.quiet import quiet_transformers
-from graftwork.errors import DivergedError, OutputError
 from graftwork.kinds import KINDS
 from graftwork.methods import Method
 from graftwork.model import AdaptedModel
@@ -33,9 +31,9 @@ from graftwork.training.compiling import compiled
 from graftwork.training.coroutine import ThreadCoroutine
 from graftwork.training.display import Display, shown_on_stderr
 from graftwork.training.distilling import Lesson, load_lesson
-from graftwork.training.diverging import with_checkpoint
 from graftwork.training.examples import examples, lengths_of
 from graftwork.training.finishing import finish
+from graftwork.training.held_output import held_output
 from graftwork.training.joint_passes import OneAdapter
 from graftwork.training.outputs import LOG, Output
 from graftwork.training.prefix_cache import prefix_cache
@@ -116,24 +114,11 @@ def tune_recipe(
     Raises:
         GraftworkError: as `tune`.
     """
-    if output is None:
-        if resume:
-            raise OutputError("a run without an output cannot be resumed", change="--output")
-        with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
-            place = Output(Path(folder) / "adapter")
-            with place.held():
-                return _run(recipe, backbone, place, resume=False, progress=progress)[0]
-    place = Output(output)
-    try:
-        with place.held(resume=resume, overwrite=overwrite):
-            adapter, log = _run(recipe, backbone, place, resume=resume, progress=progress)
-            if not place.finished:
-                place.write(adapter, log, overwrite=overwrite)
-            return adapter
-    except DivergedError as error:
-        raise with_checkpoint(error, place.working) from error
-    except KeyboardInterrupt as stop:
-        raise place.interruption() from stop
+    with held_output(output, resume=resume, overwrite=overwrite) as place:
+        adapter, log = _run(recipe, backbone, place, resume=resume, progress=progress)
+        if output is not None and not place.finished:
+            place.write(adapter, log, overwrite=overwrite)
+        return adapter
 
 
 def _run(
