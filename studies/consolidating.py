@@ -40,9 +40,12 @@ def measure(sequence: str, how: str, seed: int, *, data: Path, work: Path) -> Ma
     """
     import time
 
+    import torch
+
     import graftwork as gw
     from graftwork.combine.sequence import add_in_turn
 
+    torch.set_num_threads(1)
     begun = time.process_time()
     backbone = gw.Backbone.load("minilm")
     tasks = tasks_of(sequence, data, work)
@@ -137,11 +140,12 @@ def main() -> None:
     )
     parser.add_argument("--hows", nargs="+", choices=list(HOWS), default=list(HOWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=1, help="processes beside each other, one thread each")
     given = parser.parse_args()
     wanted = [(sequence, how, seed) for seed in given.seeds for sequence in given.sequences for how in given.hows]
-    GRID.run(wanted, partial(measure, data=given.data, work=given.work), workers=1)
+    GRID.run(wanted, partial(measure, data=given.data, work=given.work), workers=given.workers)
     draw(GRID.recorded())
-    GRID.fill(wanted, partial(measure, data=given.data, work=given.work), workers=1)
+    GRID.fill(wanted, partial(measure, data=given.data, work=given.work), workers=given.workers)
 
 
 if __name__ == "__main__":

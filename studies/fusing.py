@@ -36,9 +36,12 @@ def measure(how: str, rate: str, seed: int, *, data: Path, work: Path) -> Mappin
     """
     import time
 
+    import torch
+
     import graftwork as gw
     from graftwork.training.outputs import Output
 
+    torch.set_num_threads(1)
     begun = time.process_time()
     domains.write(data, work / "data")
     backbone = gw.Backbone.load("minilm")
@@ -133,14 +136,15 @@ def main() -> None:
     parser.add_argument("--hows", nargs="+", choices=list(RATES), default=list(RATES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rates", nargs="+", help="those to try; all that are listed when left out")
+    parser.add_argument("--workers", type=int, default=1, help="processes beside each other, one thread each")
     given = parser.parse_args()
     run = partial(measure, data=given.data, work=given.work)
     for how in given.hows:
-        GRID.run([(how, rate, 0) for rate in given.rates or RATES[how]], run, workers=1)
+        GRID.run([(how, rate, 0) for rate in given.rates or RATES[how]], run, workers=given.workers)
         best = domains.best_rate(GRID.recorded(), how)
-        GRID.run([(how, best, seed) for seed in given.seeds], run, workers=1)
+        GRID.run([(how, best, seed) for seed in given.seeds], run, workers=given.workers)
     draw(GRID.recorded())
-    GRID.fill([], run, workers=1)
+    GRID.fill([], run, workers=given.workers)
 
 
 if __name__ == "__main__":

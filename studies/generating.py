@@ -39,8 +39,11 @@ def measure(how: str, rate: str, seed: int, *, data: Path, work: Path) -> Mappin
     """
     import time
 
+    import torch
+
     import graftwork as gw
 
+    torch.set_num_threads(1)
     begun = time.process_time()
     domains.write(data, work / "domains")
     backbone = gw.Backbone.load("minilm")
@@ -157,14 +160,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a folder for the domains' rows")
     parser.add_argument("--hows", nargs="+", choices=list(MANY), default=list(MANY))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=1, help="processes beside each other, one thread each")
     given = parser.parse_args()
     run = partial(measure, data=given.data, work=given.work)
     for how in given.hows:
-        GRID.run([(how, rate, 0) for rate in MANY[how]], run, workers=1)
+        GRID.run([(how, rate, 0) for rate in MANY[how]], run, workers=given.workers)
         best = domains.best_rate(GRID.recorded(), how)
-        GRID.run([(how, best, seed) for seed in given.seeds], run, workers=1)
+        GRID.run([(how, best, seed) for seed in given.seeds], run, workers=given.workers)
     draw(GRID.recorded())
-    GRID.fill([], run, workers=1)
+    GRID.fill([], run, workers=given.workers)
 
 
 if __name__ == "__main__":
