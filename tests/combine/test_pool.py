@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import make_adapter
 from tiny import make_backbone as make_tiny
-from training.workbench import FAST, KilledError, contents, write_csv
+from training.workbench import FAST, KilledError, contents, names_in, write_csv
 
 from graftwork import AdaptedModel, Adapter, Backbone, Fuse, LoRA, Pool, Task, evaluate, tune
 from graftwork.combine import pool as pools
@@ -430,6 +430,34 @@ def test_what_was_tuned_before_a_kill_is_not_tuned_again(backbone, tasks, tmp_pa
     monkeypatch.setattr(pools, "tune_recipe", noted)
     add_all(Pool(tmp_path / "pool", backbone=backbone), tasks, "b", max_steps=3)
     assert tuned[0] == ("b", True, True)
+
+
+def test_adapters_that_are_tuned_already(backbone, tasks, tmp_path):
+    tuned, given = (Pool(tmp_path / name, backbone=backbone, capacity=1, method=METHOD) for name in ("tuned", "given"))
+    alone = {name: tune(backbone, task=tasks[name], method=METHOD, **{**TRAIN, "max_steps": 3}) for name in "ab"}
+    alone["b"].save(tmp_path / "b")
+    add_all(tuned, tasks, "ab", max_steps=3)
+    for name, own in (("a", alone["a"]), ("b", tmp_path / "b")):
+        given.add(tasks[name], adapter=own, **{**TRAIN, "max_steps": 3})
+    assert tuned.history == given.history
+    assert names_in(tuned.folder / "adapters") == names_in(given.folder / "adapters")  # named after the contents
+    assert all(given.has(tasks[name], **{**TRAIN, "max_steps": 3}) for name in "ab")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("task", r"is of task 'b' \(classification\), not of 'a' \(classification\)"),
+        ("method", r"has method lora \(.*\), which is not that of the pool"),
+    ],
+)
+def test_adapters_that_are_not_the_tasks_own(backbone, tasks, tmp_path, given, said):
+    pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
+    method = LoRA(rank=2) if given == "method" else METHOD
+    own = tune(backbone, task=tasks["b" if given == "task" else "a"], method=method, **{**TRAIN, "max_steps": 1})
+    with pytest.raises(AdapterError, match=said):
+        pool.add(tasks["a"], adapter=own)
+    assert not pool.folder.exists()
 
 
 def test_interrupted_by_the_keyboard(backbone, tasks, tmp_path, monkeypatch):

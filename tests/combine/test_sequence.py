@@ -40,13 +40,28 @@ def test_what_is_measured(backbone, tasks, tmp_path):
 
 
 def test_forgetting_is_from_the_highest_score(tmp_path, backbone, tasks, monkeypatch):
-    pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
+    pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=METHOD)
+    monkeypatch.setattr("graftwork.combine.pool.evaluate", lambda *_, **__: {"accuracy": 0.0})
     scores = iter([0.5, 0.9, 0.6, 0.7, 0.8, 0.4])
     monkeypatch.setattr("graftwork.combine.sequence.evaluate", lambda *_, **__: {"accuracy": next(scores)})
     found = add_in_turn(pool, list(tasks.values()), **{**TRAIN, "max_steps": 1})
     # a: 0.5, 0.9, 0.7; b: 0.6, 0.8.
     assert found[1].forgetting == pytest.approx(0.5 - 0.9)
     assert found[2].forgetting == pytest.approx(((0.9 - 0.7) + (0.6 - 0.8)) / 2)
+
+
+def test_only_what_changed_is_scored_again(tmp_path, backbone, tasks, monkeypatch):
+    pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
+    asked = []
+
+    def noted(adapter, **options):
+        asked.append(adapter.task.name)
+        return evaluate(adapter, **options)
+
+    monkeypatch.setattr("graftwork.combine.sequence.evaluate", noted)
+    found = add_in_turn(pool, list(tasks.values()), **{**TRAIN, "max_steps": 1})
+    assert asked == ["a", "b", "c"]
+    assert found[-1].scores == {n: evaluate(pool.adapter(n), backbone=backbone)["accuracy"] for n in "abc"}
 
 
 @pytest.mark.parametrize(("before", "best"), [(0.0, "when it was added"), (1.0, "now")])
@@ -183,6 +198,15 @@ def test_the_command(graftwork, backbone_folder, tasks, tmp_path):
     assert run.status == 0, run.err
     assert [line.split()[0] for line in run.out.splitlines()] == ["task", "a", "b", "c"]
     assert Adapter.load(tmp_path / "a").task.name == "a"
+    # An adapter that is there already.
+    again = ["consolidate", tmp_path / "other", "--task", files[0], *method, *given, "--adapter", tmp_path / "a"]
+    run = graftwork(*again, "--json")
+    assert run.status == 0, run.err
+    [step] = json.loads(run.out)["history"]
+    assert step["after"]["accuracy"] == evaluate(Adapter.load(tmp_path / "a"))["accuracy"]
+    assert "is an adapter of task 'a', which is given twice" in graftwork(*again, "--adapter", tmp_path / "a").err
+    wrong = ["consolidate", tmp_path / "third", "--task", files[1], *given, "--adapter", tmp_path / "a"]
+    assert "is an adapter of task 'a', which is not among those that are added" in graftwork(*wrong).err
     shown = graftwork("consolidate", tmp_path / "pool", "--backbone", backbone_folder, "--quiet")
     assert shown.status == 0, shown.err
     scored = graftwork("evaluate", tmp_path / "a", "--quiet")

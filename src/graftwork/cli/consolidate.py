@@ -31,6 +31,7 @@ def consolidate(
     consolidation: Literal["distillation", "sequential"] | None = None,
     examples: int | None = None,
     student_epochs: float | None = None,
+    adapter: list[Path] = [],  # noqa: B006 (cyclopts makes a new list for each call)
     seed: int | None = None,
     report: Path | None = None,
     export: str | None = None,
@@ -76,6 +77,9 @@ def consolidate(
         The largest number of a task's training texts that are used to choose and to distil. Default: 1000.
     student_epochs
         Epochs of a distillation. Default: those of the task's own adapter.
+    adapter
+        Folder of an adapter that is tuned already for the task of its name; several for several tasks. Others are
+        tuned.
     seed
         Seed of what the pool draws. Default: 0. That of training: --train.seed.
     report
@@ -118,6 +122,7 @@ def consolidate(
             change="--task",
         )
     say_start(quiet=quiet)
+    from graftwork.adapters import Adapter
     from graftwork.adapters.folder import refuse_existing
     from graftwork.backbones import Backbone
     from graftwork.combine import Pool
@@ -138,6 +143,7 @@ def consolidate(
     TrainingSettings(**training)  # other keys would be taken for arguments of the functions below
     if output is not None:
         refuse_existing(output, overwrite=overwrite)
+    tuned = [(folder, Adapter.load(folder)) for folder in adapter]
     found = PoolFile.read(pool)
     if found is None and not task and not fields:
         raise RecipeError(f"there is no pool in {str(pool)!r}", expected="a pool, or --task NAME", change="--task")
@@ -149,6 +155,17 @@ def consolidate(
     names = [*(() if found is None else found.tasks), *(one.name for one in tasks)]
     if export is not None and export not in names:
         raise AdapterError(f"the pool has no task {export!r}", expected=nearest(export, names), change="--export")
+    adapters: dict[str, Adapter] = {}
+    for folder, own_adapter in tuned:
+        own_task = own_adapter.task.name
+        if own_task not in (one.name for one in tasks) or own_task in adapters:
+            raise AdapterError(
+                f"{str(folder)!r} is an adapter of task {own_task!r}, which is "
+                + ("given twice" if own_task in adapters else "not among those that are added"),
+                expected=", ".join(one.name for one in tasks) or "--task NAME",
+                change="--adapter",
+            )
+        adapters[own_task] = own_adapter
     name = backbone or ("minilm" if found is None else found.backbone.name)
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     own = {key.removeprefix("method."): value for key, value in dotted.items() if key.startswith("method.")}
@@ -164,10 +181,12 @@ def consolidate(
             if one not in new:
                 print(f"the pool has the task {one.name!r} already: it is not added again", file=sys.stderr)
     if report is not None:
-        add_in_turn(opened, tasks, report=report, overwrite=overwrite, progress=not quiet, **training)
+        add_in_turn(
+            *(opened, tasks), adapters=adapters, report=report, overwrite=overwrite, progress=not quiet, **training
+        )
     else:
         for one in new:
-            opened.add(one, progress=not quiet, **training)
+            opened.add(one, adapter=adapters.get(one.name), progress=not quiet, **training)
     if export is not None and output is not None:
         opened.adapter(export).save(output, overwrite=overwrite)
     _show(opened, as_json=json)

@@ -26,7 +26,7 @@ from graftwork.combine.poolfile import (
     remove_unnamed,
     write_member,
 )
-from graftwork.combine.refusals import refuse_method, refuse_tasks
+from graftwork.combine.refusals import refuse_method, refuse_tasks, tuned_already
 from graftwork.combine.reports import naming
 from graftwork.combine.selecting import choose, outputs_of
 from graftwork.errors import AdapterError, InterruptedRunError, nearest
@@ -166,6 +166,7 @@ class Pool:
         *,
         data: str | None = None,
         pooling: str = "auto",
+        adapter: Adapter | str | Path | None = None,
         progress: bool = False,
         **training: Any,
     ) -> Step:
@@ -177,6 +178,8 @@ class Pool:
             task: as for `tune`: one of texts with classes, labels or numbers.
             data: file, folder or hub id of the data, instead of the one that the task names.
             pooling: how a text becomes one vector for the head.
+            adapter: the task's adapter, or its folder, where it was tuned already. `training` is then that of its
+                student.
             progress: report progress on standard error.
             training: fields of `TrainingSettings`.
 
@@ -184,7 +187,7 @@ class Pool:
             What happened.
 
         Raises:
-            AdapterError: the pool has the task already.
+            AdapterError: the pool has the task already; or the adapter is of another task, method or backbone.
             MethodError: the pool takes no tasks of this kind.
             RecipeError: the pool is full, and chooses members by classes, which the task or a member has not.
             InProgressError: another process adds a task.
@@ -192,18 +195,19 @@ class Pool:
         """
         recipe = self._recipe(task, data, pooling, training)
         self._refuse([recipe])
+        tuned = None if adapter is None else tuned_already(adapter, recipe.find_task(), self.settings, self.backbone)
         with naming(f"the pool {str(self.folder)!r}"):
-            return self._add_held(recipe, training, progress=progress)
+            return self._add_held(recipe, training, tuned, progress=progress)
 
-    def _add_held(self, recipe: Recipe, training: dict[str, Any], *, progress: bool) -> Step:
+    def _add_held(self, recipe: Recipe, training: dict[str, Any], tuned: Adapter | None, *, progress: bool) -> Step:
         """Add a task while no other process adds one."""
         held = HeldFolder.take(self.folder / WORKING, f"adding a task to the pool {str(self.folder)!r}")
         try:
             self._file = PoolFile.read(self.folder) or self._file  # another process may have added one
             self._refuse([recipe])
             remove_unnamed(self.folder, PoolFile.read(self.folder))
-            self._continue(held, recipe)
-            step = self._add(recipe, training, progress=progress)
+            self._continue(held, recipe, tuned)
+            step = self._add(recipe, training, tuned, progress=progress)
         except InterruptedRunError as stop:
             held.release()
             raise InterruptedRunError(
@@ -271,15 +275,16 @@ class Pool:
             origin="the arguments of add",
         )
 
-    def _continue(self, held: HeldFolder, recipe: Recipe) -> None:
+    def _continue(self, held: HeldFolder, recipe: Recipe, tuned: Adapter | None) -> None:
         """Go on with what a killed process did for the same task and pool; what is there of another one goes."""
         key = self.folder / WORKING / KEY
-        content = json.dumps([recipe.model_dump(mode="json"), self._file.model_dump(mode="json")], sort_keys=True)
+        own = None if tuned is None else tuned.digest
+        content = json.dumps([recipe.model_dump(mode="json"), self._file.model_dump(mode="json"), own], sort_keys=True)
         if not key.is_file() or key.read_text(encoding="utf-8") != content:
             held.clear()
             write_whole(key, content)
 
-    def _add(self, recipe: Recipe, training: dict[str, Any], *, progress: bool) -> Step:
+    def _add(self, recipe: Recipe, training: dict[str, Any], tuned: Adapter | None, *, progress: bool) -> Step:
         pool, capacity = self._file, self.settings.capacity
         task = recipe.find_task()
 
@@ -287,8 +292,8 @@ class Pool:
             going = Output(output).has_traces()
             return tune_recipe(own, output=output, backbone=self.backbone, resume=going, progress=progress)
 
-        alone = tune(recipe, self._working / "adapter")
-        scores = _scores(alone, task)
+        alone = tuned or tune(recipe, self._working / "adapter")
+        scores = self._scores(alone, task)
         step = Step(task=task.name, member=len(pool.members), before=scores, after=scores)
         if capacity is None or len(pool.members) < capacity:
             whole, new = several(alone, [alone]), alone
@@ -372,14 +377,16 @@ class Pool:
         history = [*pool.history, step.model_copy(update={"nbytes": size})]
         return pool.model_copy(update={"members": members, "tasks": tasks, "history": history})
 
+    def _scores(self, adapter: Adapter, task: Task) -> dict[str, float]:
+        """A task's metrics on its validation rows; they are measured of an adapter without, as one of a pool is."""
+        known = adapter.metrics.get("validation", {})
+        if not known.keys() >= set(task.metrics):
+            known = evaluate(adapter, backbone=self.backbone, split="validation", data=task.data)
+        return {name: known[name] for name in task.metrics}
+
     @property
     def _working(self) -> Path:
         return self.folder / WORKING
-
-
-def _scores(adapter: Adapter, task: Task) -> dict[str, float]:
-    """The task's metrics on its validation rows."""
-    return {name: adapter.metrics["validation"][name] for name in task.metrics}
 
 
 def _examples(task: Task, train: Any, settings: PoolSettings) -> tuple[list[Any], list[Any]]:

@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
-from graftwork.combine.poolfile import PoolFile, read_member
+from graftwork.combine.poolfile import PoolFile, PoolSettings, read_member
 from graftwork.errors import AdapterError, MethodError, RecipeError
 from graftwork.heads import PooledHead
 from graftwork.heads.head import Head
 from graftwork.kinds import KINDS
 from graftwork.kinds.several_tasks import SeveralHeads
-from graftwork.methods import Method
+from graftwork.methods import Method, as_method
 from graftwork.tasks import Task
 from graftwork.training.recipe import Recipe
 
@@ -80,6 +81,37 @@ def refuse_tasks(pool: PoolFile, folder: Path, recipes: Sequence[Recipe], backbo
             _refuse_choice(task, selection, members)
         if capacity is None or len(members) < capacity:
             members.append(bool(head.num_labels))
+
+
+def tuned_already(given: Adapter | str | Path, task: Task, settings: PoolSettings, backbone: Backbone) -> Adapter:
+    """The adapter of a task that is to be added, which was tuned before.
+
+    Args:
+        given: the adapter, or its folder.
+        task: the task.
+        settings: of the pool.
+        backbone: the pool's.
+
+    Raises:
+        AdapterError: it is of another task, method or backbone.
+    """
+    adapter = given if isinstance(given, Adapter) else Adapter.load(given)
+    adapter.check(backbone)
+    where = "the adapter" if isinstance(given, Adapter) else f"the adapter in {str(given)!r}"
+    if adapter.task.name != task.name or adapter.kind != task.kind:
+        raise AdapterError(
+            f"{where} is of task {adapter.task.name!r} ({adapter.kind}), not of {task.name!r} ({task.kind})",
+            expected="the task's own adapter, or none, to tune one",
+            change="adapter",
+        )
+    if adapter.method != as_method(settings.method):
+        method = adapter.method
+        raise AdapterError(
+            f"{where} has method {method.name} ({method.settings_text}), which is not that of the pool",
+            expected=f"{as_method(settings.method).name} ({as_method(settings.method).settings_text})",
+            change="adapter",
+        )
+    return adapter
 
 
 def _has_classes(folder: Path, digest: str) -> bool:

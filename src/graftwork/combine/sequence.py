@@ -6,11 +6,12 @@ Scoring reads the data of all tasks so far; the pool does not.
 import csv
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftwork.adapters import Adapter
 from graftwork.combine.pool import Pool
 from graftwork.combine.reports import naming, refuse_other_contents, write_csv
 from graftwork.data.table import SplitName
@@ -61,6 +62,7 @@ def add_in_turn(
     pool: Pool,
     tasks: Sequence[str | Task],
     *,
+    adapters: Mapping[str, Adapter] | None = None,
     split: SplitName = "validation",
     report: str | Path | None = None,
     overwrite: bool = False,
@@ -75,6 +77,7 @@ def add_in_turn(
     Args:
         pool: the pool. Tasks that it has already are scored too.
         tasks: as for `Pool.add`.
+        adapters: those that are tuned already, by the task's name.
         split: the split that is scored.
         report: folder for `write_report`, which is written after each task. That of an interrupted call is gone on
             with.
@@ -105,15 +108,17 @@ def add_in_turn(
     known = {} if report is None else _measured_before(Path(report), pool, there, overwrite=overwrite)
     found: list[Measured] = []
     best = _best(pool, known, there, split)
+    latest: Measured | None = None
     for task in chosen:
         if task.name in known:
             found.append(known[task.name])
             continue
         if task.name not in there:
-            pool.add(task, progress=progress, **training)
+            pool.add(task, adapter=(adapters or {}).get(task.name), progress=progress, **training)
         elif task.name != pool.tasks[-1]:
             continue  # what the pool was then cannot be measured any more
-        measured = measure(pool, best, split=split, member=pool.history[-1].member)
+        measured = measure(pool, best, split=split, member=pool.history[-1].member, before=latest)
+        latest = measured
         found.append(measured)
         best |= {name: max(score, best.get(name, score)) for name, score in measured.scores.items()}
         if report is not None:
@@ -153,24 +158,35 @@ def _best(pool: Pool, known: Mapping[str, Measured], there: set[str], split: Spl
     return {name: max(own[name] for own in each if name in own) for name in {name for own in each for name in own}}
 
 
-def scores_of(pool: Pool, *, split: SplitName = "validation") -> dict[str, float]:
-    """The main metric of each task of a pool."""
+def scores_of(pool: Pool, *, split: SplitName = "validation", but: Container[str] = ()) -> dict[str, float]:
+    """The main metric of each task of a pool, but of some."""
     found: dict[str, float] = {}
-    for name in pool.tasks:
+    for name in (name for name in pool.tasks if name not in but):
         adapter = pool.adapter(name)
         found[name] = evaluate(adapter, backbone=pool.backbone, split=split)[task_of(adapter).main_metric]
     return found
 
 
-def measure(pool: Pool, best: dict[str, float], *, split: SplitName = "validation", member: int = 0) -> Measured:
+def measure(
+    pool: Pool,
+    best: dict[str, float],
+    *,
+    split: SplitName = "validation",
+    member: int = 0,
+    before: Measured | None = None,
+) -> Measured:
     """A pool as it is now.
 
     Args:
         best: the highest score of each task before.
         split: the split that is scored.
         member: of the last task.
+        before: the pool without the last task. What other members than that one said is not asked again.
     """
-    scores = scores_of(pool, split=split)
+    changed = pool.members[member]
+    kept = {} if before is None else {name: own for name, own in before.scores.items() if name not in changed}
+    scores = kept | scores_of(pool, split=split, but=kept)
+    scores = {name: scores[name] for name in pool.tasks}
     last = pool.tasks[-1]
     lost = [best[name] - score for name, score in scores.items() if name in best]
     return Measured(
