@@ -9,6 +9,11 @@ from typing import Any
 TRAIN, VALIDATION, TEST = 400, 200, 400
 """Rows of each domain at most: of its training file the first are trained on, and the next choose the checkpoint."""
 
+ROWS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+
+LENGTH, EPOCHS = 64, 5
+"""Of every training: tokens of a text at most, and epochs."""
+
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """By the number of seeds, Student's t for intervals of 95 %."""
 
@@ -39,6 +44,29 @@ def task(folder: Path, name: str) -> Any:
     from graftwork import Task
 
     return Task(name=name, data=str(folder / name), text="text", metrics="accuracy")
+
+
+def settings(rate: str, seed: int) -> dict[str, Any]:
+    """The training settings that all ways share."""
+    return {
+        "learning_rate": float(rate),
+        "num_train_epochs": EPOCHS,
+        "max_length": LENGTH,
+        "seed": seed,
+        "baseline": "off",
+    }
+
+
+def own_adapter(backbone: Any, task: Any, rate: str, seed: int, work: Path) -> Any:
+    """A task's own adapter (Pfeiffer's bottlenecks), tuned unless another study has done it in the same folder."""
+    import graftwork as gw
+    from graftwork.training.outputs import Output
+
+    output = work / "single" / rate / f"{seed}" / task.name
+    if output.exists():
+        return gw.Adapter.load(output)
+    begun = Output(output).has_traces()
+    return gw.tune(backbone, task=task, method="pfeiffer", output=output, resume=begun, **settings(rate, seed))
 
 
 def interval(values: Sequence[float]) -> str:

@@ -14,9 +14,9 @@ from statistics import mean
 from typing import Any
 
 from studies import domains, figures
+from studies.domains import EPOCHS, LENGTH
 from studies.grid import Grid, Record, markdown
 
-LENGTH, EPOCHS = 64, 5
 RATES: dict[str, tuple[str, ...]] = {
     "head only": ("1e-2",),
     "single": ("1e-3", "3e-3"),
@@ -39,7 +39,6 @@ def measure(how: str, rate: str, seed: int, *, data: Path, work: Path) -> Mappin
     import torch
 
     import graftwork as gw
-    from graftwork.training.outputs import Output
 
     torch.set_num_threads(1)
     begun = time.process_time()
@@ -47,25 +46,14 @@ def measure(how: str, rate: str, seed: int, *, data: Path, work: Path) -> Mappin
     backbone = gw.Backbone.load("minilm")
     names = domains.names(data)
     tasks = {name: domains.task(work / "data", name) for name in names}
-    settings: dict[str, Any] = {
-        "learning_rate": float(rate),
-        "num_train_epochs": EPOCHS,
-        "max_length": LENGTH,
-        "seed": seed,
-        "baseline": "off",
-    }
+    settings = domains.settings(rate, seed)
     if how == "multi-task":
         found = gw.tune_tasks(backbone, list(tasks.values()), method="pfeiffer", **settings)
+    elif how == "single":
+        found = {name: domains.own_adapter(backbone, task, rate, seed, work) for name, task in tasks.items()}
     else:
-        method = method_of(how, seed, work, names)
-        found = {}
-        for name, task in tasks.items():
-            output = work / "single" / rate / f"{seed}" / name if how == "single" else None
-            if output is not None and output.exists():
-                found[name] = gw.Adapter.load(output)
-                continue
-            begun_before = output is not None and Output(output).has_traces()
-            found[name] = gw.tune(backbone, task=task, method=method, output=output, resume=begun_before, **settings)
+        method = method_of(how, backbone, tasks, seed, work)
+        found = {name: gw.tune(backbone, task=task, method=method, **settings) for name, task in tasks.items()}
     scores = {name: domains.scores_of(adapter) for name, adapter in found.items()}
     first = found[names[0]]
     return {
@@ -76,15 +64,14 @@ def measure(how: str, rate: str, seed: int, *, data: Path, work: Path) -> Mappin
     }
 
 
-def method_of(how: str, seed: int, work: Path, names: list[str]) -> Any:
+def method_of(how: str, backbone: Any, tasks: Mapping[str, Any], seed: int, work: Path) -> Any:
     """The method of a way; its parts are the domains' own adapters of that seed."""
     import graftwork as gw
 
-    plain: dict[str, Any] = {"single": gw.Pfeiffer(), "head only": gw.HeadOnly()}
-    if how in plain:
-        return plain[how]
+    if how == "head only":
+        return gw.HeadOnly()
     best = domains.best_rate(GRID.recorded(), "single")
-    parts = {name: gw.Adapter.load(work / "single" / best / f"{seed}" / name) for name in names}
+    parts = {name: domains.own_adapter(backbone, task, best, seed, work) for name, task in tasks.items()}
     composition: Any = {"average": gw.Average, "attention": gw.Fuse, "gate": gw.Gate}[how]
     return composition(parts=parts)
 

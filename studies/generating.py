@@ -16,9 +16,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from studies import domains, figures
+from studies.domains import EPOCHS, LENGTH
 from studies.grid import Grid, Record, markdown
 
-LENGTH, EPOCHS, HELD_OUT, SHOTS = 64, 5, 4, (16, 64)
+HELD_OUT, SHOTS = 4, (16, 64)
 MANY: dict[str, tuple[str, ...]] = {
     "single": ("1e-3", "3e-3"),
     "multi-task": ("1e-3", "3e-3"),
@@ -45,25 +46,19 @@ def measure(how: str, rate: str, seed: int, *, data: Path, work: Path) -> Mappin
 
     torch.set_num_threads(1)
     begun = time.process_time()
-    domains.write(data, work / "domains")
+    domains.write(data, work / "data")
     backbone = gw.Backbone.load("minilm")
     names = domains.names(data)
-    tasks = {name: domains.task(work / "domains", name) for name in names[:-HELD_OUT]}
-    settings: dict[str, Any] = {
-        "learning_rate": float(rate),
-        "num_train_epochs": EPOCHS,
-        "max_length": LENGTH,
-        "seed": seed,
-        "baseline": "off",
-    }
+    tasks = {name: domains.task(work / "data", name) for name in names[:-HELD_OUT]}
     few: dict[str, dict[str, dict[str, float]]] = {}
     if how == "single":
-        found = {name: gw.tune(backbone, task=task, method="pfeiffer", **settings) for name, task in tasks.items()}
+        found = {name: domains.own_adapter(backbone, task, rate, seed, work) for name, task in tasks.items()}
         few = {method: _few(method, backbone, names, work, seed) for method in FEW}
     else:
         method = "pfeiffer" if how == "multi-task" else how
         with TemporaryDirectory(dir=work) as folder:
             output = Path(folder) / "together"
+            settings = domains.settings(rate, seed)
             found = gw.tune_tasks(backbone, list(tasks.values()), method=method, output=output, **settings)
             if how != "multi-task":
                 few = {how: _few(output, backbone, names, work, seed)}
@@ -89,8 +84,8 @@ def _few(given: str | Path, backbone: Any, names: list[str], work: Path, seed: i
 
     found: dict[str, dict[str, float]] = {}
     for name in names[-HELD_OUT:]:
-        task = domains.task(work / "domains", name)
-        lines = (work / "domains" / name / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        task = domains.task(work / "data", name)
+        lines = (work / "data" / name / "train.jsonl").read_text(encoding="utf-8").splitlines()
         for shots in SHOTS:
             with TemporaryDirectory() as folder:
                 file = Path(folder) / "examples.jsonl"
@@ -102,7 +97,7 @@ def _few(given: str | Path, backbone: Any, names: list[str], work: Path, seed: i
                     adapter = gw.tune(backbone, task=few, method=given, **steps, **training)
                 else:
                     adapter = gw.generate_adapter(given, task, examples=file, backbone=backbone, **training).adapter
-            scored = evaluate(adapter, backbone=backbone, split="test", data=str(work / "domains" / name))
+            scored = evaluate(adapter, backbone=backbone, split="test", data=str(work / "data" / name))
             found.setdefault(f"{shots}", {})[name] = round(scored["accuracy"], 4)
     return found
 

@@ -8,9 +8,10 @@ import csv
 import io
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 Row = dict[str, Any]
@@ -34,12 +35,15 @@ class Labelled:
     metric: str = "accuracy"
     kind: str = "classification"
 
-    def write(self, data: Path, folder: Path, *, share: float = 1.0) -> None:
+    def write(
+        self, data: Path, folder: Path, *, share: float = 1.0, most: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         """Write train.jsonl, validation.jsonl and test.jsonl: of the shuffled rows the first 800 are tested on, the
         next 400 choose the checkpoint, and what follows is trained on.
 
         Args:
             share: of the rows of each, the first so many.
+            most: rows of a split, at most, by its name.
         """
         rows = list({(row["text"], row.get("pair")): row for row in self.read(data)}.values())
         random.Random(0).shuffle(rows)
@@ -50,6 +54,7 @@ class Labelled:
             "train": rows[test + validation :][: self.train],
         }
         splits = {name: own[: round(share * len(own))] for name, own in splits.items()}
+        splits = {name: own[: most.get(name, len(own))] for name, own in splits.items()}
         known = {row["label"] for row in splits["train"]}
         for name, own in splits.items():
             kept = [row for row in own if self.kind == "regression" or row["label"] in known]
