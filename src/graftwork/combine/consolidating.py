@@ -1,5 +1,5 @@
 """Double distillation: two adapters become one, with the heads of all their tasks (Ermis et al. 2022, "Memory Efficient
-Continual Learning with Transformers", section 3).
+Continual Learning with Transformers").
 
 The student begins as the old adapter with the old heads and the new one. It learns the outputs of both teachers on
 inputs of the new task, without labels: those of classes centred for each text and head. No other text is read.

@@ -53,7 +53,7 @@ def squared_to_centred(
     student: Float[Tensor, "N C"], teacher: Float[Tensor, "N C"], temperature: float
 ) -> Float[Tensor, " N"]:
     """Mean over the outputs of (s - centred t)² (Ermis et al. 2022, "Memory Efficient Continual Learning with
-    Transformers", section 3.2)."""
+    Transformers")."""
     return (student - centred(teacher)).square().mean(dim=-1)
 
 

@@ -89,7 +89,7 @@ class SeveralHeads(Head):
 
     def targets(self, logits: Tensor) -> Tensor:
         """What a student of these logits is to give: those of classes centred, each head's by themselves (Ermis et al.
-        2022, "Memory Efficient Continual Learning with Transformers", section 3.2)."""
+        2022, "Memory Efficient Continual Learning with Transformers")."""
         each = zip(self.parts, self.split(logits), strict=True)
         return torch.cat([centred(own) if part.output_type == "classes" else own for part, own in each], dim=-1)
 

@@ -1,9 +1,9 @@
 """HyperFormer: a hypernetwork that several tasks share makes each task's bottlenecks from the task's embedding.
 
 Karimi Mahabadi et al. 2021, "Parameter-efficient Multi-task Fine-tuning for Transformers via Shared Hypernetworks",
-ACL, arXiv:2106.04489. With a task's embedding z and generators of its own for each bottleneck (section 2.2):
+ACL, arXiv:2106.04489. With a task's embedding z and generators of its own for each bottleneck:
     I = MLP(z).
-HyperFormer++ (`hyperformer++`; section 2.4) has one set of generators for a whole stack, which tells its places apart
+HyperFormer++ (`hyperformer++`) has one set of generators for a whole stack, which tells its places apart
 by embeddings l of the layer and p of the position:
     I = LN(MLP([z; l; p])).
 What is made of I is in `generated`.
