@@ -61,6 +61,9 @@ MATRIX = [row for row in PAIRS if not refuses(*row)]
 OPS = ("houlsby", "pfeiffer", "parallel", "dora", "ia3", "bitfit", "prompt-tuning", "prefix-tuning", "full-fine-tuning")
 """Methods that among them lower to every op."""
 
+OF_OPS = [(name, kind) for name, kind in MATRIX if name in OPS or kind in VARIANTS]
+"""Every sample on two families, and a method for every op on the others: for what methods alike in ops have alike."""
+
 REST = [(name, kind) for name in OPS for kind in CONFIGS if kind not in REPRESENTATIVES]
 ELSEWHERE = [row for row in REST if not refuses(*row)]
 """A method for every op on all other model types."""

@@ -32,9 +32,25 @@ class Stance(Classification):
 '''
 
 
+END = "=== end of a command ==="
+
+RUN = f"""
+import json, sys
+from graftwork.cli.app import main
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        if end.code:
+            raise
+    print({END!r})
+"""
+"""Commands in one process, which imports the copy once."""
+
+
 @pytest.fixture
 def run(tmp_path, backbone_folder):
-    """Runs a command of the copy; gives what it prints."""
+    """Runs commands of the copy; gives what each prints."""
     shutil.copytree(Path(graftwork.__file__).parent, tmp_path / "graftwork")
     kinds = tmp_path / "graftwork" / "kinds"
     (kinds / "stance.py").write_text(FILE)
@@ -43,10 +59,10 @@ def run(tmp_path, backbone_folder):
     assert line in registry.read_text()
     registry.write_text(registry.read_text().replace(line, line + '    "stance": "stance.Stance",\n'))
 
-    def run(*arguments):
-        command = [sys.executable, "-m", "graftwork", *map(str, arguments)]
+    def run(*commands):
+        arguments = [[str(word) for word in command] for command in commands]
         ran = subprocess.run(
-            command,
+            [sys.executable, "-c", RUN, json.dumps(arguments)],
             env={**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
             cwd=tmp_path,
             capture_output=True,
@@ -54,7 +70,7 @@ def run(tmp_path, backbone_folder):
             timeout=300,
         )
         assert ran.returncode == 0, ran.stderr
-        return ran.stdout
+        return ran.stdout.split(END)[:-1]
 
     return run
 
@@ -64,10 +80,15 @@ def test_a_kind_is_a_file_and_a_line(run, backbone_folder, tmp_path):
     write_csv(tmp_path / "rows.csv", rows)
     given = ["--backbone", backbone_folder, "--dtype", "float32"]
     task = ["--data", "rows.csv", "--text", "text", "--kind", "stance"]
-    run("tune", *task, *given, "--method", "lora", "--train.max_steps", 2, "--output", "a", "--quiet")
+    _, scored, predicted, planned = run(
+        ["tune", *task, *given, "--method", "lora", "--train.max_steps", 2, "--train.baseline", "off", "--output", "a", "--quiet"],
+        ["evaluate", "a", "--data", "rows.csv", "--quiet"],
+        ["predict", "a", "a word 3"],
+        ["plan", *given[:2], "--method", "lora", "--kind", "stance", "--json"],
+    )
     saved = json.loads((tmp_path / "a" / "adapter.json").read_text())
     assert saved["task"]["kind"] == "stance"
     assert saved["metrics"]["validation"].keys() == {"share_right", "loss"}
-    assert "share_right" in run("evaluate", "a", "--data", "rows.csv", "--quiet")
-    assert run("predict", "a", "a word 3").split()[0] in ("agree", "disagree")
-    assert json.loads(run("plan", *given[:2], "--method", "lora", "--kind", "stance", "--json"))["trained"]["head"] > 0
+    assert "share_right" in scored
+    assert predicted.split()[0] in ("agree", "disagree")
+    assert json.loads(planned)["trained"]["head"] > 0
