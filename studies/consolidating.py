@@ -13,15 +13,13 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from studies import domains, figures
+from studies import domains, figures, groups
 from studies.domains import EPOCHS, LENGTH
 from studies.grid import Grid, Record, markdown
-from studies.labelled import TASKS
 
 RATES = ("1e-3", "3e-3")
 """That are tried: for the tasks' own adapters, and so for all trainings of a sequence."""
 
-CROWDFLOWER = ("airline", "corporate", "disasters", "warming", "political", "emotions")
 SEQUENCES = ("crowdflower", "domains")
 ALONE, FUSION = "one a task", "fusion of all"
 HOWS: dict[str, dict[str, Any]] = {
@@ -52,8 +50,8 @@ def measure(sequence: str, how: str, rate: str, seed: int, *, data: Path, work: 
     torch.set_num_threads(1)
     begun = time.process_time()
     backbone = gw.Backbone.load("minilm")
-    tasks = tasks_of(sequence, data, work)
-    kept = work if sequence == "domains" else work / sequence  # the other studies' place for adapters of domains
+    tasks = list(groups.tasks_of(sequence, data, work).values())
+    kept = groups.kept(sequence, work)
     own = {task.name: domains.own_adapter(backbone, task, rate, seed, kept) for task in tasks}
     with TemporaryDirectory(dir=work) as folder:
         pool = gw.Pool(Path(folder) / "pool", backbone=backbone, method="pfeiffer", **HOWS[how], seed=seed)
@@ -89,21 +87,6 @@ def fused_in_turn(backbone: Any, tasks: list[Any], own: Mapping[str, Any], setti
         nbytes += fused.num_parameters * 4 if i else 0
         took = seconds_of(backbone, fused, "test")
         found.append(Measured(task.name, i, dict(scores), mean(scores.values()), 0.0, held + nbytes, took))
-    return found
-
-
-def tasks_of(sequence: str, data: Path, work: Path) -> list[Any]:
-    """The tasks of a sequence, in the order of their names."""
-    if sequence == "domains":
-        domains.write(data, work / "data")
-        return [domains.task(work / "data", name) for name in domains.names(data)]
-    found = []
-    for name in CROWDFLOWER:
-        folder = work / "crowdflower" / name
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            TASKS[name].write(data, folder, most=domains.ROWS)
-        found.append(TASKS[name].task(name, str(folder)))
     return found
 
 
@@ -166,15 +149,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.consolidating", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds crowdflower and fdu_mtl")
     parser.add_argument("--work", type=Path, required=True, help="a folder for the tasks' rows")
-    parser.add_argument(
-        "--sequences", nargs="+", choices=("domains", "crowdflower"), default=["crowdflower", "domains"]
-    )
+    parser.add_argument("--sequences", nargs="+", choices=SEQUENCES, default=SEQUENCES)
     parser.add_argument("--hows", nargs="+", choices=list(HOWS), default=list(HOWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1, help="processes beside each other, one thread each")
     given = parser.parse_args()
     run = partial(measure, data=given.data, work=given.work)
     for sequence in given.sequences:
+        groups.tasks_of(sequence, given.data, given.work)  # written once, before several processes read them
         GRID.run([(sequence, ALONE, rate, 0) for rate in RATES], run, workers=given.workers)
         rate = at_best_rate(GRID.recorded(), sequence)[ALONE][0]["rate"]
         # The tasks' own adapters are tuned here, and are there for all other ways.

@@ -98,9 +98,9 @@ def means(records: Sequence[Mapping[str, Any]], hows: Iterable[str]) -> dict[str
     return {how: [mean(r["test"].values()) for r in own] for how, own in at_best_rate(records, hows).items()}
 
 
-def scores_of(adapter: Any) -> Mapping[str, float]:
-    """Validation and test accuracy of a tuned adapter."""
-    return {split: round(adapter.metrics[split]["accuracy"], 4) for split in ("validation", "test")}
+def scores_of(adapter: Any, metric: str = "accuracy") -> Mapping[str, float]:
+    """Validation and test score of a tuned adapter."""
+    return {split: round(adapter.metrics[split][metric], 4) for split in ("validation", "test")}
 
 
 def _rows(file: Path) -> list[tuple[str, str]]:
