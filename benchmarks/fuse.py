@@ -1,4 +1,5 @@
-"""A pass and a training step through a fusion of eight adapters, against the backbone's own pass and `adapters`.
+"""A pass and a training step through a fusion of eight adapters, against the backbone's own pass and `adapters`; and a
+pass through an adapter that a hypernetwork made, against an ordinary one.
 
 Run as `python -m benchmarks.fuse [--quick | --tiny] [--device …] [--dtype …] [--adapters PYTHON]`. 32 rows of 128
 tokens on MiniLM. Outputs are checked first: the fusion says what one in the paper's own form says, in which every
@@ -24,7 +25,7 @@ from benchmarks.measuring import TINY, add_places, at_least, at_most, check, in_
 from benchmarks.models import load
 from benchmarks.peers import trained
 from graftwork import AdaptedModel, Backbone
-from graftwork.methods import Fuse, Houlsby, Method, Pfeiffer
+from graftwork.methods import Fuse, Houlsby, HyperFormer, Method, Pfeiffer
 from graftwork.ops.bottleneck import ACTIVATIONS
 
 PARTS = 8
@@ -35,6 +36,8 @@ PART_METHODS: dict[str, Method] = {
 BARS = {"pfeiffer": 1.3, "houlsby": 1.85}
 """Of a pass, relative to the backbone's own. The products alone are 1.67 of it with Houlsby's parts."""
 STEP, PEER = 2.0, 2.0
+GENERATED, LIKE = HyperFormer(bottleneck=64, generators="stack", norms="none"), 1.1
+"""What makes an adapter like the ordinary one of Houlsby but for a norm behind it; and what a pass may take of that."""
 FUSIONS = 16
 """How many different ones share a batch."""
 
@@ -110,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         expected = naive(backbone, plain, adapter, batch)
         with torch.no_grad(), model.graft.run(model.residents[name].ops()):
             check(model.graft.base(**batch).last_hidden_state, expected, name, dtype=backbone.dtype)
+    model.add("generated", trained(backbone, GENERATED, 0))
     various = [fusion_of(backbone, PART_METHODS["pfeiffer"], seed=1 + i) for i in range(FUSIONS)]
     for i, adapter in enumerate(various):
         model.add(f"{i}", adapter)
@@ -143,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"fusion of {PARTS} {name}": forward(name),
             f"step of {PARTS} {name}": step(f"train-{name}"),
         }
+    contestants["one generated"] = forward("generated")
     contestants[f"{FUSIONS} fusions in a batch"] = forward(mixed)
     times = in_turns(contestants, rounds=size.rounds, warmups=size.warmups)
     print(f"{size.rows} x {size.tokens} tokens, {backbone.dtype}, {torch.get_num_threads()} threads")
@@ -150,7 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name:<28}{1_000 * median(own):>10.1f} ms{ratio(own, times['backbone']):>8.2f} x the backbone")
     print(f"\nof the fusion of Houlsby's parts:\n{where_time_goes(contestants[f'fusion of {PARTS} houlsby'])}")
     ratios = {f"{name} / backbone": ratio(own, times["backbone"]) for name, own in times.items() if name != "backbone"}
-    bars: dict[str, Any] = {}
+    bars: dict[str, Any] = {
+        "one generated / one houlsby": at_most(ratio(times["one generated"], times["one houlsby"]), LIKE)
+    }
     for name in PART_METHODS:
         own = times[f"fusion of {PARTS} {name}"]
         bars[f"{PARTS} {name} / backbone"] = at_most(ratio(own, times["backbone"]), BARS[name])

@@ -27,6 +27,7 @@ RATIOS: dict[str, set[str]] = {
         f"{what} / backbone"
         for what in (
             *(f"{part} {name}" for part in ("one", "fusion of 8", "step of 8") for name in ("pfeiffer", "houlsby")),
+            "one generated",
             "16 fusions in a batch",
         )
     },
