@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from graftwork.cli.settings import Settings, Switch, parse_settings
+from graftwork.cli.flags import NO_COLUMNS, Columns, with_settings
+from graftwork.cli.settings import Settings, Switch
 from graftwork.cli.starting import say_start
 from graftwork.errors import AdapterError, RecipeError, nearest
 from graftwork.kinds import KindName
@@ -19,9 +20,7 @@ def consolidate(
     *,
     task: list[str] = [],  # noqa: B006 (cyclopts makes a new list for each call)
     data: str | None = None,
-    text: str | None = None,
-    text_pair: str | None = None,
-    label: str | None = None,
+    columns: Columns = NO_COLUMNS,
     kind: KindName | None = None,
     capacity: int | None = None,
     backbone: str | None = None,
@@ -53,12 +52,6 @@ def consolidate(
         A built-in task or a task file (YAML); several are added in turn.
     data
         A file, a folder, or a hub id, for one task.
-    text
-        Column of the text.
-    text_pair
-        Column of the second text, for tasks over pairs.
-    label
-        Column of the label. Default: label.
     kind
         The kind of task: classification, regression or multi-label-classification. Default: classification.
     capacity
@@ -96,13 +89,10 @@ def consolidate(
     json
         Print the result as JSON.
     """
-    dotted = parse_settings(settings)
-    named = {"task.text": text, "task.text_pair": text_pair, "task.label": label, "task.kind": kind, "task.data": data}
-    flags = {key: value for key, value in {**named, "method.name": method}.items() if value is not None}
-    twice = sorted(flags.keys() & dotted.keys())
-    if twice:
-        raise RecipeError(f"{', '.join(twice)} is given both as a flag and as a setting", expected="one of the two")
-    changes = {key: value for key, value in {**flags, **dotted}.items() if key.startswith("task.")}
+    flags = {**columns.settings(), "task.kind": kind, "task.data": data, "method.name": method}
+    every = with_settings(flags, settings)
+    dotted = {key: value for key, value in every.items() if flags.get(key) is None}
+    changes = {key: value for key, value in every.items() if key.startswith("task.")}
     fields = {key.removeprefix("task.") for key in changes}
     wrong = [key for key in dotted if not key.startswith(("task.", "train.", "method."))]
     if wrong:

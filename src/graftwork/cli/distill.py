@@ -1,9 +1,10 @@
 """`graftwork distill`: make an adapter that learns from teachers."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from graftwork.cli.settings import Settings, Switch, parse_settings
+from graftwork.cli.flags import NO_COLUMNS, PLAIN_RUN, Columns, Run, with_settings
+from graftwork.cli.settings import Settings
 from graftwork.cli.tune import run_recipe
 from graftwork.errors import RecipeError
 from graftwork.kinds import KindName
@@ -15,9 +16,7 @@ def distill(
     output: Path,
     task: str | None = None,
     data: str | None = None,
-    text: str | None = None,
-    text_pair: str | None = None,
-    label: str | None = None,
+    columns: Columns = NO_COLUMNS,
     kind: KindName | None = None,
     backbone: str | None = None,
     dtype: str | None = None,
@@ -27,10 +26,7 @@ def distill(
     temperature: float | None = None,
     loss: Literal["logits", "centred"] | None = None,
     hidden: float | None = None,
-    resume: Annotated[bool, Switch] = False,
-    overwrite: Annotated[bool, Switch] = False,
-    quiet: Annotated[bool, Switch] = False,
-    json: Annotated[bool, Switch] = False,
+    run: Run = PLAIN_RUN,
     settings: Settings = [],  # noqa: B006 (cyclopts makes a new list for each call)
 ) -> None:
     """Tune an adapter that learns from teachers, on texts with or without labels, and save it.
@@ -47,12 +43,6 @@ def distill(
     data
         A file (CSV, TSV, JSON lines, Parquet), a folder, or a hub id. Without a column of labels, the teachers' answers
         stand for them in validation.
-    text
-        Column of the text; for token-classification, of the lists of words.
-    text_pair
-        Column of the second text, for tasks over pairs.
-    label
-        Column of the label. Default: label.
     kind
         The kind of task: classification, regression, multi-label-classification or token-classification. Default:
         classification.
@@ -73,14 +63,6 @@ def distill(
         teachers' logits less their mean. Default: logits.
     hidden
         Weight of the mean squared difference of the pooled vectors of texts. Default: 0.
-    resume
-        Resume an interrupted run to the same output.
-    overwrite
-        Replace an existing output, and discard an interrupted run.
-    quiet
-        Print neither what is tuned nor how far it is.
-    json
-        Print the result as JSON.
     """
     flags = {
         "distill.teachers": [str(folder) for folder in teacher],
@@ -93,17 +75,10 @@ def distill(
         "pooling": pooling,
         "method.name": method,
         "task.data": data,
-        "task.text": text,
-        "task.text_pair": text_pair,
-        "task.label": label,
+        **columns.settings(),
         "task.kind": kind,
     }
-    overrides = {key: value for key, value in flags.items() if value is not None}
-    dotted = parse_settings(settings)
-    twice = sorted(overrides.keys() & dotted.keys())
-    if twice:
-        raise RecipeError(f"{', '.join(twice)} is given both as a flag and as a setting", expected="one of the two")
-    overrides |= dotted
+    overrides = with_settings(flags, settings)
     if task is not None:
         overrides = {"task": task, **overrides}
     elif not {"task.data", "task.text"} <= overrides.keys():
@@ -112,4 +87,4 @@ def distill(
         )
     else:
         overrides.setdefault("task.name", Path(str(overrides["task.data"])).stem)
-    run_recipe(None, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
+    run_recipe(None, overrides, output=output, run=run)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from graftwork.cli.flags import NO_COLUMNS, PLAIN_RUN, Columns, Run
 from graftwork.cli.settings import Settings, Switch, parse_settings
 from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
@@ -16,9 +17,7 @@ def fuse(
     output: Path,
     task: str | None = None,
     data: str | None = None,
-    text: str | None = None,
-    text_pair: str | None = None,
-    label: str | None = None,
+    columns: Columns = NO_COLUMNS,
     kind: Literal["attention", "gate", "average", "stack"] = "attention",
     train_parts: Annotated[bool, Switch] = False,
     backbone: str | None = None,
@@ -26,10 +25,7 @@ def fuse(
     pooling: str | None = None,
     show: Annotated[bool, Switch] = False,
     split: Literal["train", "validation", "test"] | None = None,
-    resume: Annotated[bool, Switch] = False,
-    overwrite: Annotated[bool, Switch] = False,
-    quiet: Annotated[bool, Switch] = False,
-    json: Annotated[bool, Switch] = False,
+    run: Run = PLAIN_RUN,
     settings: Settings = [],  # noqa: B006 (cyclopts makes a new list for each call)
 ) -> None:
     """Combine saved adapters for a task, and save the result as an adapter that needs none of their folders.
@@ -44,12 +40,6 @@ def fuse(
         A built-in task or a task file (YAML), as for graftwork tune.
     data
         A file, a folder or a hub id of the data.
-    text
-        Column of the text.
-    text_pair
-        Column of the second text, for tasks over pairs.
-    label
-        Column of the label. Default: label.
     kind
         attention: AdapterFusion. gate: a number for each token and adapter (--method.normalise softmax for a router).
         average: --method.weights equal, learned, or one number for each adapter. stack: one after the other.
@@ -66,20 +56,12 @@ def fuse(
         (gates.csv) and a figure (gates.png, gates.svg) to the output folder.
     split
         With --show, the split to read. Default: validation.
-    resume
-        Resume an interrupted run to the same output.
-    overwrite
-        Replace an existing output, and discard an interrupted run.
-    quiet
-        Print neither what is tuned nor how far it is.
-    json
-        Print the result as JSON.
     """
     if show:
         refused = {
             "--task": task,
             "--train-parts": train_parts or None,
-            "--resume": resume or None,
+            "--resume": run.resume or None,
             "--pooling": pooling,
             "--kind": None if kind == "attention" else kind,
         }
@@ -88,8 +70,7 @@ def fuse(
             raise RecipeError(
                 f"{', '.join(given or ['settings'])} cannot be used with --show", expected="a fusion alone"
             )
-        columns = {"text": text, "text_pair": text_pair, "label": label}
-        _show(adapters, output, backbone, dtype, split, data, columns, overwrite=overwrite, quiet=quiet, as_json=json)
+        _show(adapters, output, backbone, dtype, split, data, columns, run=run)
         return
     if split is not None:
         raise RecipeError("--split does nothing without --show", change="--split")
@@ -97,7 +78,7 @@ def fuse(
         raise RecipeError("no adapters are given", expected="the folders of one or more adapters")
     if task is None and data is None:
         raise RecipeError("no task and no data are given", expected="--task NAME, or --data FILE with --text COLUMN")
-    say_start(quiet=quiet)
+    say_start(quiet=run.quiet)
     from graftwork.adapters.parts import read_part
     from graftwork.cli.tune import run_recipe
     from graftwork.methods import Average
@@ -120,9 +101,7 @@ def fuse(
         "pooling": pooling,
         "task": task,
         "task.data": data,
-        "task.text": text,
-        "task.text_pair": text_pair,
-        "task.label": label,
+        **columns.settings(),
         "method": {
             "name": KINDS_OF_FUSION[kind],
             "parts": held.model_dump(mode="json")["parts"],
@@ -132,7 +111,7 @@ def fuse(
     overrides: dict[str, Any] = {key: value for key, value in given_keys.items() if value is not None}
     if task is None and "task.name" not in dotted:
         overrides["task.name"] = Path(str(data)).stem
-    run_recipe(None, overrides | dotted, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
+    run_recipe(None, overrides | dotted, output=output, run=run)
 
 
 def _show(
@@ -142,29 +121,27 @@ def _show(
     dtype: str | None,
     split: Literal["train", "validation", "test"] | None,
     data: str | None,
-    columns: dict[str, str | None],
+    columns: Columns,
     *,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
+    run: Run,
 ) -> None:
     from json import dumps
 
     if len(adapters) != 1:
         raise RecipeError(f"{len(adapters)} adapters are given with --show", expected="one fusion's folder")
-    say_start(quiet=quiet)
+    say_start(quiet=run.quiet)
     from graftwork.adapters import Adapter
     from graftwork.backbones import Backbone
     from graftwork.cli.table import print_table
     from graftwork.combine import PartWeights, part_weights
 
-    PartWeights.refuse(output, overwrite=overwrite)
+    PartWeights.refuse(output, overwrite=run.overwrite)
     adapter = Adapter.load(adapters[0])
     frozen = Backbone.load(backbone or adapter.backbone.name, dtype=dtype or "auto")
-    given = {name: column for name, column in columns.items() if column is not None}
+    given = {key.removeprefix("task."): column for key, column in columns.settings().items() if column is not None}
     weights = part_weights(adapter, backbone=frozen, split=split, data=data, columns=given)
-    weights.save(output, overwrite=overwrite)
-    if as_json:
+    weights.save(output, overwrite=run.overwrite)
+    if run.json:
         print(dumps(weights.rows()))
         return
     print_table(

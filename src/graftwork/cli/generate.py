@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from graftwork.cli.settings import Settings, Switch, parse_settings, training_settings
+from graftwork.cli.flags import NO_COLUMNS, Columns, with_settings
+from graftwork.cli.settings import Settings, Switch, training_settings
 from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
 from graftwork.kinds import KindName
@@ -23,9 +24,7 @@ def generate(
     output: Path,
     task: str | None = None,
     examples: Path | None = None,
-    text: str | None = None,
-    text_pair: str | None = None,
-    label: str | None = None,
+    columns: Columns = NO_COLUMNS,
     kind: KindName | None = None,
     backbone: str | None = None,
     dtype: str = "auto",
@@ -49,12 +48,6 @@ def generate(
     examples
         A file of labelled examples of another task, such as 16 or 64. What each task has of its own is trained on them;
         the hypernetwork stays as it is.
-    text
-        Column of the text in the examples.
-    text_pair
-        Column of the second text, for tasks over pairs.
-    label
-        Column of the label. Default: label.
     kind
         The kind of task; see docs/tasks.md. Default: classification.
     backbone
@@ -68,12 +61,10 @@ def generate(
     json
         Print the result as JSON.
     """
-    fields = {"task.text": text, "task.text_pair": text_pair, "task.label": label, "task.kind": kind}
-    given = {key: value for key, value in fields.items() if value is not None}
-    dotted = parse_settings(settings)
-    twice = sorted(given.keys() & dotted.keys())
-    if twice:
-        raise RecipeError(f"{', '.join(twice)} is given both as a flag and as a setting", expected="one of the two")
+    flags = {**columns.settings(), "task.kind": kind}
+    every = with_settings(flags, settings)
+    given = {key: value for key, value in flags.items() if value is not None}
+    dotted = {key: value for key, value in every.items() if key not in given}
     wrong = [key for key in dotted if not key.startswith(("train.", "task."))]
     if wrong:
         raise RecipeError(f"{wrong[0]} is no setting of generate", expected="--train.KEY or --task.KEY", change="--set")

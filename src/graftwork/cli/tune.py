@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from graftwork.cli.settings import Settings, Switch, parse_settings
+from graftwork.cli.flags import NO_COLUMNS, PLAIN_RUN, Columns, Run, with_settings
+from graftwork.cli.settings import Settings, Switch
 from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
 from graftwork.kinds import DEFAULT_KIND, KINDS, KindName
@@ -26,11 +27,9 @@ def tune(
     sampling_temperature: float | None = None,
     task_weight: Annotated[list[str], Parameter(negative=())] = [],  # noqa: B006
     data: str | None = None,
-    text: str | None = None,
-    text_pair: str | None = None,
+    columns: Columns = NO_COLUMNS,
     image: str | None = None,
     choices: str | None = None,
-    label: str | None = None,
     kind: KindName | None = None,
     backbone: str | None = None,
     dtype: str | None = None,
@@ -39,10 +38,7 @@ def tune(
     add_tokens: Path | None = None,
     report_to: str | None = None,
     compile: Annotated[bool, Switch] = False,
-    resume: Annotated[bool, Switch] = False,
-    overwrite: Annotated[bool, Switch] = False,
-    quiet: Annotated[bool, Switch] = False,
-    json: Annotated[bool, Switch] = False,
+    run: Run = PLAIN_RUN,
     settings: Settings = [],  # noqa: B006 (cyclopts makes a new list for each call)
 ) -> None:
     """Tune an adapter on a task and save it; or, with several tasks, one that they share.
@@ -64,17 +60,10 @@ def tune(
     data
         A file (CSV, TSV, JSON lines, Parquet), a folder, or a hub id. For a GLUE task, a local GLUE folder; for
         conll2003 and e2e_nlg, the folder with their files; for images, a folder with one folder per class.
-    text
-        Column of the text; for token-classification, of the lists of words; for generation, of the source.
-    text_pair
-        Column of the second text, for tasks over pairs.
     image
         Column of the image. Default: image.
     choices
         For multiple choice: columns of the choices, separated by commas; or the one column of lists of choices.
-    label
-        Column of the label; for token-classification, of the lists of tags; for generation, of the target. Default:
-        label.
     kind
         The kind of task, which decides the head; see docs/tasks.md. Default: classification.
     backbone
@@ -91,14 +80,6 @@ def tune(
         Experiment trackers, by transformers' names.
     compile
         Compile the layers with torch.compile: for long runs on a GPU. Short for --train.torch_compile true.
-    resume
-        Resume an interrupted run to the same output.
-    overwrite
-        Replace an existing output, and discard an interrupted run.
-    quiet
-        Print neither what is tuned nor how far it is.
-    json
-        Print the result as JSON.
     """
     flags: dict[str, Any] = {
         "backbone": backbone,
@@ -109,23 +90,16 @@ def tune(
         "train.report_to": report_to,
         "train.torch_compile": True if compile else None,
         "task.data": data,
-        "task.text": text,
-        "task.text_pair": text_pair,
+        **columns.settings(),
         "task.image": image,
         "task.choices": choices,
-        "task.label": label,
         "task.kind": kind,
         "sampling_temperature": sampling_temperature,
     }
-    overrides = {key: value for key, value in flags.items() if value is not None}
-    overrides |= _weights(task_weight)
-    dotted = parse_settings(settings)
-    named = {"task": task or None, "method.name": method}
-    given = {*overrides, *(key for key, value in named.items() if value is not None)}
-    twice = sorted(given & dotted.keys())
-    if twice:
-        raise RecipeError(f"{', '.join(twice)} is given both as a flag and as a setting", expected="one of the two")
-    overrides |= dotted
+    taken = {"task": task or None, "method.name": method}
+    overrides = with_settings(
+        {**flags, **_weights(task_weight)}, settings, taken=[key for key, value in taken.items() if value is not None]
+    )
     if len(task) > 1:
         overrides = {"tasks": task, **overrides}
     elif task:
@@ -143,7 +117,7 @@ def tune(
             )
         if not has_task:
             overrides.setdefault("task.name", Path(str(overrides["task.data"])).stem)
-    run_recipe(recipe, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=json)
+    run_recipe(recipe, overrides, output=output, run=run)
 
 
 def _read_tokens(file: Path) -> list[str]:
@@ -175,13 +149,10 @@ def run_recipe(
     overrides: dict[str, Any],
     *,
     output: Path,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
+    run: Run,
 ) -> None:
     """Tune by a recipe file, or by the settings of the command line alone, and say what came of it."""
-    say_start(quiet=quiet)
+    say_start(quiet=run.quiet)
     from graftwork.settings.yamlfile import read_yaml
     from graftwork.training.multi_task_recipe import TASKS
     from graftwork.training.recipe import Recipe, override
@@ -190,7 +161,7 @@ def run_recipe(
     if TASKS in overrides or (recipe is not None and TASKS in read_yaml(recipe)):
         from graftwork.cli.tune_tasks import run_tasks
 
-        run_tasks(recipe, overrides, output=output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=as_json)
+        run_tasks(recipe, overrides, output=output, run=run)
         return
     of_several = {"sampling_temperature": "--sampling-temperature", "task_weights": "--task-weight"}.items()
     idle = [flag for key, flag in of_several if key in overrides]
@@ -203,8 +174,8 @@ def run_recipe(
     else:
         resolved = Recipe.parse(override({}, overrides), origin="the command line", given=overrides)
     start = time.perf_counter()
-    adapter = tune_recipe(resolved, output=output, resume=resume, overwrite=overwrite, progress=not quiet)
-    _report(adapter, output, time.perf_counter() - start, as_json=as_json)
+    adapter = tune_recipe(resolved, output=output, resume=run.resume, overwrite=run.overwrite, progress=not run.quiet)
+    _report(adapter, output, time.perf_counter() - start, as_json=run.json)
 
 
 def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) -> None:

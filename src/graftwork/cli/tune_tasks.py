@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftwork.cli.flags import Run
+
 if TYPE_CHECKING:
     from graftwork.adapters import Adapter
 
@@ -14,10 +16,7 @@ def run_tasks(
     overrides: dict[str, Any],
     *,
     output: Path,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
+    run: Run,
 ) -> None:
     """Tune, and say what came of it."""
     from graftwork.training.multi_task import tune_multi_task_recipe
@@ -28,8 +27,10 @@ def run_tasks(
     else:
         several = MultiTaskRecipe.parse(with_overrides({}, overrides), origin="the command line", given=overrides)
     start = time.perf_counter()
-    found = tune_multi_task_recipe(several, output=output, resume=resume, overwrite=overwrite, progress=not quiet)
-    _report(found, output, time.perf_counter() - start, as_json=as_json)
+    found = tune_multi_task_recipe(
+        several, output=output, resume=run.resume, overwrite=run.overwrite, progress=not run.quiet
+    )
+    _report(found, output, time.perf_counter() - start, as_json=run.json)
 
 
 def _report(adapters: "Mapping[str, Adapter]", output: Path, seconds: float, *, as_json: bool) -> None:

@@ -1,0 +1,65 @@
+"""Flags that several commands have, and settings beside them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from graftwork.cli.settings import Switch, parse_settings
+from graftwork.errors import RecipeError
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The columns of a task's data."""
+
+    text: str | None = None
+    """Column of the text; for token-classification, of the lists of words; for generation, of the source."""
+    text_pair: str | None = None
+    """Column of the second text, for tasks over pairs."""
+    label: str | None = None
+    """Column of the label; of tags for token-classification, of targets for generation. Default: label."""
+
+    def settings(self) -> dict[str, Any]:
+        """By the task's dotted key; None of those that are not given."""
+        return {"task.text": self.text, "task.text_pair": self.text_pair, "task.label": self.label}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How a run behaves that makes an output."""
+
+    resume: Annotated[bool, Switch] = False
+    """Resume an interrupted run to the same output."""
+    overwrite: Annotated[bool, Switch] = False
+    """Replace an existing output, and discard an interrupted run."""
+    quiet: Annotated[bool, Switch] = False
+    """Print neither what is tuned nor how far it is."""
+    json: Annotated[bool, Switch] = False
+    """Print the result as JSON."""
+
+
+NO_COLUMNS, PLAIN_RUN = Columns(), Run()
+"""Where no flag is given."""
+
+
+def with_settings(flags: Mapping[str, Any], settings: Sequence[str], *, taken: Iterable[str] = ()) -> dict[str, Any]:
+    """Flags that were given, by dotted key, and dotted settings.
+
+    Args:
+        flags: by dotted key; None where a flag was not given.
+        settings: as `parse_settings` reads them.
+        taken: keys of other flags that were given.
+
+    Raises:
+        RecipeError: one is given both as a flag and as a setting.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    dotted = parse_settings(settings)
+    twice = sorted({*given, *taken} & dotted.keys())
+    if twice:
+        raise RecipeError(f"{', '.join(twice)} is given both as a flag and as a setting", expected="one of the two")
+    return given | dotted
