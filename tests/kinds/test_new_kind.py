@@ -80,8 +80,9 @@ def test_a_kind_is_a_file_and_a_line(run, backbone_folder, tmp_path):
     write_csv(tmp_path / "rows.csv", rows)
     given = ["--backbone", backbone_folder, "--dtype", "float32"]
     task = ["--data", "rows.csv", "--text", "text", "--kind", "stance"]
+    brief = ["--method", "lora", "--train.max_steps", 2, "--train.baseline", "off"]
     _, scored, predicted, planned = run(
-        ["tune", *task, *given, "--method", "lora", "--train.max_steps", 2, "--train.baseline", "off", "--output", "a", "--quiet"],
+        ["tune", *task, *given, *brief, "--output", "a", "--quiet"],
         ["evaluate", "a", "--data", "rows.csv", "--quiet"],
         ["predict", "a", "a word 3"],
         ["plan", *given[:2], "--method", "lora", "--kind", "stance", "--json"],
