@@ -46,6 +46,10 @@ class AdapterError(GraftworkError):
     """An adapter folder that is missing, damaged, foreign, or made for another backbone."""
 
 
+class WeightsError(GraftworkError):
+    """Weights that cannot be combined: tensors that are missing, unknown, or of other shapes."""
+
+
 class DataError(GraftworkError):
     """Data that is missing or malformed: files, columns, labels, splits."""
 

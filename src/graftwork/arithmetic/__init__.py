@@ -1,0 +1,1 @@
+"""Arithmetic over named tensors: alignment by permutation, and the loss between results."""
