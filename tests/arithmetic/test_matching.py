@@ -12,27 +12,8 @@ from graftwork.arithmetic.matching import MatchingSettings, mean, merge_many, we
 from graftwork.arithmetic.permutations import Permutations, Specification
 from graftwork.arithmetic.specifications import sequential_specification, specification_of
 from graftwork.errors import WeightsError
-from tests.tiny import CONFIGS, GENERATORS, make_backbone, randomised
-
-
-def chain(*layers, seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return randomised(nn.Sequential(*layers), seed=seed).eval()
-
-
-def mlp(seed=0, width=12):
-    return chain(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3), seed=seed)
-
-
-def cnn(seed=0):
-    return chain(
-        *(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(8 * 16, 10), nn.GELU(), nn.Linear(10, 3)),
-        seed=seed,
-    )
-
+from tests.arithmetic.networks import cnn, mlp
+from tests.tiny import CONFIGS, GENERATORS, make_backbone
 
 ATTENTION = Specification.of(
     {

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
@@ -146,7 +147,7 @@ def frozen_groups(specification: Specification, fixed: Collection[str]) -> froze
     return frozenset(fixed)
 
 
-def pair(segment: Segment, a: Tensor, b: Tensor) -> tuple[Names, Tensor]:
+def similarities_of(segment: Segment, a: Tensor, b: Tensor) -> tuple[Names, Tensor]:
     """The similarities of the units along a part of an axis: sums of products over all other axes, and over entries of
     fixed order.
 
@@ -156,15 +157,26 @@ def pair(segment: Segment, a: Tensor, b: Tensor) -> tuple[Names, Tensor]:
     Returns:
         The groups along the axis, and a tensor of their sizes, once for each network.
     """
+    first, second, out = _letters(segment)
+    x, y = (tensor.double().reshape(*(factor.size for factor in segment.factors), -1) for tensor in (a, b))
+    return segment.groups, torch.einsum(f"{first}z,{second}z->{out}", x, y)
+
+
+def folded(segment: Segment, S: Float[Tensor, "n n"]) -> tuple[Names, Tensor]:
+    """The same of similarities of the entries of an axis."""
+    first, second, out = _letters(segment)
     shape = [factor.size for factor in segment.factors]
-    letters = string.ascii_lowercase[: len(shape)]
-    # An entry of fixed order has the same letter in both.
-    pairs = zip(letters, segment.factors, strict=True)
-    other = "".join(letter if factor.group is None else letter.upper() for letter, factor in pairs)
-    kept = [place for place, factor in enumerate(segment.factors) if factor.group is not None]
-    out = "".join(letters[place] for place in kept) + "".join(other[place] for place in kept)
-    x, y = (tensor.double().reshape(*shape, -1) for tensor in (a, b))
-    return segment.groups, torch.einsum(f"{letters}z,{other}z->{out}", x, y)
+    return segment.groups, torch.einsum(f"{first}{second}->{out}", S.reshape(*shape, *shape))
+
+
+def _letters(segment: Segment) -> tuple[str, str, str]:
+    """The dimensions of one network, of the other, and of their similarities: an entry of fixed order has the same
+    letter in both, and is summed over."""
+    first = string.ascii_lowercase[: len(segment.factors)]
+    pairs = list(zip(first, segment.factors, strict=True))
+    second = "".join(letter if factor.group is None else letter.upper() for letter, factor in pairs)
+    kept = "".join(letter for letter, factor in pairs if factor.group is not None)
+    return first, second, kept + kept.upper()
 
 
 class _Matcher:
@@ -218,7 +230,7 @@ class _Matcher:
         found: dict[Names, Tensor] = {}
         for name, segment in terms:
             moved = now.permute(name, self.b[name], but=segment)
-            names, own = pair(segment, segment.part(self.a[name]), segment.part(moved))
+            names, own = similarities_of(segment, segment.part(self.a[name]), segment.part(moved))
             found[names] = found[names] + own if names in found else own
         return found
 
