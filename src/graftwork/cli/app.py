@@ -21,6 +21,7 @@ from graftwork.cli.evaluate import evaluate
 from graftwork.cli.fuse import fuse
 from graftwork.cli.generate import generate
 from graftwork.cli.inspect import inspect
+from graftwork.cli.landscape import landscape
 from graftwork.cli.list import list_adapters
 from graftwork.cli.methods import methods
 from graftwork.cli.plan import plan
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fuse": fuse,
     "distill": distill,
     "consolidate": consolidate,
+    "landscape": landscape,
     "generate": generate,
     "evaluate": evaluate,
     "predict": predict,
