@@ -135,6 +135,21 @@ def test_a_loss_is_never_higher_than_after_weight_matching():
         straight_through(specification, a.state_dict(), b.state_dict(), loss, [])
 
 
+def test_statistics_of_batch_norms_are_not_learned():
+    a, b = cnn(1), cnn(2)
+    specification = sequential_specification(a)
+    batches = [(x, torch.arange(40) % 3) for x in inputs(a)]
+
+    def loss(tensors, batch):
+        assert not tensors["1.running_mean"].requires_grad
+        return F.cross_entropy(functional_call(a.train(), dict(tensors), batch[0]), batch[1])
+
+    settings = StraightThroughSettings(num_epochs=1)
+    before = {name: own.clone() for name, own in a.state_dict().items()}
+    straight_through(specification, a.state_dict(), b.state_dict(), loss, batches, settings=settings)
+    assert all(torch.equal(own, before[name]) for name, own in a.state_dict().items())
+
+
 def test_a_planted_permutation_stays_found_by_the_estimator():
     network = mlp()
     specification = sequential_specification(network)

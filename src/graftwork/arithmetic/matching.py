@@ -123,7 +123,7 @@ def mean(networks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     found = {}
     for name, first in networks[0].items():
         if not first.is_floating_point():
-            found[name] = first
+            found[name] = first.clone()
             continue
         wide = torch.promote_types(first.dtype, torch.float32)
         total = sum((own[name].to(wide) for own in networks[1:]), first.to(wide))
@@ -190,7 +190,7 @@ class _Matcher:
         fixed: frozenset[str],
     ) -> None:
         self.specification, self.fixed = specification, fixed
-        told = _once({name: a[name] for name in specification.segments if _tells(name, a[name])})
+        told = _once({name: a[name] for name in specification.segments if tells(name, a[name])})
         for what, own in (("first", a), ("second", b)):
             for name in told:
                 if not bool(own[name].isfinite().all()):
@@ -268,6 +268,7 @@ def _once(tensors: Mapping[str, Tensor]) -> list[str]:
     return list(held.values())
 
 
-def _tells(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor tells which units are alike: not the running statistics of a batch norm, nor counters."""
+def tells(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is trained, and tells which units are alike: not the running statistics of a batch norm, nor
+    counters."""
     return tensor.is_floating_point() and not name.endswith(("running_mean", "running_var"))

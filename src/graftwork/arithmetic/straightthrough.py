@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from graftwork.arithmetic.matching import MatchingSettings, mean, weight_matching
+from graftwork.arithmetic.matching import MatchingSettings, mean, tells, weight_matching
 from graftwork.arithmetic.permutations import Permutations, Specification
 from graftwork.errors import DivergedError, WeightsError
 
@@ -66,7 +66,7 @@ def straight_through(
         raise WeightsError("there are no batches to learn permutations on", expected="one or more", change="batches")
     now = weight_matching(specification, a, b, settings=settings.matching)
     best, lowest = now, _mean_loss(a, now.apply(b), loss, batches)
-    learned = {name: own.detach().clone().requires_grad_() for name, own in a.items() if own.is_floating_point()}
+    learned = {name: own.detach().clone().requires_grad_() for name, own in a.items() if tells(name, own)}
     optimizer = torch.optim.SGD(learned.values(), lr=settings.learning_rate, momentum=settings.momentum)
     for _ in range(settings.num_epochs):
         for batch in batches:
