@@ -54,9 +54,7 @@ def measure(network: str, pair: int) -> Mapping[str, Any]:
     a, b = (trained(network, 2 * pair + which, images, labels) for which in (0, 1))
     specification = sequential_specification(a)
     some = [images[start : start + BATCH] for start in range(0, MATCHED_ON, BATCH)]
-    batches = [
-        (images[start : start + BATCH], labels[start : start + BATCH]) for start in range(0, len(images), BATCH)
-    ]
+    batches = [(images[start : start + BATCH], labels[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     repaired = network == "cnn"
 
     def loss(weights: Mapping[str, Any], batch: Any) -> torch.Tensor:
@@ -174,12 +172,13 @@ def _cell(values: list[float]) -> str:
 PAGE = """# Basins of digits
 
 Two networks from different seeds, trained alike on scikit-learn's images of digits (8 x 8, a third for testing; SGD
-with momentum {momentum}, rate {rate}, {epochs} epochs of batches of {batch}); the test loss at {points} points of the line between them. Barriers: the largest loss minus the mean of
-the two ends', mean over pairs of seeds and half the width of a 95 % interval (Student's t). `naive`: the networks as they
-are; `weights`, `activations` (correlation) and `straight-through`: the units of the second permuted to match the first
-([Alignment](../docs/rebasin.md)). The multi-layer perceptrons have three hidden layers of that width; the CNN has two
-convolutions with batch norms, whose statistics are computed anew at each point, or the mean of both networks' (`not
-repaired`). Made by `python -m studies.basins`.
+with momentum {momentum}, rate {rate}, {epochs} epochs of batches of {batch}); the test loss at {points} points of the
+line between them. Barriers: the largest loss minus the mean of the two ends', mean over pairs of seeds and half the
+width of a 95 % interval (Student's t). `naive`: the networks as they are; `weights`, `activations` (correlation) and
+`straight-through`: the units of the second permuted to match the first ([Alignment](../docs/rebasin.md)). The
+multi-layer perceptrons have three hidden layers of that width; the CNN has two convolutions with batch norms, whose
+statistics are computed anew at each point, or are the mean of both networks' (`not repaired`).
+Made by `python -m studies.basins`.
 
 {table}
 

@@ -18,6 +18,7 @@ from graftwork.cli.consolidate import consolidate
 from graftwork.cli.distill import distill
 from graftwork.cli.env import env
 from graftwork.cli.evaluate import evaluate
+from graftwork.cli.extract import extract
 from graftwork.cli.fuse import fuse
 from graftwork.cli.generate import generate
 from graftwork.cli.inspect import inspect
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "consolidate": consolidate,
     "landscape": landscape,
     "generate": generate,
+    "extract": extract,
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,
