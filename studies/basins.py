@@ -18,6 +18,7 @@ from studies.grid import Grid, Record, markdown
 HERE = Path(__file__).parent
 POINTS = 25
 EPOCHS, BATCH, RATE, MOMENTUM = 60, 64, 0.1, 0.9
+STE_EPOCHS = 10
 MATCHED_ON = 512
 """Training images by whose activations units are matched, and over which batch norms are computed anew."""
 
@@ -78,7 +79,7 @@ def measure(network: str, pair: int) -> Mapping[str, Any]:
         "weights": weight_matching(specification, one, other),
         "activations": activation_matching(specification, a, b, some),
         "straight-through": straight_through(
-            specification, one, other, loss, batches, settings=StraightThroughSettings(num_epochs=3)
+            specification, one, other, loss, batches, settings=StraightThroughSettings(num_epochs=STE_EPOCHS)
         ),
     }
     ends = {way: found.apply(other) for way, found in permutations.items()}

@@ -6,14 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from graftwork import Adapter, Backbone, FullFineTuning, evaluate
+from graftwork import Adapter, Backbone, FullFineTuning, Task, evaluate
 from graftwork.arithmetic import landscape
 from graftwork.arithmetic.landscapes import around, direction, interpolate, line, plane
 from graftwork.arithmetic.surveying import Points
 from graftwork.errors import AdapterError, WeightsError
+from graftwork.tasks import load_split
 from tests.closeness import close
+from tests.tiny import make_config, randomised, save_model
 
 FILES = {"landscape.csv", "landscape.json", "landscape.png", "landscape.svg"}
 
@@ -174,7 +178,7 @@ def test_adapters_of_any_method_have_lines(draw):
         ("ab", ["--task", "conll2003"], "is of kind token-classification"),
         (["a", "lora"], [], "lora has method lora, and a full-fine-tuning"),
         (["lora", "more"], ["--align"], "adapters of method 'lora' cannot be aligned"),
-        ("aa", [], "an adapter is given twice"),
+        ("aa", [], "a result is given twice"),
     ],
 )
 def test_what_has_no_landscape_is_refused(draw, tmp_path, names, arguments, said):
@@ -224,3 +228,35 @@ def test_adapters_that_lack_weights_cannot_be_aligned(tuned):
     top = Adapter.new(backbone, FullFineTuning(top_layers=1), labels=("a", "b"))
     with pytest.raises(AdapterError, match=r"would have to be permuted, and they do not have it"):
         Points([top, top], backbone, ["a", "b"]).specification()
+
+
+def fine_tuned(folder, seed, num_labels=2):
+    """A model with a head, as transformers saves it."""
+    config = make_config("bert", num_labels=num_labels)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = randomised(AutoModelForSequenceClassification.from_config(config), seed=seed)
+    return save_model(folder, model)
+
+
+def test_fine_tuned_models_have_landscapes(graftwork, data, tmp_path):
+    folders = [fine_tuned(tmp_path / name, seed) for seed, name in enumerate("xy")]
+    task = tmp_path / "task.yaml"
+    task.write_text(f"name: classes\ntext: text\ndata: {data['classes']}\n")
+    usual = ["--task", task, "--rows", 8, "--points", 3, "--dtype", "float32", "--quiet", "--output", tmp_path / "out"]
+    ran = graftwork("landscape", *folders, *usual, "--align")
+    assert (ran.status, ran.err) == (0, "")
+    with (tmp_path / "out" / "landscape.csv").open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    texts = load_split(Task.from_yaml(str(task)), "validation").select(range(8))
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    batch = tokenizer(list(texts["text"]), padding=True, return_tensors="pt")
+    for folder, row in ((folders[0], rows[0]), (folders[1], rows[2]), (folders[1], rows[5])):
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        with torch.no_grad():
+            loss = F.cross_entropy(model(**batch).logits, torch.tensor(texts["label"]))
+        assert float(row["loss"]) == pytest.approx(float(loss), rel=1e-3)
+    assert "--task" in graftwork("landscape", *folders, "--output", tmp_path / "no", "--quiet").err
+    three = fine_tuned(tmp_path / "three", 3, num_labels=3)
+    wrong = graftwork("landscape", three, *usual[:-1], tmp_path / "no")
+    assert "has 2 labels, and the model 3 outputs" in wrong.err

@@ -7,6 +7,7 @@ of any other method it is the method's tensors. The head is a part of it.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.declared import usable_sites
+from graftwork.arithmetic.finetuned import finetuned_adapter, is_model_folder
 from graftwork.arithmetic.landscape_files import Line, Surface, Values
 from graftwork.arithmetic.landscapes import Measure, Weights, around, line, plane
 from graftwork.arithmetic.matching import MatchingSettings, weight_matching
@@ -24,7 +26,7 @@ from graftwork.errors import AdapterError, RecipeError
 from graftwork.heads import PooledHead
 from graftwork.methods import FullFineTuning
 from graftwork.model import AdaptedModel
-from graftwork.tasks import SplitName, Task, find_task, load_split
+from graftwork.tasks import SplitName, Task, find_task, load, load_split
 from graftwork.training.display import SILENT, Display, shown_on_stderr
 from graftwork.training.evaluation import task_of
 from graftwork.training.run_summary import of_loading
@@ -279,9 +281,53 @@ def rows_of(
                 expected=f"a task of kind {adapter.kind}",
                 change="--task",
             )
-        found = named.override(labels=adapter.task.labels)
+        found = _with_labels(named, adapter)
     rows = load_split(found, split, grouped=True)
     return found, rows if count is None else rows.select(range(min(count, len(rows))))
+
+
+def operand(folder: str | Path, *, backbone: Backbone, task: str | None = None, name: str | None = None) -> Adapter:
+    """A saved adapter, or a fine-tuned Hugging Face model as an adapter of full fine-tuning.
+
+    Args:
+        folder: the folder of either.
+        backbone: the model that it was tuned from.
+        task: name or file of the task, which says whether texts come in pairs; a model's own folder does not.
+        name: of a model, in messages. None: the folder's.
+
+    Raises:
+        AdapterError: the folder holds neither, is damaged, or holds a model that was not tuned from the backbone.
+        RecipeError: it holds a model, and no task is given.
+    """
+    if not is_model_folder(folder):
+        return Adapter.load(folder)
+    if task is None:
+        raise RecipeError(
+            f"{str(folder)!r} is a model, which does not say what it was tuned on",
+            expected="the name of a built-in task, or a task file",
+            change="--task",
+        )
+    pairs = find_task(task).text_pair is not None
+    return finetuned_adapter(folder, backbone, name=name, pairs=pairs)
+
+
+def _with_labels(task: Task, adapter: Adapter) -> Task:
+    """A task with an adapter's labels. Those of a model that names none (`LABEL_0`) are the task's own, in their order.
+
+    Raises:
+        RecipeError: there are not as many.
+    """
+    labels = adapter.task.labels
+    if labels is None or labels != tuple(f"LABEL_{i}" for i in range(len(labels))):
+        return task.override(labels=labels)
+    known = load(task, test=False).task.labels
+    if known is None or len(known) != len(labels):
+        raise RecipeError(
+            f"task {task.name!r} has {len(known or ())} labels, and the model {len(labels)} outputs",
+            expected="a task with one label for each output",
+            change="--task",
+        )
+    return task.override(labels=known)
 
 
 @contextmanager

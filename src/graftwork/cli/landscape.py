@@ -43,11 +43,13 @@ def landscape(
     Parameters
     ----------
     adapters
-        The folders of one, two or three adapters of one method, with the same settings, head and labels.
+        The folders of one, two or three adapters of one method, with the same settings, head and labels; or of
+        fine-tuned Hugging Face models.
     output
         Folder for the result. It must not exist.
     task
-        A built-in task or a task file (YAML). Default: the task that the first adapter was tuned on.
+        A built-in task or a task file (YAML). Default: the task that the first adapter was tuned on. For models it is
+        required.
     data
         Other data than the adapter was tuned on: a file, a folder or a hub id, with the task's own layout unless a
         flag names columns.
@@ -80,7 +82,8 @@ def landscape(
     seed
         Around one adapter, of the directions; with --align, of the order of matching. Default: 0.
     backbone
-        Folder or hub id of the backbone, if it has moved.
+        Folder or hub id of the backbone, if it has moved; of models, the one that they were tuned from. Default for
+        models: the first of them.
     dtype
         Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
     batch_size
@@ -110,26 +113,29 @@ def landscape(
     from json import dumps
 
     from graftwork.adapters import Adapter
+    from graftwork.arithmetic.finetuned import is_model_folder
     from graftwork.arithmetic.landscape_files import Line, refuse
     from graftwork.arithmetic.surveying import landscape as measure
+    from graftwork.arithmetic.surveying import operand
     from graftwork.backbones import Backbone
     from graftwork.cli.table import print_pairs, print_table
     from graftwork.training.display import shown_on_stderr
     from graftwork.training.run_summary import of_loading
 
     refuse(output, overwrite=overwrite)
-    loaded = {folder.name: Adapter.load(folder) for folder in adapters}
-    if len(loaded) < len(adapters):
-        loaded = {str(folder): Adapter.load(folder) for folder in adapters}
-    if len(loaded) < len(adapters):
-        raise RecipeError("an adapter is given twice", expected="different adapters' folders")
-    name = backbone or next(iter(loaded.values())).backbone.name
+    if len({*adapters}) < len(adapters):
+        raise RecipeError("a result is given twice", expected="different folders")
+    first = adapters[0]
+    name = backbone or (str(first) if is_model_folder(first) else Adapter.load(first).backbone.name)
     with shown_on_stderr(shown=not quiet) as display:
         display.say(of_loading(name))
+    frozen = Backbone.load(name, dtype=dtype)
+    short = len({folder.name for folder in adapters}) == len(adapters)
+    loaded = {folder.name if short else str(folder): operand(folder, backbone=frozen, task=task) for folder in adapters}
     columns = {"text": text, "text_pair": text_pair, "image": image, "choices": choices, "label": label}
     made = measure(
         loaded,
-        backbone=Backbone.load(name, dtype=dtype),
+        backbone=frozen,
         task=task,
         data=data,
         columns={name: column for name, column in columns.items() if column is not None},
