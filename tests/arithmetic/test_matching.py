@@ -146,6 +146,16 @@ def test_copies_of_one_network_are_merged_into_it():
     assert (network(x) - before).abs().max() <= 1e-12 * before.abs().max()
 
 
+def test_of_two_the_first_stays():
+    specification = sequential_specification(mlp())
+    a, b = mlp(1).state_dict(), mlp(2).state_dict()
+    merged, (first, second) = merge_many(specification, [a, b])
+    assert first == specification.identity()
+    assert second == weight_matching(specification, a, b)
+    expected = mean([a, second.apply(b)])
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in merged.items())
+
+
 def test_the_mean_of_equals_is_itself_and_counters_stay():
     own = cnn().state_dict()
     assert all(torch.equal(tensor, own[name]) for name, tensor in mean([own, own]).items())

@@ -86,7 +86,8 @@ def merge_many(
     *,
     settings: MatchingSettings | None = None,
 ) -> tuple[dict[str, Tensor], list[Permutations]]:
-    """The mean of several networks, each matched to the mean of the others (algorithm 4, MergeMany).
+    """The mean of several networks, each matched to the mean of the others (algorithm 4, MergeMany). Of two, the first
+    stays as it is.
 
     Args:
         specification: what moves together.
@@ -103,11 +104,15 @@ def merge_many(
     if len(networks) < 2:
         raise WeightsError(f"{len(networks)} network is given to be merged", expected="two or more")
     found: list[Permutations | None] = [None] * len(networks)
+    if len(networks) == 2:
+        found[0] = specification.identity()
     now = [dict(network) for network in networks]
     generator = torch.Generator().manual_seed(settings.seed)
     for _ in range(settings.rounds):
         moved = False
         for i in torch.randperm(len(networks), generator=generator).tolist():
+            if i == 0 and len(networks) == 2:
+                continue
             others = mean([own for j, own in enumerate(now) if j != i])
             matched = weight_matching(specification, others, networks[i], settings=settings, begin=found[i])
             moved |= found[i] is None or matched != found[i]
