@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +9,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from graftwork import Adapter, Backbone, FullFineTuning, Task, evaluate
+from graftwork import Adapter, Backbone, Task, evaluate
 from graftwork.arithmetic import landscape
 from graftwork.arithmetic.landscapes import around, direction, interpolate, line, plane
-from graftwork.arithmetic.surveying import Points
-from graftwork.errors import AdapterError, WeightsError
+from graftwork.errors import WeightsError
 from graftwork.tasks import load_split
 from tests.closeness import close
 from tests.tiny import make_config, randomised, save_model
@@ -193,41 +191,6 @@ def test_an_output_that_is_there_is_refused_before_anything_is_read(draw, tmp_pa
     (tmp_path / "out" / "other").touch()
     assert "exists already" in draw("ab").err
     assert "holds other" in draw("ab", "--overwrite").err
-
-
-def test_a_permuted_adapter_predicts_the_same_and_is_aligned_to_the_last_bit(tuned):
-    adapter = Adapter.load(tuned / "a")
-    backbone = Backbone.load(adapter.backbone.name, dtype="float32")
-    for fields in ({}, {"extra_layer": True}, {"pooling": "pooler"}):
-        head = adapter.head.model_copy(update=fields)
-        own = with_head(adapter, head, backbone)
-        space = Points([own], backbone, ["a"])
-        weights = space.weights(own)
-        specification = space.specification()
-        moved = specification.random(seed=2).apply(weights)
-        assert any(not torch.equal(moved[name], weights[name]) for name in weights if name.startswith("head."))
-        other = space.adapter(moved)
-        first, second = (evaluate(one, backbone=backbone) for one in (own, other))
-        assert first == pytest.approx(second)
-        assert all(torch.equal(tensor, weights[name]) for name, tensor in space.aligned(weights, moved).items())
-
-
-def with_head(adapter, head, backbone):
-    """The adapter with another head, and random tensors for what it has not."""
-    generator = torch.Generator().manual_seed(0)
-    created = Adapter.create(backbone, adapter.method, head, adapter.task)
-    tensors = {
-        name: adapter.tensors.get(name, torch.randn(tensor.shape, generator=generator) * 0.1)
-        for name, tensor in created.tensors.items()
-    }
-    return replace(adapter, head=head, sites=created.sites, tensors=tensors)
-
-
-def test_adapters_that_lack_weights_cannot_be_aligned(tuned):
-    backbone = Backbone.load(Adapter.load(tuned / "a").backbone.name, dtype="float32")
-    top = Adapter.new(backbone, FullFineTuning(top_layers=1), labels=("a", "b"))
-    with pytest.raises(AdapterError, match=r"would have to be permuted, and they do not have it"):
-        Points([top, top], backbone, ["a", "b"]).specification()
 
 
 def fine_tuned(folder, seed, num_labels=2):

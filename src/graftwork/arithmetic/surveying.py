@@ -1,30 +1,19 @@
-"""Landscapes of adapters' losses: their tensors as points, and what is measured of each.
-
-A point of full fine-tuning is the whole weights, so that filters are as long as the model's, and units can be permuted;
-of any other method it is the method's tensors. The head is a part of it.
-"""
+"""Landscapes of adapters' losses on the rows of a task."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
-from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.declared import usable_sites
 from graftwork.arithmetic.finetuned import finetuned_adapter, is_model_folder
 from graftwork.arithmetic.landscape_files import Line, Surface, Values
 from graftwork.arithmetic.landscapes import Measure, Weights, around, line, plane
-from graftwork.arithmetic.matching import MatchingSettings, weight_matching
-from graftwork.arithmetic.permutations import Factor, Segment, Specification
-from graftwork.arithmetic.specifications import specification_of
+from graftwork.arithmetic.points import Points
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, RecipeError
-from graftwork.heads import PooledHead
-from graftwork.methods import FullFineTuning
 from graftwork.model import AdaptedModel
 from graftwork.tasks import SplitName, Task, find_task, load, load_split
 from graftwork.training.display import SILENT, Display, shown_on_stderr
@@ -115,137 +104,6 @@ def landscape(
             return plane(first, b, c, measure, points=count, margin=margin, names=three, display=display)
 
 
-class Points:
-    """Adapters as points of one space.
-
-    Args:
-        adapters: of one method, head and backbone.
-        backbone: theirs.
-        names: of the adapters, for messages.
-
-    Raises:
-        AdapterError: an adapter differs from the first in more than its numbers, or does not fit the backbone.
-    """
-
-    def __init__(self, adapters: Sequence[Adapter], backbone: Backbone, names: Sequence[str]) -> None:
-        self.adapters, self.backbone, self.names = list(adapters), backbone, list(names)
-        first = adapters[0]
-        for name, own in zip(names, adapters, strict=True):
-            own.check(backbone)
-            for what, one, other in (
-                ("method", (first.method.name, first.method), (own.method.name, own.method)),
-                ("head", (first.head.kind, first.head), (own.head.kind, own.head)),
-                ("labels", (first.task.labels, None), (own.task.labels, None)),
-            ):
-                if one != other:
-                    raise AdapterError(
-                        f"{name} has {what} {_shown(other)}, and {names[0]} {_shown(one)}",
-                        expected="results of one method with the same settings, head and labels",
-                        change="the adapters",
-                    )
-        whole = isinstance(first.method, FullFineTuning) and first.method.random_subset is None
-        self._keys = {
-            name: backbone.weights.where(name).key
-            for name in first.tensors
-            if whole and name in backbone.weights and name not in first.fixed
-        }
-        self._base = {
-            name: backbone.model.get_parameter(key).detach().float().cpu() for name, key in self._keys.items()
-        }
-
-    def weights(self, adapter: Adapter) -> dict[str, Tensor]:
-        """The tensors of an adapter as a point: of full fine-tuning, the weights themselves by key of the model's state
-        dict."""
-        return {
-            self._keys.get(name, name): self._base[name] + own if name in self._base else own
-            for name, own in adapter.tensors.items()
-        }
-
-    def adapter(self, weights: Weights) -> Adapter:
-        """The adapter at a point."""
-        first = self.adapters[0]
-        found = {}
-        for name in first.tensors:
-            own = weights[self._keys.get(name, name)]
-            found[name] = (own - self._base[name] if name in self._base else own).contiguous()
-        return replace(first, tensors=found)
-
-    @property
-    def columns(self) -> frozenset[str]:
-        """Tensors whose filters are columns."""
-        locations = {key: self.backbone.weights.where(name) for name, key in self._keys.items()}
-        return frozenset(key for key, own in locations.items() if own.transposed and len(own.shape) == 2)
-
-    def aligned(self, to: Weights, other: Weights, *, fixed: Sequence[str] = (), seed: int = 0) -> dict[str, Tensor]:
-        """A point with its units in the order that is nearest to another one's (weight matching).
-
-        Args:
-            to: the point that stays as it is.
-            other: the point whose units are permuted.
-            fixed: groups that are not moved.
-            seed: of the order in which groups are matched.
-
-        Raises:
-            AdapterError: the method is not full fine-tuning of all weights; the head cannot be permuted; or the
-                permutation would have to move tensors that the adapters have not.
-            WeightsError: `fixed` names no group.
-        """
-        settings = MatchingSettings(fixed=tuple(fixed), seed=seed)
-        specification = self.specification()
-        return weight_matching(specification, to, other, settings=settings).apply(other)
-
-    def specification(self) -> Specification:
-        """What of the points can be permuted.
-
-        Raises:
-            AdapterError: as `aligned`.
-        """
-        first = self.adapters[0]
-        if not self._keys:
-            raise AdapterError(
-                f"adapters of method {first.method.name!r} cannot be aligned: they act on the frozen backbone's units,"
-                " whose order is one",
-                expected="adapters of full-fine-tuning",
-                change="--align",
-            )
-        body = specification_of(self.backbone)
-        point = self.weights(first)
-        usable = usable_sites(self.backbone, first.head)
-        for name in self.backbone.weights:
-            location = self.backbone.weights.where(name)
-            used = location.site is None or location.site in usable
-            tied = any(self.backbone.weights.where(other).key in point for other in location.tied)
-            if used and body.segments[location.key] and location.key not in point and not tied:
-                raise AdapterError(
-                    f"the adapters cannot be aligned: {name!r} would have to be permuted, and they do not have it",
-                    expected="adapters of full-fine-tuning with all weights, on a backbone without batch norms",
-                    change="--align",
-                )
-        segments = {key: own for key, own in body.segments.items() if key in point}
-        segments |= self._head_segments(first, body, [name for name in point if name not in segments])
-        return Specification(segments, {key: tuple(own.shape) for key, own in point.items()}, body.within)
-
-    def _head_segments(
-        self, adapter: Adapter, body: Specification, names: Sequence[str]
-    ) -> dict[str, tuple[Segment, ...]]:
-        """Of the head's tensors."""
-        if not isinstance(adapter.head, PooledHead):
-            if not names:
-                return {}  # the language-model head is the backbone's own
-            raise AdapterError(
-                f"adapters with a head of kind {adapter.head.kind!r} cannot be aligned",
-                expected="a head for classification or regression of whole texts, or the language-model head",
-                change="--align",
-            )
-        read = "pooler" if adapter.head.pooling == "pooler" and "pooler" in body.groups else "residual"
-        stream = max(name for name in body.groups if name.startswith(read))  # of several, the last
-        into = Segment(1, 0, (Factor(stream, body.groups[stream].size),))
-        dense = Factor("head", self.backbone.hidden_size)
-        of_dense = {"head.dense.weight": (Segment(0, 0, (dense,)), into), "head.dense.bias": (Segment(0, 0, (dense,)),)}
-        classifier = (Segment(1, 0, (dense,)),) if adapter.head.extra_layer else (into,)
-        return {name: {**of_dense, "head.classifier.weight": classifier}.get(name, ()) for name in names}
-
-
 def rows_of(
     adapter: Adapter,
     *,
@@ -286,29 +144,45 @@ def rows_of(
     return found, rows if count is None else rows.select(range(min(count, len(rows))))
 
 
-def operand(folder: str | Path, *, backbone: Backbone, task: str | None = None, name: str | None = None) -> Adapter:
-    """A saved adapter, or a fine-tuned Hugging Face model as an adapter of full fine-tuning.
+def read_operands(
+    folders: Sequence[Path], *, task: str | None = None, backbone: str | None = None, dtype: str = "auto"
+) -> tuple[dict[str, Adapter], Backbone]:
+    """Saved adapters, or fine-tuned Hugging Face models as adapters of full fine-tuning; and their backbone.
 
     Args:
-        folder: the folder of either.
-        backbone: the model that it was tuned from.
-        task: name or file of the task, which says whether texts come in pairs; a model's own folder does not.
-        name: of a model, in messages. None: the folder's.
+        folders: of either.
+        task: name or file of the task, which says whether texts come in pairs: a model's own folder does not.
+        backbone: folder or hub id of the backbone. None: the name that the first adapter has stored, or the first of
+            the models.
+        dtype: precision of the backbone.
+
+    Returns:
+        The adapters by the names of their folders, or by their paths where names are not different.
 
     Raises:
-        AdapterError: the folder holds neither, is damaged, or holds a model that was not tuned from the backbone.
-        RecipeError: it holds a model, and no task is given.
+        AdapterError: a folder holds neither, is damaged, or holds a model that was not tuned from the backbone.
+        RecipeError: there is a model, and no task is given; the task is unknown; or a folder is given twice.
+        BackboneError: the backbone cannot be loaded.
     """
-    if not is_model_folder(folder):
-        return Adapter.load(folder)
-    if task is None:
+    if len({*folders}) < len(folders):
+        raise RecipeError("a result is given twice", expected="different folders")
+    named = None if task is None else find_task(task)
+    held = {folder: None if is_model_folder(folder) else Adapter.load(folder) for folder in folders}
+    first, own = next(iter(held.items()))
+    models = [folder for folder, adapter in held.items() if adapter is None]
+    if models and named is None:
         raise RecipeError(
-            f"{str(folder)!r} is a model, which does not say what it was tuned on",
+            f"{str(models[0])!r} is a model, which does not say what it was tuned on",
             expected="the name of a built-in task, or a task file",
             change="--task",
         )
-    pairs = find_task(task).text_pair is not None
-    return finetuned_adapter(folder, backbone, name=name, pairs=pairs)
+    frozen = Backbone.load(backbone or (str(first) if own is None else own.backbone.name), dtype=dtype)
+    short = len({folder.name for folder in folders}) == len(folders)
+    pairs = named is not None and named.text_pair is not None
+    return {
+        folder.name if short else str(folder): adapter or finetuned_adapter(folder, frozen, pairs=pairs)
+        for folder, adapter in held.items()
+    }, frozen
 
 
 def _with_labels(task: Task, adapter: Adapter) -> Task:
@@ -339,7 +213,7 @@ def measuring(
     batch_size: int = 64,
     display: Display = SILENT,
 ) -> Iterator[Measure]:
-    """Inside, what measures the loss and the task's metrics at a point.
+    """Inside, what measures the loss and the task's metrics at a point; of generation, the loss alone.
 
     Args:
         points: the adapters.
@@ -359,12 +233,8 @@ def measuring(
 
         def measure(weights: Weights) -> Values:
             model.replace(name, points.adapter(weights))
-            return scorer()
+            return scorer(generate=False)
 
         yield measure
     finally:
         model.detach()
-
-
-def _shown(value: Sequence[object]) -> str:
-    return str(value[0])

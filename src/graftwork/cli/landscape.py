@@ -112,26 +112,13 @@ def landscape(
     say_start(quiet=quiet)
     from json import dumps
 
-    from graftwork.adapters import Adapter
-    from graftwork.arithmetic.finetuned import is_model_folder
     from graftwork.arithmetic.landscape_files import Line, refuse
     from graftwork.arithmetic.surveying import landscape as measure
-    from graftwork.arithmetic.surveying import operand
-    from graftwork.backbones import Backbone
+    from graftwork.arithmetic.surveying import read_operands
     from graftwork.cli.table import print_pairs, print_table
-    from graftwork.training.display import shown_on_stderr
-    from graftwork.training.run_summary import of_loading
 
     refuse(output, overwrite=overwrite)
-    if len({*adapters}) < len(adapters):
-        raise RecipeError("a result is given twice", expected="different folders")
-    first = adapters[0]
-    name = backbone or (str(first) if is_model_folder(first) else Adapter.load(first).backbone.name)
-    with shown_on_stderr(shown=not quiet) as display:
-        display.say(of_loading(name))
-    frozen = Backbone.load(name, dtype=dtype)
-    short = len({folder.name for folder in adapters}) == len(adapters)
-    loaded = {folder.name if short else str(folder): operand(folder, backbone=frozen, task=task) for folder in adapters}
+    loaded, frozen = read_operands(adapters, task=task, backbone=backbone, dtype=dtype)
     columns = {"text": text, "text_pair": text_pair, "image": image, "choices": choices, "label": label}
     made = measure(
         loaded,
