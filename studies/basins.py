@@ -23,6 +23,7 @@ MATCHED_ON = 512
 """Training images by whose activations units are matched, and over which batch norms are computed anew."""
 
 NETWORKS = ("mlp-64", "mlp-256", "mlp-512", "cnn")
+SHOWN = ("mlp-256", 0)
 WAYS = ("naive", "weights", "activations", "straight-through")
 
 
@@ -145,9 +146,8 @@ def trained(network: str, seed: int, images: Any, labels: Any) -> Any:
 
 
 def report(records: list[Record]) -> str:
-    """The page, and its figure."""
+    """The page."""
     rows = []
-    shown = {}
     for network in NETWORKS:
         own = sorted((record for record in records if record["network"] == network), key=lambda record: record["pair"])
         if not own:
@@ -156,13 +156,17 @@ def report(records: list[Record]) -> str:
         for suffix in ("", ", not repaired") if network == "cnn" else ("",):
             cells = [_cell([record["barriers"][f"{way}{suffix}"] for record in own]) for way in WAYS]
             rows.append([f"{network}{suffix}", f"{100 * sum(accuracy) / len(accuracy):.1f}", str(len(own)), *cells])
-        if network == "mlp-256":
-            shown = {way: own[0]["curves"][way] for way in WAYS}
-    if shown:
-        across = [place / (POINTS - 1) for place in range(POINTS)]
-        figures.lines(HERE / "basins.svg", across, shown, "α: 0 is one network, 1 the other", "test loss")
     table = markdown(["network", "accuracy, %", "pairs", *WAYS], rows)
     return PAGE.format(points=POINTS, epochs=EPOCHS, batch=BATCH, rate=RATE, momentum=MOMENTUM, table=table)
+
+
+def draw(records: list[Record], file: Path) -> None:
+    """The figure: the curves of one pair."""
+    curves = next((own["curves"] for own in records if (own["network"], own["pair"]) == SHOWN), None)
+    if curves is not None:
+        across = [place / (POINTS - 1) for place in range(POINTS)]
+        shown = {way: curves[way] for way in WAYS}
+        figures.lines(file, across, shown, "α: 0 is one network, 1 the other", "test loss")
 
 
 def _cell(values: list[float]) -> str:
@@ -187,14 +191,17 @@ Made by `python -m studies.basins`.
 """
 
 
+GRID = Grid(HERE / "basins.jsonl", ("network", "pair"), HERE / "BASINS.md", report)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--pairs", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
-    grid = Grid(HERE / "basins.jsonl", ("network", "pair"), HERE / "BASINS.md", report)
-    grid.fill([(network, pair) for network in given.networks for pair in given.pairs], measure, workers=given.workers)
+    GRID.fill([(network, pair) for network in given.networks for pair in given.pairs], measure, workers=given.workers)
+    draw(GRID.recorded(), HERE / "basins.svg")
 
 
 if __name__ == "__main__":
