@@ -150,6 +150,23 @@ def test_statistics_of_batch_norms_are_not_learned():
     assert all(torch.equal(own, before[name]) for name, own in a.state_dict().items())
 
 
+def test_tied_weights_are_learned_as_one():
+    backbone, other = (make_backbone("gpt2", head=True, seed=seed) for seed in (0, 1))
+    specification, model = specification_of(backbone), backbone.model
+    own = model.state_dict()
+    assert own["lm_head.weight"].data_ptr() == own["transformer.wte.weight"].data_ptr()
+    batches = [inputs_for(model, 9, 9, 9, seed=seed) for seed in range(2)]
+
+    def loss(tensors, batch):
+        assert tensors["lm_head.weight"] is tensors["transformer.wte.weight"]
+        logits = functional_call(model, dict(tensors), kwargs=batch).logits
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten())
+
+    settings = StraightThroughSettings(num_epochs=1, learning_rate=1.0)
+    found = straight_through(specification, own, other.model.state_dict(), loss, batches, settings=settings)
+    assert found.keys() == specification.groups.keys()
+
+
 def test_a_planted_permutation_stays_found_by_the_estimator():
     network = mlp()
     specification = sequential_specification(network)

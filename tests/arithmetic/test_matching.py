@@ -13,7 +13,7 @@ from graftwork.arithmetic.permutations import Permutations, Specification
 from graftwork.arithmetic.specifications import sequential_specification, specification_of
 from graftwork.errors import WeightsError
 from tests.arithmetic.networks import cnn, mlp
-from tests.tiny import CONFIGS, GENERATORS, make_backbone
+from tests.tiny import CONFIGS, GENERATORS, make_backbone, randomised
 
 ATTENTION = Specification.of(
     {
@@ -179,6 +179,16 @@ def test_wrong_tensors_are_refused_by_name():
         weight_matching(specification, own, own, settings=MatchingSettings(fixed=("residual",)))
     with pytest.raises(WeightsError, match="two or more"):
         merge_many(specification, [own])
+
+
+def test_a_batch_norm_behind_a_flattened_map_has_its_channels():
+    layers = (nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(48), nn.Linear(48, 2))
+    network = randomised(nn.Sequential(*layers), seed=0).double().eval()
+    x = torch.randn(5, 1, 4, 4, dtype=torch.float64)
+    before = network(x)
+    specification = sequential_specification(network)
+    network.load_state_dict(specification.random(seed=4).apply(network.state_dict()))
+    assert (network(x) - before).abs().max() <= 1e-12 * before.abs().max()
 
 
 def test_wrong_specifications_are_refused():

@@ -131,5 +131,5 @@ def test_an_unknown_head_and_a_family_without_a_table_are_refused(monkeypatch):
         specification_of(backbone)
     partial = Symmetries(axes={"embeddings.word": (None, "residual")})
     monkeypatch.setattr(backbone, "family", replace(backbone.family, symmetries=partial))
-    with pytest.raises(BackboneError, match=r"say nothing of site 'embeddings\.position'"):
+    with pytest.raises(BackboneError, match=r"say nothing of 'embeddings\.position'"):
         specification_of(backbone)

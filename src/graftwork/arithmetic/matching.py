@@ -147,7 +147,7 @@ def frozen_groups(specification: Specification, fixed: Collection[str]) -> froze
             raise WeightsError(
                 f"{name!r} is no group of units that can be fixed",
                 expected=nearest(name, specification.roots),
-                change="fixed",
+                change="--fixed",
             )
     return frozenset(fixed)
 
@@ -195,7 +195,8 @@ class _Matcher:
         fixed: frozenset[str],
     ) -> None:
         self.specification, self.fixed = specification, fixed
-        told = _once({name: a[name] for name in specification.segments if tells(name, a[name])})
+        owners = owners_of({name: a[name] for name in specification.segments if tells(name, a[name])})
+        told = [name for name, owner in owners.items() if name == owner]
         for what, own in (("first", a), ("second", b)):
             for name in told:
                 if not bool(own[name].isfinite().all()):
@@ -265,12 +266,10 @@ class _Matcher:
         return sum(size for size, known in sizes if known) / max(1, sum(size for size, _ in sizes))
 
 
-def _once(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors, of tied ones the first."""
+def owners_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """By name of each tensor, the first name of those that are tied to it."""
     held: dict[tuple[object, ...], str] = {}
-    for name, own in tensors.items():
-        held.setdefault((own.data_ptr(), own.shape, own.stride()), name)
-    return list(held.values())
+    return {name: held.setdefault((own.data_ptr(), own.shape, own.stride()), name) for name, own in tensors.items()}
 
 
 def tells(name: str, tensor: Tensor) -> bool:

@@ -90,16 +90,14 @@ def sequential_specification(network: nn.Sequential) -> Specification:
         if isinstance(module, nn.Linear | nn.Conv2d):
             if isinstance(module, nn.Conv2d) and module.groups != 1:
                 raise WeightsError(f"module {place!r} is a convolution in {module.groups} groups", expected="one group")
-            out, into = module.weight.shape[:2]
-            # Behind a flattened map, each channel is so many entries one behind the other.
-            before = None if group is None else group if into == width else (group, into // width)
-            group, width = (None if place == layers[-1] else place), out
+            before = _along(group, width, module.weight.shape[1])
+            group, width = (None if place == layers[-1] else place), module.weight.shape[0]
             axes[f"{place}.weight"] = [group, before, *[None] * (module.weight.dim() - 2)]
             if module.bias is not None:
                 axes[f"{place}.bias"] = [group]
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             own = [key for key in state if key.rpartition(".")[0] == place]
-            axes |= {key: [group] * state[key].dim() for key in own}
+            axes |= {key: [_along(group, width, len(state[key]))] if state[key].dim() else [] for key in own}
         elif not isinstance(module, (*KEPT, nn.Flatten)):
             raise WeightsError(
                 f"module {place!r} of the chain is a {type(module).__name__}, of which it is not known how it treats"
@@ -108,6 +106,11 @@ def sequential_specification(network: nn.Sequential) -> Specification:
                 change="the network, or Specification.of to say what moves together",
             )
     return Specification.of(axes, {key: tuple(tensor.shape) for key, tensor in state.items()})
+
+
+def _along(group: str | None, width: int, length: int) -> AxisGroups:
+    """An axis along units. Behind a flattened map, each channel is so many entries one behind the other."""
+    return group if group is None or length == width else (group, length // width)
 
 
 class _Table:
@@ -140,24 +143,21 @@ class _Table:
 
     def segments(self, location: Location) -> Iterator[Segment]:
         """Of a tensor as its module holds it, the parts of its axes that lie along groups."""
-        if location.site is None:
-            # Such as BART's bias of the vocabulary, which lies along no units.
-            yield from ()
-            return
-        site = self.backbone.sites[location.site]
-        start = "" if site.layer is None else site.name[: site.name.index(f"layers.{site.layer}.")]
-        relative = site.name.removeprefix(f"{start}layers.{site.layer}.") if site.layer is not None else site.name
-        if site.layer is None and site.stack:
-            relative = relative.removeprefix(f"{site.stack}.")
+        site = None if location.site is None else self.backbone.sites[location.site]
+        name = location.name if site is None else site.name
+        start, layer = "", None
+        if site is not None:
+            start = f"{site.stack}." if site.stack and name.startswith(f"{site.stack}.") else ""
+            layer = BEFORE if site.layer is None and site.height else site.layer
+            start += "" if site.layer is None else f"layers.{site.layer}."
+        relative = name.removeprefix(start)
         if relative not in self.symmetries.axes:
             raise BackboneError(
-                f"the symmetries of the family {self.backbone.family.name!r} say nothing of site {site.name!r}",
+                f"the symmetries of the family {self.backbone.family.name!r} say nothing of {name!r}",
                 expected=nearest(relative, self.symmetries.axes),
                 change="the family's table in graftwork/backbones/families",
             )
-        scope = site.name[: -len(relative)] + ("" if site.layer is None else f"{site.sublayer}.")
-        before = site.layer is None and site.height > 0
-        layer = BEFORE if before else site.layer
+        scope = start if site is None or site.layer is None else f"{start}{site.sublayer}."
         for axis, names in enumerate(_spread(self.symmetries.axes[relative], len(location.shape))):
             if names is not None:
                 turned = location.transposed and len(location.shape) == 2

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from graftwork.arithmetic.matching import MatchingSettings, mean, tells, weight_matching
+from graftwork.arithmetic.matching import MatchingSettings, mean, owners_of, tells, weight_matching
 from graftwork.arithmetic.permutations import Permutations, Specification
 from graftwork.errors import DivergedError, WeightsError
 
@@ -64,39 +64,49 @@ def straight_through(
     settings = settings or StraightThroughSettings()
     if not batches:
         raise WeightsError("there are no batches to learn permutations on", expected="one or more", change="batches")
+    owners = owners_of(a)
     now = weight_matching(specification, a, b, settings=settings.matching)
-    best, lowest = now, _mean_loss(a, now.apply(b), loss, batches)
-    learned = {name: own.detach().clone().requires_grad_() for name, own in a.items() if tells(name, own)}
+    best, lowest = now, _mean_loss(_middle(a, now.apply(b), owners), loss, batches)
+    learned = {
+        name: own.detach().clone().requires_grad_()
+        for name, own in a.items()
+        if tells(name, own) and owners[name] == name
+    }
     optimizer = torch.optim.SGD(learned.values(), lr=settings.learning_rate, momentum=settings.momentum)
     for _ in range(settings.num_epochs):
         for batch in batches:
-            theta = {name: learned[name].detach() if name in learned else own for name, own in a.items()}
+            theta = {name: learned[owners[name]].detach() if owners[name] in learned else a[name] for name in a}
             now = weight_matching(specification, theta, b, settings=settings.matching, begin=now)
-            middle = mean([a, now.apply(b)])
-            through = {
-                name: own + 0.5 * (learned[name] - learned[name].detach()) if name in learned else own
-                for name, own in middle.items()
-            }
+            middle = _middle(a, now.apply(b), owners)
+            moved = {name: middle[name] + 0.5 * (own - own.detach()) for name, own in learned.items()}
+            through = {name: moved.get(owners[name], own) for name, own in middle.items()}
             optimizer.zero_grad()
             value = _finite(loss(through, batch))
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        reached = _mean_loss(a, now.apply(b), loss, batches)
+        reached = _mean_loss(_middle(a, now.apply(b), owners), loss, batches)
         if reached < lowest:
             best, lowest = now, reached
     return best
 
 
+def _middle(a: Mapping[str, Tensor], b: Mapping[str, Tensor], owners: Mapping[str, str]) -> dict[str, Tensor]:
+    """The mean of two networks, in which what is tied is one tensor."""
+    middle = mean([a, b])
+    return {name: middle[owners[name]] for name in middle}
+
+
 def _mean_loss(
-    a: Mapping[str, Tensor],
-    b: Mapping[str, Tensor],
-    loss: Callable[[Mapping[str, Tensor], Batch], Tensor],
-    batches: Sequence[Batch],
+    weights: Mapping[str, Tensor], loss: Callable[[Mapping[str, Tensor], Batch], Tensor], batches: Sequence[Batch]
 ) -> float:
-    """Of the mean of two networks."""
+    """Over the batches. A loss may compute statistics of batch norms in place, and is given copies of integers and
+    statistics."""
+    total = 0.0
     with torch.no_grad():
-        # Each time another copy: a loss may compute statistics of batch norms in place.
-        return sum(float(_finite(loss(mean([a, b]), batch))) for batch in batches) / len(batches)
+        for batch in batches:
+            own = {name: tensor if tells(name, tensor) else tensor.clone() for name, tensor in weights.items()}
+            total += float(_finite(loss(own, batch)))
+    return total / len(batches)
 
 
 def _finite(value: Tensor) -> Tensor:

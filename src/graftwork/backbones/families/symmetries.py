@@ -34,8 +34,9 @@ class Symmetries:
     """The symmetries of a family.
 
     Attributes:
-        axes: by site (its name within its layer, for a site in a layer), the groups of its tensors' axes, of which a
-            tensor with fewer axes has the first: a weight is (out, in), also where it is stored otherwise.
+        axes: by site (its name within its layer, for a site in a layer; the tensor's own name, for one without a site),
+            the groups of its tensors' axes, of which a tensor with fewer axes has the first: a weight is (out, in),
+            also where it is stored otherwise.
         heads: the same by path of a module of a task head, beside the model without it.
         otherwise: of a group, the end of the names of the sites without which it is another group, and that one.
         renewed_by: the site in a layer with which a new residual stream begins; `before` is the one before the layer.
@@ -84,6 +85,7 @@ EMBEDDINGS: dict[str, tuple[AxisNames, ...]] = {
     "norm": ("residual",),
     "pooler": ("pooler", "residual"),
     "lm_head": (None, "residual"),
+    "final_logits_bias": (None, None),
 }
 
 FFN: dict[str, tuple[AxisNames, ...]] = {
