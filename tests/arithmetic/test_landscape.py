@@ -122,6 +122,7 @@ def test_a_line_by_command(draw, tuned, tmp_path):
     assert float(rows[5]["loss"]) == pytest.approx(float(last["loss"]), rel=1e-4)
     record = json.loads((tmp_path / "out" / "landscape.json").read_text())
     assert record["barriers"].keys() == {"as they are", "aligned"}
+    assert (record["task"], record["rows"], record["aligned"]) == ("classes", 12, True)
     assert "barrier" in ran.out
 
 
@@ -174,7 +175,7 @@ def test_adapters_of_any_method_have_lines(draw):
         ("ab", ["--align", "--fixed", "layers"], "'layers' is no group of units"),
         ("ab", ["--task", "nothing"], "unknown task 'nothing'"),
         ("ab", ["--task", "conll2003"], "is of kind token-classification"),
-        (["a", "lora"], [], "lora has method lora, and a full-fine-tuning"),
+        (["a", "lora"], [], "lora has method lora (rank 2), and a full-fine-tuning"),
         (["lora", "more"], ["--align"], "adapters of method 'lora' cannot be aligned"),
         ("aa", [], "a result is given twice"),
     ],

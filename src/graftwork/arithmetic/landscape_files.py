@@ -4,7 +4,7 @@ random directions."""
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,15 @@ STYLES = ("-", "--", ":", "-.")
 """Curves can be told apart in grey."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Landscape(ABC):
-    """What was measured, and its folder."""
+    """What was measured, and its folder.
+
+    Attributes:
+        about: what is recorded with it, such as the task.
+    """
+
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @abstractmethod
     def rows(self) -> list[dict[str, Any]]:
@@ -82,11 +89,12 @@ def refuse(folder: str | Path, *, overwrite: bool = False) -> None:
     refuse_other_contents(Path(folder), (CSV, *FIGURES, RECORD, DIRECTIONS), overwrite=overwrite)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Line(Landscape):
     """Loss and scores along the line between two results.
 
     Attributes:
+        about: what is recorded with it, such as the task.
         names: of the results at α = 0 and α = 1.
         alphas: the points.
         curves: by name (`as they are`, `aligned`), what was measured at each point.
@@ -112,7 +120,7 @@ class Line(Landscape):
     def record(self) -> dict[str, Any]:
         """The results' names, and the barrier of each curve."""
         barriers = {curve: self.barrier(curve) for curve in self.curves}
-        return {"kind": "line", "from": self.names[0], "to": self.names[1], "barriers": barriers}
+        return {"kind": "line", "from": self.names[0], "to": self.names[1], **self.about, "barriers": barriers}
 
     def draw(self) -> Any:
         """The figure: a panel for the loss and one for each score."""
@@ -132,11 +140,12 @@ class Line(Landscape):
         return figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Surface(Landscape):
     """Loss and scores over a grid of points.
 
     Attributes:
+        about: what is recorded with it, such as the task.
         kind: `plane` of three results, or `around` one.
         axes: what is along x and y.
         x, y: the places of the grid.
@@ -152,8 +161,8 @@ class Surface(Landscape):
     y: tuple[float, ...]
     values: tuple[tuple[Values, ...], ...]
     marks: Mapping[str, tuple[float, float]]
-    settings: Mapping[str, Any]
-    directions: Mapping[str, Tensor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    directions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each point: x, y, loss, scores."""
@@ -166,7 +175,7 @@ class Surface(Landscape):
     def record(self) -> dict[str, Any]:
         """The settings, the places of results, and the smallest loss."""
         lowest = min(self.rows(), key=lambda row: row["loss"])
-        return {"kind": self.kind, **self.settings, "results": dict(self.marks), "lowest": lowest}
+        return {"kind": self.kind, **self.settings, **self.about, "results": dict(self.marks), "lowest": lowest}
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:

@@ -59,7 +59,7 @@ def line(
                 found.append(measure(interpolate(a, end, alpha)))
                 bar.advance(1)
             curves[name] = tuple(found)
-    return Line(names, tuple(alphas), curves)
+    return Line(names=names, alphas=tuple(alphas), curves=curves)
 
 
 def plane(
@@ -101,7 +101,8 @@ def plane(
     units = {"x": {name: own / width for name, own in u.items()}, "y": {name: own / height for name, own in v.items()}}
     values = _grid(a, units, x, y, measure, display)
     axes = (f"distance from {names[0]} towards {names[1]}", f"distance towards {names[2]}")
-    return Surface("plane", axes, x, y, values, marks, {"points": points, "margin": margin}, {})
+    settings = {"points": points, "margin": margin}
+    return Surface(kind="plane", axes=axes, x=x, y=y, values=values, marks=marks, settings=settings)
 
 
 def around(
@@ -137,7 +138,16 @@ def around(
     settings = {"points": points, "span": span, "seed": seed}
     stored = {f"{axis}.{own}": tensor for axis, found in directions.items() for own, tensor in found.items()}
     axes = ("first random direction", "second random direction")
-    return Surface("around", axes, side, side, values, {name: (0.0, 0.0)}, settings, stored)
+    return Surface(
+        kind="around",
+        axes=axes,
+        x=side,
+        y=side,
+        values=values,
+        marks={name: (0.0, 0.0)},
+        settings=settings,
+        directions=stored,
+    )
 
 
 def direction(a: Weights, *, seed: int, which: str, columns: Collection[str] = ()) -> dict[str, Tensor]:

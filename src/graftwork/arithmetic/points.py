@@ -7,6 +7,7 @@ of any other method it is the method's tensors. The head is a part of it.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pydantic import BaseModel
 from torch import Tensor
 
 from graftwork.adapters import Adapter
@@ -41,13 +42,13 @@ class Points:
         for name, own in zip(names, adapters, strict=True):
             own.check(backbone)
             for what, one, other in (
-                ("method", (first.method.name, first.method), (own.method.name, own.method)),
-                ("head", (first.head.kind, first.head), (own.head.kind, own.head)),
-                ("labels", (first.task.labels, None), (own.task.labels, None)),
+                ("method", _described(first.method.name, first.method), _described(own.method.name, own.method)),
+                ("head", _described(first.head.kind, first.head), _described(own.head.kind, own.head)),
+                ("labels", first.task.labels, own.task.labels),
             ):
                 if one != other:
                     raise AdapterError(
-                        f"{name} has {what} {_shown(other)}, and {names[0]} {_shown(one)}",
+                        f"{name} has {what} {other}, and {names[0]} {one}",
                         expected="results of one method with the same settings, head and labels",
                         change="the adapters",
                     )
@@ -158,5 +159,8 @@ class Points:
         return {name: segments.get(name, ()) for name in names}
 
 
-def _shown(value: Sequence[object]) -> str:
-    return str(value[0])
+def _described(name: str, settings: BaseModel) -> str:
+    """A method or head, with the settings that are not as usual."""
+    changed = settings.model_dump(mode="json", exclude_defaults=True)
+    shown = ", ".join(f"{key} {value}" for key, value in changed.items() if key != "kind")
+    return f"{name} ({shown})" if shown else name

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,13 @@ def landscape(
         first, *others = (space.weights(adapter) for adapter in own)
         moved = [space.aligned(first, other, fixed=fixed, seed=seed) for other in others] if align else others
         count = points or POINTS[len(own)]
+        about: dict[str, Any] = {"task": found.name, "split": split, "rows": len(measured)}
+        if align:
+            about |= {"aligned": True, "fixed": [*fixed], "seed": seed}
         with measuring(space, found, measured, batch_size=batch_size) as measure:
+            made: Line | Surface
             if len(own) == 1:
-                return around(
+                made = around(
                     first,
                     measure,
                     points=count,
@@ -95,13 +100,15 @@ def landscape(
                     name=names[0],
                     display=display,
                 )
-            if len(own) == 2:
+            elif len(own) == 2:
                 curves = {"aligned": moved[0]} if align else {}
                 ends = (names[0], names[1])
-                return line(first, others[0], measure, others=curves, points=count, names=ends, display=display)
-            three = (names[0], names[1], names[2])
-            b, c = moved
-            return plane(first, b, c, measure, points=count, margin=margin, names=three, display=display)
+                made = line(first, others[0], measure, others=curves, points=count, names=ends, display=display)
+            else:
+                b, c = moved
+                three = (names[0], names[1], names[2])
+                made = plane(first, b, c, measure, points=count, margin=margin, names=three, display=display)
+    return replace(made, about=about)
 
 
 def rows_of(
