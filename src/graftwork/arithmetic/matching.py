@@ -86,8 +86,8 @@ def merge_many(
     *,
     settings: MatchingSettings | None = None,
 ) -> tuple[dict[str, Tensor], list[Permutations]]:
-    """The mean of several networks, each matched to the mean of the others (algorithm 4, MergeMany). Of two, the first
-    stays as it is.
+    """The mean of several networks, each matched to the mean of the others (algorithm 4, MergeMany). It has its units
+    in the order of the first, which stays as it is.
 
     Args:
         specification: what moves together.
@@ -103,24 +103,24 @@ def merge_many(
     settings = settings or MatchingSettings()
     if len(networks) < 2:
         raise WeightsError(f"{len(networks)} network is given to be merged", expected="two or more")
-    found: list[Permutations | None] = [None] * len(networks)
-    if len(networks) == 2:
-        found[0] = specification.identity()
+    found = [specification.identity()] * len(networks)
     now = [dict(network) for network in networks]
     generator = torch.Generator().manual_seed(settings.seed)
-    for _ in range(settings.rounds):
+    # Of two, it is enough to match the second.
+    movable = range(len(networks)) if len(networks) > 2 else [1]
+    for done in range(settings.rounds):
         moved = False
-        for i in torch.randperm(len(networks), generator=generator).tolist():
-            if i == 0 and len(networks) == 2:
-                continue
+        for place in torch.randperm(len(movable), generator=generator).tolist():
+            i = movable[place]
             others = mean([own for j, own in enumerate(now) if j != i])
-            matched = weight_matching(specification, others, networks[i], settings=settings, begin=found[i])
-            moved |= found[i] is None or matched != found[i]
-            found[i] = matched
-            now[i] = matched.apply(networks[i])
+            begin = found[i] if done else None
+            matched = weight_matching(specification, others, networks[i], settings=settings, begin=begin)
+            moved |= matched != found[i]
+            found[i], now[i] = matched, matched.apply(networks[i])
         if not moved:
             break
-    return mean(now), [permutations for permutations in found if permutations is not None]
+    back = found[0].inverse()
+    return back.apply(mean(now)), [own.then(back) for own in found]
 
 
 def mean(networks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
