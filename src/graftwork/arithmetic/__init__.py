@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graftwork.arithmetic.mergerecipe import MergeRecipe
+    from graftwork.arithmetic.merging import MergeResult, merge
     from graftwork.arithmetic.operations import (
         analogy,
         average,
@@ -21,11 +23,15 @@ if TYPE_CHECKING:
         ties,
         tsv_m,
     )
+    from graftwork.arithmetic.soups import GreedySoup, greedy_soup
     from graftwork.arithmetic.unifying import EMR, emr
     from graftwork.arithmetic.weights import Weights
 
 _HOMES = {
     "EMR": "unifying",
+    "GreedySoup": "soups",
+    "MergeRecipe": "mergerecipe",
+    "MergeResult": "merging",
     "Weights": "weights",
     "analogy": "operations",
     "average": "operations",
@@ -35,8 +41,10 @@ _HOMES = {
     "della": "operations",
     "elected": "operations",
     "emr": "unifying",
+    "greedy_soup": "soups",
     "interpolate": "operations",
     "iso_c": "operations",
+    "merge": "merging",
     "model_stock": "operations",
     "sce": "operations",
     "slerp": "operations",
@@ -49,6 +57,9 @@ called as one of them, whose place it would take."""
 
 __all__ = [
     "EMR",
+    "GreedySoup",
+    "MergeRecipe",
+    "MergeResult",
     "Weights",
     "analogy",
     "average",
@@ -58,8 +69,10 @@ __all__ = [
     "della",
     "elected",
     "emr",
+    "greedy_soup",
     "interpolate",
     "iso_c",
+    "merge",
     "model_stock",
     "sce",
     "slerp",
