@@ -46,10 +46,6 @@ class AdapterError(GraftworkError):
     """An adapter folder that is missing, damaged, foreign, or made for another backbone."""
 
 
-class WeightsError(GraftworkError):
-    """Weights that cannot be combined: tensors that are missing, unknown, or of other shapes."""
-
-
 class DataError(GraftworkError):
     """Data that is missing or malformed: files, columns, labels, splits."""
 
@@ -77,6 +73,10 @@ class OutputError(GraftworkError):
 
 class InProgressError(OutputError):
     """An output that another run, in this process or another one, is working on."""
+
+
+class WeightsError(GraftworkError):
+    """Weights that are missing, damaged, or do not fit others: names, shapes, heads, vocabularies, types of numbers."""
 
 
 class TuneManyError(GraftworkError):

@@ -140,8 +140,8 @@ def test_copies_of_one_network_are_merged_into_it():
     copies = [specification.random(seed).apply(network.state_dict()) for seed in range(4)]
     merged, found = merge_many(specification, copies)
     assert found[0] == specification.identity()
-    for own, permutations in zip(copies, found, strict=True):
-        assert all(torch.equal(tensor, copies[0][name]) for name, tensor in permutations.apply(own).items())
+    for own, undone in zip(copies, found, strict=True):
+        assert all(torch.equal(tensor, copies[0][name]) for name, tensor in undone.apply(own).items())
     x = torch.randn(7, 6, dtype=torch.float64)
     before = network(x)
     network.load_state_dict(merged)

@@ -24,6 +24,7 @@ from graftwork.cli.generate import generate
 from graftwork.cli.inspect import inspect
 from graftwork.cli.landscape import landscape
 from graftwork.cli.list import list_adapters
+from graftwork.cli.merge import merge
 from graftwork.cli.methods import methods
 from graftwork.cli.plan import plan
 from graftwork.cli.predict import predict
@@ -45,9 +46,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fuse": fuse,
     "distill": distill,
     "consolidate": consolidate,
+    "merge": merge,
+    "extract": extract,
     "landscape": landscape,
     "generate": generate,
-    "extract": extract,
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,
