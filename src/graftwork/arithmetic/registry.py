@@ -1,13 +1,14 @@
 """Merge methods by name. A new one is one class and one line in the table below."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from graftwork.arithmetic.filters import Number
 from graftwork.arithmetic.method import Base, MergeMethod, OfModels, OfVectors, Operands
 from graftwork.errors import MethodError, nearest
+from graftwork.settings.checked import split_commas
 
 if TYPE_CHECKING:
     from graftwork.arithmetic.weights import Weights
@@ -310,11 +311,39 @@ class Emr(OfVectors):
         return emr(vectors).vector(self.task)
 
 
+class Rebasin(OfModels):
+    """Git Re-Basin: the mean of models whose units are permuted to match, in the first one's order.
+
+    Attributes:
+        rounds: maximum number of times that every group of units is matched.
+        start: `spread`: groups are first matched from the embeddings on; `identity` (the paper): all begin as they are.
+        fixed: groups that are not permuted, such as `residual`.
+        seed: of the order in which groups are matched.
+    """
+
+    name: ClassVar[str] = "rebasin"
+    paper: ClassVar[str] = "Ainsworth et al. 2023, arXiv:2209.04836"
+    when: ClassVar[str] = "models trained from different seeds"
+    least: ClassVar[int] = 2
+
+    rounds: int = Field(default=100, ge=1)
+    start: Literal["spread", "identity"] = "spread"
+    fixed: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = ()
+    seed: int = Field(default=0, ge=0)
+
+    def merge(self, operands: Operands) -> "Weights":
+        from graftwork.arithmetic.matching import MatchingSettings
+        from graftwork.arithmetic.rebasin import rebasin
+
+        settings = MatchingSettings(rounds=self.rounds, start=self.start, fixed=self.fixed, seed=self.seed)
+        return rebasin(operands.models, weights=operands.weights, settings=settings, tell=operands.tell)
+
+
 MERGE_METHODS: Mapping[str, type[MergeMethod]] = {
     method.name: method
     for method in (
         *(Average, Soup, Interpolate, Slerp, Arithmetic, Analogy, Ties, Dare, Breadcrumbs, Della, Sce),
-        *(ModelStock, IsoC, TsvM, Emr),
+        *(ModelStock, IsoC, TsvM, Emr, Rebasin),
     )
 }
 """The methods of `graftwork merge`, by name."""
