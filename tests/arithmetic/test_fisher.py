@@ -1,7 +1,5 @@
 """Fisher information against every answer summed by hand, and what is merged by it."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from closeness import close
@@ -373,9 +371,3 @@ def test_vectors_of_other_shapes_are_refused():
         fisher_merge([one, one], [one, other], [1.0, 1.0])
     with pytest.raises(MethodError, match="v is in one vector"):
         fisher_merge([one, {"v": torch.ones(2)}], [one, one], [1.0, 1.0])
-
-
-def test_adapters_have_different_seeds_here():
-    backbone = make_backbone()
-    one = make_adapter(backbone, LoRA(), seed=1)
-    assert replace(one, seed=2).digest == one.digest

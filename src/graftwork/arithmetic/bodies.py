@@ -14,7 +14,7 @@ not in their numbers.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -74,6 +74,11 @@ class Bodies(ABC):
     @abstractmethod
     def vectors(self) -> tuple[Vector, ...]:
         """A vector for each adapter: zeros are what changes nothing."""
+
+    @property
+    def aligned(self) -> Mapping[str, Adapter]:
+        """The adapters, as the vectors have their tensors."""
+        return self.adapters
 
     @abstractmethod
     def written(self, vector: Vector, rank: int | None = None) -> Body:
@@ -221,6 +226,11 @@ class BottleneckBodies(ParameterBodies):
             for one, found in zip(each, matched(own), strict=True):
                 one.update({f"{owner}.{name}": tensor for name, tensor in found.items()})
         return tuple(each)
+
+    @property
+    def aligned(self) -> Mapping[str, Adapter]:
+        pairs = zip(self.adapters.items(), self.vectors, strict=True)
+        return {name: replace(adapter, tensors={**adapter.tensors, **own}) for (name, adapter), own in pairs}
 
     def combined(self, coefficients: Sequence[float], rank: int | None = None) -> Body:
         if abs(sum(coefficients) - 1.0) > 1e-6 or min(coefficients) < 0.0:

@@ -86,7 +86,7 @@ def fishers_of(
             display=display,
             label=name,
         )
-        for name, adapter in bodies.adapters.items()
+        for name, adapter in bodies.aligned.items()
     ]
 
 
