@@ -22,12 +22,12 @@ from graftwork.arithmetic import (
     regmean,
     regmean_adapters,
 )
-from graftwork.arithmetic.adamerging import elected
 from graftwork.arithmetic.bodies import bodies_of
 from graftwork.arithmetic.differences import weights_of
+from graftwork.arithmetic.learnedcoefficients import elected
 from graftwork.arithmetic.linearforms import linear_form
 from graftwork.arithmetic.reading import rows_of
-from graftwork.arithmetic.regmean import grams_of
+from graftwork.arithmetic.regressionmeans import grams_of
 from graftwork.errors import DataError, MethodError, RecipeError
 
 __all__ = ["backbone", "backbone_folder", "data", "one_thread"]
@@ -354,7 +354,7 @@ def test_gradients_are_those_of_the_entropy_of_a_saved_merge(backbone, tuned):
 
 
 def test_interrupted_learning_goes_on_to_the_same_bits(backbone, tuned, tmp_path, monkeypatch):
-    from graftwork.arithmetic.adamerging import _Learner
+    from graftwork.arithmetic.learnedcoefficients import _Learner
 
     own = tuned("lora")
     settings = AdaMergingSettings(learning_rate=0.02, steps=3, batch_size=4)

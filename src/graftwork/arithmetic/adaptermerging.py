@@ -13,8 +13,8 @@ from graftwork.adapters.declared import usable_sites
 from graftwork.adapters.folder import adapters_in, fill_folder, refuse_existing, write_shared
 from graftwork.adapters.identity import library_versions
 from graftwork.arithmetic.bodies import Align, Bodies, Body, LowRankBodies, bodies_of, linear
+from graftwork.arithmetic.commonbasis import Formula, knots
 from graftwork.arithmetic.headmerging import HeadGroup, HeadsMode, head_groups
-from graftwork.arithmetic.knots import Formula, knots
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, MethodError
 from graftwork.folders import replacing_folder

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
+from graftwork.arithmetic.commonbasis import Formula, Vector, knots_of_factors
 from graftwork.arithmetic.differences import as_full, as_lora, dense, factors_of, is_low_rank, weights_of
-from graftwork.arithmetic.knots import Formula, Vector, knots_of_factors
 from graftwork.arithmetic.lowrank import Factors, best_of_rank, concatenated, truncated
 from graftwork.arithmetic.units import matched
 from graftwork.backbones import Backbone

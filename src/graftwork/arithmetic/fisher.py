@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from graftwork.arithmetic.knots import Vector
+from graftwork.arithmetic.commonbasis import Vector
 from graftwork.errors import MethodError
 
 FLOOR = 1e-6

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.bodies import Bodies, Body, LowRankBodies
+from graftwork.arithmetic.commonbasis import Vector
 from graftwork.arithmetic.differences import as_lora
-from graftwork.arithmetic.knots import Vector
 from graftwork.arithmetic.lowrank import concatenated
 from graftwork.backbones import Backbone
 from graftwork.bank import Resident

@@ -23,10 +23,10 @@ from torch import Tensor
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adaptermerging import MergedAdapters, named_adapters, with_heads
 from graftwork.arithmetic.bodies import Bodies, LowRankBodies, WeightBodies, bodies_of
+from graftwork.arithmetic.commonbasis import Vector
 from graftwork.arithmetic.fisher import refuse_other_shapes
 from graftwork.arithmetic.headmerging import HeadsMode, head_groups
 from graftwork.arithmetic.keeping import Kept
-from graftwork.arithmetic.knots import Vector
 from graftwork.arithmetic.reading import Rows, rows_of
 from graftwork.backbones import Backbone
 from graftwork.errors import MethodError

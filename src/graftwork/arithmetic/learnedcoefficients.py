@@ -21,9 +21,9 @@ from torch import Generator, Tensor
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adaptermerging import MergedAdapters, name_of, named_adapters, with_heads
 from graftwork.arithmetic.bodies import bodies_of
+from graftwork.arithmetic.commonbasis import Formula, Vector
 from graftwork.arithmetic.headmerging import head_groups
 from graftwork.arithmetic.keeping import Kept
-from graftwork.arithmetic.knots import Formula, Vector
 from graftwork.arithmetic.likelihoods import answer_type, entropies
 from graftwork.arithmetic.linearforms import Interpolated, LinearForm, linear_form
 from graftwork.arithmetic.reading import Rows, rows_of

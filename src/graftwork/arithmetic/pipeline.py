@@ -1,0 +1,84 @@
+"""The pipeline of most papers on task vectors: weigh, trim, elect a sign, merge. A paper is one of its settings.
+
+TIES (Yadav et al. 2023, arXiv:2306.01708, section 4): the largest numbers of each vector are kept; each place takes the
+sign of the sum over the vectors; of the vectors with that sign, the mean is taken. Of a sum of 0 the sign is that of
+most places, and where these are as many on both sides the result is 0, so that f(−τ) = −f(τ).
+"""
+
+from threading import Lock
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from graftwork.arithmetic.merged import Stack, Step, Vectors
+from graftwork.arithmetic.running import Piece
+from graftwork.arithmetic.trimming import Energies, Trim
+from graftwork.training.display import SILENT, Display
+
+Taken = Literal["sum", "mean", "max"]
+"""What is taken of the numbers that are left at a place: their sum; their mean, of those that are not 0; or the one of
+the largest magnitude."""
+
+
+class Pipeline(Step):
+    """Weigh, trim, elect, merge.
+
+    Args:
+        trim: which numbers of each vector are left.
+        elect: whether only those count that have the sign of their sum.
+        take: what is taken of them.
+    """
+
+    def __init__(self, trim: Trim, *, elect: bool, take: Taken) -> None:
+        self.trim, self.elect, self.take = trim, elect, take
+        self._majority: float | None = None
+        self._lock = Lock()
+
+    def unit(self, shape: tuple[int, ...]) -> int:
+        return self.trim.unit(shape)
+
+    def prepare(self, vectors: Vectors, display: Display) -> None:
+        self.trim.prepare(vectors, display)
+
+    def facts(self, name: str, vectors: Vectors) -> Any:
+        return self.trim.facts(name, vectors)
+
+    def merge(self, stack: Stack, piece: Piece, facts: Any, vectors: Vectors) -> Float[Tensor, "n"]:
+        left = self.trim.trim(stack, piece, facts, vectors)
+        if self.elect:
+            signs = left.sum(0).sign_()
+            even = signs == 0
+            if bool(even.any()) and bool((undecided := even & (left != 0).any(0)).any()):
+                signs[undecided] = self._sign_of_most(vectors)
+            left.mul_(left * signs > 0)
+        if self.take == "max":
+            return left.gather(0, left.abs().argmax(0)[None])[0]
+        shares = _shares(facts, piece, vectors, left)
+        if isinstance(facts, Energies):
+            left.mul_(shares[:, None])
+        if self.take == "sum":
+            return left.sum(0)
+        counted = (left != 0).to(left.dtype) if self.elect else torch.ones_like(left)
+        divisor = counted.mul_(shares[:, None]).sum(0)
+        return left.sum(0).div_(divisor.masked_fill_(divisor == 0, 1.0))  # where nothing is left, it is 0
+
+    def _sign_of_most(self, vectors: Vectors) -> float:
+        """The sign that more places have than the other one, over all tensors; found when a place first needs it."""
+
+        def balance(piece: Piece) -> float:
+            left = self.trim.trim(vectors.read(piece), piece, self.facts(piece.name, vectors), vectors)
+            return float(left.sum(0).sign().sum())
+
+        with self._lock:
+            if self._majority is None:
+                total = sum(vectors.over_all(balance, SILENT, "signs"))
+                self._majority = float((total > 0) - (total < 0))
+            return self._majority
+
+
+def _shares(facts: Any, piece: Piece, vectors: Vectors, stack: Stack) -> Float[Tensor, "N"]:
+    """By how much each vector counts in a mean: by its weight, and in SCE by its share of the squares."""
+    weights = torch.tensor([abs(weight) for weight in vectors.weights_at(piece.name)], dtype=stack.dtype)
+    return facts.shares.to(stack.dtype) if isinstance(facts, Energies) else weights
