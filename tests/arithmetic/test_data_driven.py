@@ -15,6 +15,7 @@ from graftwork import IA3, AdaptedModel, FullFineTuning, Houlsby, LoRA, Task, ev
 from graftwork.arithmetic import (
     AdaMergingSettings,
     FisherSettings,
+    RegMeanSettings,
     adamerging,
     donor_merge,
     fisher_adapters,
@@ -34,6 +35,7 @@ __all__ = ["backbone", "backbone_folder", "data", "one_thread"]
 
 METHODS = {"lora": LoRA(rank=3), "full": FullFineTuning(), "ia3": IA3(), "houlsby": Houlsby(bottleneck=4)}
 SHORT = {**FAST, "num_train_epochs": 1}
+INPUTS = RegMeanSettings(examples=24, batch_size=8)
 FEW = FisherSettings(examples=12, batch_size=6)
 
 
@@ -249,7 +251,7 @@ def test_the_inputs_of_linear_maps_are_those_that_enter_without_padding(kind, ta
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_adapters_and_full_fine_tunings_are_merged_by_regmean(backbone, tuned, tmp_path, monkeypatch, method):
     own = tuned(method)
-    whole = regmean_adapters(own, backbone, examples=24, batch_size=8).adapter
+    whole = regmean_adapters(own, backbone, settings=INPUTS).adapter
     # On what enters, the merge is nearer to each model than the mean is, all of them together.
     mean = merge_adapters(own, backbone).adapter
     bodies = bodies_of(own, backbone)
@@ -269,10 +271,10 @@ def test_adapters_and_full_fine_tunings_are_merged_by_regmean(backbone, tuned, t
         patch.setattr("graftwork.arithmetic.keeping.EVERY", 0.0)
         stop_after(patch, AdaptedModel, "forward", 4)
         with pytest.raises(StoppedError):
-            regmean_adapters(own, backbone, examples=24, batch_size=8, working=tmp_path)
+            regmean_adapters(own, backbone, settings=INPUTS, working=tmp_path)
     with monkeypatch.context() as patch:
         count = stop_after(patch, AdaptedModel, "forward", 100)
-        again = regmean_adapters(own, backbone, examples=24, batch_size=8, working=tmp_path).adapter
+        again = regmean_adapters(own, backbone, settings=INPUTS, working=tmp_path).adapter
     assert len(count) == 2
     assert again.digest == whole.digest
 
@@ -403,5 +405,5 @@ def test_what_has_no_entropy_or_no_sum_is_refused(backbone, tuned):
     numbers = make_adapter(backbone, LoRA(rank=2), kind="regression")
     with pytest.raises(MethodError, match="adapter 'n', of kind regression, have no entropy"):
         adamerging({"n": numbers, **tuned("lora")}, backbone)
-    with pytest.raises(MethodError, match="the share of rows"):
-        adamerging(tuned("lora"), backbone, share=1.0)
+    with pytest.raises(MethodError, match=r"share=1\.0: expected a number below 1"):
+        AdaMergingSettings(share=1.0)

@@ -9,10 +9,11 @@ from tiny import inputs_for, make_adapter, make_backbone, make_batch
 
 from graftwork import IA3, AdaptedModel, BitFit, FullFineTuning, Houlsby, LoRA
 from graftwork.arithmetic.bodies import LowRankBodies, WeightBodies, bodies_of
+from graftwork.arithmetic.datasettings import FisherSettings
 from graftwork.arithmetic.fisher import fisher_merge
-from graftwork.arithmetic.information import FisherSettings, fisher_information
+from graftwork.arithmetic.information import fisher_information
 from graftwork.arithmetic.keeping import Kept
-from graftwork.arithmetic.likelihoods import entropies, scores_of
+from graftwork.arithmetic.likelihoods import entropies, kind_for, scores_of
 from graftwork.errors import MethodError
 from graftwork.heads import LanguageHead, PooledHead, TokenHead
 from graftwork.heads.numbers import Scale
@@ -270,11 +271,10 @@ def test_a_choice_that_is_none_counts_nothing():
 
 
 def test_the_exact_information_of_texts_is_refused():
-    backbone = make_backbone("gpt2", head=True)
-    head = LanguageHead(shifted=True)
+    backbone, head = make_backbone(), LanguageHead(shifted=True)
     with pytest.raises(MethodError, match="is a sum over all texts"):
         scores_of(head, torch.zeros(1, 3, 5), torch.ones(1, 3, dtype=torch.long), "exact", torch.Generator())
-    assert FisherSettings().of_head(make_adapter(backbone, LoRA(), head=head, kind="generation")) == "sampled"
+    assert kind_for(head, None) == "sampled"
     with pytest.raises(MethodError, match="which have no entropy"):
         entropies(heads("numbers", backbone), torch.zeros(2, 1))
 

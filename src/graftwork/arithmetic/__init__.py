@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graftwork.arithmetic.adaptermerging import MergedAdapters, merge_adapters
     from graftwork.arithmetic.commonbasis import knots
+    from graftwork.arithmetic.datasettings import AdaMergingSettings, FisherSettings, RegMeanSettings
     from graftwork.arithmetic.donors import DonorMerge, donor_merge
     from graftwork.arithmetic.extracting import Extracted, ExtractedTensor, extract_lora
     from graftwork.arithmetic.finetuned import finetuned_adapter
     from graftwork.arithmetic.fisher import fisher_merge
     from graftwork.arithmetic.fishermerging import fisher_adapters
-    from graftwork.arithmetic.information import FisherSettings
-    from graftwork.arithmetic.learnedcoefficients import AdaMerged, AdaMergingSettings, adamerging
+    from graftwork.arithmetic.learnedcoefficients import AdaMerged, adamerging
     from graftwork.arithmetic.operations import (
         analogy,
         average,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdaMerged": "learnedcoefficients",
     "adamerging": "learnedcoefficients",
-    "AdaMergingSettings": "learnedcoefficients",
+    "AdaMergingSettings": "datasettings",
     "analogy": "operations",
     "average": "operations",
     "breadcrumbs": "operations",
@@ -55,7 +55,8 @@ _HOMES = {
     "finetuned_adapter": "finetuned",
     "fisher_adapters": "fishermerging",
     "fisher_merge": "fisher",
-    "FisherSettings": "information",
+    "FisherSettings": "datasettings",
+    "RegMeanSettings": "datasettings",
     "interpolate": "operations",
     "iso_c": "operations",
     "knots": "commonbasis",
@@ -83,6 +84,7 @@ __all__ = [
     "ExtractedTensor",
     "FisherSettings",
     "MergedAdapters",
+    "RegMeanSettings",
     "Weights",
     "adamerging",
     "analogy",

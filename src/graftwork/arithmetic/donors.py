@@ -15,9 +15,10 @@ import torch
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adaptermerging import with_heads
 from graftwork.arithmetic.bodies import Align, Bodies, Body, bodies_of
+from graftwork.arithmetic.datasettings import FisherSettings
 from graftwork.arithmetic.fisher import FLOOR, fisher_merge
 from graftwork.arithmetic.headmerging import head_groups
-from graftwork.arithmetic.information import FisherSettings, fishers_of
+from graftwork.arithmetic.information import fishers_of
 from graftwork.arithmetic.keeping import Kept
 from graftwork.arithmetic.reading import rows_of
 from graftwork.arithmetic.scoring import SplitScorer, scorer_for
@@ -89,7 +90,12 @@ def donor_merge(
     bodies = bodies_of(adapters, backbone, align=align)
     with shown_on_stderr(shown=progress) as display:
         merge = _merger(bodies, by, settings, (data, donor_data), folder, display)
-        said: dict[str, Any] = {"by": by, "points": points, "rank": rank, **(vars(settings) if by == "fisher" else {})}
+        said: dict[str, Any] = {
+            "by": by,
+            "points": points,
+            "rank": rank,
+            **(settings.model_dump() if by == "fisher" else {}),
+        }
         of = {**said, "target": target.digest, "donor": donor.digest, "data": data, "donor_data": donor_data}
         kept = Kept(folder, "points", of)
         state = kept.read()

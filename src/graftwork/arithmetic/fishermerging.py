@@ -6,9 +6,10 @@ from pathlib import Path
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adaptermerging import MergedAdapters, named_adapters, with_heads
 from graftwork.arithmetic.bodies import Align, bodies_of
+from graftwork.arithmetic.datasettings import FisherSettings
 from graftwork.arithmetic.fisher import fisher_merge
 from graftwork.arithmetic.headmerging import HeadsMode, head_groups
-from graftwork.arithmetic.information import FisherSettings, fishers_of
+from graftwork.arithmetic.information import fishers_of
 from graftwork.arithmetic.reading import rows_of
 from graftwork.backbones import Backbone
 from graftwork.errors import MethodError
@@ -74,5 +75,5 @@ def fisher_adapters(
         folder = None if working is None else Path(working)
         fishers = fishers_of(bodies, rows, settings, working=folder, display=display)
     body = bodies.written(fisher_merge(bodies.vectors, fishers, mix, normalise=normalise), rank)
-    said = {"fisher": {**vars(settings), "normalise": normalise}, "lambdas": mix}
+    said = {"fisher": {**settings.model_dump(), "normalise": normalise}, "lambdas": mix}
     return with_heads(body, groups, named, backbone, said)

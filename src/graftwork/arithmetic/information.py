@@ -7,7 +7,6 @@ its own, whose gradient is that row's.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,40 +14,15 @@ from torch import Generator, Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.bodies import Bodies, LowRankBodies, WeightBodies
+from graftwork.arithmetic.datasettings import FisherKind, FisherSettings
 from graftwork.arithmetic.keeping import Kept
-from graftwork.arithmetic.likelihoods import FisherKind, answer_type, scores_of
+from graftwork.arithmetic.likelihoods import kind_for, scores_of
 from graftwork.arithmetic.reading import Rows
 from graftwork.arithmetic.squares import NotByRowError, Watch
 from graftwork.backbones import Backbone
 from graftwork.errors import DivergedError
 from graftwork.model import AdaptedModel
 from graftwork.training.display import SILENT, Display
-
-EXAMPLES = 4096
-"""Examples over which the information is a mean (Matena & Raffel 2022, section 4)."""
-
-BATCH = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class FisherSettings:
-    """How Fisher information is computed.
-
-    Attributes:
-        kind: over which answers. None: exact, or sampled of tokens.
-        examples: how many of the training rows, drawn without replacement.
-        batch_size: rows in one pass.
-        seed: of what is drawn.
-    """
-
-    kind: FisherKind | None = None
-    examples: int = EXAMPLES
-    batch_size: int = BATCH
-    seed: int = 0
-
-    def of_head(self, adapter: Adapter) -> FisherKind:
-        """The kind for an adapter's head."""
-        return self.kind or ("sampled" if answer_type(adapter.head) == "tokens" else "exact")
 
 
 def fishers_of(
@@ -81,7 +55,7 @@ def fishers_of(
             kept=Kept(
                 working,
                 f"fisher.{name}",
-                {"adapter": adapter.digest, "rows": rows[name].origin, "names": names, **vars(settings)},
+                {"adapter": adapter.digest, "rows": rows[name].origin, "names": names, **settings.model_dump()},
             ),
             display=display,
             label=name,
@@ -119,7 +93,7 @@ def fisher_information(
         MethodError: the head has no such kind of likelihood.
         DivergedError: a gradient is not finite.
     """
-    kind = settings.of_head(adapter)
+    kind = kind_for(adapter.head, settings.kind)
     model = AdaptedModel(backbone)
     squares: _InWeights | _InParameters
     try:

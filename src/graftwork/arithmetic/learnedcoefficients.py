@@ -13,7 +13,6 @@ are given on that part (transductive) and on the others (inductive) apart.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -22,6 +21,7 @@ from graftwork.adapters import Adapter
 from graftwork.arithmetic.adaptermerging import MergedAdapters, name_of, named_adapters, with_heads
 from graftwork.arithmetic.bodies import bodies_of
 from graftwork.arithmetic.commonbasis import Formula, Vector
+from graftwork.arithmetic.datasettings import AdaMergingSettings
 from graftwork.arithmetic.headmerging import head_groups
 from graftwork.arithmetic.keeping import Kept
 from graftwork.arithmetic.likelihoods import answer_type, entropies
@@ -31,35 +31,11 @@ from graftwork.arithmetic.scoring import scores_on
 from graftwork.backbones import Backbone
 from graftwork.errors import DivergedError, MethodError
 from graftwork.model import AdaptedModel
-from graftwork.settings.checked import require_count
 from graftwork.tasks import SplitName
 from graftwork.training.display import SILENT, Display, shown_on_stderr
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Adam's, as PyTorch has them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaMergingSettings:
-    """How coefficients are learned.
-
-    Attributes:
-        coefficients: one for each adapter (`task`), or for each adapter and tensor (`layer`).
-        initial: where they start.
-        learning_rate: of Adam.
-        steps: how many.
-        batch_size: rows of a batch.
-        batches: of each task in a step.
-        seed: of the rows that are drawn.
-    """
-
-    coefficients: Literal["task", "layer"] = "layer"
-    initial: float = 0.3
-    learning_rate: float = 1e-3
-    steps: int = 500
-    batch_size: int = 16
-    batches: int = 2
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +64,6 @@ def adamerging(
     settings: AdaMergingSettings | None = None,
     elect: Formula | None = None,
     split: SplitName = "validation",
-    share: float = 0.5,
     data: Mapping[str, str] | None = None,
     working: str | Path | None = None,
     progress: bool = False,
@@ -103,7 +78,6 @@ def adamerging(
         elect: for AdaMerging++, a formula whose result has the elected signs, such as `partial(ties, keep=0.2)`: the
             entries of each vector with another sign, or where the result is 0, are cut. None: nothing is.
         split: whose inputs are learned on, and scored.
-        share: of the split's rows that are learned on; the others are for the inductive scores.
         data: other data than those that an adapter was tuned on, by its name.
         working: a folder in which it is kept how far it is; None: it is not.
         progress: report progress on standard error.
@@ -114,12 +88,6 @@ def adamerging(
         DivergedError: the entropy is not finite.
     """
     own = settings or AdaMergingSettings()
-    for name in ("steps", "batch_size", "batches"):
-        require_count(name, getattr(own, name))
-    if not 0.0 < share < 1.0:
-        raise MethodError(
-            f"the share of rows to learn on is {share:g}", expected="above 0 and below 1", change="--share"
-        )
     named = named_adapters(adapters)
     for name, adapter in named.items():
         if answer_type(adapter.head) not in ("classes", "labels"):
@@ -136,16 +104,15 @@ def adamerging(
         parts = {}
         for name, adapter in named.items():
             rows = rows_of(adapter, backbone, split, data=(data or {}).get(name), labelled=False)
-            parts[name] = _parted(rows, share, own.seed)
+            parts[name] = _parted(rows, own.share, own.seed)
         kept = Kept(
             None if working is None else Path(working),
             "coefficients",
             {
                 "adapters": {name: adapter.digest for name, adapter in named.items()},
                 "rows": {name: rows.origin for name, (rows, _, _) in parts.items()},
-                "share": share,
                 "elect": None if elect is None else name_of(elect),
-                **vars(own),
+                **own.model_dump(),
             },
         )
         learner = _Learner(form, torch.full((len(named), count), own.initial), named, backbone)
@@ -157,7 +124,7 @@ def adamerging(
         finally:
             learner.model.detach()
         coefficients = learner.coefficients.detach()
-        said = {"adamerging": {**vars(own), "split": split, "share": share, "plus": elect is not None}}
+        said = {"adamerging": {**own.model_dump(), "split": split, "plus": elect is not None}}
         merged = with_heads(form.body(coefficients), head_groups(named, "keep"), named, backbone, said)
         transductive, inductive = {}, {}
         for name, adapter in merged.adapters.items():

@@ -22,12 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from graftwork.arithmetic.datasettings import FisherKind
 from graftwork.errors import MethodError
 from graftwork.heads import Head
 from graftwork.heads.losses import IGNORED
-
-FisherKind = Literal["exact", "sampled", "empirical"]
-"""Over which answers the Fisher information is a mean: all of them, one that is drawn, or the label alone."""
 
 
 def scores_of(
@@ -53,6 +51,11 @@ def scores_of(
             change="--fisher",
         )
     return answers(head, logits, labels, kind, generator)
+
+
+def kind_for(head: Head, kind: FisherKind | None) -> FisherKind:
+    """A kind, or the one that a head has unless another is asked for."""
+    return kind or ("sampled" if answer_type(head) == "tokens" else "exact")
 
 
 def answer_type(head: Head) -> Literal["classes", "labels", "numbers", "tokens"]:

@@ -24,6 +24,7 @@ from graftwork.adapters import Adapter
 from graftwork.arithmetic.adaptermerging import MergedAdapters, named_adapters, with_heads
 from graftwork.arithmetic.bodies import Bodies, LowRankBodies, WeightBodies, bodies_of
 from graftwork.arithmetic.commonbasis import Vector
+from graftwork.arithmetic.datasettings import RegMeanSettings
 from graftwork.arithmetic.fisher import refuse_other_shapes
 from graftwork.arithmetic.headmerging import HeadsMode, head_groups
 from graftwork.arithmetic.keeping import Kept
@@ -33,17 +34,11 @@ from graftwork.errors import MethodError
 from graftwork.model import AdaptedModel
 from graftwork.training.display import SILENT, Display, shown_on_stderr
 
-ALPHA = 0.9
-"""The factor of the off-diagonal entries (section 4.1; 0.1 for T5)."""
-
-EXAMPLES = 1000
-"""Rows of each task; the paper has its batches of 16 about as many times."""
-
 NOTHING = 1e-10
 """An eigenvalue of Σ G_i that is at most so much of the largest is one along which nothing enters."""
 
 
-def regmean(weights: Sequence[Vector], grams: Sequence[Vector], alpha: float = ALPHA) -> dict[str, Tensor]:
+def regmean(weights: Sequence[Vector], grams: Sequence[Vector], alpha: float = 0.9) -> dict[str, Tensor]:
     """Merge models by what enters their linear maps.
 
     Args:
@@ -81,13 +76,10 @@ def regmean_adapters(
     adapters: Mapping[str, Adapter] | Sequence[Adapter],
     backbone: Backbone,
     *,
-    alpha: float = ALPHA,
-    examples: int = EXAMPLES,
-    batch_size: int = 32,
+    settings: RegMeanSettings | None = None,
     rank: int | None = None,
     heads: HeadsMode = "auto",
     data: Mapping[str, str] | None = None,
-    seed: int = 0,
     working: str | Path | None = None,
     progress: bool = False,
 ) -> MergedAdapters:
@@ -96,13 +88,10 @@ def regmean_adapters(
     Args:
         adapters: by name, or a list, whose names are then those of their tasks.
         backbone: of all of them. It is in use meanwhile, by no other model.
-        alpha: the factor of the off-diagonal entries.
-        examples: rows of each task's training split, without their labels.
-        batch_size: rows in one pass.
+        settings: what is read, and how.
         rank: of the LoRA that the result is to be; None: the result says the merge exactly.
         heads: what becomes of the heads; see `merge_adapters`.
         data: other data than those that an adapter was tuned on, by its name.
-        seed: of the draw of rows.
         working: a folder in which it is kept how far it is; None: it is not.
         progress: report progress on standard error.
 
@@ -110,6 +99,7 @@ def regmean_adapters(
         MethodError: the adapters change no weights, as bottlenecks and IA3's vectors do not.
         DataError: the data of an adapter are not known, or cannot be read.
     """
+    own = settings or RegMeanSettings()
     named = named_adapters(adapters)
     bodies = bodies_of(named, backbone)
     if not isinstance(bodies, LowRankBodies | WeightBodies):
@@ -123,11 +113,17 @@ def regmean_adapters(
     with shown_on_stderr(shown=progress) as display:
         grams = []
         for name, adapter in named.items():
-            rows = rows_of(adapter, backbone, "train", data=(data or {}).get(name), examples=examples, seed=seed)
-            kept = Kept(folder, f"inputs.{name}", {"adapter": adapter.digest, "rows": rows.origin, "size": batch_size})
-            grams.append(grams_of(adapter, bodies, rows, batch_size=batch_size, kept=kept, display=display, label=name))
-    body = bodies.written(regmean(bodies.vectors, grams, alpha), rank)
-    return with_heads(body, groups, named, backbone, {"regmean": {"alpha": alpha, "examples": examples, "seed": seed}})
+            rows = rows_of(
+                adapter, backbone, "train", data=(data or {}).get(name), examples=own.examples, seed=own.seed
+            )
+            kept = Kept(
+                folder, f"inputs.{name}", {"adapter": adapter.digest, "rows": rows.origin, "size": own.batch_size}
+            )
+            grams.append(
+                grams_of(adapter, bodies, rows, batch_size=own.batch_size, kept=kept, display=display, label=name)
+            )
+    body = bodies.written(regmean(bodies.vectors, grams, own.alpha), rank)
+    return with_heads(body, groups, named, backbone, {"regmean": own.model_dump()})
 
 
 def grams_of(
