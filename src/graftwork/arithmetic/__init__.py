@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from graftwork.arithmetic.fisher import fisher_merge
     from graftwork.arithmetic.fishermerging import fisher_adapters
     from graftwork.arithmetic.learnedcoefficients import AdaMerged, adamerging
+    from graftwork.arithmetic.mergerecipe import MergeRecipe
+    from graftwork.arithmetic.merging import MergeResult, merge
     from graftwork.arithmetic.operations import (
         analogy,
         average,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
         tsv_m,
     )
     from graftwork.arithmetic.regressionmeans import regmean, regmean_adapters
+    from graftwork.arithmetic.soups import GreedySoup, greedy_soup
     from graftwork.arithmetic.unifying import EMR, emr
     from graftwork.arithmetic.weights import Weights
 
@@ -56,15 +59,20 @@ _HOMES = {
     "fisher_adapters": "fishermerging",
     "fisher_merge": "fisher",
     "FisherSettings": "datasettings",
-    "RegMeanSettings": "datasettings",
+    "greedy_soup": "soups",
+    "GreedySoup": "soups",
     "interpolate": "operations",
     "iso_c": "operations",
     "knots": "commonbasis",
+    "merge": "merging",
     "merge_adapters": "adaptermerging",
     "MergedAdapters": "adaptermerging",
+    "MergeRecipe": "mergerecipe",
+    "MergeResult": "merging",
     "model_stock": "operations",
     "regmean": "regressionmeans",
     "regmean_adapters": "regressionmeans",
+    "RegMeanSettings": "datasettings",
     "sce": "operations",
     "slerp": "operations",
     "task_arithmetic": "operations",
@@ -83,6 +91,9 @@ __all__ = [
     "Extracted",
     "ExtractedTensor",
     "FisherSettings",
+    "GreedySoup",
+    "MergeRecipe",
+    "MergeResult",
     "MergedAdapters",
     "RegMeanSettings",
     "Weights",
@@ -100,9 +111,11 @@ __all__ = [
     "finetuned_adapter",
     "fisher_adapters",
     "fisher_merge",
+    "greedy_soup",
     "interpolate",
     "iso_c",
     "knots",
+    "merge",
     "merge_adapters",
     "model_stock",
     "regmean",

@@ -23,6 +23,7 @@ from graftwork.cli.fuse import fuse
 from graftwork.cli.generate import generate
 from graftwork.cli.inspect import inspect
 from graftwork.cli.list import list_adapters
+from graftwork.cli.merge import merge
 from graftwork.cli.methods import methods
 from graftwork.cli.plan import plan
 from graftwork.cli.predict import predict
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fuse": fuse,
     "distill": distill,
     "consolidate": consolidate,
+    "merge": merge,
     "generate": generate,
     "extract": extract,
     "evaluate": evaluate,
