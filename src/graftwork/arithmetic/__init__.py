@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from graftwork.arithmetic.datasettings import AdaMergingSettings, FisherSettings, RegMeanSettings
     from graftwork.arithmetic.donors import DonorMerge, donor_merge
     from graftwork.arithmetic.extracting import Extracted, ExtractedTensor, extract_lora
-    from graftwork.arithmetic.finetuned import finetuned_adapter
+    from graftwork.arithmetic.finetuned import finetuned_adapter, save_finetuned
     from graftwork.arithmetic.fisher import fisher_merge
     from graftwork.arithmetic.fishermerging import fisher_adapters
     from graftwork.arithmetic.learnedcoefficients import AdaMerged, adamerging
@@ -73,6 +73,7 @@ _HOMES = {
     "regmean": "regressionmeans",
     "regmean_adapters": "regressionmeans",
     "RegMeanSettings": "datasettings",
+    "save_finetuned": "finetuned",
     "sce": "operations",
     "slerp": "operations",
     "task_arithmetic": "operations",
@@ -120,6 +121,7 @@ __all__ = [
     "model_stock",
     "regmean",
     "regmean_adapters",
+    "save_finetuned",
     "sce",
     "slerp",
     "task_arithmetic",

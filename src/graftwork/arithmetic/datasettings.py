@@ -30,8 +30,8 @@ class FisherSettings(DataSettings):
     """How Fisher information is computed (Matena & Raffel 2022, section 3).
 
     Attributes:
-        kind: over which answers: `exact`, all of them; `sampled`, one that the model draws; `empirical`, the label. None:
-            exact, or sampled of tags and texts.
+        kind: over which answers: `exact`, all; `sampled`, one that the model draws; `empirical`, the label.
+            None: exact, or sampled of tags and texts.
         examples: how many of the training rows, drawn without replacement.
         batch_size: rows in one pass.
         seed: of what is drawn.
