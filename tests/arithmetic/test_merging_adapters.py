@@ -27,7 +27,7 @@ from graftwork import (
     Union,
     VeRA,
 )
-from graftwork.arithmetic import knots, merge_adapters
+from graftwork.arithmetic import dare_merge, knots, merge_adapters, ties
 from graftwork.arithmetic.differences import weights_of
 from graftwork.arithmetic.lowrank import Factors, best_of_rank, concatenated, truncated
 from graftwork.arithmetic.units import matched, permuted
@@ -126,7 +126,37 @@ def test_the_mean_of_lora_adapters_is_that_of_their_products(kind):
         close(found[name], (a[name] + b[name]) / 2, what=name)
 
 
-@pytest.mark.parametrize("options", [{}, {"rank": 2}, {"formula": largest}, {"formula": largest, "basis": True}])
+FORMULAS = {
+    "ties": partial(ties, keep=0.3),
+    "ties of each tensor": partial(ties, keep=0.3, scope="tensor", merge="sum"),
+    "dare": partial(dare_merge, drop=0.5, seed=3),
+}
+"""Formulas whose result for -τ is that for τ, negated."""
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("basis", [False, True])
+def test_what_is_subtracted_is_what_would_be_added(backbone, formula, basis):
+    own = adapters_of(backbone, LoRA(rank=3))
+    negated = {
+        n: replace(a, tensors={k: -t if k.endswith(".B") else t for k, t in a.tensors.items()}) for n, a in own.items()
+    }
+    one, other = (
+        weights_of(merge_adapters(given, backbone, formula=FORMULAS[formula], basis=basis).adapter, backbone)
+        for given in (own, negated)
+    )
+    assert any(bool(tensor.any()) for tensor in one.values())
+    for name, tensor in one.items():
+        close(other[name], -tensor, PASS, what=name)
+
+
+OPTIONS = [
+    *({}, {"rank": 2}, {"formula": largest}, {"formula": largest, "basis": True}),
+    *({"formula": formula, "basis": basis} for formula in FORMULAS.values() for basis in (False, True)),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_signs_and_bases_of_the_factors_change_nothing(backbone, options):
     own = adapters_of(backbone, LoRA(rank=3))
     generator = torch.Generator().manual_seed(3)

@@ -1,11 +1,13 @@
 """Scores of several adapters of one task, one after another, on rows that are read once."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from math import isfinite
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
+from graftwork.errors import AdapterError
 from graftwork.kinds.scoring import METRICS
 from graftwork.model import AdaptedModel
 from graftwork.tasks import SplitName, load_split
@@ -94,3 +96,50 @@ def scores_on(
     finally:
         model.detach()
     return {name: scores[name] for name in task.metrics}
+
+
+def score_table(
+    adapters: Mapping[str, Adapter],
+    merged: Mapping[str, Adapter],
+    backbone: Backbone,
+    *,
+    split: SplitName = "validation",
+    data: Mapping[str, str] | None = None,
+    display: Display = SILENT,
+) -> dict[str, dict[str, float]]:
+    """The scores of a merge and of what was merged, on the task of each.
+
+    On the task of one adapter, the others are scored with that adapter's head over what they change.
+
+    Args:
+        adapters: what was merged, by name.
+        merged: the result, by the names that its heads are for, with + between them.
+        backbone: of all of them. It is in use meanwhile.
+        split: the rows.
+        data: other data than those that an adapter was tuned on, by its name.
+        display: where it is shown how far it is.
+
+    Returns:
+        By name, the result first under `merged`, then by `task metric`. What cannot be scored on a task is left out.
+    """
+    found: dict[str, dict[str, float]] = {"merged": {}, **{name: {} for name in adapters}}
+    heads = {name: adapter for names, adapter in merged.items() for name in (names, *names.split("+"))}
+    for name, adapter in adapters.items():
+        if name not in heads:
+            continue
+        with scorer_for(adapter, backbone, split, data=(data or {}).get(name), display=display) as scorer:
+            rows = {"merged": heads[name], **{other: _with_head_of(own, adapter) for other, own in adapters.items()}}
+            for other, own in rows.items():
+                with suppress(AdapterError):  # it lacks layers that the head reads
+                    own.check(backbone)
+                    found[other] |= {f"{name} {metric}": value for metric, value in scorer(own).items()}
+    return {name: scores for name, scores in found.items() if scores}
+
+
+def _with_head_of(body: Adapter, head: Adapter) -> Adapter:
+    """The method of one adapter with the head of another one."""
+    if body is head:
+        return head
+    own = {name: tensor for name, tensor in body.tensors.items() if not name.startswith("head.")}
+    theirs = {name: tensor for name, tensor in head.tensors.items() if name.startswith("head.")}
+    return replace(body, head=head.head, task=head.task, tensors={**own, **theirs})
