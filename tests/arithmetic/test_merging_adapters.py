@@ -218,8 +218,7 @@ def test_adapters_of_different_methods_are_merged_by_what_they_change(backbone):
 
 
 @given(coefficients=st.lists(st.floats(-2, 2), min_size=2, max_size=2))
-def test_a_sum_has_the_coefficients_and_the_scale(coefficients):
-    backbone = make_backbone()
+def test_a_sum_has_the_coefficients_and_the_scale(backbone, coefficients):
     own = adapters_of(backbone, IA3())
     merged = merge_adapters(own, backbone, coefficients=coefficients, scale=0.5).adapter
     a, b = own["a"].tensors, own["b"].tensors
