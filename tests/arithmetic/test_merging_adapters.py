@@ -27,7 +27,7 @@ from graftwork import (
     Union,
     VeRA,
 )
-from graftwork.arithmetic import dare_merge, knots, merge_adapters, ties
+from graftwork.arithmetic import Weights, dare_merge, fisher_merge, knots, merge_adapters, regmean, ties
 from graftwork.arithmetic.differences import weights_of
 from graftwork.arithmetic.lowrank import Factors, best_of_rank, concatenated, truncated
 from graftwork.arithmetic.units import matched, permuted
@@ -279,6 +279,23 @@ def test_knots_of_factors_is_that_of_what_they_make(backbone):
         close(found[name], tensor, 64, what=name)
 
 
+def test_vectors_are_given_back_as_they_came():
+    generator = torch.Generator().manual_seed(0)
+    plain = [{"w": torch.randn(4, 3, generator=generator), "b": torch.randn(4, generator=generator)} for _ in "ab"]
+    held = [Weights.of(vector) for vector in plain]
+    ones = [{name: torch.ones_like(t) for name, t in vector.items()} for vector in plain]
+    grams = [{"w": torch.eye(3)}] * 2
+    for merge in (
+        lambda vectors: knots(vectors, partial(ties, keep=0.5)),
+        lambda vectors: fisher_merge(vectors, ones, [0.5, 0.5]),
+        lambda vectors: regmean(vectors, grams),
+    ):
+        one, other = merge(plain), merge(held)
+        assert (type(one), type(other)) == (dict, Weights)
+        for name in one:
+            assert torch.equal(one[name], other[name])
+
+
 # -- bottlenecks -------------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +418,17 @@ def test_an_adapter_that_is_subtracted_has_no_say_in_the_head(backbone):
 def test_what_cannot_be_merged_is_refused_by_name(backbone, one, other, said):
     with pytest.raises(MethodError, match=said):
         merge_adapters(adapters_of(backbone, one, other), backbone)
+
+
+def test_adapters_of_one_method_at_different_sites_are_refused():
+    backbone = make_backbone("t5", head=True)
+    method = IA3(outputs="value", inputs="ffn.down")
+    own = {
+        "a": make_adapter(backbone, method, trained=True),
+        "b": make_adapter(backbone, method, trained=True, kind="token-classification"),
+    }
+    with pytest.raises(MethodError, match="'a' and 'b' act at different sites"):
+        merge_adapters(own, backbone)
 
 
 @pytest.mark.parametrize(

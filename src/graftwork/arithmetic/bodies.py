@@ -268,8 +268,10 @@ def bodies_of(adapters: Mapping[str, Adapter], backbone: Backbone, *, align: Ali
     first = next(iter(methods.values()))
     alike = all(_computes_as(method, first) for method in methods.values())
     if alike and isinstance(first, tuple(NEUTRAL)):
+        _refuse_other_sites(adapters)
         return ParameterBodies(adapters, backbone)
     if alike and isinstance(first, DenseBottleneck):
+        _refuse_other_sites(adapters)
         return BottleneckBodies(adapters, backbone, align=align)
     if align != "auto":
         raise MethodError(f"align={align!r} would do nothing: the adapters have no bottlenecks", change="--align")
@@ -311,6 +313,19 @@ def _computes_as(one: Method, other: Method) -> bool:
         return False
     own, theirs = one.model_dump(), other.model_dump()
     return all(own[name] == theirs[name] for name in own.keys() - OF_TRAINING)
+
+
+def _refuse_other_sites(adapters: Mapping[str, Adapter]) -> None:
+    """Refuse adapters of one method that act at different sites, as those whose heads read other layers do."""
+    names = [*adapters]
+    for name in names[1:]:
+        differing = sorted({*adapters[names[0]].sites} ^ {*adapters[name].sites})
+        if differing:
+            raise MethodError(
+                f"adapters {names[0]!r} and {name!r} act at different sites ({', '.join(differing[:3])}): their heads "
+                "read other layers of the backbone",
+                expected="adapters whose heads read the same layers",
+            )
 
 
 def _refuse_unmergeable(name: str, method: Method, *, alike: bool) -> None:

@@ -15,6 +15,7 @@ import torch
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adaptermerging import with_heads
 from graftwork.arithmetic.bodies import Align, Bodies, Body, bodies_of
+from graftwork.arithmetic.commonbasis import Vector
 from graftwork.arithmetic.datasettings import FisherSettings
 from graftwork.arithmetic.fisher import FLOOR, fisher_merge
 from graftwork.arithmetic.headmerging import head_groups
@@ -133,7 +134,7 @@ def _merger(
     data: tuple[str | None, str | None],
     folder: Path | None,
     display: Display,
-) -> Callable[[float], dict[str, torch.Tensor]]:
+) -> Callable[[float], Vector]:
     """What makes the vector of a λ."""
     ones = [{name: torch.ones_like(t) for name, t in vector.items()} for vector in bodies.vectors]
     if by == "mean":

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from graftwork.arithmetic.commonbasis import Vector
+from graftwork.arithmetic.commonbasis import M, Vector, given_back
 from graftwork.errors import MethodError
 
 FLOOR = 1e-6
@@ -19,18 +19,19 @@ FLOOR = 1e-6
 
 
 def fisher_merge(
-    weights: Sequence[Vector],
+    weights: Sequence[M],
     fishers: Sequence[Vector],
     lambdas: Sequence[float],
     *,
     normalise: bool = True,
     floor: float = FLOOR,
     floored: Literal["all", "target"] = "all",
-) -> dict[str, Tensor]:
+) -> M:
     """Merge models by their Fisher information.
 
     Args:
-        weights: θ_i, N vectors with the same names and shapes. The first is the target.
+        weights: θ_i, N vectors with the same names and shapes, `Weights` or plain mappings. The first is the
+            target.
         fishers: F_i, the diagonals of their Fisher information, with the same names and shapes.
         lambdas: λ_i, of 0 or more.
         normalise: divide each λ_i by ‖F_i‖₂ over all tensors: how large a model's F is depends on how sure it is of
@@ -39,7 +40,7 @@ def fisher_merge(
         floored: the F of which models that is so: of all, or of the target alone, as the authors' code has it.
 
     Returns:
-        The merged vector, float32. Where the Fisher information of all models is 0 it has the target's value.
+        The merged vector, of the same kind, float32. Where the Fisher information of all models is 0 it has the target's value.
 
     Raises:
         MethodError: names, shapes or numbers do not fit; or no λ is above 0.
@@ -59,7 +60,7 @@ def fisher_merge(
         nothing = torch.stack(raw).amax(dim=0) == 0
         value = torch.where(nothing | (below == 0), target.double(), above / below.where(below != 0, 1.0))
         merged[name] = value.float()
-    return merged
+    return given_back(weights, merged)
 
 
 def _check(weights: Sequence[Vector], fishers: Sequence[Vector], lambdas: Sequence[float]) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adaptermerging import MergedAdapters, named_adapters, with_heads
 from graftwork.arithmetic.bodies import Bodies, LowRankBodies, WeightBodies, bodies_of
-from graftwork.arithmetic.commonbasis import Vector
+from graftwork.arithmetic.commonbasis import M, Vector, given_back
 from graftwork.arithmetic.datasettings import RegMeanSettings
 from graftwork.arithmetic.fisher import refuse_other_shapes
 from graftwork.arithmetic.headmerging import HeadsMode, head_groups
@@ -38,16 +38,16 @@ NOTHING = 1e-10
 """An eigenvalue of Σ G_i that is at most so much of the largest is one along which nothing enters."""
 
 
-def regmean(weights: Sequence[Vector], grams: Sequence[Vector], alpha: float = 0.9) -> dict[str, Tensor]:
+def regmean(weights: Sequence[M], grams: Sequence[Vector], alpha: float = 0.9) -> M:
     """Merge models by what enters their linear maps.
 
     Args:
-        weights: W_i and other tensors, N vectors with the same names and shapes.
+        weights: W_i and other tensors, N vectors with the same names and shapes, `Weights` or plain mappings.
         grams: G_i by the name of the weight, N; the weights that have none are averaged.
         alpha: the factor of the off-diagonal entries of G_i, from 0 to 1.
 
     Returns:
-        The merged vector, float32.
+        The merged vector, of the same kind, float32.
 
     Raises:
         MethodError: names or shapes do not fit, or alpha is out of its range.
@@ -69,7 +69,7 @@ def regmean(weights: Sequence[Vector], grams: Sequence[Vector], alpha: float = 0
             apart = torch.stack([(w - mean) @ g for w, g in zip(each, scaled, strict=True)]).sum(dim=0)
             mean = mean + apart @ torch.linalg.pinv(torch.stack(scaled).sum(dim=0), rtol=NOTHING, hermitian=True)
         merged[name] = mean.float()
-    return merged
+    return given_back(weights, merged)
 
 
 def regmean_adapters(
