@@ -40,7 +40,8 @@ def fisher_merge(
         floored: the F of which models that is so: of all, or of the target alone, as the authors' code has it.
 
     Returns:
-        The merged vector, of the same kind, float32. Where the Fisher information of all models is 0 it has the target's value.
+        The merged vector, of the same kind, float32. Where the Fisher information of all models is 0 it has the
+        target's value.
 
     Raises:
         MethodError: names, shapes or numbers do not fit; or no λ is above 0.

@@ -170,8 +170,11 @@ class Watch:
         step = max(1, CHUNK // max(1, 4 * total.numel()))
         for start in range(0, self.examples, step):
             rows = slice(start, min(self.examples, start + step))
-            parts = [self._gradients(*one, rows) for one in own]
-            total += torch.stack(parts).sum(dim=0).square().sum(dim=0).to(total)
+            found, *others = (self._gradients(*one, rows) for one in own)
+            for other in others:
+                found = found + other
+            for gradients in found.to(total):
+                total.addcmul_(gradients, gradients)
 
     def _gradients(self, place: Location, call: ModuleCall, gradient: Tensor, rows: slice) -> Tensor:
         """The gradients of some examples through one call, in the canonical layout: (rows, …)."""
