@@ -140,16 +140,16 @@ def test_by_a_mean_each_point_is_on_the_line(backbone, tuned):
 
 
 def test_an_interrupted_donor_merge_goes_on_with_the_points_that_are_left(backbone, tuned, tmp_path, monkeypatch):
-    from graftwork.arithmetic import scoring
+    from graftwork.arithmetic import adapterscores
 
     own = tuned("lora")
     whole = donor_merge(own["mood"], own["pace"], backbone, points=5, fisher=FEW)
     with monkeypatch.context() as patch:
-        stop_after(patch, scoring.SplitScorer, "__call__", 3)
+        stop_after(patch, adapterscores.SplitScorer, "__call__", 3)
         with pytest.raises(StoppedError):
             donor_merge(own["mood"], own["pace"], backbone, points=5, fisher=FEW, working=tmp_path)
     with monkeypatch.context() as patch:
-        count = stop_after(patch, scoring.SplitScorer, "__call__", 100)
+        count = stop_after(patch, adapterscores.SplitScorer, "__call__", 100)
         again = donor_merge(own["mood"], own["pace"], backbone, points=5, fisher=FEW, working=tmp_path)
     assert len(count) == 2
     assert again.points == whole.points

@@ -140,7 +140,7 @@ def test_fine_tuned_models_are_merged_into_models(
 
 
 def test_an_interrupted_merge_is_resumed_by_command(graftwork, adapters, tmp_path, monkeypatch):
-    from graftwork.arithmetic.scoring import SplitScorer
+    from graftwork.arithmetic.adapterscores import SplitScorer
 
     own = [adapters / "mood", adapters / "pace"]
     command = [

@@ -22,7 +22,7 @@ from graftwork.arithmetic.headmerging import head_groups
 from graftwork.arithmetic.information import fishers_of
 from graftwork.arithmetic.keeping import Kept
 from graftwork.arithmetic.reading import rows_of
-from graftwork.arithmetic.scoring import SplitScorer, scorer_for
+from graftwork.arithmetic.adapterscores import SplitScorer, scorer_for
 from graftwork.backbones import Backbone
 from graftwork.settings.checked import require_count
 from graftwork.training.display import Display, shown_on_stderr

@@ -12,7 +12,7 @@ from graftwork.arithmetic.adaptermerging import MergedAdapters, named_adapters, 
 from graftwork.arithmetic.adaptermethods import AdapterMethod, AdapterOperands, AdapterResult, make_adapter_method
 from graftwork.arithmetic.finetuned import finetuned_adapter, is_model_folder, save_finetuned
 from graftwork.arithmetic.keeping import working_folder
-from graftwork.arithmetic.scoring import score_table
+from graftwork.arithmetic.adapterscores import score_table
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, RecipeError
 from graftwork.folders import replacing_folder

@@ -27,7 +27,7 @@ from graftwork.arithmetic.keeping import Kept
 from graftwork.arithmetic.likelihoods import answer_type, entropies
 from graftwork.arithmetic.linearforms import Interpolated, LinearForm, linear_form
 from graftwork.arithmetic.reading import Rows, rows_of
-from graftwork.arithmetic.scoring import scores_on
+from graftwork.arithmetic.adapterscores import scores_on
 from graftwork.backbones import Backbone
 from graftwork.errors import DivergedError, MethodError
 from graftwork.model import AdaptedModel
