@@ -47,22 +47,30 @@ class Pipeline(Step):
 
     def merge(self, stack: Stack, piece: Piece, facts: Any, vectors: Vectors) -> Float[Tensor, "n"]:
         left = self.trim.trim(stack, piece, facts, vectors)
+        agreeing: list[Tensor] = []
         if self.elect:
-            signs = left.sum(0).sign_()
-            even = signs == 0
-            if bool(even.any()) and bool((undecided := even & (left != 0).any(0)).any()):
-                signs[undecided] = self._sign_of_most(vectors)
-            left.mul_(left * signs > 0)
+            elected = left.sum(0).sign_()
+            signs = [row.sign() for row in left]
+            undecided = _some(signs) - elected.abs()
+            if float(undecided.sum()):
+                elected[undecided > 0] = self._sign_of_most(vectors)
+            agreeing = [own.mul_(elected).clamp_(min=0.0) for own in signs]
+            for row, own in zip(left, agreeing, strict=True):
+                row.mul_(own)
         if self.take == "max":
             return left.gather(0, left.abs().argmax(0)[None])[0]
-        shares = _shares(facts, piece, vectors, left)
+        shares = _shares(facts, piece, vectors)
         if isinstance(facts, Energies):
-            left.mul_(shares[:, None])
+            left.mul_(torch.tensor(shares, dtype=left.dtype)[:, None])
         if self.take == "sum":
             return left.sum(0)
-        counted = (left != 0).to(left.dtype) if self.elect else torch.ones_like(left)
-        divisor = counted.mul_(shares[:, None]).sum(0)
-        return left.sum(0).div_(divisor.masked_fill_(divisor == 0, 1.0))  # where nothing is left, it is 0
+        if not self.elect:
+            return left.sum(0).div_(sum(shares) or 1.0)
+        divisor = torch.zeros_like(left[0])
+        for own, share in zip(agreeing, shares, strict=True):
+            divisor.add_(own, alpha=share)
+        smallest = min([share for share in shares if share > 0], default=1.0)
+        return left.sum(0).div_(divisor.clamp_(min=smallest))  # where nothing is left, it is 0
 
     def _sign_of_most(self, vectors: Vectors) -> float:
         """The sign that more places have than the other one, over all tensors; found when a place first needs it."""
@@ -78,7 +86,16 @@ class Pipeline(Step):
             return self._majority
 
 
-def _shares(facts: Any, piece: Piece, vectors: Vectors, stack: Stack) -> Float[Tensor, "N"]:
+def _shares(facts: Any, piece: Piece, vectors: Vectors) -> list[float]:
     """By how much each vector counts in a mean: by its weight, and in SCE by its share of the squares."""
-    weights = torch.tensor([abs(weight) for weight in vectors.weights_at(piece.name)], dtype=stack.dtype)
-    return facts.shares.to(stack.dtype) if isinstance(facts, Energies) else weights
+    if isinstance(facts, Energies):
+        return [float(share) for share in facts.shares]
+    return [abs(weight) for weight in vectors.weights_at(piece.name)]
+
+
+def _some(signs: list[Tensor]) -> Float[Tensor, "n"]:
+    """1 where any vector has a number, else 0."""
+    found = signs[0].abs()
+    for own in signs[1:]:
+        found.add_(own.abs())
+    return found.clamp_(max=1.0)

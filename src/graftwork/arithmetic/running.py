@@ -14,8 +14,8 @@ from graftwork.training.display import Display
 MEMORY = 96 * 2**20
 """Bytes that the pieces of all threads take together."""
 
-LARGEST, SMALLEST = 2**20, 2**14
-"""Numbers in a piece."""
+LARGEST, SMALLEST = 2**17, 2**14
+"""Numbers in a piece: so few that what is calculated stays in a processor's cache."""
 
 MOST_THREADS = 8
 

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from graftwork.arithmetic.running import Piece
 
 DIGIT = 16
 """Bits that are counted in one pass; one less in the first, which has no sign."""
 
-Keys = Int[Tensor, "n"]
+Keys = np.ndarray[Any, np.dtype[Any]]
+"""Whole numbers, one for each number. numpy finds a few among many several times as fast as torch."""
 
 
 class Cut(NamedTuple):
@@ -41,15 +43,31 @@ class Cut(NamedTuple):
             numbers: of the piece.
             start: place of the first of them in the tensor.
         """
-        keys = keys_of(numbers)
         if self.key < 0:
-            return torch.zeros_like(keys, dtype=torch.bool)
+            return torch.zeros_like(numbers, dtype=torch.bool)
+        keys = keys_of(numbers)
         if self.last is None:
-            return keys >= self.key
+            return torch.from_numpy(keys >= self.key)
         first = max(0, min(len(keys), self.last + 1 - start))
         found = keys > self.key
         found[:first] |= keys[:first] == self.key
-        return found
+        return torch.from_numpy(found)
+
+    def kept(self, numbers: Float[Tensor, "n"], start: int = 0) -> Float[Tensor, "n"]:
+        """The largest numbers of a piece, and 0 in the place of all others.
+
+        Args:
+            numbers: of the piece.
+            start: place of the first of them in the tensor.
+        """
+        if self.key <= 0:
+            return torch.zeros_like(numbers) if self.key < 0 else numbers
+        least, below = _magnitudes((self.key, self.key - 1), numbers.dtype)
+        if self.last is None:
+            return hardshrink(numbers, below)
+        first = max(0, min(len(numbers), self.last + 1 - start))
+        parts = [part for part in ((numbers[:first], below), (numbers[first:], least)) if len(part[0])]
+        return torch.cat([hardshrink(own, bound) for own, bound in parts])
 
 
 NONE = Cut(-1, None)
@@ -61,8 +79,17 @@ ALL = Cut(0, None)
 
 def keys_of(numbers: Float[Tensor, "n"]) -> Keys:
     """Whole numbers that are ordered as magnitudes are."""
-    whole, most = (torch.int32, 2**31 - 1) if numbers.dtype == torch.float32 else (torch.int64, 2**63 - 1)
-    return numbers.view(whole) & most
+    wide = numbers.dtype == torch.float64
+    whole: Keys = numbers.numpy().view(np.int64 if wide else np.int32)
+    found: Keys = whole & (np.int64(2**63 - 1) if wide else np.int32(2**31 - 1))
+    return found
+
+
+def _magnitudes(keys: Sequence[int], dtype: torch.dtype) -> list[float]:
+    """The magnitudes of which keys are."""
+    whole = torch.int32 if dtype == torch.float32 else torch.int64
+    found: list[float] = torch.tensor(keys, dtype=whole).view(dtype).tolist()
+    return found
 
 
 def how_many(share: float, of: int) -> int:
@@ -76,10 +103,9 @@ def cut_of(numbers: Float[Tensor, "n"], count: int) -> Cut:
     if count <= 0 or count >= size:
         return NONE if count <= 0 else ALL
     keys = keys_of(numbers)
-    held: Any = keys.numpy()
-    key = int(np.partition(held, size - count)[size - count])
-    left = count - int((keys > key).sum())
-    places = (keys == key).nonzero()[:, 0]
+    key = int(np.partition(keys, size - count)[size - count])
+    left = count - int(np.count_nonzero(keys > key))
+    places = np.flatnonzero(keys == key)
     return Cut(key, None if key == 0 or len(places) == left else int(places[left - 1]))
 
 
@@ -99,11 +125,12 @@ class Search:
     key: int = 0
     equal: int = 0
 
-    def count(self, keys: Keys, shift: int, bits: int) -> Int[Tensor, "bins"]:
-        """How often each value of the next digit occurs among the keys that begin with those found so far."""
+    def digits(self, keys: Keys, shift: int, bits: int) -> Int[Tensor, "n"]:
+        """The next digit of the keys that begin with those found so far."""
         if shift + bits < _bits(keys):
-            keys = keys[(keys >> (shift + bits)) == self.key]
-        return torch.bincount((keys >> shift) & ((1 << bits) - 1), minlength=1 << bits)
+            keys = keys[np.flatnonzero(keys >> (shift + bits) == self.key)]
+            return torch.from_numpy((keys >> shift) & ((1 << bits) - 1))
+        return torch.from_numpy(keys >> shift)
 
     def settle(self, counts: Int[Tensor, "bins"], bits: int) -> None:
         """Take the next digit."""
@@ -154,18 +181,49 @@ def cuts_of(
     return found
 
 
+class _Counter:
+    """Counts digits: few at a time are put by, until they are worth a count."""
+
+    def __init__(self, bits: int) -> None:
+        self._bins = 1 << bits
+        self._total = torch.zeros(self._bins, dtype=torch.int64)
+        self._waiting: list[Tensor] = []
+        self._size = 0
+
+    def add(self, digits: Int[Tensor, "n"], *, counted: bool) -> None:
+        """Take digits, or how often each value of them occurs."""
+        if counted:
+            self._total += digits
+            return
+        self._waiting.append(digits)
+        self._size += len(digits)
+        if self._size >= self._bins:
+            self.total()
+
+    def total(self) -> Int[Tensor, "bins"]:
+        """How often each value has come."""
+        if self._waiting:
+            self._total += torch.bincount(torch.cat(self._waiting), minlength=self._bins)
+            self._waiting, self._size = [], 0
+        return self._total
+
+
 def _counted(read: Read, run: Run, searches: Sequence[Search], shift: int, bits: int) -> list[Tensor]:
     """How often each value of the next digit occurs, for each search."""
 
-    def count(piece: Piece) -> list[Tensor]:
+    def count(piece: Piece) -> list[tuple[Tensor, bool]]:
         rows = read(piece)
         keys = {vector: keys_of(rows[vector]) for vector in {search.vector for search in searches}}
-        return [search.count(keys[search.vector], shift, bits) for search in searches]
+        found = [search.digits(keys[search.vector], shift, bits) for search in searches]
+        # Many are counted here, by one of several threads; few are counted together with those of other pieces.
+        return [(torch.bincount(own, minlength=1 << bits), True) if len(own) > few else (own, False) for own in found]
 
-    sums: list[Tensor] = []
+    few = (1 << bits) // 4
+    counters = [_Counter(bits) for _ in searches]
     for found in run(count):
-        sums = [total.add_(own) for total, own in zip(sums, found, strict=True)] if sums else found
-    return sums
+        for counter, (own, counted) in zip(counters, found, strict=True):
+            counter.add(own, counted=counted)
+    return [counter.total() for counter in counters]
 
 
 def _ends(read: Read, run: Run, pieces: Sequence[Piece], searches: Sequence[Search]) -> dict[Search, tuple[str, int]]:
@@ -176,7 +234,7 @@ def _ends(read: Read, run: Run, pieces: Sequence[Piece], searches: Sequence[Sear
 
     def count(piece: Piece) -> list[int]:
         rows = read(piece)
-        return [int((keys_of(rows[search.vector]) == search.key).sum()) for search in searches]
+        return [int(np.count_nonzero(keys_of(rows[search.vector]) == search.key)) for search in searches]
 
     counts = [*zip(pieces, run(count), strict=True)]
     ends = {}
@@ -184,8 +242,8 @@ def _ends(read: Read, run: Run, pieces: Sequence[Piece], searches: Sequence[Sear
         left = search.left
         for piece, found in counts:
             if left <= found[number]:
-                equal = keys_of(read(piece)[search.vector]) == search.key
-                ends[search] = (piece.name, piece.start + int(equal.nonzero()[left - 1, 0]))
+                places = np.flatnonzero(keys_of(read(piece)[search.vector]) == search.key)
+                ends[search] = (piece.name, piece.start + int(places[left - 1]))
                 break
             left -= found[number]
     return ends
@@ -200,5 +258,5 @@ def _digits(dtype: torch.dtype) -> Iterator[tuple[int, int]]:
         yield bits, own
 
 
-def _bits(keys: Tensor) -> int:
-    return 31 if keys.dtype == torch.int32 else 63
+def _bits(keys: Keys) -> int:
+    return 31 if keys.dtype == np.int32 else 63

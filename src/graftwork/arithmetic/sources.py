@@ -259,14 +259,19 @@ class Linear(Source):
         (first, by), *others = terms
         start = first.read(piece).to(dtype)
         if affine is None or not others:
-            result = start if by == 1.0 else start.mul_(by)
+            if by != 1.0:
+                start.mul_(by)
             for source, by in others:
-                result.add_(source.read(piece).to(dtype), alpha=by)
-            return result
-        result = start.clone() if affine else torch.zeros_like(start)
+                start.add_(source.read(piece).to(dtype), alpha=by)
+            return start
+        if affine == 0.0 and len(others) == 1 and by == 1.0:
+            return start.sub_(others[0][0].read(piece).to(dtype))
+        change: Tensor | None = None
         for source, by in others:
-            result.add_(source.read(piece).to(dtype).sub_(start), alpha=by)
-        return result
+            difference = source.read(piece).to(dtype).sub_(start)
+            change = difference.mul_(by) if change is None else change.add_(difference, alpha=by)
+        assert change is not None
+        return change.add_(start) if affine else change
 
     @property
     def tied(self) -> list[frozenset[str]]:

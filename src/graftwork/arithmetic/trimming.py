@@ -79,7 +79,7 @@ class Largest(Trim):
 
     def trim(self, stack: Stack, piece: Piece, facts: Any, vectors: Vectors) -> Stack:
         for row, cut in zip(stack, facts, strict=True):
-            row.mul_(cut.above(row, piece.start))
+            row.copy_(cut.kept(row, piece.start))
         return stack
 
 
@@ -134,7 +134,7 @@ class Band(Trim):
 
     def trim(self, stack: Stack, piece: Piece, facts: Any, vectors: Vectors) -> Stack:
         for row, (top, bottom) in zip(stack, facts, strict=True):
-            row.mul_(bottom.above(row, piece.start) & ~top.above(row, piece.start))
+            row.copy_(bottom.kept(row, piece.start) - top.kept(row, piece.start))
         return stack
 
 
@@ -166,7 +166,7 @@ class Ranked(Trim):
         for i, row in enumerate(stack):
             lines = row.view(-1, width)
             # 0 is the largest of its row; of equal ones, the first is the larger.
-            order = keys_of(row).view(-1, width).argsort(dim=1, descending=True, stable=True)
+            order = torch.from_numpy(keys_of(row)).view(-1, width).argsort(dim=1, descending=True, stable=True)
             ranks = torch.empty_like(order)
             ranks.scatter_(1, order, torch.arange(width).expand_as(order))
             share = ranks.to(row.dtype).div_(max(width - 1, 1)) if width > 1 else torch.full_like(lines, 0.5)

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,7 +166,10 @@ def _in_type(numbers: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     result = numbers.to(dtype)
     if dtype.is_floating_point and role_of(name, floating=True) != "buffer":
         wide = result if dtype.itemsize > 1 else result.float()  # types of eight bits have no comparison of their own
-        if not bool(torch.isfinite(wide).all()):
+        # A finite sum has finite terms only; others are looked at one by one.
+        if not isfinite(float(wide.sum(dtype=wide.dtype if dtype.itemsize > 4 else torch.float32))) and not bool(
+            torch.isfinite(wide).all()
+        ):
             finite = bool(torch.isfinite(numbers).all())
             short = str(dtype).removeprefix("torch.")
             raise WeightsError(
