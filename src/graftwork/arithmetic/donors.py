@@ -14,6 +14,7 @@ import torch
 
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adaptermerging import with_heads
+from graftwork.arithmetic.adapterscores import SplitScorer, scorer_for
 from graftwork.arithmetic.bodies import Align, Bodies, Body, bodies_of
 from graftwork.arithmetic.commonbasis import Vector
 from graftwork.arithmetic.datasettings import FisherSettings
@@ -22,7 +23,6 @@ from graftwork.arithmetic.headmerging import head_groups
 from graftwork.arithmetic.information import fishers_of
 from graftwork.arithmetic.keeping import Kept
 from graftwork.arithmetic.reading import rows_of
-from graftwork.arithmetic.adapterscores import SplitScorer, scorer_for
 from graftwork.backbones import Backbone
 from graftwork.settings.checked import require_count
 from graftwork.training.display import Display, shown_on_stderr

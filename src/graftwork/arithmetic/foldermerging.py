@@ -10,9 +10,9 @@ from graftwork.adapters.folder import CONFIG, adapters_in
 from graftwork.arithmetic import saving
 from graftwork.arithmetic.adaptermerging import MergedAdapters, named_adapters, refuse_output
 from graftwork.arithmetic.adaptermethods import AdapterMethod, AdapterOperands, AdapterResult, make_adapter_method
+from graftwork.arithmetic.adapterscores import score_table
 from graftwork.arithmetic.finetuned import finetuned_adapter, is_model_folder, save_finetuned
 from graftwork.arithmetic.keeping import working_folder
-from graftwork.arithmetic.adapterscores import score_table
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, RecipeError
 from graftwork.folders import replacing_folder

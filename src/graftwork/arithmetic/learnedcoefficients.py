@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adaptermerging import MergedAdapters, name_of, named_adapters, with_heads
+from graftwork.arithmetic.adapterscores import scores_on
 from graftwork.arithmetic.bodies import bodies_of
 from graftwork.arithmetic.commonbasis import Formula, Vector
 from graftwork.arithmetic.datasettings import AdaMergingSettings
@@ -27,7 +28,6 @@ from graftwork.arithmetic.keeping import Kept
 from graftwork.arithmetic.likelihoods import answer_type, entropies
 from graftwork.arithmetic.linearforms import Interpolated, LinearForm, linear_form
 from graftwork.arithmetic.reading import Rows, rows_of
-from graftwork.arithmetic.adapterscores import scores_on
 from graftwork.backbones import Backbone
 from graftwork.errors import DivergedError, MethodError
 from graftwork.model import AdaptedModel
