@@ -67,7 +67,7 @@ def test_adapters_are_merged_into_one_with_the_heads_of_all_tasks(graftwork, ada
     ran = graftwork("merge", "average", *own, "--output", tmp_path / "merged", *scored, "--quiet")
     assert (ran.status, ran.err) == (0, "")
     assert names_in(tmp_path) == ["merged"]
-    assert names_in(tmp_path / "merged") == ["mood", "pace", "shared.safetensors"]
+    assert names_in(tmp_path / "merged") == ["heads.yaml", "mood", "pace", "shared.safetensors"]
     assert [line.split()[0] for line in ran.out.splitlines()] == ["adapter", "merged", "mood", "pace", "saved"]
     assert graftwork("evaluate", tmp_path / "merged" / "mood", "--quiet").status == 0
     assert graftwork("predict", tmp_path / "merged" / "pace", "a good film").status == 0
@@ -132,11 +132,24 @@ def test_fine_tuned_models_are_merged_into_models(
     more = ["--method.examples", "6", "--base", backbone_folder, "--quiet"]
     ran = graftwork("merge", method, *own, "--output", tmp_path / "merged", *scored, *more)
     assert (ran.status, ran.err) == (0, "")
-    assert names_in(tmp_path / "merged") == ["mood", "pace"]
+    assert names_in(tmp_path / "merged") == ["heads.yaml", "mood", "pace"]
     each = [weights_of(finetuned_adapter(tmp_path / "merged" / name, backbone), backbone) for name in ("mood", "pace")]
     assert each[0].keys() == each[1].keys()
     ran = graftwork("merge", method, *own, "--output", tmp_path / "no", *more)
     assert (ran.status, "does not say on which data" in ran.err) == (2, True)
+
+
+def test_a_single_head_of_models_is_a_model_s_folder(graftwork, backbone, backbone_folder, models, tasks, tmp_path):
+    own = [models / "mood", models / "pace"]
+    scored = [part for file in tasks.values() for part in ("--task", file)]
+    more = ["--method.examples", 6, "--method.points", 2, "--base", backbone_folder, "--quiet"]
+    arguments = ["--output", tmp_path / "merged", *scored]
+    assert graftwork("merge", "regmean", *own, *arguments, *more[:2], *more[4:]).status == 0
+    assert graftwork("merge", "donor", *own, *arguments, *more).status == 2
+    assert graftwork("merge", "donor", *own, *arguments, *more, "--overwrite").status == 0
+    assert names_in(tmp_path) == ["merged"]
+    assert "recipe.yaml" in names_in(tmp_path / "merged")
+    assert finetuned_adapter(tmp_path / "merged", backbone).task.labels == ("no mood", "mood")
 
 
 def test_an_interrupted_merge_is_resumed_by_command(graftwork, adapters, tmp_path, monkeypatch):

@@ -376,7 +376,12 @@ def test_other_heads_are_kept_for_their_tasks_in_one_folder(backbone, tmp_path):
         merged.adapters["c"].tensors["head.classifier.weight"], own["c"].tensors["head.classifier.weight"]
     )
     merged.save(tmp_path / "merged")
-    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == ["a+b", "c", "shared.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == [
+        "a+b",
+        "c",
+        "heads.yaml",
+        "shared.safetensors",
+    ]
     for name, adapter in merged.adapters.items():
         found = Adapter.load(tmp_path / "merged" / name)
         assert found.digest == adapter.digest
@@ -384,6 +389,13 @@ def test_other_heads_are_kept_for_their_tasks_in_one_folder(backbone, tmp_path):
     with pytest.raises(OutputError, match="exists already"):
         merged.save(tmp_path / "merged")
     merged.save(tmp_path / "merged", overwrite=True)
+    (tmp_path / "merged" / "mine").mkdir()
+    with pytest.raises(OutputError, match="is not an adapter's folder"):
+        merged.save(tmp_path / "merged", overwrite=True)
+    (tmp_path / "merged" / "mine").rmdir()
+    one = merge_adapters({"a": own["a"], "b": own["b"]}, backbone)
+    one.save(tmp_path / "merged", overwrite=True)
+    assert Adapter.load(tmp_path / "merged").digest == one.adapter.digest
     with pytest.raises(AdapterError, match=r"2 heads \(a\+b, c\)"):
         _ = merged.adapter
 
@@ -459,3 +471,5 @@ def test_adapters_of_another_backbone_and_of_one_name_are_refused(backbone):
         merge_adapters(own, make_backbone(seed=3))
     with pytest.raises(AdapterError, match="two adapters are for a task 't'"):
         merge_adapters([*own.values()], backbone)
+    with pytest.raises(AdapterError, match=r"an adapter is named 'a\+b'"):
+        merge_adapters({"a+b": own["a"]}, backbone)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.declared import usable_sites
-from graftwork.adapters.folder import adapters_in, fill_folder, refuse_existing, write_shared
+from graftwork.adapters.folder import SHARED, fill_folder, refuse_existing, write_shared
 from graftwork.adapters.identity import library_versions
 from graftwork.arithmetic.bodies import Align, Bodies, Body, LowRankBodies, bodies_of, linear
 from graftwork.arithmetic.commonbasis import Formula, knots
@@ -18,6 +18,10 @@ from graftwork.arithmetic.headmerging import HeadGroup, HeadsMode, head_groups
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, MethodError
 from graftwork.folders import replacing_folder
+from graftwork.settings.yamlfile import dump_yaml, read_yaml
+
+HEADS = "heads.yaml"
+"""In a folder with several heads: their names, and how they were merged."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,22 @@ class MergedAdapters:
             AdapterError: a tensor contains NaN or infinity.
         """
         folder = Path(folder)
-        if len(self.adapters) == 1:
-            self.adapter.save(folder, overwrite=overwrite)
-            return
         refuse_output(folder, overwrite=overwrite)
         with replacing_folder(folder, overwrite=overwrite) as new:
+            if len(self.adapters) == 1:
+                fill_folder(self.adapter, new)
+                return
             shared = _in_common([*self.adapters.values()])
             write_shared(shared, new)
             for name, adapter in self.adapters.items():
                 (new / name).mkdir()
                 fill_folder(adapter, new / name, shared=shared.keys())
+            (new / HEADS).write_text(self.describe_heads(), encoding="utf-8")
+
+    def describe_heads(self) -> str:
+        """What the file of a folder with several heads says: the heads, and how they were merged, as YAML."""
+        first = next(iter(self.adapters.values()))
+        return dump_yaml({"heads": list(self.adapters), "merged": first.recipe.get("merged", {})})
 
 
 def merge_adapters(
@@ -139,9 +149,12 @@ def named_adapters(adapters: Mapping[str, Adapter] | Sequence[Adapter]) -> dict[
         )
     if not pairs:
         raise AdapterError("no adapters are given", expected="two or more")
-    wrong = next((name for name in names if not name or "/" in name or name.startswith(".")), None)
+    wrong = next((name for name in names if not name or {"/", "+"} & {*name} or name.startswith(".")), None)
     if wrong is not None:
-        raise AdapterError(f"an adapter is named {wrong!r}", expected="a name that a folder can have")
+        raise AdapterError(
+            f"an adapter is named {wrong!r}",
+            expected="a name that a folder can have, without + (which joins the names of averaged heads)",
+        )
     return dict(pairs)
 
 
@@ -237,14 +250,22 @@ def name_of(formula: Formula) -> str:
 
 
 def refuse_output(folder: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that is neither an adapter's nor one of several adapters, before any work is done.
+    """Refuse an output folder that exists, before any work is done: unless it may be replaced, and is an adapter's or
+    one of several heads that was written here.
 
     Raises:
         OutputError: it exists and is not to be replaced.
     """
-    if folder.is_dir() and overwrite and adapters_in(folder):
-        return
-    refuse_existing(folder, overwrite=overwrite)
+    if not (overwrite and is_of_several_heads(folder)):
+        refuse_existing(folder, overwrite=overwrite)
+
+
+def is_of_several_heads(folder: Path) -> bool:
+    """Whether a folder was written for several heads, and holds nothing else."""
+    if not (folder / HEADS).is_file():
+        return False
+    heads = read_yaml(folder / HEADS).get("heads", [])
+    return {path.name for path in folder.iterdir()} <= {HEADS, SHARED, *heads}
 
 
 def _in_common(adapters: Sequence[Adapter]) -> dict[str, Tensor]:

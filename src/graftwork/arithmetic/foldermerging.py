@@ -8,7 +8,13 @@ from typing import Any
 from graftwork.adapters import Adapter
 from graftwork.adapters.folder import CONFIG, adapters_in
 from graftwork.arithmetic import saving
-from graftwork.arithmetic.adaptermerging import MergedAdapters, named_adapters, refuse_output
+from graftwork.arithmetic.adaptermerging import (
+    HEADS,
+    MergedAdapters,
+    is_of_several_heads,
+    named_adapters,
+    refuse_output,
+)
 from graftwork.arithmetic.adaptermethods import AdapterMethod, AdapterOperands, AdapterResult, make_adapter_method
 from graftwork.arithmetic.adapterscores import score_table
 from graftwork.arithmetic.finetuned import finetuned_adapter, is_model_folder, save_finetuned
@@ -18,6 +24,8 @@ from graftwork.errors import AdapterError, RecipeError
 from graftwork.folders import replacing_folder
 from graftwork.tasks import Task, find_task
 from graftwork.training.display import shown_on_stderr
+
+INNER = ".model"
 
 
 @dataclass(frozen=True)
@@ -104,9 +112,10 @@ def merge_folders(
 
 def _refuse(target: Path, *, of_models: bool, overwrite: bool) -> None:
     """Refuse an output before any work is done."""
-    several = target.is_dir() and any(is_model_folder(path) for path in target.iterdir() if path.is_dir())
-    if not (of_models and several and overwrite):
-        (saving.refuse_existing if of_models else refuse_output)(target, overwrite=overwrite)
+    if of_models and not (overwrite and is_of_several_heads(target)):
+        saving.refuse_existing(target, overwrite=overwrite)
+    elif not of_models:
+        refuse_output(target, overwrite=overwrite)
 
 
 def _base(paths: Sequence[Path], models: Sequence[bool], base: str | None) -> str:
@@ -171,12 +180,16 @@ def _save_models(
     *,
     overwrite: bool,
 ) -> None:
-    """Write a model for each head, each like the operand whose head it has."""
+    """Write a model for each head, each like the operand whose head it has; a single one as the folder itself."""
     like = dict(zip(adapters, paths, strict=True))
-    if len(merged.adapters) == 1:
-        [(name, adapter)] = merged.adapters.items()
-        save_finetuned(adapter, backbone, like[name.split("+")[0]], target, overwrite=overwrite)
-        return
     with replacing_folder(target, overwrite=overwrite) as new:
         for name, adapter in merged.adapters.items():
             save_finetuned(adapter, backbone, like[name.split("+")[0]], new / name)
+        if len(merged.adapters) > 1:
+            (new / HEADS).write_text(merged.describe_heads(), encoding="utf-8")
+            return
+        [only] = new.iterdir()
+        inner = only.rename(new / INNER)  # no file of a model is called so
+        for path in inner.iterdir():
+            path.rename(new / path.name)
+        inner.rmdir()

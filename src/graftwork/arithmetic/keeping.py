@@ -54,7 +54,10 @@ class Kept:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             logger.warning("%s is damaged, and is computed again: %s", self.file, error)
             return None
-        return (tensors, said["values"]) if said["key"] == self.key else None
+        if said["key"] != self.key:
+            logger.warning("what is kept in %s is of another merge, and is computed again", self.file)
+            return None
+        return tensors, said["values"]
 
     def write(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, now: bool = False) -> None:
         """Keep a state; nothing where one was kept just before, unless `now`.
