@@ -1,5 +1,6 @@
 """Merges that read data: donors, RegMean and AdaMerging, on adapters and on full fine-tunings."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import make_adapter, make_backbone
 from training.workbench import FAST, backbone, backbone_folder, data, one_thread, sentence, write_csv
 
-from graftwork import IA3, AdaptedModel, FullFineTuning, Houlsby, LoRA, Task, evaluate, tune
+from graftwork import IA3, AdaptedModel, Adapter, FullFineTuning, Houlsby, LoRA, Task, evaluate, tune
 from graftwork.arithmetic import (
     AdaMergingSettings,
     FisherSettings,
@@ -407,3 +408,49 @@ def test_what_has_no_entropy_or_no_sum_is_refused(backbone, tuned):
         adamerging({"n": numbers, **tuned("lora")}, backbone)
     with pytest.raises(MethodError, match=r"share=1\.0: expected a number below 1"):
         AdaMergingSettings(share=1.0)
+
+
+# -- other kinds of task -----------------------------------------------------------------------------------------------
+
+
+def with_data(adapter, task):
+    """An adapter that was tuned on that task, as far as its recipe says."""
+    return replace(adapter, recipe={"task": task.model_dump(mode="json", exclude_none=True)})
+
+
+@pytest.mark.parametrize("kind", ["regression", "generation", "multi-label-classification", "token-classification"])
+def test_the_information_is_that_of_the_kind_of_task(kind, tmp_path):
+    backbone = make_backbone("gpt2", head=True, tokenizer=True)
+    fields = {"separator": " is "} if kind == "generation" else {}
+    texts = ["the man sleeps", "a woman rests", "the film was dull", "a book is good"] * 3
+    labels = {
+        "regression": ["1.5", "0", "-2", "3"] * 3,
+        "generation": ["very good", "bad", "not gripping", "dull"] * 3,
+        "multi-label-classification": ["x|y", "y", "z", "x"] * 3,
+        "token-classification": ["O O B-X"] * 12,
+    }[kind]
+    task = {"name": "t", "kind": kind, "text": "text", "data": str(tmp_path / "rows.csv"), "validation_fraction": 0.25}
+    if kind == "token-classification":
+        task["data"] = str(tmp_path / "rows.jsonl")
+        rows = [{"text": text.split()[:3], "label": tags.split()} for text, tags in zip(texts, labels, strict=True)]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    else:
+        write_csv(tmp_path / "rows.csv", [{"text": t, "label": own} for t, own in zip(texts, labels, strict=True)])
+    names = {"multi-label-classification": ("x", "y", "z"), "token-classification": ("O", "B-X")}.get(kind)
+    own = {}
+    for i, name in enumerate("ab"):
+        adapter = Adapter.new(backbone, LoRA(rank=2), kind=kind, labels=names, name=name, seed=i, **fields)
+        for tensor in adapter.tensors.values():
+            tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(i)) * 0.1)
+        own[name] = with_data(adapter, Task.parse({**task, "labels": names, **fields}, origin="the test"))
+    merged = fisher_adapters(own, backbone, fisher=FisherSettings(batch_size=4)).adapter
+    a, b = (weights_of(adapter, backbone) for adapter in own.values())
+    found = weights_of(merged, backbone)
+    slack = 1e-5 * max(float(t.abs().max()) for t in a.values())
+    apart = 0.0
+    for name, tensor in found.items():
+        low, high = torch.minimum(a[name], b[name]), torch.maximum(a[name], b[name])
+        assert bool((tensor >= low - slack).all()), name
+        assert bool((tensor <= high + slack).all()), name
+        apart = max(apart, float((tensor - (a[name] + b[name]) / 2).abs().max()))
+    assert apart > 100 * slack  # it is no plain mean
