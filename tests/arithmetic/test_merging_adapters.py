@@ -471,5 +471,13 @@ def test_adapters_of_another_backbone_and_of_one_name_are_refused(backbone):
         merge_adapters(own, make_backbone(seed=3))
     with pytest.raises(AdapterError, match="two adapters are for a task 't'"):
         merge_adapters([*own.values()], backbone)
-    with pytest.raises(AdapterError, match=r"an adapter is named 'a\+b'"):
-        merge_adapters({"a+b": own["a"]}, backbone)
+    with pytest.raises(AdapterError, match="an adapter is named 'a/b'"):
+        merge_adapters({"a/b": own["a"]}, backbone)
+
+
+def test_what_is_merged_can_be_merged_again(backbone):
+    own = adapters_of(backbone, LoRA(rank=2))
+    once = merge_adapters(own, backbone)
+    assert once.members == {"a+b": ("a", "b")}
+    again = merge_adapters([once.adapter, make_adapter(backbone, LoRA(rank=2), num_labels=2)], backbone)
+    assert again.members == {"a+b": ("a+b",), "t": ("t",)}

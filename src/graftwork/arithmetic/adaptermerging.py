@@ -31,9 +31,11 @@ class MergedAdapters:
     Attributes:
         adapters: an adapter for each head, by the names of the tasks that it is for (`rte`, `imdb+yelp`). They have
             the same tensors but for their heads.
+        members: which of the merged adapters each head is of, by the same names.
     """
 
     adapters: Mapping[str, Adapter]
+    members: Mapping[str, tuple[str, ...]]
 
     @property
     def adapter(self) -> Adapter:
@@ -149,12 +151,9 @@ def named_adapters(adapters: Mapping[str, Adapter] | Sequence[Adapter]) -> dict[
         )
     if not pairs:
         raise AdapterError("no adapters are given", expected="two or more")
-    wrong = next((name for name in names if not name or {"/", "+"} & {*name} or name.startswith(".")), None)
+    wrong = next((name for name in names if not name or "/" in name or name.startswith(".")), None)
     if wrong is not None:
-        raise AdapterError(
-            f"an adapter is named {wrong!r}",
-            expected="a name that a folder can have, without + (which joins the names of averaged heads)",
-        )
+        raise AdapterError(f"an adapter is named {wrong!r}", expected="a name that a folder can have")
     return dict(pairs)
 
 
@@ -176,7 +175,7 @@ def with_heads(
     """
     merged = {**said, "adapters": {name: adapter.digest for name, adapter in adapters.items()}}
     found = {group.name: _with_head(body, group, backbone, merged) for group in groups}
-    return MergedAdapters(found)
+    return MergedAdapters(found, {group.name: group.names for group in groups})
 
 
 def _with_head(body: Body, group: HeadGroup, backbone: Backbone, merged: Mapping[str, Any]) -> Adapter:

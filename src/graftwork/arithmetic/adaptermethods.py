@@ -269,7 +269,9 @@ class Donor(FisherSettings, AdapterMethod):
         )
         points = [{"weight": mix, **scores} for mix, scores in merge.points]
         said = f"{name} counts {merge.weight:.2f}, {other} {1 - merge.weight:.2f}"
-        return AdapterResult(MergedAdapters({name: merge.adapter}), (said,), {"weight": merge.weight, "points": points})
+        return AdapterResult(
+            MergedAdapters({name: merge.adapter}, {name: (name,)}), (said,), {"weight": merge.weight, "points": points}
+        )
 
 
 class RegMean(RegMeanSettings, AdapterMethod):

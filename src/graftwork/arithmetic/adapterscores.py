@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import isfinite
 
 from graftwork.adapters import Adapter
+from graftwork.arithmetic.adaptermerging import MergedAdapters
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError
 from graftwork.kinds.scoring import METRICS
@@ -100,7 +101,7 @@ def scores_on(
 
 def score_table(
     adapters: Mapping[str, Adapter],
-    merged: Mapping[str, Adapter],
+    merged: MergedAdapters,
     backbone: Backbone,
     *,
     split: SplitName = "validation",
@@ -113,7 +114,7 @@ def score_table(
 
     Args:
         adapters: what was merged, by name.
-        merged: the result, by the names that its heads are for, with + between them.
+        merged: the result.
         backbone: of all of them. It is in use meanwhile.
         split: the rows.
         data: other data than those that an adapter was tuned on, by its name.
@@ -123,7 +124,7 @@ def score_table(
         By name, the result first under `merged`, then by `task metric`. What cannot be scored on a task is left out.
     """
     found: dict[str, dict[str, float]] = {"merged": {}, **{name: {} for name in adapters}}
-    heads = {name: adapter for names, adapter in merged.items() for name in (names, *names.split("+"))}
+    heads = {name: adapter for head, adapter in merged.adapters.items() for name in merged.members[head]}
     for name, adapter in adapters.items():
         if name not in heads:
             continue

@@ -106,7 +106,7 @@ def merge_folders(
         scores: Mapping[str, Mapping[str, float]] = {}
         if tasks:
             with shown_on_stderr(shown=progress) as display:
-                scores = score_table(adapters, merged.adapters, frozen, display=display)
+                scores = score_table(adapters, merged, frozen, display=display)
     return FolderMerge(target, result, scores)
 
 
@@ -168,7 +168,7 @@ def _saying(merged: MergedAdapters, method: Mapping[str, Any], options: Mapping[
     for name, adapter in merged.adapters.items():
         own = {**adapter.recipe.get("merged", {}), "method": dict(method), **asked}
         found[name] = replace(adapter, recipe={**adapter.recipe, "merged": own})
-    return MergedAdapters(found)
+    return MergedAdapters(found, merged.members)
 
 
 def _save_models(
@@ -184,7 +184,7 @@ def _save_models(
     like = dict(zip(adapters, paths, strict=True))
     with replacing_folder(target, overwrite=overwrite) as new:
         for name, adapter in merged.adapters.items():
-            save_finetuned(adapter, backbone, like[name.split("+")[0]], new / name)
+            save_finetuned(adapter, backbone, like[merged.members[name][0]], new / name)
         if len(merged.adapters) > 1:
             (new / HEADS).write_text(merged.describe_heads(), encoding="utf-8")
             return
