@@ -14,10 +14,10 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
-from graftwork import AdaptedModel, Adapter, Backbone, DoRA, FullFineTuning, HeadOnly, Houlsby, LoRA
-from graftwork.arithmetic import extract_lora, finetuned_adapter
+from graftwork import AdaptedModel, Adapter, Backbone, DoRA, FullFineTuning, HeadOnly, Houlsby, LoRA, Task
+from graftwork.arithmetic import extract_lora, finetuned_adapter, save_finetuned
 from graftwork.arithmetic.differences import weights_of
-from graftwork.errors import AdapterError, MethodError, RecipeError
+from graftwork.errors import AdapterError, MethodError, OutputError, RecipeError
 
 __all__ = ["graftwork"]
 
@@ -185,3 +185,30 @@ def test_the_command_extracts_from_a_model_and_from_an_adapter(graftwork, tmp_pa
     assert 0 < said["kept"] < 1
     assert graftwork("extract", tmp_path / "lora", "--output", tmp_path / "no", "--pairs").status == 2
     assert graftwork("extract", tmp_path / "lora", "--output", tmp_path / "smaller").status == 2
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "roberta"])
+def test_an_adapter_that_changes_weights_is_written_as_a_model(kind, tmp_path):
+    model, backbone = tuned(kind, tmp_path)
+    adapter = finetuned_adapter(tmp_path / "tuned", backbone)
+    save_finetuned(adapter, backbone, tmp_path / "tuned", tmp_path / "again")
+    again = type(model).from_pretrained(tmp_path / "again")
+    for name, tensor in model.state_dict().items():
+        close(again.state_dict()[name], tensor, 4, what=name)
+    small = make_adapter(backbone, LoRA(rank=2), num_labels=2)
+    with pytest.raises(AdapterError, match="has another head than the adapter"):
+        save_finetuned(small, backbone, tmp_path / "tuned", tmp_path / "other")
+    with pytest.raises(OutputError, match="exists already"):
+        save_finetuned(adapter, backbone, tmp_path / "tuned", tmp_path / "again")
+
+
+def test_a_task_says_what_the_labels_of_a_model_are(tmp_path):
+    model, backbone = tuned("bert", tmp_path)
+    model.config.id2label = {i: f"LABEL_{i}" for i in range(3)}
+    model.save_pretrained(tmp_path / "unnamed")
+    task = Task(name="t", text="text", labels=("x", "y", "z"))
+    assert finetuned_adapter(tmp_path / "unnamed", backbone, task=task).task.labels == ("x", "y", "z")
+    with pytest.raises(AdapterError, match=r"has the labels a, b, c, and task 't' has x, y, z"):
+        finetuned_adapter(tmp_path / "tuned", backbone, task=task)
+    with pytest.raises(AdapterError, match="has a head for classification, and task 'n' is regression"):
+        finetuned_adapter(tmp_path / "tuned", backbone, task=Task(name="n", text="text", kind="regression"))

@@ -27,7 +27,7 @@ from graftwork import (
     Union,
     VeRA,
 )
-from graftwork.arithmetic import knots, merge_adapters
+from graftwork.arithmetic import Weights, dare_merge, fisher_merge, knots, merge_adapters, regmean, ties
 from graftwork.arithmetic.differences import weights_of
 from graftwork.arithmetic.lowrank import Factors, best_of_rank, concatenated, truncated
 from graftwork.arithmetic.units import matched, permuted
@@ -126,7 +126,37 @@ def test_the_mean_of_lora_adapters_is_that_of_their_products(kind):
         close(found[name], (a[name] + b[name]) / 2, what=name)
 
 
-@pytest.mark.parametrize("options", [{}, {"rank": 2}, {"formula": largest}, {"formula": largest, "basis": True}])
+FORMULAS = {
+    "ties": partial(ties, keep=0.3),
+    "ties of each tensor": partial(ties, keep=0.3, scope="tensor", merge="sum"),
+    "dare": partial(dare_merge, drop=0.5, seed=3),
+}
+"""Formulas whose result for -τ is that for τ, negated."""
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("basis", [False, True])
+def test_what_is_subtracted_is_what_would_be_added(backbone, formula, basis):
+    own = adapters_of(backbone, LoRA(rank=3))
+    negated = {
+        n: replace(a, tensors={k: -t if k.endswith(".B") else t for k, t in a.tensors.items()}) for n, a in own.items()
+    }
+    one, other = (
+        weights_of(merge_adapters(given, backbone, formula=FORMULAS[formula], basis=basis).adapter, backbone)
+        for given in (own, negated)
+    )
+    assert any(bool(tensor.any()) for tensor in one.values())
+    for name, tensor in one.items():
+        close(other[name], -tensor, PASS, what=name)
+
+
+OPTIONS = [
+    *({}, {"rank": 2}, {"formula": largest}, {"formula": largest, "basis": True}),
+    *({"formula": formula, "basis": basis} for formula in FORMULAS.values() for basis in (False, True)),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_signs_and_bases_of_the_factors_change_nothing(backbone, options):
     own = adapters_of(backbone, LoRA(rank=3))
     generator = torch.Generator().manual_seed(3)
@@ -188,8 +218,7 @@ def test_adapters_of_different_methods_are_merged_by_what_they_change(backbone):
 
 
 @given(coefficients=st.lists(st.floats(-2, 2), min_size=2, max_size=2))
-def test_a_sum_has_the_coefficients_and_the_scale(coefficients):
-    backbone = make_backbone()
+def test_a_sum_has_the_coefficients_and_the_scale(backbone, coefficients):
     own = adapters_of(backbone, IA3())
     merged = merge_adapters(own, backbone, coefficients=coefficients, scale=0.5).adapter
     a, b = own["a"].tensors, own["b"].tensors
@@ -248,6 +277,23 @@ def test_knots_of_factors_is_that_of_what_they_make(backbone):
     found = weights_of(merged, backbone)
     for name, tensor in knots([weights_of(adapter, backbone) for adapter in own.values()], largest).items():
         close(found[name], tensor, 64, what=name)
+
+
+def test_vectors_are_given_back_as_they_came():
+    generator = torch.Generator().manual_seed(0)
+    plain = [{"w": torch.randn(4, 3, generator=generator), "b": torch.randn(4, generator=generator)} for _ in "ab"]
+    held = [Weights.of(vector) for vector in plain]
+    ones = [{name: torch.ones_like(t) for name, t in vector.items()} for vector in plain]
+    grams = [{"w": torch.eye(3)}] * 2
+    for merge in (
+        lambda vectors: knots(vectors, partial(ties, keep=0.5)),
+        lambda vectors: fisher_merge(vectors, ones, [0.5, 0.5]),
+        lambda vectors: regmean(vectors, grams),
+    ):
+        one, other = merge(plain), merge(held)
+        assert (type(one), type(other)) == (dict, Weights)
+        for name in one:
+            assert torch.equal(one[name], other[name])
 
 
 # -- bottlenecks -------------------------------------------------------------------------------------------------------
@@ -330,7 +376,12 @@ def test_other_heads_are_kept_for_their_tasks_in_one_folder(backbone, tmp_path):
         merged.adapters["c"].tensors["head.classifier.weight"], own["c"].tensors["head.classifier.weight"]
     )
     merged.save(tmp_path / "merged")
-    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == ["a+b", "c", "shared.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == [
+        "a+b",
+        "c",
+        "heads.yaml",
+        "shared.safetensors",
+    ]
     for name, adapter in merged.adapters.items():
         found = Adapter.load(tmp_path / "merged" / name)
         assert found.digest == adapter.digest
@@ -338,6 +389,13 @@ def test_other_heads_are_kept_for_their_tasks_in_one_folder(backbone, tmp_path):
     with pytest.raises(OutputError, match="exists already"):
         merged.save(tmp_path / "merged")
     merged.save(tmp_path / "merged", overwrite=True)
+    (tmp_path / "merged" / "mine").mkdir()
+    with pytest.raises(OutputError, match="is not an adapter's folder"):
+        merged.save(tmp_path / "merged", overwrite=True)
+    (tmp_path / "merged" / "mine").rmdir()
+    one = merge_adapters({"a": own["a"], "b": own["b"]}, backbone)
+    one.save(tmp_path / "merged", overwrite=True)
+    assert Adapter.load(tmp_path / "merged").digest == one.adapter.digest
     with pytest.raises(AdapterError, match=r"2 heads \(a\+b, c\)"):
         _ = merged.adapter
 
@@ -374,6 +432,17 @@ def test_what_cannot_be_merged_is_refused_by_name(backbone, one, other, said):
         merge_adapters(adapters_of(backbone, one, other), backbone)
 
 
+def test_adapters_of_one_method_at_different_sites_are_refused():
+    backbone = make_backbone("t5", head=True)
+    method = IA3(outputs="value", inputs="ffn.down")
+    own = {
+        "a": make_adapter(backbone, method, trained=True),
+        "b": make_adapter(backbone, method, trained=True, kind="token-classification"),
+    }
+    with pytest.raises(MethodError, match="'a' and 'b' act at different sites"):
+        merge_adapters(own, backbone)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -402,3 +471,13 @@ def test_adapters_of_another_backbone_and_of_one_name_are_refused(backbone):
         merge_adapters(own, make_backbone(seed=3))
     with pytest.raises(AdapterError, match="two adapters are for a task 't'"):
         merge_adapters([*own.values()], backbone)
+    with pytest.raises(AdapterError, match="an adapter is named 'a/b'"):
+        merge_adapters({"a/b": own["a"]}, backbone)
+
+
+def test_what_is_merged_can_be_merged_again(backbone):
+    own = adapters_of(backbone, LoRA(rank=2))
+    once = merge_adapters(own, backbone)
+    assert once.members == {"a+b": ("a", "b")}
+    again = merge_adapters([once.adapter, make_adapter(backbone, LoRA(rank=2), num_labels=2)], backbone)
+    assert again.members == {"a+b": ("a+b",), "t": ("t",)}

@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graftwork.arithmetic.activations import activation_matching, recompute_batch_norm
     from graftwork.arithmetic.adaptermerging import MergedAdapters, merge_adapters
+    from graftwork.arithmetic.commonbasis import knots
+    from graftwork.arithmetic.datasettings import AdaMergingSettings, FisherSettings, RegMeanSettings
+    from graftwork.arithmetic.donors import DonorMerge, donor_merge
     from graftwork.arithmetic.extracting import Extracted, ExtractedTensor, extract_lora
-    from graftwork.arithmetic.finetuned import finetuned_adapter
-    from graftwork.arithmetic.joint_spectra import knots
+    from graftwork.arithmetic.finetuned import finetuned_adapter, save_finetuned
+    from graftwork.arithmetic.fisher import fisher_merge
+    from graftwork.arithmetic.fishermerging import fisher_adapters
     from graftwork.arithmetic.landscape_files import Line, Surface
     from graftwork.arithmetic.landscapes import around, line, plane
+    from graftwork.arithmetic.learnedcoefficients import AdaMerged, adamerging
     from graftwork.arithmetic.matching import MatchingSettings, merge_many, weight_matching
     from graftwork.arithmetic.mergerecipe import MergeRecipe
     from graftwork.arithmetic.merging import MergeResult, merge
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
         tsv_m,
     )
     from graftwork.arithmetic.permutations import Permutations, Specification
+    from graftwork.arithmetic.regressionmeans import regmean, regmean_adapters
     from graftwork.arithmetic.soups import GreedySoup, greedy_soup
     from graftwork.arithmetic.specifications import checkpoint_specification, sequential_specification, specification_of
     from graftwork.arithmetic.straightthrough import StraightThroughSettings, straight_through
@@ -40,9 +46,13 @@ if TYPE_CHECKING:
     from graftwork.arithmetic.weights import Weights
 
 _HOMES = {
+    "AdaMerged": "learnedcoefficients",
+    "AdaMergingSettings": "datasettings",
+    "DonorMerge": "donors",
     "EMR": "unifying",
     "Extracted": "extracting",
     "ExtractedTensor": "extracting",
+    "FisherSettings": "datasettings",
     "GreedySoup": "soups",
     "Line": "landscape_files",
     "MatchingSettings": "matching",
@@ -50,11 +60,13 @@ _HOMES = {
     "MergeResult": "merging",
     "MergedAdapters": "adaptermerging",
     "Permutations": "permutations",
+    "RegMeanSettings": "datasettings",
     "Specification": "permutations",
     "StraightThroughSettings": "straightthrough",
     "Surface": "landscape_files",
     "Weights": "weights",
     "activation_matching": "activations",
+    "adamerging": "learnedcoefficients",
     "analogy": "operations",
     "around": "landscapes",
     "average": "operations",
@@ -63,14 +75,17 @@ _HOMES = {
     "dare": "operations",
     "dare_merge": "operations",
     "della": "operations",
+    "donor_merge": "donors",
     "elected": "operations",
     "emr": "unifying",
     "extract_lora": "extracting",
     "finetuned_adapter": "finetuned",
+    "fisher_adapters": "fishermerging",
+    "fisher_merge": "fisher",
     "greedy_soup": "soups",
     "interpolate": "operations",
     "iso_c": "operations",
-    "knots": "joint_spectra",
+    "knots": "commonbasis",
     "landscape": "surveying",
     "line": "landscapes",
     "merge": "merging",
@@ -79,6 +94,9 @@ _HOMES = {
     "model_stock": "operations",
     "plane": "landscapes",
     "recompute_batch_norm": "activations",
+    "regmean": "regressionmeans",
+    "regmean_adapters": "regressionmeans",
+    "save_finetuned": "finetuned",
     "sce": "operations",
     "sequential_specification": "specifications",
     "slerp": "operations",
@@ -94,8 +112,12 @@ called as one of them, whose place it would take."""
 
 __all__ = [
     "EMR",
+    "AdaMerged",
+    "AdaMergingSettings",
+    "DonorMerge",
     "Extracted",
     "ExtractedTensor",
+    "FisherSettings",
     "GreedySoup",
     "Line",
     "MatchingSettings",
@@ -103,11 +125,13 @@ __all__ = [
     "MergeResult",
     "MergedAdapters",
     "Permutations",
+    "RegMeanSettings",
     "Specification",
     "StraightThroughSettings",
     "Surface",
     "Weights",
     "activation_matching",
+    "adamerging",
     "analogy",
     "around",
     "average",
@@ -116,10 +140,13 @@ __all__ = [
     "dare",
     "dare_merge",
     "della",
+    "donor_merge",
     "elected",
     "emr",
     "extract_lora",
     "finetuned_adapter",
+    "fisher_adapters",
+    "fisher_merge",
     "greedy_soup",
     "interpolate",
     "iso_c",
@@ -132,6 +159,9 @@ __all__ = [
     "model_stock",
     "plane",
     "recompute_batch_norm",
+    "regmean",
+    "regmean_adapters",
+    "save_finetuned",
     "sce",
     "sequential_specification",
     "slerp",

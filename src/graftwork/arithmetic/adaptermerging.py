@@ -10,14 +10,18 @@ from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.declared import usable_sites
-from graftwork.adapters.folder import adapters_in, fill_folder, refuse_existing, write_shared
+from graftwork.adapters.folder import SHARED, fill_folder, refuse_existing, write_shared
 from graftwork.adapters.identity import library_versions
 from graftwork.arithmetic.bodies import Align, Bodies, Body, LowRankBodies, bodies_of, linear
+from graftwork.arithmetic.commonbasis import Formula, knots
 from graftwork.arithmetic.headmerging import HeadGroup, HeadsMode, head_groups
-from graftwork.arithmetic.joint_spectra import Formula, knots
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, MethodError
 from graftwork.folders import replacing_folder
+from graftwork.settings.yamlfile import dump_yaml, read_yaml
+
+HEADS = "heads.yaml"
+"""In a folder with several heads: their names, and how they were merged."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,11 @@ class MergedAdapters:
     Attributes:
         adapters: an adapter for each head, by the names of the tasks that it is for (`rte`, `imdb+yelp`). They have
             the same tensors but for their heads.
+        members: which of the merged adapters each head is of, by the same names.
     """
 
     adapters: Mapping[str, Adapter]
+    members: Mapping[str, tuple[str, ...]]
 
     @property
     def adapter(self) -> Adapter:
@@ -58,16 +64,22 @@ class MergedAdapters:
             AdapterError: a tensor contains NaN or infinity.
         """
         folder = Path(folder)
-        if len(self.adapters) == 1:
-            self.adapter.save(folder, overwrite=overwrite)
-            return
         refuse_output(folder, overwrite=overwrite)
         with replacing_folder(folder, overwrite=overwrite) as new:
+            if len(self.adapters) == 1:
+                fill_folder(self.adapter, new)
+                return
             shared = _in_common([*self.adapters.values()])
             write_shared(shared, new)
             for name, adapter in self.adapters.items():
                 (new / name).mkdir()
                 fill_folder(adapter, new / name, shared=shared.keys())
+            (new / HEADS).write_text(self.describe_heads(), encoding="utf-8")
+
+    def describe_heads(self) -> str:
+        """What the file of a folder with several heads says: the heads, and how they were merged, as YAML."""
+        first = next(iter(self.adapters.values()))
+        return dump_yaml({"heads": list(self.adapters), "merged": first.recipe.get("merged", {})})
 
 
 def merge_adapters(
@@ -163,7 +175,7 @@ def with_heads(
     """
     merged = {**said, "adapters": {name: adapter.digest for name, adapter in adapters.items()}}
     found = {group.name: _with_head(body, group, backbone, merged) for group in groups}
-    return MergedAdapters(found)
+    return MergedAdapters(found, {group.name: group.names for group in groups})
 
 
 def _with_head(body: Body, group: HeadGroup, backbone: Backbone, merged: Mapping[str, Any]) -> Adapter:
@@ -237,14 +249,22 @@ def name_of(formula: Formula) -> str:
 
 
 def refuse_output(folder: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that is neither an adapter's nor one of several adapters, before any work is done.
+    """Refuse an output folder that exists, before any work is done: unless it may be replaced, and is an adapter's or
+    one of several heads that was written here.
 
     Raises:
         OutputError: it exists and is not to be replaced.
     """
-    if folder.is_dir() and overwrite and adapters_in(folder):
-        return
-    refuse_existing(folder, overwrite=overwrite)
+    if not (overwrite and is_of_several_heads(folder)):
+        refuse_existing(folder, overwrite=overwrite)
+
+
+def is_of_several_heads(folder: Path) -> bool:
+    """Whether a folder was written for several heads, and holds nothing else."""
+    if not (folder / HEADS).is_file():
+        return False
+    heads = read_yaml(folder / HEADS).get("heads", [])
+    return {path.name for path in folder.iterdir()} <= {HEADS, SHARED, *heads}
 
 
 def _in_common(adapters: Sequence[Adapter]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ not in their numbers.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
+from graftwork.arithmetic.commonbasis import Formula, Vector, knots_of_factors
 from graftwork.arithmetic.differences import as_full, as_lora, dense, factors_of, is_low_rank, weights_of
-from graftwork.arithmetic.joint_spectra import Formula, Vector, knots_of_factors
 from graftwork.arithmetic.lowrank import Factors, best_of_rank, concatenated, truncated
 from graftwork.arithmetic.units import matched
 from graftwork.backbones import Backbone
@@ -74,6 +74,11 @@ class Bodies(ABC):
     @abstractmethod
     def vectors(self) -> tuple[Vector, ...]:
         """A vector for each adapter: zeros are what changes nothing."""
+
+    @property
+    def aligned(self) -> Mapping[str, Adapter]:
+        """The adapters, as the vectors have their tensors."""
+        return self.adapters
 
     @abstractmethod
     def written(self, vector: Vector, rank: int | None = None) -> Body:
@@ -222,6 +227,11 @@ class BottleneckBodies(ParameterBodies):
                 one.update({f"{owner}.{name}": tensor for name, tensor in found.items()})
         return tuple(each)
 
+    @property
+    def aligned(self) -> Mapping[str, Adapter]:
+        pairs = zip(self.adapters.items(), self.vectors, strict=True)
+        return {name: replace(adapter, tensors={**adapter.tensors, **own}) for (name, adapter), own in pairs}
+
     def combined(self, coefficients: Sequence[float], rank: int | None = None) -> Body:
         if abs(sum(coefficients) - 1.0) > 1e-6 or min(coefficients) < 0.0:
             raise MethodError(
@@ -258,8 +268,10 @@ def bodies_of(adapters: Mapping[str, Adapter], backbone: Backbone, *, align: Ali
     first = next(iter(methods.values()))
     alike = all(_computes_as(method, first) for method in methods.values())
     if alike and isinstance(first, tuple(NEUTRAL)):
+        _refuse_other_sites(adapters)
         return ParameterBodies(adapters, backbone)
     if alike and isinstance(first, DenseBottleneck):
+        _refuse_other_sites(adapters)
         return BottleneckBodies(adapters, backbone, align=align)
     if align != "auto":
         raise MethodError(f"align={align!r} would do nothing: the adapters have no bottlenecks", change="--align")
@@ -301,6 +313,19 @@ def _computes_as(one: Method, other: Method) -> bool:
         return False
     own, theirs = one.model_dump(), other.model_dump()
     return all(own[name] == theirs[name] for name in own.keys() - OF_TRAINING)
+
+
+def _refuse_other_sites(adapters: Mapping[str, Adapter]) -> None:
+    """Refuse adapters of one method that act at different sites, as those whose heads read other layers do."""
+    names = [*adapters]
+    for name in names[1:]:
+        differing = sorted({*adapters[names[0]].sites} ^ {*adapters[name].sites})
+        if differing:
+            raise MethodError(
+                f"adapters {names[0]!r} and {name!r} act at different sites ({', '.join(differing[:3])}): their heads "
+                "read other layers of the backbone",
+                expected="adapters whose heads read the same layers",
+            )
 
 
 def _refuse_unmergeable(name: str, method: Method, *, alike: bool) -> None:

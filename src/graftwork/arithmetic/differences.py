@@ -23,7 +23,7 @@ from graftwork.ops.op import Op, Ops, ordered
 
 
 def factors_of(adapter: Adapter, backbone: Backbone) -> dict[str, Factors]:
-    """The low-rank differences of an adapter whose ops are nothing else, with their scales; float64.
+    """The low-rank differences of an adapter whose ops are nothing else, with their scales; float64, on the CPU.
 
     Args:
         adapter: of LoRA, VeRA or a union of them.
@@ -31,13 +31,13 @@ def factors_of(adapter: Adapter, backbone: Backbone) -> dict[str, Factors]:
     """
     found: dict[str, Factors] = {}
     for site, acting in _exact_ops(adapter, backbone).items():
-        own = [_factors(op) for op in acting]
+        own = [_factors(op).on_cpu() for op in acting]
         found[f"{site}.weight"] = concatenated(own, [1.0] * len(own))
     return found
 
 
 def weights_of(adapter: Adapter, backbone: Backbone) -> dict[str, Tensor]:
-    """The differences of an adapter that can be merged into weights, float32. Those that are zero are left out.
+    """The differences of an adapter that can be merged into weights, float32, on the CPU, less those that are zero.
 
     Args:
         adapter: of any method whose ops can be put into weights.

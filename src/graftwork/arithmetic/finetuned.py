@@ -4,9 +4,10 @@ So a model that was tuned elsewhere is calculated with as any adapter is. Its he
 says for each class of model how it makes one vector of a text, and where the head's tensors are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
@@ -15,16 +16,21 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from graftwork.adapters import Adapter
+from graftwork.adapters.contents import misfits
 from graftwork.adapters.identity import BackboneIdentity
 from graftwork.adapters.new import identity_of
-from graftwork.arithmetic.differences import as_full
+from graftwork.arithmetic.differences import as_full, weights_of
+from graftwork.arithmetic.saving import refuse_existing
 from graftwork.backbones import Backbone, Pooling
 from graftwork.backbones.checkpoints import UNREADABLE
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import AdapterError, BackboneError, first_line
+from graftwork.folders import replacing_folder
 from graftwork.heads import Head
 from graftwork.kinds import KINDS, default_kind
 from graftwork.kinds.heads import head_for
+from graftwork.settings.yamlfile import dump_yaml
+from graftwork.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,21 @@ LAYOUTS: Mapping[str, HeadLayout] = {
 }
 """Models with a task head, by class."""
 
+BESIDE = (".json", ".txt", ".model", ".jinja")
+"""Ends of the names of files that make a tokenizer."""
+
 TASKS = {"ForTokenClassification": "token-classification", "ForImageClassification": "image-classification"}
 """How the name of a class ends -> the kind of task. Other heads over a text say it by their number of outputs."""
 
 
 def finetuned_adapter(
-    folder: str | Path, backbone: Backbone, *, name: str | None = None, pairs: bool = False, max_length: int = 128
+    folder: str | Path,
+    backbone: Backbone,
+    *,
+    task: Task | None = None,
+    name: str | None = None,
+    pairs: bool = False,
+    max_length: int = 128,
 ) -> Adapter:
     """A fine-tuned model as an adapter of full fine-tuning, whose differences are those to the backbone.
 
@@ -74,8 +89,10 @@ def finetuned_adapter(
         folder: a Hugging Face model's folder, with a head for classification, regression, tags or images, or with a
             language-model head.
         backbone: the model that it was tuned from, best in float32.
-        name: of the task. None: the folder's.
-        pairs: whether inputs are pairs of texts.
+        task: what it was tuned for, so that it can be scored and merged by the task's data. Its labels stand for those
+            of a model that names none. None: not known.
+        name: of the task. None: that of `task`, or the folder's.
+        pairs: whether inputs are pairs of texts; those of `task` are as it says.
         max_length: maximum number of tokens of a text or pair.
 
     Raises:
@@ -90,6 +107,9 @@ def finetuned_adapter(
         own = Backbone(model if layout is None else model.base_model, name=str(folder))
     differences = _differences(own, backbone, folder)
     head, kind, labels = _head(model, architecture, layout, backbone, folder)
+    if task is not None:
+        labels = _labels_for(task, kind, labels, folder)
+        name, pairs = name or task.name, task.text_pair is not None
     method, tensors = as_full(differences, backbone, [head])
     return Adapter(
         method=method,
@@ -106,7 +126,52 @@ def finetuned_adapter(
         backbone=BackboneIdentity.of(backbone),
         sites=tuple(site.name for site in method.sites(backbone.sites.without(head.unused_sites(backbone)))),
         tensors={**tensors, **({} if layout is None else _head_tensors(model, layout))},
+        recipe={} if task is None else {"task": task.resolved().model_dump(mode="json", exclude_none=True)},
     )
+
+
+def save_finetuned(
+    adapter: Adapter, backbone: Backbone, like: str | Path, folder: str | Path, *, overwrite: bool = False
+) -> None:
+    """Write an adapter that changes weights as a fully fine-tuned model, completely or not at all.
+
+    Args:
+        adapter: of full fine-tuning, or another method that can be merged into weights.
+        backbone: that it was made for.
+        like: the folder of a fine-tuned model with the same head, whose configuration and tokenizer it has.
+        folder: where it is written.
+        overwrite: replace an existing model.
+
+    Raises:
+        OutputError: the folder exists and `overwrite` is off, or it cannot be written.
+        AdapterError: the model that it is to be like has another head.
+    """
+    refuse_existing(Path(folder), overwrite=overwrite)
+    model, architecture = _loaded(Path(like))
+    layout = LAYOUTS.get(architecture)
+    with quiet_transformers():
+        own = Backbone(model if layout is None else model.base_model, name=str(like))
+    head = {} if layout is None else _head_tensors(model, layout)
+    mine = {name: tensor for name, tensor in adapter.tensors.items() if name.startswith("head.")}
+    wrong = misfits({n: t.shape for n, t in mine.items()}, {n: t.shape for n, t in head.items()})
+    if wrong:
+        raise AdapterError(f"{str(like)!r} has another head than the adapter: it {wrong[0]}", expected="the same head")
+    differences = weights_of(adapter, backbone)
+    with torch.no_grad():
+        for name, tensor in own.weights.items():
+            tied = backbone.weights.where(name).tied
+            difference = next((differences[n] for n in (name, *tied) if n in differences), None)
+            value = backbone.weights[name].to("cpu", torch.float64)
+            tensor.copy_(value if difference is None else value + difference)
+        for name, held in _head_modules(model, layout):
+            held.copy_(adapter.tensors[name])
+    with replacing_folder(Path(folder), overwrite=overwrite) as new, quiet_transformers():
+        model.save_pretrained(new)
+        for path in Path(like).iterdir():
+            if path.is_file() and not (new / path.name).exists() and path.suffix in BESIDE:
+                copyfile(path, new / path.name)
+        (new / "README.md").write_text(_card(adapter, Path(folder).name), encoding="utf-8")
+        (new / "recipe.yaml").write_text(dump_yaml(dict(adapter.recipe)), encoding="utf-8")
 
 
 def is_model_folder(folder: str | Path) -> bool:
@@ -191,13 +256,57 @@ def _head(
     return head_for(kind, backbone, num_labels=config.num_labels, pooling=pooling, **fields), kind, labels
 
 
-def _head_tensors(model: Any, layout: HeadLayout) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name, path in (("head.classifier", layout.classifier), ("head.dense", layout.dense)):
-        if path is None:
-            continue
+def _labels_for(task: Task, kind: str, labels: tuple[str, ...] | None, folder: Path) -> tuple[str, ...] | None:
+    """The labels of a model that was tuned for a task.
+
+    Raises:
+        AdapterError: it was tuned for another kind of task, or for another number of labels.
+    """
+    if task.kind != kind:
+        raise AdapterError(
+            f"{str(folder)!r} has a head for {kind}, and task {task.name!r} is {task.kind}",
+            expected=f"a task of {kind}",
+            change="--task",
+        )
+    if labels is None or task.labels is None or {*labels} == {*task.labels}:
+        return labels
+    if len(labels) != len(task.labels) or not all(label.startswith("LABEL_") for label in labels):
+        raise AdapterError(
+            f"{str(folder)!r} has the labels {', '.join(labels[:4])}, and task {task.name!r} has "
+            f"{', '.join(task.labels[:4])}",
+            expected="the same labels",
+            change="--task",
+        )
+    return task.labels
+
+
+def _head_modules(model: Any, layout: HeadLayout | None) -> Iterator[tuple[str, Tensor]]:
+    """The model's own tensors of its head, by their names in an adapter."""
+    for name, path in _modules(layout):
         module = model.get_submodule(path)
-        found[f"{name}.weight"] = module.weight.detach().clone()
-        bias = module.bias
-        found[f"{name}.bias"] = torch.zeros(len(module.weight)) if bias is None else bias.detach().clone()
+        yield f"{name}.weight", module.weight
+        if module.bias is not None:
+            yield f"{name}.bias", module.bias
+
+
+def _head_tensors(model: Any, layout: HeadLayout) -> dict[str, Tensor]:
+    """The head's tensors as an adapter has them: a bias that the model lacks is zero."""
+    found = {name: tensor.detach().clone() for name, tensor in _head_modules(model, layout)}
+    for name, _ in _modules(layout):
+        found.setdefault(f"{name}.bias", torch.zeros(len(found[f"{name}.weight"])))
     return found
+
+
+def _modules(layout: HeadLayout | None) -> list[tuple[str, str]]:
+    """The names of a head's maps in an adapter, and their modules."""
+    pairs = [] if layout is None else [("head.classifier", layout.classifier), ("head.dense", layout.dense)]
+    return [(name, path) for name, path in pairs if path is not None]
+
+
+def _card(adapter: Adapter, name: str) -> str:
+    merged = adapter.recipe.get("merged", {})
+    of = ", ".join(merged.get("adapters", {})) or adapter.task.name
+    return (
+        f"---\nlibrary_name: transformers\nbase_model: {adapter.backbone.name}\ntags:\n- graftwork\n- merge\n---\n\n"
+        f"# {name}\n\nMade with graftwork of {of}, on {adapter.backbone.name}. How is in recipe.yaml.\n"
+    )

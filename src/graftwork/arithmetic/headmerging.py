@@ -46,15 +46,15 @@ def head_groups(
     Args:
         adapters: by name.
         mode: what becomes of them.
-        coefficients: how much each adapter's head counts in a mean, as shares; None: all alike. Those of 0 and below
-            do not count: what is to be forgotten, or is only a direction, has no say in the answers.
+        coefficients: how much each adapter's head counts in a mean, as shares; None: all alike. Unless all are kept,
+            those of 0 and below do not count: what is to be forgotten has no say in the answers.
 
     Raises:
         AdapterError: all are to be averaged, and two differ in what their outputs mean.
     """
     names = [*adapters]
     given = [1.0] * len(names) if coefficients is None else [max(0.0, c) for c in coefficients]
-    counted = [name for name, c in zip(names, given, strict=True) if c > 0.0] or names
+    counted = [name for name, c in zip(names, given, strict=True) if c > 0.0 or mode == "keep"] or names
     share = dict(zip(names, given, strict=True)) if any(given) else dict.fromkeys(names, 1.0)
     groups: list[list[str]] = []
     for name in counted:
@@ -98,9 +98,11 @@ def _listed(adapter: Adapter) -> str:
 
 def _group(adapters: Mapping[str, Adapter], names: Sequence[str], shares: Sequence[float]) -> HeadGroup:
     each = [{n: t for n, t in adapters[name].tensors.items() if n.startswith("head.")} for name in names]
+    if len(names) == 1:
+        return HeadGroup(tuple(names), adapters[names[0]], each[0])
     total = sum(shares)
     tensors = {
         name: torch.stack([share / total * own[name] for own, share in zip(each, shares, strict=True)]).sum(dim=0)
         for name in each[0]
     }
-    return HeadGroup(tuple(names), adapters[names[0]], each[0] if len(names) == 1 else tensors)
+    return HeadGroup(tuple(names), adapters[names[0]], tensors)

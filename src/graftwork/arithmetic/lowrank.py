@@ -31,6 +31,10 @@ class Factors:
         """Δ, in float32."""
         return (self.B.double() @ self.A.double()).float()
 
+    def on_cpu(self) -> "Factors":
+        """The same on the CPU."""
+        return Factors(A=self.A.cpu(), B=self.B.cpu())
+
     def scaled(self, factor: float) -> "Factors":
         """The factors of a multiple of Δ."""
         return Factors(A=self.A, B=self.B * factor)

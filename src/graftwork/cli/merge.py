@@ -23,36 +23,44 @@ def merge(
     output: Path | None = None,
     base: str | None = None,
     weights: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
-    heads: Literal["average", "keep", "base"] | None = None,
+    heads: Literal["average", "keep", "base", "auto"] | None = None,
     dtype: str | None = None,
+    rank: int | None = None,
+    align: Literal["auto", "units", "none"] | None = None,
     task: list[str] = [],  # noqa: B006 (cyclopts makes a new list for each call)
     sweep: str | None = None,
     dry_run: Annotated[bool, Switch] = False,
+    resume: Annotated[bool, Switch] = False,
     overwrite: Annotated[bool, Switch] = False,
     quiet: Annotated[bool, Switch] = False,
     json: Annotated[bool, Switch] = False,
     settings: Settings = [],  # noqa: B006 (cyclopts makes a new list for each call)
 ) -> None:
-    """Merge whole models into one, of any size at bounded memory, and save it as a model's folder.
+    """Merge whole models into one, of any size at bounded memory; or adapters, by what they change.
 
     Parameters
     ----------
     method
         average, soup, interpolate, slerp, arithmetic, analogy, ties, dare, breadcrumbs, della, sce, model-stock, iso-c,
-        tsv-m or emr; settings: --method.KEY VALUE. Or a recipe (YAML).
+        tsv-m or emr; settings: --method.KEY VALUE. Or a recipe (YAML). For adapters, and for models with a head for
+        their task: also knots, fisher, donor, regmean or adamerging.
     models
-        Their folders, or .safetensors files.
+        Their folders, or .safetensors files. Or adapters' folders.
     output
         Folder for the result. It must not exist.
     base
-        The model that they come from, for methods over what training changed.
+        The model that they come from, for methods over what training changed. Of adapters: if it has moved.
     weights
         A number for each model, with commas between them.
     heads
         average: merged like the body, or averaged where the base has none. keep: the first model's. base: the base's.
-        Default: average.
+        Default: average. Of adapters: auto (averaged where the labels agree, else kept for each task), average or keep.
     dtype
         Type of the result's numbers, such as bfloat16. Default: as in the models. Arithmetic is in float32.
+    rank
+        For adapters: rank of the LoRA that the result is to be. Default: the result says the merge exactly.
+    align
+        For bottleneck adapters: permute their units to match. Default: auto, where they did not begin alike.
     task
         Score the result and every operand on this task's validation rows; several: one for each model, whose head is
         used for it.
@@ -60,13 +68,36 @@ def merge(
         A setting and values, such as t=0,0.25,0.5,1: the one of which the result scores best is taken.
     dry_run
         Read headers only, and show what would be done with each tensor, and its bytes.
+    resume
+        Go on with an interrupted merge that reads data, to the same output.
     overwrite
-        Replace an existing model.
+        Replace an existing output, and discard an interrupted merge.
     quiet
         Print neither what is done nor how far it is.
     json
         Print the result as JSON.
     """
+    from graftwork.cli.merge_adapters import are_adapters, merge_adapters
+
+    if are_adapters(method, models):
+        idle = {
+            "--dtype": dtype,
+            "--sweep": sweep,
+            "--dry-run": dry_run or None,
+            "--heads base": heads == "base" or None,
+        }
+        _refuse_idle(idle, "of adapters")
+        asked: dict[str, Any] = {"heads": heads, "rank": rank, "align": align}
+        options = {name: value for name, value in asked.items() if value is not None}
+        if weights is not None:
+            options["weights"] = [entry["weight"] for entry in _weighted([str(model) for model in models], weights)]
+        flags = {"resume": resume, "overwrite": overwrite, "quiet": quiet, "as_json": json}
+        merge_adapters(method, models, output, base, task, parse_settings(settings), options, **flags)
+        return
+    _refuse_idle(
+        {"--rank": rank, "--align": align, "--resume": resume or None, "--heads auto": heads == "auto" or None},
+        "of whole models",
+    )
     from graftwork.arithmetic.mergerecipe import MergeRecipe
 
     if output is None and not dry_run:
@@ -98,6 +129,13 @@ def merge(
 
     result = run(recipe, output, overwrite=overwrite, progress=not quiet)
     _show_result(result, as_json=json)
+
+
+def _refuse_idle(given: dict[str, Any], of: str) -> None:
+    """Refuse flags that a merge does not have."""
+    idle = [flag for flag, value in given.items() if value is not None]
+    if idle:
+        raise RecipeError(f"{', '.join(idle)} would do nothing in a merge {of}", change=", ".join(idle))
 
 
 def _weighted(models: list[str], weights: str | None) -> list[dict[str, Any]]:

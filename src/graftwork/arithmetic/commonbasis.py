@@ -12,6 +12,7 @@ Shapes: Δ_i (out, in), U (out, R) with R the rank of all of them together, S V_
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,26 +25,34 @@ Vector = Mapping[str, Tensor]
 Formula = Callable[[Sequence[Vector]], Vector]
 """Makes one vector of several that have the same names and shapes: TIES, DARE and others, with their settings bound."""
 
+M = TypeVar("M", bound=Vector)
+
 NOTHING = 1e-6
 """A singular value that is at most so much of the largest is float32's rounding of the factors."""
 
 
-def knots(vectors: Sequence[Vector], formula: Formula) -> dict[str, Tensor]:
+def knots(vectors: Sequence[M], formula: Formula) -> M:
     """Merge matrices in the basis that they have in common, and all other tensors as they are, by one formula.
 
     Args:
-        vectors: N differences with the same names and shapes.
+        vectors: N differences with the same names and shapes, `Weights` or plain mappings.
         formula: merges them; it is given S V_iᵀ in the place of each matrix.
 
     Returns:
-        A vector with the same names and shapes, float32.
+        A vector of the same kind, with the same names and shapes, float32.
     """
     bases = {name: common_basis([vector[name] for vector in vectors]) for name, t in vectors[0].items() if t.dim() == 2}
     turned = [{n: (bases[n].T @ t.double()).float() if n in bases else t for n, t in v.items()} for v in vectors]
     merged = formula(turned)
-    return {
-        name: (bases[name] @ merged[name].double()).float() if name in bases else merged[name] for name in vectors[0]
-    }
+    found = {n: (bases[n] @ merged[n].double()).float() if n in bases else merged[n] for n in vectors[0]}
+    return given_back(vectors, found)
+
+
+def given_back(given: Sequence[M], result: Mapping[str, Tensor]) -> M:
+    """Tensors as a value of the kind of the operands: `Weights` where one of those is."""
+    from graftwork.arithmetic.weights import Weights
+
+    return cast(M, Weights.of(result) if any(isinstance(own, Weights) for own in given) else result)
 
 
 def knots_of_factors(each: Sequence[Mapping[str, Factors]], formula: Formula) -> dict[str, Factors]:
