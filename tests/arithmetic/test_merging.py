@@ -480,3 +480,24 @@ def test_averages_do_not_depend_on_how_a_model_is_stored(models, tmp_path):
     pre = Weights.open(models / "pre")
     one, other = (ties([Weights.open(w) - pre, b - pre]) for w in (models / "a", tmp_path / "shards"))
     assert all(torch.equal(one[name], other[name]) for name in b)
+
+
+def test_every_method_is_documented_with_its_settings():
+    page = (Path(__file__).parents[2] / "docs" / "arithmetic.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")]
+    documented = {row[0].strip(" `"): row[3] for row in rows if len(row) == 5}
+    assert {*documented} == {*MERGE_METHODS}
+    for name, method in MERGE_METHODS.items():
+        settled = make_merge_method(name).settled().model_dump()
+        written = documented[name].replace(",", " ").split()
+        for setting in method.model_fields:
+            value = settled[setting]
+            shown = (
+                str(value).lower()
+                if isinstance(value, bool)
+                else f"{value:g}"
+                if isinstance(value, float)
+                else str(value)
+            )
+            place = written.index(f"`{setting}`")
+            assert written[place + 1].rstrip(":") == shown, f"{name}.{setting}"
