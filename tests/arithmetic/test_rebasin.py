@@ -71,3 +71,10 @@ def test_groups_can_be_fixed_by_command(graftwork, tmp_path):
     wrong = graftwork(*arguments, "--method.fixed", "layers", "--output", tmp_path / "no")
     assert wrong.status == 2
     assert "'layers' is no group of units" in wrong.err
+
+
+def test_adapters_are_refused(graftwork, tuned, tmp_path):
+    ran = graftwork("merge", "rebasin", tuned / "lora", tuned / "more", "--output", tmp_path / "out", "--quiet")
+    assert ran.status == 2
+    assert "rebasin" in ran.err
+    assert not (tmp_path / "out").exists()

@@ -42,8 +42,8 @@ def merge(
     ----------
     method
         average, soup, interpolate, slerp, arithmetic, analogy, ties, dare, breadcrumbs, della, sce, model-stock, iso-c,
-        tsv-m or emr; settings: --method.KEY VALUE. Or a recipe (YAML). For adapters, and for models with a head for
-        their task: also knots, fisher, donor, regmean or adamerging.
+        tsv-m, emr or rebasin; settings: --method.KEY VALUE. Or a recipe (YAML). For adapters, and for models with a
+        head for their task: also knots, fisher, donor, regmean or adamerging.
     models
         Their folders, or .safetensors files. Or adapters' folders.
     output
