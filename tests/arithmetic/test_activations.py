@@ -107,8 +107,13 @@ def test_statistics_of_batch_norms_are_those_of_the_data():
     close(network[1].running_var, parts.mean(0))
     assert network[1].momentum == 0.3
     assert not any(module.training for module in network[:-1])
+    before = {name: own.clone() for name, own in network.state_dict().items()}
     with pytest.raises(WeightsError, match="no batches to compute"):
         recompute_batch_norm(network, [])
+    with pytest.raises(RuntimeError):
+        recompute_batch_norm(network, [x, x[:, 0]])
+    assert all(torch.equal(own, before[name]) for name, own in network.state_dict().items())
+    assert network[1].momentum == 0.3
     with pytest.raises(WeightsError, match="no batch norm"):
         recompute_batch_norm(mlp(), [x])
 

@@ -201,5 +201,9 @@ def test_wrong_specifications_are_refused():
         sequential_specification(nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)))
     with pytest.raises(WeightsError, match="group 'h' has 3 units along tensor 'out'"):
         Specification.of({"in": ("h", None), "out": (None, "h")}, {"in": (5, 3), "out": (2, 3)})
+    with pytest.raises(WeightsError, match="size of group 'units', which stands in products only"):
+        Specification.of({"w": (("units", 2),)}, {"w": (4,)})
+    with pytest.raises(WeightsError, match="'v' has 1 axes in the specification, and the shape None"):
+        Specification.of({"v": ("h",)}, {"w": (4,)})
     with pytest.raises(WeightsError, match="stands outside of 'heads'"):
         Specification.of({"w": (("units",),)}, {"w": (2,)}, sizes={"units": 2}, within={"units": "heads"})

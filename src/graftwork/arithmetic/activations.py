@@ -83,13 +83,15 @@ def recompute_batch_norm(network: nn.Module, batches: Iterable[Batch]) -> None:
     et al. 2023, section 4; Jordan et al. 2023, "REPAIR", arXiv:2211.08403). Dropout is off.
 
     Raises:
-        WeightsError: the network has no batch norms with statistics, or there are no batches.
+        WeightsError: the network has no batch norms with statistics, or there are no batches. Then, and where the
+            network cannot be run, its statistics are as before.
     """
     norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     if not norms:
         raise WeightsError("the network has no batch norm whose statistics could be recomputed")
     modes = {module: module.training for module in network.modules()}
     momenta = {norm: norm.momentum for norm in norms}
+    before = [{name: own.clone() for name, own in norm.named_buffers()} for norm in norms]
     try:
         network.eval()
         for norm in norms:
@@ -99,6 +101,11 @@ def recompute_batch_norm(network: nn.Module, batches: Iterable[Batch]) -> None:
         with torch.no_grad():
             for batch in _some(batches, "to compute statistics on"):
                 run(network, batch)
+    except BaseException:
+        for norm, statistics in zip(norms, before, strict=True):
+            for name, own in statistics.items():
+                norm.get_buffer(name).copy_(own)
+        raise
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum

@@ -269,7 +269,8 @@ class _Matcher:
 def owners_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """By name of each tensor, the first name of those that are tied to it."""
     held: dict[tuple[object, ...], str] = {}
-    return {name: held.setdefault((own.data_ptr(), own.shape, own.stride()), name) for name, own in tensors.items()}
+    together = dict(tensors)  # what is read and let go one by one may be in one place of memory
+    return {name: held.setdefault((own.data_ptr(), own.shape, own.stride()), name) for name, own in together.items()}
 
 
 def tells(name: str, tensor: Tensor) -> bool:

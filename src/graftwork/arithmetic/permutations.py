@@ -136,10 +136,11 @@ class Specification:
             within: by group, the one of whose units each has an order of its own.
 
         Raises:
-            WeightsError: an axis has another length than its groups say, or a tensor other axes.
+            WeightsError: an axis has another length than its groups say, or a tensor other axes; or the size of a group
+                is not known.
         """
         for name, own in axes.items():
-            if len(own) != len(shapes.get(name, ())):
+            if name not in shapes or len(own) != len(shapes[name]):
                 raise WeightsError(
                     f"tensor {name!r} has {len(own)} axes in the specification, and the shape {shapes.get(name)}",
                     change="the permutation specification",
@@ -151,6 +152,14 @@ class Specification:
             if isinstance(axis, str)
         }
         known = {**lengths, **(sizes or {})}
+        parts = {part for own in axes.values() for axis in own if isinstance(axis, tuple) for part in axis}
+        unknown = sorted(part for part in parts if isinstance(part, str) and part not in known)
+        if unknown:
+            raise WeightsError(
+                f"the size of group {unknown[0]!r}, which stands in products only, is not given",
+                expected="the number of its units",
+                change="sizes",
+            )
         segments: dict[str, tuple[Segment, ...]] = {}
         for name, own in axes.items():
             found = []
