@@ -11,7 +11,8 @@ from torch import nn
 from graftwork.arithmetic.matching import MatchingSettings, mean, merge_many, weight_matching
 from graftwork.arithmetic.permutations import Permutations, Specification
 from graftwork.arithmetic.specifications import sequential_specification, specification_of
-from graftwork.errors import WeightsError
+from graftwork.arithmetic.straightthrough import StraightThroughSettings
+from graftwork.errors import MethodError, WeightsError
 from tests.arithmetic.networks import cnn, mlp
 from tests.tiny import CONFIGS, GENERATORS, make_backbone, randomised
 
@@ -182,6 +183,11 @@ def test_wrong_tensors_are_refused_by_name():
         weight_matching(specification, own, own, settings=MatchingSettings(fixed=("residual",)))
     with pytest.raises(WeightsError, match="two or more"):
         merge_many(specification, [own])
+    assert MatchingSettings(fixed="0, 2").fixed == ("0", "2")
+    with pytest.raises(MethodError, match=r"invalid settings of matching: .*rounds"):
+        MatchingSettings(rounds=0, start="middle")
+    with pytest.raises(MethodError, match=r"straight-through estimator: .*learning_rate"):
+        StraightThroughSettings(learning_rate=-1)
 
 
 def test_a_batch_norm_behind_a_flattened_map_has_its_channels():

@@ -9,22 +9,24 @@ nothing grows. Each is a linear assignment; of attention heads, an assignment of
 
 import string
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 from torch import Tensor
 
 from graftwork.arithmetic.assignment import Names, solve, value_of
 from graftwork.arithmetic.permutations import Permutations, Segment, Specification
-from graftwork.errors import WeightsError, nearest
+from graftwork.errors import MethodError, WeightsError, nearest
+from graftwork.settings.checked import Checked, split_commas
+from graftwork.settings.problems import describe
 
 GAIN = 1e-12
 """A permutation is replaced where the similarity grows by more than this, relative to its size."""
 
 
-class MatchingSettings(BaseModel):
+class MatchingSettings(Checked):
     """How weights are matched.
 
     Attributes:
@@ -35,12 +37,14 @@ class MatchingSettings(BaseModel):
         seed: of the order in which groups are matched.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     rounds: PositiveInt = 100
     start: Literal["spread", "identity"] = "spread"
-    fixed: tuple[str, ...] = Field(default=(), strict=False)
+    fixed: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = ()
     seed: int = Field(default=0, ge=0)
+
+    @classmethod
+    def refusal(cls, details: Sequence[Any]) -> MethodError:
+        return MethodError(f"invalid settings of matching: {describe(details, cls)}")
 
 
 def weight_matching(

@@ -335,7 +335,7 @@ class Rebasin(OfModels):
         from graftwork.arithmetic.matching import MatchingSettings
         from graftwork.arithmetic.rebasin import rebasin
 
-        settings = MatchingSettings(rounds=self.rounds, start=self.start, fixed=self.fixed, seed=self.seed)
+        settings = MatchingSettings(**dict(self))
         return rebasin(operands.models, weights=operands.weights, settings=settings, tell=operands.tell)
 
 

@@ -7,20 +7,22 @@ arXiv:2209.04836, section 3.3 and algorithm 3).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from graftwork.arithmetic.matching import MatchingSettings, mean, owners_of, tells, weight_matching
 from graftwork.arithmetic.permutations import Permutations, Specification
-from graftwork.errors import DivergedError, WeightsError
+from graftwork.errors import DivergedError, MethodError, WeightsError
+from graftwork.settings.checked import Checked
+from graftwork.settings.problems import describe
 
 Batch = TypeVar("Batch")
 
 
-class StraightThroughSettings(BaseModel):
+class StraightThroughSettings(Checked):
     """How permutations are learned.
 
     Attributes:
@@ -29,12 +31,14 @@ class StraightThroughSettings(BaseModel):
         matching: how θ is matched in each step.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     num_epochs: PositiveInt = 5
     learning_rate: PositiveFloat = 0.01
     momentum: NonNegativeFloat = Field(default=0.9, lt=1.0)
     matching: MatchingSettings = MatchingSettings()
+
+    @classmethod
+    def refusal(cls, details: Sequence[Any]) -> MethodError:
+        return MethodError(f"invalid settings of the straight-through estimator: {describe(details, cls)}")
 
 
 def straight_through(

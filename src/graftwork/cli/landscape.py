@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts.types import NonNegativeFloat, PositiveFloat, PositiveInt
+from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from graftwork.cli.settings import Switch
 from graftwork.cli.starting import say_start
@@ -27,7 +27,7 @@ def landscape(
     fixed: str | None = None,
     span: PositiveFloat | None = None,
     margin: NonNegativeFloat | None = None,
-    seed: int | None = None,
+    seed: NonNegativeInt | None = None,
     backbone: str | None = None,
     dtype: str = "auto",
     batch_size: PositiveInt = 64,
