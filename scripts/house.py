@@ -18,8 +18,9 @@ PAGE = ROOT / "docs" / "index.md"
 START, END = "<!-- the house: made by scripts/house.py -->\n", "<!-- end of the house -->"
 
 ROOMS = (
-    *("cli", "combine", "training", "tasks", "distillation", "model", "inference", "passes", "bank", "adapters"),
-    *("grafting", "kinds", "encoding", "heads", "methods", "ops", "backbones", "data", "settings", "folders", "errors"),
+    *("cli", "arithmetic", "combine", "training", "tasks", "distillation", "model", "inference", "passes", "bank"),
+    *("adapters", "grafting", "kinds", "encoding", "heads", "methods", "ops", "backbones", "data", "settings"),
+    *("folders", "errors"),
 )
 """From the top to the bottom."""
 

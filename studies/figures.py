@@ -50,6 +50,28 @@ def curves(file: Path, values: Mapping[str, Sequence[float]], across: str, label
     _save(figure, file)
 
 
+def lines(file: Path, x: Sequence[float], values: Mapping[str, Sequence[float]], across: str, label: str) -> None:
+    """A line for each name.
+
+    Args:
+        file: to write.
+        x: the places of all lines.
+        values: by name, the values there.
+        across, label: of the axes.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, own) in enumerate(values.items()):
+        axes.plot(x, own, ("-", "--", ":", "-.")[number % 4], label=name, linewidth=1.8)
+    axes.set_xlabel(across)
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, file)
+
+
 def _save(figure: object, file: Path) -> None:
     import matplotlib
 

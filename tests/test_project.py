@@ -105,7 +105,19 @@ def test_no_tracked_file_names_a_path_of_one_machine():
     assert not found
 
 
-PUBLIC = ("", "adapters", "backbones", "combine", "heads", "kinds", "methods", "model", "tasks", "training")
+PUBLIC = (
+    "",
+    "adapters",
+    "arithmetic",
+    "backbones",
+    "combine",
+    "heads",
+    "kinds",
+    "methods",
+    "model",
+    "tasks",
+    "training",
+)
 """The packages whose names users import."""
 
 

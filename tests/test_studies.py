@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from studies import epochs, every_method, fast_step, pooling, rates, table_to_text
+from studies import basins, epochs, every_method, fast_step, pooling, rates, table_to_text
 from studies.grid import Grid, markdown
 
 
@@ -82,6 +82,23 @@ def test_tables_that_are_held_out_are_not_trained_on(tmp_path):
     assert (len(told["validation"]), len(told["train"])) == (3 * 40, 8 * 40)
 
 
+@pytest.mark.parametrize("network", ["mlp-64", "cnn"])
+def test_the_loss_between_two_networks_is_measured(network, monkeypatch, tmp_path):
+    for name, value in {"EPOCHS": 2, "STE_EPOCHS": 1, "POINTS": 3, "SHOWN": (network, 1)}.items():
+        monkeypatch.setattr(basins, name, value)
+    found = basins.measure(network, 1)
+    ways = {*basins.WAYS, *(f"{way}, not repaired" for way in basins.WAYS)} if network == "cnn" else {*basins.WAYS}
+    assert found["barriers"].keys() == found["curves"].keys() == ways
+    assert found["barriers"]["weights"] < found["barriers"]["naive"]
+    ends = [found["curves"][way][place] for way in basins.WAYS for place in (0, -1)]
+    # Permuted networks are the same functions, to the rounding of float32 and of what is recorded.
+    assert ends[1::2] == pytest.approx([ends[1]] * 4, abs=1e-3)
+    record = {"network": network, "pair": 1, **found}
+    assert f"| {network} |" in basins.report([record])
+    basins.draw([record], tmp_path / "drawn.svg")
+    assert (tmp_path / "drawn.svg").exists()
+
+
 def test_the_interval_is_students():
     mean, half = fast_step.interval([1.0, 2.0, 3.0])
     assert mean == 2
@@ -92,7 +109,7 @@ def test_the_interval_is_students():
 
 @pytest.mark.parametrize(
     "grid",
-    [epochs.GRID, every_method.GRID, fast_step.GRID, pooling.GRID, rates.GRID, table_to_text.GRID],
+    [basins.GRID, epochs.GRID, every_method.GRID, fast_step.GRID, pooling.GRID, rates.GRID, table_to_text.GRID],
     ids=lambda grid: grid.page.stem,
 )
 def test_a_published_page_is_that_of_its_records(grid):

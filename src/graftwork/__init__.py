@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RecipeError,
         SiteError,
         TuneManyError,
+        WeightsError,
     )
     from graftwork.kinds.prediction import Prediction
     from graftwork.methods import (
@@ -111,6 +112,7 @@ _HOMES = {
     "ULMFiT": "methods",
     "Union": "methods",
     "VeRA": "methods",
+    "WeightsError": "errors",
     "distill": "combine",
     "evaluate": "training",
     "generate_adapter": "combine",
@@ -171,6 +173,7 @@ __all__ = [
     "ULMFiT",
     "Union",
     "VeRA",
+    "WeightsError",
     "distill",
     "evaluate",
     "generate_adapter",

@@ -75,6 +75,10 @@ class InProgressError(OutputError):
     """An output that another run, in this process or another one, is working on."""
 
 
+class WeightsError(GraftworkError):
+    """Weights that are missing, damaged, or do not fit others: names, shapes, heads, vocabularies, types of numbers."""
+
+
 class TuneManyError(GraftworkError):
     """Some runs of `tune_many` failed.
 

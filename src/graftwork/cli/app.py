@@ -18,10 +18,13 @@ from graftwork.cli.consolidate import consolidate
 from graftwork.cli.distill import distill
 from graftwork.cli.env import env
 from graftwork.cli.evaluate import evaluate
+from graftwork.cli.extract import extract
 from graftwork.cli.fuse import fuse
 from graftwork.cli.generate import generate
 from graftwork.cli.inspect import inspect
+from graftwork.cli.landscape import landscape
 from graftwork.cli.list import list_adapters
+from graftwork.cli.merge import merge
 from graftwork.cli.methods import methods
 from graftwork.cli.plan import plan
 from graftwork.cli.predict import predict
@@ -43,6 +46,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fuse": fuse,
     "distill": distill,
     "consolidate": consolidate,
+    "merge": merge,
+    "extract": extract,
+    "landscape": landscape,
     "generate": generate,
     "evaluate": evaluate,
     "predict": predict,

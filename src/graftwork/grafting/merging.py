@@ -23,7 +23,7 @@ def put_into_weights(ops: Ops, backbone: Backbone) -> dict[str, dict[str, Tensor
         SiteError: an op cannot be put into weights where it acts; names the site.
     """
     changed: dict[str, dict[str, Tensor]] = {}
-    for path, made in backbone.weights.put(_sums(ordered(ops), backbone)).items():
+    for path, made in backbone.weights.put(summed(ordered(ops), backbone)).items():
         module = backbone.modules[path]
         own = {name: tensor for name, tensor in made.items() if not torch.equal(tensor, module.get_parameter(name))}
         if own:
@@ -31,8 +31,12 @@ def put_into_weights(ops: Ops, backbone: Backbone) -> dict[str, dict[str, Tensor
     return changed
 
 
-def _sums(ops: Ops, backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of all modules at which ops act, with the ops in them, by canonical name, in float64."""
+def summed(ops: Ops, backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of all modules at which ops act, with the ops in them, by canonical name, in float64.
+
+    Raises:
+        SiteError: an op cannot be put into weights where it acts; names the site.
+    """
     for path in dict.fromkeys(site.path for site in backbone.sites.values() if site.name in ops):
         here = [site for site in backbone.sites.values() if site.path == path and site.name in ops]
         module = backbone.modules[path]

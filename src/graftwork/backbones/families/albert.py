@@ -6,10 +6,12 @@ of depth here, and "the top n layers" cannot be told from all.
 """
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import TRANSFORMER
 
 ALBERT = Family(
     name="albert",
     model_types=frozenset({"albert"}),
+    symmetries=TRANSFORMER,
     note=(
         "one layer serves every depth: what acts in it acts at all depths with the same tensors, is counted once, and"
         " cannot be limited to the top layers"

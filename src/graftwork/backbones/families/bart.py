@@ -3,6 +3,7 @@ function, not a module: each result is the output of the sub-layer's last linear
 """
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import TRANSFORMER
 
 
 def _attention(name: str, module: str, *, post: bool) -> dict[str, Entry]:
@@ -50,6 +51,7 @@ def _family(name: str, *model_types: str, post: bool) -> Family:
     return Family(
         name=name,
         model_types=frozenset(model_types),
+        symmetries=TRANSFORMER,
         before={"embeddings.word": Entry("embedding", "shared")},
         stacks=tuple(_stack(stack, post=post) for stack in ("encoder", "decoder")),
     )

@@ -1,10 +1,12 @@
 """BERT and the models with its layout: two sub-layers, each followed by the norm of its sum with its input."""
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import DISTILLED, TRANSFORMER
 
 BERT = Family(
     name="bert-like",
     model_types=frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"}),
+    symmetries=TRANSFORMER,
     stacks=(
         Stack(
             layers="encoder.layer.*",
@@ -38,6 +40,7 @@ BERT = Family(
 DISTILBERT = Family(
     name="distilbert",
     model_types=frozenset({"distilbert"}),
+    symmetries=DISTILLED,
     stacks=(
         Stack(
             layers="transformer.layer.*",

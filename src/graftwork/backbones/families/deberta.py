@@ -6,10 +6,12 @@ pass: over the tokens, and over the table, which all rows of a batch share. What
 """
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import DISENTANGLED
 
 DEBERTA = Family(
     name="deberta-v2",
     model_types=frozenset({"deberta-v2"}),
+    symmetries=DISENTANGLED,
     refusals={
         "attention": "transformers' DeBERTa computes its attention in its own code, so key-value rows cannot be added "
         "(prefix tuning)"

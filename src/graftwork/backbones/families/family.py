@@ -11,6 +11,7 @@ import torch.nn as nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from graftwork.backbones.families.symmetries import Symmetries
 from graftwork.backbones.sites import Site, SiteKind, Sites
 from graftwork.errors import BackboneError
 
@@ -117,6 +118,8 @@ class Family:
             text.
         refusals: kinds of site that these models do not have, each with the reason, which is shown to users of a method
             that needs them.
+        symmetries: which units can be put in another order without a change of what the model computes. None: it is not
+            known.
         note: what is special about these models, for users.
     """
 
@@ -126,6 +129,7 @@ class Family:
     before: Mapping[str, Entry] = field(default_factory=dict)
     causal: bool = False
     refusals: Mapping[SiteKind, str] = field(default_factory=dict)
+    symmetries: Symmetries | None = None
     note: str = ""
 
     def missing(self, model: PreTrainedModel) -> list[str]:

@@ -3,10 +3,12 @@ residual is added, so that what is added is that norm's output.
 """
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import ROTARY
 
 GEMMA = Family(
     name="gemma",
     model_types=frozenset({"gemma2", "gemma3_text"}),
+    symmetries=ROTARY,
     causal=True,
     stacks=(
         Stack(

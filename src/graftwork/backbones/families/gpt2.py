@@ -1,10 +1,12 @@
 """GPT-2: norms before the sub-layers, and one product for queries, keys and values, whose weight is (in, out)."""
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import CAUSAL
 
 GPT2 = Family(
     name="gpt2",
     model_types=frozenset({"gpt2"}),
+    symmetries=CAUSAL,
     causal=True,
     stacks=(
         Stack(

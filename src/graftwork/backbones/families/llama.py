@@ -3,10 +3,12 @@ key-value heads than query heads in many.
 """
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import ROTARY
 
 LLAMA = Family(
     name="llama-like",
     model_types=frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"}),
+    symmetries=ROTARY,
     causal=True,
     stacks=(
         Stack(

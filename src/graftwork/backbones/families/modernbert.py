@@ -3,10 +3,12 @@ product for queries, keys and values, and one for gate and up. The first layer h
 """
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import ROTARY
 
 MODERNBERT = Family(
     name="modernbert",
     model_types=frozenset({"modernbert"}),
+    symmetries=ROTARY,
     stacks=(
         Stack(
             layers="layers.*",

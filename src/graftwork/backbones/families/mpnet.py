@@ -3,10 +3,12 @@ attention itself, without transformers' attention interface.
 """
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import RELATIVE
 
 MPNET = Family(
     name="mpnet",
     model_types=frozenset({"mpnet"}),
+    symmetries=RELATIVE,
     refusals={
         "attention": "transformers' MPNet computes its attention in its own code, so key-value rows cannot be added "
         "(prefix tuning)"

@@ -3,10 +3,12 @@ sub-layer.
 """
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import ROTARY
 
 PHI3 = Family(
     name="phi3",
     model_types=frozenset({"phi3"}),
+    symmetries=ROTARY,
     causal=True,
     stacks=(
         Stack(

@@ -3,6 +3,7 @@ methods (full and partial fine-tuning, biases and norms); running statistics of 
 """
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import CONVOLUTIONS
 
 
 def _convolution(name: str, path: str, *, required: bool = True) -> dict[str, Entry]:
@@ -17,6 +18,7 @@ NO_TRANSFORMER = "a convolutional network has none; fine-tuning of some or all w
 RESNET = Family(
     name="resnet",
     model_types=frozenset({"resnet"}),
+    symmetries=CONVOLUTIONS,
     refusals={
         "linear": NO_TRANSFORMER,
         "result": NO_TRANSFORMER,

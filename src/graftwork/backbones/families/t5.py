@@ -1,6 +1,7 @@
 """T5: an encoder and a decoder with norms without bias before the sub-layers, and positions as a bias of the scores."""
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import RELATIVE
 
 
 def _attention(name: str, path: str, module: str) -> dict[str, Entry]:
@@ -32,6 +33,7 @@ def _ffn(path: str) -> dict[str, Entry]:
 T5 = Family(
     name="t5",
     model_types=frozenset({"t5", "mt5"}),
+    symmetries=RELATIVE,
     before={"embeddings.word": Entry("embedding", "shared")},
     stacks=(
         Stack(

@@ -6,6 +6,7 @@ what is scaled. There are no input embeddings of tokens before which prompts cou
 """
 
 from graftwork.backbones.families.family import Entry, Family, Stack
+from graftwork.backbones.families.symmetries import DINO, VISION
 from graftwork.backbones.sites import SiteKind
 
 NO_PROMPTS: dict[SiteKind, str] = {"stack": "an image model has no token embeddings before which rows could be added"}
@@ -27,6 +28,7 @@ ATTENTION = {
 VIT = Family(
     name="vit",
     model_types=frozenset({"vit", "deit"}),
+    symmetries=VISION,
     refusals=NO_PROMPTS,
     stacks=(
         Stack(
@@ -50,6 +52,7 @@ VIT = Family(
 DINOV2 = Family(
     name="dinov2",
     model_types=frozenset({"dinov2"}),
+    symmetries=DINO,
     refusals=NO_PROMPTS,
     stacks=(
         Stack(

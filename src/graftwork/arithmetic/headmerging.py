@@ -1,0 +1,108 @@
+"""Heads of merged adapters: which of them are averaged, and which stay as they are.
+
+The outputs of two heads mean the same where their kinds of task, labels and settings are the same: then their mean is
+a head. Any other head is kept for its task.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from graftwork.adapters import Adapter
+from graftwork.errors import AdapterError
+
+HeadsMode = Literal["auto", "average", "keep"]
+"""What becomes of heads: averaged where the labels agree, else kept per task; all averaged, or refused; all kept."""
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """A head of a merged adapter.
+
+    Attributes:
+        names: of the adapters whose head it is.
+        adapter: one of them, for its task and the head's settings.
+        tensors: the head's.
+    """
+
+    names: tuple[str, ...]
+    adapter: Adapter
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return "+".join(self.names)
+
+
+def head_groups(
+    adapters: Mapping[str, Adapter], mode: HeadsMode, coefficients: Sequence[float] | None = None
+) -> list[HeadGroup]:
+    """The heads of the merge of adapters, in the order of the adapters.
+
+    Args:
+        adapters: by name.
+        mode: what becomes of them.
+        coefficients: how much each adapter's head counts in a mean, as shares; None: all alike. Unless all are kept,
+            those of 0 and below do not count: what is to be forgotten has no say in the answers.
+
+    Raises:
+        AdapterError: all are to be averaged, and two differ in what their outputs mean.
+    """
+    names = [*adapters]
+    given = [1.0] * len(names) if coefficients is None else [max(0.0, c) for c in coefficients]
+    counted = [name for name, c in zip(names, given, strict=True) if c > 0.0 or mode == "keep"] or names
+    share = dict(zip(names, given, strict=True)) if any(given) else dict.fromkeys(names, 1.0)
+    groups: list[list[str]] = []
+    for name in counted:
+        found = next((g for g in groups if mode != "keep" and agree(adapters[g[0]], adapters[name])), None)
+        if found is not None:
+            found.append(name)
+        else:
+            groups.append([name])
+    if mode == "average" and len(groups) > 1:
+        one, other = groups[0][0], groups[1][0]
+        raise AdapterError(
+            f"the heads of {one!r} and {other!r} cannot be averaged: {_difference(adapters[one], adapters[other])}",
+            expected="heads with the same labels and settings",
+            change="--heads auto, which keeps a head for each task",
+        )
+    return [_group(adapters, group, [share[name] for name in group]) for group in groups]
+
+
+def agree(one: Adapter, other: Adapter) -> bool:
+    """Whether the outputs of two adapters' heads mean the same."""
+    return not _difference(one, other)
+
+
+def _difference(one: Adapter, other: Adapter) -> str:
+    """In what two adapters' heads differ; empty where they do not."""
+    if one.kind != other.kind:
+        return f"they are for {one.kind} and for {other.kind}"
+    if one.task.labels != other.task.labels:
+        return f"their labels are {_listed(one)} and {_listed(other)}"
+    if one.task.pairs != other.task.pairs:
+        return "one is for pairs of texts, the other for single texts"
+    own, theirs = (a.head.model_dump(mode="json", exclude={"dropout", "init_std"}) for a in (one, other))
+    differing = sorted(name for name in {*own, *theirs} if own.get(name) != theirs.get(name))
+    return f"they differ in {', '.join(differing)}" if differing else ""
+
+
+def _listed(adapter: Adapter) -> str:
+    labels = adapter.task.labels or ()
+    return ", ".join(labels[:4]) + (" …" if len(labels) > 4 else "") or "none"
+
+
+def _group(adapters: Mapping[str, Adapter], names: Sequence[str], shares: Sequence[float]) -> HeadGroup:
+    each = [{n: t for n, t in adapters[name].tensors.items() if n.startswith("head.")} for name in names]
+    if len(names) == 1:
+        return HeadGroup(tuple(names), adapters[names[0]], each[0])
+    total = sum(shares)
+    tensors = {
+        name: torch.stack([share / total * own[name] for own, share in zip(each, shares, strict=True)]).sum(dim=0)
+        for name in each[0]
+    }
+    return HeadGroup(tuple(names), adapters[names[0]], tensors)

@@ -1,0 +1,184 @@
+"""A merge from its recipe to a folder: operands are opened, merged by the method, put together with what is kept, and
+written with the card and the recipe.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graftwork.arithmetic.checkpoint import Checkpoint
+from graftwork.arithmetic.filters import Number
+from graftwork.arithmetic.mergecard import merge_card
+from graftwork.arithmetic.mergerecipe import FILE, MergeRecipe
+from graftwork.arithmetic.method import MergeMethod, Operands
+from graftwork.arithmetic.operations import average
+from graftwork.arithmetic.plan import Plan
+from graftwork.arithmetic.roles import matching
+from graftwork.arithmetic.saving import CARD, refuse_existing, save_model
+from graftwork.arithmetic.sources import Stored
+from graftwork.arithmetic.weights import Weights, aligned, as_dtype
+from graftwork.errors import OutputError
+from graftwork.training.display import Display, shown_on_stderr
+
+Scores = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What `merge` gives.
+
+    Attributes:
+        output: the folder.
+        plan: what was done with each tensor.
+        method: the method, with the setting that was chosen if there was a sweep.
+        scores: of the result, the base and each model, by name, where tasks were given; the result comes first.
+        swept: the scores for each value of the setting that was swept.
+    """
+
+    output: Path
+    plan: Plan
+    method: MergeMethod
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    swept: Sequence[tuple[Any, Scores]] = ()
+
+
+def merge(recipe: MergeRecipe, output: str | Path, *, overwrite: bool = False, progress: bool = False) -> MergeResult:
+    """Merge models, and write the result as a model's folder, completely or not at all.
+
+    Args:
+        recipe: what is merged, and how.
+        output: the folder.
+        overwrite: replace an existing folder of a model.
+        progress: report progress on standard error.
+
+    Returns:
+        What was done, with scores where the recipe names tasks.
+
+    Raises:
+        RecipeError, MethodError: the recipe contradicts itself.
+        WeightsError: the operands cannot be read, or do not fit each other.
+        OutputError: the folder exists and `overwrite` is off, or it cannot be written. What was there is unchanged.
+        DataError: a task's data cannot be read.
+    """
+    folder = Path(output)
+    plan = recipe.plan()
+    refuse_existing(folder, overwrite=overwrite)
+    if any(folder.resolve() == operand.path.resolve() for operand in plan.operands):
+        raise OutputError(
+            f"output {str(folder)!r} is one of the operands", expected="another folder", change="--output"
+        )
+    method = recipe.find_method()
+    with shown_on_stderr(shown=progress) as display:
+        score = _Scoring(recipe, plan, display)
+        swept: list[tuple[Any, Scores]] = []
+        for name, values in (recipe.sweep or {}).items():
+            swept = [(own, score(merged(plan, recipe.find_method(**{name: own}), recipe.weights))) for own in values]
+            best = max(range(len(swept)), key=lambda i: (score.goodness(swept[i][1]), -i))
+            method = recipe.find_method(**{name: swept[best][0]})
+        whole = merged(plan, method, recipe.weights, score=score.good if recipe.tasks else None, tell=display.say)
+        own = recipe.resolved(plan, method)
+        beside = {FILE: own.as_text(), CARD: merge_card(own, plan, method)}
+        save_model(
+            whole.source,
+            plan.like,
+            folder,
+            as_dtype(recipe.dtype),
+            overwrite=overwrite,
+            display=display,
+            beside=beside,
+        )
+        scores = score.table(folder) if recipe.tasks else {}
+    return MergeResult(folder, plan, method, scores, swept)
+
+
+def merged(
+    plan: Plan,
+    method: MergeMethod,
+    weights: Sequence[Number] | None = None,
+    *,
+    score: Callable[[Weights], float] | None = None,
+    tell: Callable[[str], None] = print,
+) -> Weights:
+    """The weights of a merge, of which nothing is computed before it is asked for.
+
+    Args:
+        plan: what is done with each tensor.
+        method: the method.
+        weights: a number for each model.
+        score: how good weights of the output are, for a method that chooses by it.
+        tell: told in a sentence what was chosen.
+    """
+    names = plan.named("merged")
+    operands = Operands(
+        models=[_part(plan, model, names) for model in plan.models],
+        base=None if plan.base is None else _part(plan, plan.base, names),
+        weights=weights,
+        score=None if score is None else lambda own: score(_completed(plan, own)),
+        tell=tell,
+    )
+    return _completed(plan, method.merge(operands), weights)
+
+
+def _completed(plan: Plan, result: Weights, weights: Sequence[Number] | None = None) -> Weights:
+    """What was merged, and what is averaged or kept beside it."""
+    like = Weights(Stored(plan.like), origin=plan.like)
+    whole = like.only(plan.named("kept")) | result
+    names = plan.named("averaged")
+    if names:
+        shares = weights if weights is not None and all(isinstance(own, float) and own > 0 for own in weights) else None
+        whole = whole | average([_part(plan, model, names) for model in plan.models], weights=shares)
+    return Weights(whole.source, origin=plan.like)
+
+
+def _part(plan: Plan, checkpoint: Checkpoint, names: Sequence[str]) -> Weights:
+    """Some tensors of an operand, by the output's names."""
+    like, own = (Weights(Stored(one), origin=one) for one in (plan.like, checkpoint))
+    wanted = like.only(names)
+    if checkpoint is plan.like:
+        return wanted
+    match = matching([*like], [*own])
+    others = {match[name] for name in match.keys() - {*names}}
+    twins = {name for group in checkpoint.alike for name in group}
+    kept = [name for name in own if name not in others and (name in {*match.values()} or name in twins)]
+    return aligned(wanted, own.only(kept))
+
+
+class _Scoring:
+    """Scores weights of the output on the recipe's tasks; see `TaskScores`."""
+
+    def __init__(self, recipe: MergeRecipe, plan: Plan, display: Display) -> None:
+        self._plan = plan
+        self._scores: Any = None
+        if recipe.tasks:
+            from graftwork.arithmetic.scores import TaskScores
+
+            self._scores = TaskScores(recipe.tasks, plan.models, display=display)
+
+    def __call__(self, weights: Weights) -> Scores:
+        found: Scores = self._scores.of(weights, self._plan.like)
+        return found
+
+    def goodness(self, scores: Scores) -> float:
+        return float(self._scores.goodness(scores))
+
+    def good(self, weights: Weights) -> float:
+        """How good weights of the output are."""
+        return self.goodness(self(weights))
+
+    def table(self, folder: Path) -> dict[str, Scores]:
+        """Of the result, and of every operand that has, or is given, a head."""
+        result = Checkpoint.read(folder)
+        rows = {"result": result} | {_called(self._plan, one): one for one in self._plan.operands}
+        found: dict[str, Scores] = {}
+        for name, one in rows.items():
+            weights = Weights(Stored(one), origin=one)
+            bare = not len(weights.head) and len(self._scores.tasks) == 1
+            found[name] = {} if bare and one is self._plan.base else self._scores.of(weights, one)
+        return found
+
+
+def _called(plan: Plan, one: Checkpoint) -> str:
+    """A name for an operand that no other one has."""
+    names = [other.name for other in plan.operands]
+    return one.name if names.count(one.name) == 1 else str(one.path)

@@ -1,0 +1,210 @@
+"""`graftwork merge` of adapters, and of fine-tuned models by methods that read data, as a user types it."""
+
+import json
+import random
+
+import pytest
+import torch
+from cli.conftest import graftwork
+from training.workbench import FAST, backbone, backbone_folder, names_in, one_thread, sentence, write_csv
+from transformers import BertForSequenceClassification
+
+from graftwork import Adapter, Houlsby, LoRA, tune
+from graftwork.arithmetic import finetuned_adapter
+from graftwork.arithmetic.differences import weights_of
+from graftwork.tasks import Task
+
+__all__ = ["backbone", "backbone_folder", "graftwork", "one_thread"]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """Files of two tasks with different labels."""
+    folder, found = tmp_path_factory.mktemp("tasks"), {}
+    for seed, (name, words) in enumerate({"mood": ("bad", "good"), "pace": ("mild", "nine")}.items()):
+        source = random.Random(seed)
+        labels = (f"no {name}", name)
+        rows = [{"text": sentence(source, words[i % 2]), "label": labels[i % 2]} for i in range(48)]
+        data = write_csv(folder / f"{name}.csv", rows)
+        found[name] = folder / f"{name}.yaml"
+        lines = [f"name: {name}", "text: text", f"data: {data}", "metrics: accuracy", f"labels: [{', '.join(labels)}]"]
+        found[name].write_text("\n".join(lines) + "\n")
+    return found
+
+
+@pytest.fixture(scope="module")
+def adapters(backbone, tasks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, (name, file) in enumerate(tasks.items()):
+        task = Task.from_yaml(file)
+        options = {**FAST, "num_train_epochs": 1, "seed": seed}
+        tune(backbone, task=task, method=LoRA(rank=3), output=folder / name, **options)
+        tune(backbone, task=task, method=Houlsby(bottleneck=3), output=folder / f"{name}-houlsby", **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(backbone_folder, tasks, tmp_path_factory):
+    """Fully fine-tuned models of the backbone, with heads."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(tasks):
+        torch.manual_seed(seed)
+        model = BertForSequenceClassification.from_pretrained(backbone_folder, num_labels=2)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        model.config.id2label = {0: f"no {name}", 1: name}
+        model.save_pretrained(folder / name)
+        for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+            if (backbone_folder / file).is_file():
+                (folder / name / file).write_bytes((backbone_folder / file).read_bytes())
+    return folder
+
+
+def test_adapters_are_merged_into_one_with_the_heads_of_all_tasks(graftwork, adapters, tasks, tmp_path):
+    own = [adapters / "mood", adapters / "pace"]
+    scored = [part for file in tasks.values() for part in ("--task", file)]
+    ran = graftwork("merge", "average", *own, "--output", tmp_path / "merged", *scored, "--quiet")
+    assert (ran.status, ran.err) == (0, "")
+    assert names_in(tmp_path) == ["merged"]
+    assert names_in(tmp_path / "merged") == ["heads.yaml", "mood", "pace", "shared.safetensors"]
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["adapter", "merged", "mood", "pace", "saved"]
+    assert graftwork("evaluate", tmp_path / "merged" / "mood", "--quiet").status == 0
+    assert graftwork("predict", tmp_path / "merged" / "pace", "a good film").status == 0
+    assert graftwork("inspect", tmp_path / "merged" / "pace").status == 0
+    assert graftwork("list", tmp_path / "merged").status == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "made"),
+    [
+        ("arithmetic", ["--weights", "1,-0.5"], "lora"),
+        ("ties", ["--method.keep", "0.5"], "full-fine-tuning"),
+        ("ties", ["--method.keep", "0.5", "--rank", "2"], "lora"),
+        ("knots", ["--method.keep", "0.3"], "lora"),
+        ("knots", ["--method.formula", "dare", "--method.drop", "0.5"], "lora"),
+        ("tsv-m", ["--rank", "4"], "lora"),
+        ("fisher", ["--method.examples", "8", "--rank", "3"], "lora"),
+        ("regmean", ["--method.examples", "8"], "full-fine-tuning"),
+    ],
+)
+def test_every_method_of_vectors_merges_adapters(graftwork, adapters, tmp_path, method, more, made):
+    own = [adapters / "mood", adapters / "pace"]
+    ran = graftwork("merge", method, *own, "--output", tmp_path / "merged", "--json", "--quiet", *more)
+    assert (ran.status, ran.err) == (0, "")
+    said = json.loads(ran.out)
+    first = next(iter(said["heads"]))
+    found = Adapter.load(tmp_path / "merged" if len(said["heads"]) == 1 else tmp_path / "merged" / first)
+    assert found.method.name == made
+    assert found.recipe["merged"]["method"]["name"] == method
+
+
+def test_a_donor_and_learned_coefficients_are_told(graftwork, adapters, tmp_path):
+    own = [adapters / "mood", adapters / "pace"]
+    arguments = ["--method.points", 3, "--method.examples", 6, "--quiet"]
+    ran = graftwork("merge", "donor", *own, "--output", tmp_path / "better", *arguments)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith("mood counts ")
+    assert Adapter.load(tmp_path / "better").metrics["validation"]
+    arguments = ["--method.steps", 2, "--method.batch_size", 4, "--method.split", "train", "--quiet", "--json"]
+    ran = graftwork("merge", "adamerging", *own, "--output", tmp_path / "learned", *arguments)
+    assert (ran.status, ran.err) == (0, "")
+    said = json.loads(ran.out)
+    assert {"coefficients", "entropy", "transductive", "inductive"} <= said.keys()
+    assert names_in(tmp_path) == ["better", "learned"]
+
+
+def test_bottlenecks_are_merged_by_a_mean_alone(graftwork, adapters, tmp_path):
+    own = [adapters / "mood-houlsby", adapters / "pace-houlsby"]
+    ran = graftwork("merge", "average", *own, "--output", tmp_path / "merged", "--align", "units", "--quiet")
+    assert (ran.status, ran.err) == (0, "")
+    ran = graftwork("merge", "ties", *own, "--output", tmp_path / "ties", "--quiet")
+    assert (ran.status, "by a mean only" in ran.err) == (2, True)
+    assert names_in(tmp_path) == ["merged"]
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_fine_tuned_models_are_merged_into_models(
+    graftwork, backbone, backbone_folder, models, tasks, tmp_path, method
+):
+    own = [models / "mood", models / "pace"]
+    scored = [part for file in tasks.values() for part in ("--task", file)]
+    more = ["--method.examples", "6", "--base", backbone_folder, "--quiet"]
+    ran = graftwork("merge", method, *own, "--output", tmp_path / "merged", *scored, *more)
+    assert (ran.status, ran.err) == (0, "")
+    assert names_in(tmp_path / "merged") == ["heads.yaml", "mood", "pace"]
+    each = [weights_of(finetuned_adapter(tmp_path / "merged" / name, backbone), backbone) for name in ("mood", "pace")]
+    assert each[0].keys() == each[1].keys()
+    ran = graftwork("merge", method, *own, "--output", tmp_path / "no", *more)
+    assert (ran.status, "does not say on which data" in ran.err) == (2, True)
+
+
+def test_a_single_head_of_models_is_a_model_s_folder(graftwork, backbone, backbone_folder, models, tasks, tmp_path):
+    own = [models / "mood", models / "pace"]
+    scored = [part for file in tasks.values() for part in ("--task", file)]
+    more = ["--method.examples", 6, "--method.points", 2, "--base", backbone_folder, "--quiet"]
+    arguments = ["--output", tmp_path / "merged", *scored]
+    assert graftwork("merge", "regmean", *own, *arguments, *more[:2], *more[4:]).status == 0
+    assert graftwork("merge", "donor", *own, *arguments, *more).status == 2
+    assert graftwork("merge", "donor", *own, *arguments, *more, "--overwrite").status == 0
+    assert names_in(tmp_path) == ["merged"]
+    assert "recipe.yaml" in names_in(tmp_path / "merged")
+    assert finetuned_adapter(tmp_path / "merged", backbone).task.labels == ("no mood", "mood")
+
+
+def test_an_interrupted_merge_is_resumed_by_command(graftwork, adapters, tmp_path, monkeypatch):
+    from graftwork.arithmetic.adapterscores import SplitScorer
+
+    own = [adapters / "mood", adapters / "pace"]
+    command = [
+        "merge",
+        "donor",
+        *own,
+        "--output",
+        tmp_path / "better",
+        "--method.points",
+        4,
+        "--method.examples",
+        6,
+        "--quiet",
+    ]
+    plain, count = SplitScorer.__call__, []
+
+    def counted(self, adapter):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return plain(self, adapter)
+
+    monkeypatch.setattr(SplitScorer, "__call__", counted)
+    ran = graftwork(*command)
+    assert (ran.status, "--resume" in ran.err) == (130, True)
+    assert names_in(tmp_path) == [".better.merging"]
+    ran = graftwork(*command)
+    assert (ran.status, "an interrupted merge" in ran.err) == (2, True)
+    assert graftwork(*command, "--resume").status == 0
+    assert len(count) == 5  # two before, the one that was interrupted, and two after
+    assert names_in(tmp_path) == ["better"]
+    ran = graftwork(*command, "--resume", "--overwrite")
+    assert (ran.status, "there is no interrupted merge" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fisher", "--dtype", "bfloat16"], "--dtype would do nothing in a merge of adapters"),
+        (["average", "--dry-run"], "--dry-run would do nothing"),
+        (["regmean", "--weights", "1,2"], "--weights would do nothing: regmean has no use for it"),
+        (["adamerging", "--heads", "keep"], "--heads would do nothing: adamerging"),
+        (["slerp"], "'slerp' is for whole models"),
+        (["tie"], "unknown merge method 'tie'"),
+        (["fisher", "--method.example", "3"], "unknown key 'example'"),
+        (["average", "--train.seed", "1"], "unknown setting"),
+        (["average", "--task", "a", "--task", "b", "--task", "c"], "3 tasks are given for 2 operands"),
+    ],
+)
+def test_what_does_not_suit_adapters_is_refused(graftwork, adapters, tmp_path, arguments, said):
+    method, *rest = arguments
+    ran = graftwork("merge", method, adapters / "mood", adapters / "pace", "--output", tmp_path / "x", *rest, "--quiet")
+    assert (ran.status, said in ran.err) == (2, True), ran.err
+    assert names_in(tmp_path) == []
