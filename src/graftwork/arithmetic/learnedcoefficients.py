@@ -171,12 +171,7 @@ class _Learner:
     ) -> None:
         self.coefficients = coefficients.to(backbone.device).requires_grad_(True)
         self.model = AdaptedModel(backbone)
-        device = backbone.device
-        here = LinearForm(
-            form.method,
-            {name: t.to(device) for name, t in form.base.items()},
-            tuple({name: t.to(device) for name, t in part.items()} for part in form.parts),
-        )
+        here = form.to(backbone.device)
         self.residents = {name: Interpolated(here, self.coefficients, a, backbone) for name, a in adapters.items()}
         for name, resident in self.residents.items():
             self.model.graft.attach(resident.sites)
