@@ -1,9 +1,9 @@
 """Every benchmark, or those that are named, one after the other, and the results of all as a page.
 
-Run as `python -m benchmarks [--quick] [--device …] [--dtype …] [--glue FOLDER] [--adapters PYTHON] [NAME …]`.
-Writes `benchmarks/results.json`, where the results of others stay as they are, and of it `benchmarks/RESULTS.md`.
-Results in a precision that is asked for stand beside those in the one that graftwork chooses. The exit status is 1
-when a bar is missed or one fails.
+Run as `python -m benchmarks [--quick] [--device …] [--dtype …] [--glue FOLDER] [--adapters PYTHON] [--mergekit PYTHON]
+[NAME …]`. Writes `benchmarks/results.json`, where the results of others stay as they are, and of it
+`benchmarks/RESULTS.md`. Results in a precision that is asked for stand beside those in the one that graftwork chooses.
+The exit status is 1 when a bar is missed or one fails.
 """
 
 import argparse
@@ -20,10 +20,14 @@ from benchmarks.measuring import add_places, describe_machine
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 MISSED = HERE / "MISSED.md"
-NO_BENCHMARKS = {"__init__", "__main__", "measuring", "models", "peers", "peft_script", "adapters_script"}
+NO_BENCHMARKS = {
+    *("__init__", "__main__", "measuring", "models", "peers"),
+    *("peft_script", "adapters_script", "mergekit_script"),
+}
 NEED_GLUE = {"whole_job"}
-TAKE_ADAPTERS = {"fuse"}
-PLACES = {"--glue": "FOLDER", "--adapters": "PYTHON"}
+TAKE_PEERS = {"adapters": {"fuse"}, "mergekit": {"merge"}}
+"""Packages that other Pythons have -> the benchmarks that compare with them."""
+PLACES = {"--glue": "FOLDER", "--adapters": "PYTHON", "--mergekit": "PYTHON"}
 """Options that say where something lies on one machine, and what is shown instead."""
 
 
@@ -96,7 +100,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few repetitions")
     add_places(parser)
     parser.add_argument("--glue", help=f"the folder with GLUE's data, without which {', '.join(NEED_GLUE)} is left out")
-    parser.add_argument("--adapters", help=f"a Python that has the package adapters, for {', '.join(TAKE_ADAPTERS)}")
+    for package, takers in TAKE_PEERS.items():
+        parser.add_argument(f"--{package}", help=f"a Python that has the package {package}, for {', '.join(takers)}")
     parser.add_argument("names", nargs="*", help="which ones; all when left out")
     chosen = parser.parse_args()
     names = known()
@@ -117,7 +122,9 @@ def main() -> int:
             continue
         key = name if chosen.dtype == "auto" else f"{name}, {chosen.dtype}"
         own = ["--glue", chosen.glue] if name in NEED_GLUE else []
-        own += ["--adapters", chosen.adapters] if name in TAKE_ADAPTERS and chosen.adapters else []
+        for package, takers in TAKE_PEERS.items():
+            python = getattr(chosen, package)
+            own += [f"--{package}", python] if name in takers and python else []
         made[key] = run(name, [*options, *own])
         results = {one: own for one, own in sorted((kept | made).items()) if one.partition(",")[0] in names}
         write(RESULTS, json.dumps(results, indent=1) + "\n")

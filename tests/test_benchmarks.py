@@ -30,6 +30,7 @@ RATIOS: dict[str, set[str]] = {
             "16 fusions in a batch",
         )
     },
+    "merge": {f"{name} / copy, 3 x 1 MB" for name in ("linear", "ties, global", "ties, tensor")},
     "startup": set(),
     "train_step": {
         *(f"peft, LoRA, {precision} / ours, LoRA" for precision in ("float32", "autocast")),

@@ -249,6 +249,8 @@ def test_what_a_merge_refuses(models, tmp_path, graftwork):
     assert "no output is given" in ran.err
     ran = graftwork("merge", "average", a, b, "--output", models / "c")
     assert "exists already" in ran.err
+    ran = graftwork("merge", "average", a, b, "--output", b, "--overwrite")
+    assert "is one of the operands" in ran.err
     with pytest.raises(MethodError, match="unknown merge method"):
         make_merge_method("none")
 
@@ -480,3 +482,64 @@ def test_averages_do_not_depend_on_how_a_model_is_stored(models, tmp_path):
     pre = Weights.open(models / "pre")
     one, other = (ties([Weights.open(w) - pre, b - pre]) for w in (models / "a", tmp_path / "shards"))
     assert all(torch.equal(one[name], other[name]) for name in b)
+
+
+def test_every_method_is_documented_with_its_settings():
+    page = (Path(__file__).parents[2] / "docs" / "arithmetic.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")]
+    documented = {row[0].strip(" `"): row[3] for row in rows if len(row) == 5}
+    assert {*documented} == {*MERGE_METHODS}
+    for name, method in MERGE_METHODS.items():
+        settled = make_merge_method(name).settled().model_dump()
+        written = documented[name].replace(",", " ").split()
+        for setting in method.model_fields:
+            value = settled[setting]
+            shown = (
+                str(value).lower()
+                if isinstance(value, bool)
+                else f"{value:g}"
+                if isinstance(value, float)
+                else str(value)
+            )
+            place = written.index(f"`{setting}`")
+            assert written[place + 1].rstrip(":") == shown, f"{name}.{setting}"
+
+
+def test_what_lies_beside_the_weights(models, tmp_path):
+    """The tokenizer and the modules behind the model come along; what another run left does not."""
+    where = shutil.copytree(models / "a", tmp_path / "a")
+    for name in ("1_Pooling", "checkpoint-5", "runs"):
+        (where / name).mkdir()
+        (where / name / "config.json").write_text("{}")
+    (where / "2_Dense").mkdir()
+    (where / "2_Dense" / "model.safetensors").write_bytes(b"weights of its own")
+    paths = ["", "1_Pooling", "2_Dense", "../b"]
+    (where / "modules.json").write_text(json.dumps([{"idx": i, "path": path} for i, path in enumerate(paths)]))
+    for name in ("README.md", "all_results.json", "optimizer.pt", "tf_model.h5", ".hidden"):
+        (where / name).write_text("another model's")
+    (2 * Weights.open(where)).save(tmp_path / "out")
+    expected = {"config.json", "model.safetensors", "modules.json", "1_Pooling", "2_Dense"}
+    tokenizer = {path.name for path in where.iterdir() if "token" in path.name}
+    assert tokenizer
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected | tokenizer
+    assert (tmp_path / "out" / "2_Dense" / "model.safetensors").read_bytes() == b"weights of its own"
+
+
+def test_memory_does_not_grow_with_the_models(tmp_path):
+    """Of three models of 48 MB, in a process of its own."""
+    for i in range(3):
+        (tmp_path / f"{i}").mkdir()
+        (tmp_path / f"{i}" / "config.json").write_text('{"model_type": "llama"}')
+        tensors = {name: torch.randn(size) for name, size in {"embed": 9_000_000, "rest": 3_000_000}.items()}
+        save_tensors(tmp_path / f"{i}" / "model.safetensors", tensors)
+    program = """
+import resource
+from graftwork.arithmetic import Weights, ties
+base, a, b = (Weights.open(name) for name in "012")
+ties([{"w": 1.0 * Weights.open("0")["rest"][:99]}] * 2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(base + ties([a - base, b - base])).save("out")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert float(ran.stdout) < 100  # all of them together are 192

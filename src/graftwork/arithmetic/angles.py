@@ -1,7 +1,6 @@
 """Merges that depend on the angles between models, tensor by tensor: SLERP and Model Stock."""
 
 from math import acos, sin, sqrt
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,8 +40,9 @@ class Slerp(Step):
         angle = acos(cosine)
         return sin((1 - t) * angle) / sin(angle), sin(t * angle) / sin(angle)
 
-    def merge(self, stack: Stack, piece: Piece, facts: Any, vectors: Vectors) -> Float[Tensor, "n"]:
-        return stack[0].mul(facts[0]).add_(stack[1], alpha=facts[1])
+    def merge(self, stack: Stack, piece: Piece, vectors: Vectors) -> Float[Tensor, "n"]:
+        first, second = vectors.facts(piece.name)
+        return stack[0].mul(first).add_(stack[1], alpha=second)
 
 
 class ModelStock(Step):
@@ -59,8 +59,8 @@ class ModelStock(Step):
         # Opposite vectors have no direction in common: nothing of them is left.
         return max(0.0, count * cosine / below) if below > 0 else 0.0
 
-    def merge(self, stack: Stack, piece: Piece, facts: Any, vectors: Vectors) -> Float[Tensor, "n"]:
-        return stack.mean(0).mul_(facts)
+    def merge(self, stack: Stack, piece: Piece, vectors: Vectors) -> Float[Tensor, "n"]:
+        return stack.mean(0).mul_(vectors.facts(piece.name))
 
 
 def products_of(name: str, vectors: Vectors) -> Float[Tensor, "N N"]:

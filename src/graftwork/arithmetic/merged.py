@@ -6,6 +6,7 @@ What a step must know of a tensor, or of all tensors, before it can make a piece
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock, RLock
 from typing import Any
 
@@ -30,14 +31,13 @@ class Step(ABC):
     """What makes one tensor of several."""
 
     @abstractmethod
-    def merge(self, stack: Stack, piece: Piece, facts: Any, vectors: "Vectors") -> Float[Tensor, "n"]:
+    def merge(self, stack: Stack, piece: Piece, vectors: "Vectors") -> Float[Tensor, "n"]:
         """The numbers of a piece.
 
         Args:
             stack: the weighed vectors' numbers; may be changed.
             piece: where they are.
-            facts: what `facts` found of the tensor.
-            vectors: all of them.
+            vectors: all of them; `vectors.facts(name)` is what `facts` found of a tensor.
         """
 
     def unit(self, shape: tuple[int, ...]) -> int:
@@ -53,6 +53,10 @@ class Step(ABC):
         return None
 
 
+def _no_facts(name: str) -> Any:
+    return None
+
+
 @dataclass(frozen=True)
 class Vectors:
     """Several vectors, and what each is multiplied by.
@@ -62,14 +66,16 @@ class Vectors:
         weights: one for each.
         names: of the tensors that are merged, each tied one once.
         units: how many numbers of each are read together.
+        facts: what the step has found of a tensor, found once.
     """
 
     sources: tuple[Source, ...]
     weights: tuple[Coefficient, ...]
     names: tuple[str, ...]
     units: Mapping[str, int]
+    facts: Callable[[str], Any] = _no_facts
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """The precision in which all of them are computed."""
         return computed_in([source.dtypes[name] for source in self.sources for name in self.names])
@@ -148,7 +154,7 @@ class Merged(Source):
         names = tuple(name for name in trained if self._same.get(name, name) == name)
         units = {name: self._unit([*sources], name) for name in names}
         given = tuple(weights) if weights is not None else (1.0,) * len(sources)
-        self.vectors = Vectors(tuple(sources), given, names, units)
+        self.vectors = Vectors(tuple(sources), given, names, units, self._facts_of)
 
     @property
     def tied(self) -> list[frozenset[str]]:
@@ -180,7 +186,7 @@ class Merged(Source):
             return self._mean(own)
         if not self._prepared:
             self.prepare(SILENT)
-        return self._step.merge(self.vectors.read(own), own, self._facts_of(name), self.vectors)
+        return self._step.merge(self.vectors.read(own), own, self.vectors)
 
     def _mean(self, piece: Piece) -> Tensor:
         weights = self.vectors.weights_at(piece.name)

@@ -18,6 +18,7 @@ from graftwork.arithmetic.roles import matching
 from graftwork.arithmetic.saving import CARD, refuse_existing, save_model
 from graftwork.arithmetic.sources import Stored
 from graftwork.arithmetic.weights import Weights, aligned, as_dtype
+from graftwork.errors import OutputError
 from graftwork.training.display import Display, shown_on_stderr
 
 Scores = Mapping[str, float]
@@ -63,6 +64,10 @@ def merge(recipe: MergeRecipe, output: str | Path, *, overwrite: bool = False, p
     folder = Path(output)
     plan = recipe.plan()
     refuse_existing(folder, overwrite=overwrite)
+    if any(folder.resolve() == operand.path.resolve() for operand in plan.operands):
+        raise OutputError(
+            f"output {str(folder)!r} is one of the operands", expected="another folder", change="--output"
+        )
     method = recipe.find_method()
     with shown_on_stderr(shown=progress) as display:
         score = _Scoring(recipe, plan, display)

@@ -45,7 +45,8 @@ class Pipeline(Step):
     def facts(self, name: str, vectors: Vectors) -> Any:
         return self.trim.facts(name, vectors)
 
-    def merge(self, stack: Stack, piece: Piece, facts: Any, vectors: Vectors) -> Float[Tensor, "n"]:
+    def merge(self, stack: Stack, piece: Piece, vectors: Vectors) -> Float[Tensor, "n"]:
+        facts = vectors.facts(piece.name)
         left = self.trim.trim(stack, piece, facts, vectors)
         agreeing: list[Tensor] = []
         if self.elect:
@@ -76,7 +77,7 @@ class Pipeline(Step):
         """The sign that more places have than the other one, over all tensors; found when a place first needs it."""
 
         def balance(piece: Piece) -> float:
-            left = self.trim.trim(vectors.read(piece), piece, self.facts(piece.name, vectors), vectors)
+            left = self.trim.trim(vectors.read(piece), piece, vectors.facts(piece.name), vectors)
             return float(left.sum(0).sign().sum())
 
         with self._lock:

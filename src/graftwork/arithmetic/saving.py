@@ -5,7 +5,6 @@ written appears in one rename: a killed process leaves the old folder or the new
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +23,8 @@ CONFIG, CARD = "config.json", "README.md"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".gguf", ".ckpt", ".index.json")
 """Ends of the names of files that hold weights, or say where they are."""
 
-OF_A_RUN = ("README.md", "recipe.yaml", "scores.csv", "trainer_state.json", "optimizer.pt", "scheduler.pt")
-"""Files that say how another model was made."""
+OF_A_RUN = ("README.md", "recipe.yaml", "trainer_state.json", "_results.json")
+"""Ends of the names of files that say how another model was made, and how good it is."""
 
 
 def save_model(
@@ -105,15 +104,25 @@ def refuse_existing(folder: Path, *, overwrite: bool) -> None:
 
 
 def _copy_beside(folder: Path, new: Path) -> None:
-    """All files of a model but its weights, also in folders within."""
-    for path in sorted(folder.rglob("*")):
-        inner = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inner.parts)
-        if hidden or not path.is_file() or path.name.endswith(WEIGHTS) or path.name in OF_A_RUN:
-            continue
-        (new / inner).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, new / inner)
-        os.chmod(new / inner, 0o644)
+    """A model's files but its weights and what says how it was made; and the folders of the modules that stand behind
+    it (sentence-transformers' modules.json), whole."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not (path.name.startswith(".") or path.name.endswith((*WEIGHTS, *OF_A_RUN))):
+            shutil.copyfile(path, new / path.name)
+    for name in _modules(folder):
+        if (folder / name).is_dir():
+            shutil.copytree(folder / name, new / name)
+
+
+def _modules(folder: Path) -> list[str]:
+    """The folders that modules.json names."""
+    try:
+        content = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        names = [str(own.get("path", "")) for own in content]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
+    # One folder within this one, and no path to elsewhere.
+    return [name for name in names if name and Path(name).name == name]
 
 
 def _set_dtype(file: Path, dtype: str) -> None:

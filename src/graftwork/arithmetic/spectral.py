@@ -1,7 +1,5 @@
 """Merges by singular values: of matrices, whole; all other tensors are averaged."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +14,7 @@ class _Spectral(Step):
     def unit(self, shape: tuple[int, ...]) -> int:
         return shape[0] * shape[1] if len(shape) == 2 else 1
 
-    def merge(self, stack: Stack, piece: Piece, facts: Any, vectors: Vectors) -> Float[Tensor, "n"]:
+    def merge(self, stack: Stack, piece: Piece, vectors: Vectors) -> Float[Tensor, "n"]:
         shape = vectors.shape(piece.name)
         if len(shape) != 2 or 0 in shape:
             return stack.mean(0)
