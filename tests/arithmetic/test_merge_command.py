@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from transformers import BertForSequenceClassification
 
 from graftwork import Adapter, Houlsby, LoRA, tune
 from graftwork.arithmetic import finetuned_adapter
+from graftwork.arithmetic.adaptermethods import DATA_METHODS
 from graftwork.arithmetic.differences import weights_of
+from graftwork.settings.yamlfile import read_value
 from graftwork.tasks import Task
 
 __all__ = ["backbone", "backbone_folder", "graftwork", "one_thread"]
@@ -137,6 +141,18 @@ def test_fine_tuned_models_are_merged_into_models(
     assert each[0].keys() == each[1].keys()
     ran = graftwork("merge", method, *own, "--output", tmp_path / "no", *more)
     assert (ran.status, "does not say on which data" in ran.err) == (2, True)
+
+
+def test_the_documented_settings_and_defaults_are_so():
+    page = (Path(__file__).parents[2] / "docs" / "merging-adapters.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (`\w+` [^|]*) \|$", page, re.MULTILINE))
+    assert rows.keys() == DATA_METHODS.keys()
+    for name, text in rows.items():
+        written = {
+            key: None if value == "none" else read_value(value) for key, value in re.findall(r"`(\w+)` ([\w.]+)", text)
+        }
+        assert written.keys() == DATA_METHODS[name].model_fields.keys()
+        assert DATA_METHODS[name](**written) == DATA_METHODS[name]()
 
 
 def test_a_single_head_of_models_is_a_model_s_folder(graftwork, backbone, backbone_folder, models, tasks, tmp_path):
