@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli.conftest import graftwork
+from closeness import close
 from training.workbench import FAST, backbone, backbone_folder, names_in, one_thread, sentence, write_csv
 from transformers import BertForSequenceClassification
 
@@ -101,6 +102,18 @@ def test_every_method_of_vectors_merges_adapters(graftwork, adapters, tmp_path, 
     found = Adapter.load(tmp_path / "merged" if len(said["heads"]) == 1 else tmp_path / "merged" / first)
     assert found.method.name == made
     assert found.recipe["merged"]["method"]["name"] == method
+
+
+def test_numbers_differ_from_tensor_to_tensor_where_they_are_asked_to(graftwork, backbone, adapters, tmp_path):
+    own = [adapters / "mood", adapters / "pace"]
+    more = ["--method.scale", '[{"filter": "layers.0.*", "value": 1.0}, {"value": 0.0}]', "--rank", 6, "--quiet"]
+    ran = graftwork("merge", "arithmetic", *own, "--output", tmp_path / "merged", *more)
+    assert (ran.status, ran.err) == (0, "")
+    found = weights_of(Adapter.load(tmp_path / "merged" / "mood"), backbone)
+    a, b = (weights_of(Adapter.load(folder), backbone) for folder in own)
+    assert {name.split(".")[1] for name in found} == {"0"}
+    for name, tensor in found.items():
+        close(tensor, a[name] + b[name], 64, what=name)
 
 
 def test_a_donor_and_learned_coefficients_are_told(graftwork, adapters, tmp_path):
