@@ -2,16 +2,21 @@
 
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from cli.conftest import graftwork
+from closeness import close
 from training.workbench import FAST, backbone, backbone_folder, names_in, one_thread, sentence, write_csv
 from transformers import BertForSequenceClassification
 
 from graftwork import Adapter, Houlsby, LoRA, tune
 from graftwork.arithmetic import finetuned_adapter
+from graftwork.arithmetic.adaptermethods import DATA_METHODS
 from graftwork.arithmetic.differences import weights_of
+from graftwork.settings.yamlfile import read_value
 from graftwork.tasks import Task
 
 __all__ = ["backbone", "backbone_folder", "graftwork", "one_thread"]
@@ -99,6 +104,18 @@ def test_every_method_of_vectors_merges_adapters(graftwork, adapters, tmp_path, 
     assert found.recipe["merged"]["method"]["name"] == method
 
 
+def test_numbers_differ_from_tensor_to_tensor_where_they_are_asked_to(graftwork, backbone, adapters, tmp_path):
+    own = [adapters / "mood", adapters / "pace"]
+    more = ["--method.scale", '[{"filter": "layers.0.*", "value": 1.0}, {"value": 0.0}]', "--rank", 6, "--quiet"]
+    ran = graftwork("merge", "arithmetic", *own, "--output", tmp_path / "merged", *more)
+    assert (ran.status, ran.err) == (0, "")
+    found = weights_of(Adapter.load(tmp_path / "merged" / "mood"), backbone)
+    a, b = (weights_of(Adapter.load(folder), backbone) for folder in own)
+    assert {name.split(".")[1] for name in found} == {"0"}
+    for name, tensor in found.items():
+        close(tensor, a[name] + b[name], 64, what=name)
+
+
 def test_a_donor_and_learned_coefficients_are_told(graftwork, adapters, tmp_path):
     own = [adapters / "mood", adapters / "pace"]
     arguments = ["--method.points", 3, "--method.examples", 6, "--quiet"]
@@ -137,6 +154,18 @@ def test_fine_tuned_models_are_merged_into_models(
     assert each[0].keys() == each[1].keys()
     ran = graftwork("merge", method, *own, "--output", tmp_path / "no", *more)
     assert (ran.status, "does not say on which data" in ran.err) == (2, True)
+
+
+def test_the_documented_settings_and_defaults_are_so():
+    page = (Path(__file__).parents[2] / "docs" / "merging-adapters.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (`\w+` [^|]*) \|$", page, re.MULTILINE))
+    assert rows.keys() == DATA_METHODS.keys()
+    for name, text in rows.items():
+        written = {
+            key: None if value == "none" else read_value(value) for key, value in re.findall(r"`(\w+)` ([\w.]+)", text)
+        }
+        assert written.keys() == DATA_METHODS[name].model_fields.keys()
+        assert DATA_METHODS[name](**written) == DATA_METHODS[name]()
 
 
 def test_a_single_head_of_models_is_a_model_s_folder(graftwork, backbone, backbone_folder, models, tasks, tmp_path):

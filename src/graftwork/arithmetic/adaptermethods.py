@@ -115,7 +115,7 @@ class Vectors(AdapterMethod):
         given = operands.weights
         own: dict[str, Any] = {"rank": operands.rank, "heads": operands.heads, "align": operands.align}
         plain = given is None or all(isinstance(one, int | float) for one in given)
-        count, scale = len(operands.adapters), getattr(self.method, "scale", None)
+        count, scale = len(operands.adapters), getattr(self.method.settled(), "scale", 1.0)
         if isinstance(self.method, Analogy):
             operands.require("analogy", weighs=False)
             self.method.check(count, base=False, weights=False, tasks=0)
@@ -125,9 +125,8 @@ class Vectors(AdapterMethod):
             total = sum(numbers) if isinstance(self.method, Average) else 1.0
             if not total:
                 raise RecipeError("the weights of a mean add up to 0", change="--weights")
-            factor = 1.0 if isinstance(self.method, Average) else 0.3 if scale is None else float(scale)
             shares = [one / total for one in numbers]
-            return AdapterResult(self._merge(merge_adapters, operands, coefficients=shares, scale=factor, **own))
+            return AdapterResult(self._merge(merge_adapters, operands, coefficients=shares, scale=float(scale), **own))
         if not isinstance(self.method, OfVectors):
             raise MethodError(
                 f"merge method {self.method.name!r} is for whole models, not for adapters",
@@ -153,8 +152,7 @@ class Vectors(AdapterMethod):
             from graftwork.arithmetic.weights import Weights
 
             made = method.combine([Weights.of(vector) for vector in vectors], weights)
-            scale = method.scale if method.scale is not None else 0.3 if method.sums else 1.0
-            scaled = made.scaled(resolved(scale, made.shapes, "scale"))
+            scaled = made.scaled(resolved(method.settled().scale, made.shapes, "scale"))
             return {name: scaled[name] for name in scaled}
 
         settings = ", ".join(

@@ -17,7 +17,7 @@ from graftwork.arithmetic.bodies import Bodies, LowRankBodies, WeightBodies
 from graftwork.arithmetic.datasettings import FisherKind, FisherSettings
 from graftwork.arithmetic.keeping import Kept
 from graftwork.arithmetic.likelihoods import kind_for, scores_of
-from graftwork.arithmetic.reading import Rows
+from graftwork.arithmetic.reading import Rows, source_for
 from graftwork.arithmetic.squares import NotByRowError, Watch
 from graftwork.backbones import Backbone
 from graftwork.errors import DivergedError
@@ -108,9 +108,7 @@ def fisher_information(
                 tensor.copy_(state[0][name])
         with display.bar(f"{label}, Fisher information", len(rows), "rows", done=done, stays=False) as bar:
             for count, batch in rows.batches(settings.batch_size, start=done):
-                # The draws of a batch are the same wherever the computation began.
-                generator = Generator().manual_seed((settings.seed << 32) + count)
-                squares.add(batch, sums, generator)
+                squares.add(batch, sums, source_for(settings.seed, count))
                 bar.move(count)
                 if kept is not None:
                     kept.write(sums, {"done": count}, now=count == len(rows))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adaptermerging import MergedAdapters, name_of, named_adapters, with_heads
@@ -27,7 +27,7 @@ from graftwork.arithmetic.headmerging import head_groups
 from graftwork.arithmetic.keeping import Kept
 from graftwork.arithmetic.likelihoods import answer_type, entropies
 from graftwork.arithmetic.linearforms import Interpolated, LinearForm, linear_form
-from graftwork.arithmetic.reading import Rows, rows_of
+from graftwork.arithmetic.reading import Rows, rows_of, source_for
 from graftwork.backbones import Backbone
 from graftwork.errors import DivergedError, MethodError
 from graftwork.model import AdaptedModel
@@ -171,12 +171,7 @@ class _Learner:
     ) -> None:
         self.coefficients = coefficients.to(backbone.device).requires_grad_(True)
         self.model = AdaptedModel(backbone)
-        device = backbone.device
-        here = LinearForm(
-            form.method,
-            {name: t.to(device) for name, t in form.base.items()},
-            tuple({name: t.to(device) for name, t in part.items()} for part in form.parts),
-        )
+        here = form.to(backbone.device)
         self.residents = {name: Interpolated(here, self.coefficients, a, backbone) for name, a in adapters.items()}
         for name, resident in self.residents.items():
             self.model.graft.attach(resident.sites)
@@ -222,9 +217,7 @@ class _Learner:
         """The gradient of one step, task by task; gives the sum of entropies."""
         gradient, total = torch.zeros_like(self.coefficients), 0.0
         for number, (name, (own, places)) in enumerate(rows.items()):
-            # The rows of a step are the same wherever training began.
-            generator = Generator().manual_seed((settings.seed << 40) + (step << 10) + number)
-            order = torch.randperm(len(places), generator=generator).tolist()
+            order = torch.randperm(len(places), generator=source_for(settings.seed, step, number)).tolist()
             for i in range(settings.batches):
                 chosen = [places[j] for j in order[i * settings.batch_size : (i + 1) * settings.batch_size]]
                 if not chosen:
@@ -264,6 +257,6 @@ def _parted(rows: Rows, share: float, seed: int) -> tuple[Rows, list[int], list[
     """
     if len(rows) < 2:
         raise MethodError(f"task {rows.task.name!r} has {len(rows)} rows in the split", expected="two or more")
-    order = torch.randperm(len(rows), generator=Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(rows), generator=source_for(seed)).tolist()
     count = min(len(rows) - 1, max(1, round(share * len(rows))))
     return rows, sorted(order[:count]), sorted(order[count:])

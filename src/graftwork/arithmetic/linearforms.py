@@ -32,17 +32,17 @@ class LinearForm:
     Attributes:
         method: the method.
         base: by name; those of no τ are constant.
-        parts: τ_i, by the names that λ scales.
+        parts: all τ_i, (N, …), by the names that λ scales.
     """
 
     method: Method
     base: Mapping[str, Tensor]
-    parts: tuple[Mapping[str, Tensor], ...]
+    parts: Mapping[str, Tensor]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The tensors that λ scales, in order: a layer of layer-wise coefficients is each of them."""
-        return tuple(self.parts[0])
+        return tuple(self.parts)
 
     def tensors(self, coefficients: Tensor) -> dict[str, Tensor]:
         """The tensors, differentiable in the coefficients.
@@ -50,17 +50,22 @@ class LinearForm:
         Args:
             coefficients: λ, (N, 1), or (N, L) for the L names.
         """
-        each = coefficients.expand(len(self.parts), len(self.names)).unbind(dim=1)
+        each = coefficients.expand(len(coefficients), len(self.parts)).unbind(dim=1)
         found = dict(self.base)
-        for name, own in zip(self.names, each, strict=True):
-            stacked = torch.stack([part[name] for part in self.parts])
-            found[name] = self.base[name] + torch.tensordot(own.to(stacked), stacked, dims=1)
+        for (name, parts), own in zip(self.parts.items(), each, strict=True):
+            found[name] = self.base[name] + torch.tensordot(own.to(parts), parts, dims=1)
         return found
+
+    def to(self, device: torch.device) -> "LinearForm":
+        """The same on a device."""
+        base, parts = ({name: t.to(device) for name, t in own.items()} for own in (self.base, self.parts))
+        return LinearForm(self.method, base, parts)
 
     def body(self, coefficients: Tensor) -> Body:
         """The body with these coefficients."""
         with torch.no_grad():
-            return Body(self.method, {n: t.cpu().contiguous() for n, t in self.tensors(coefficients.cpu()).items()})
+            tensors = self.tensors(coefficients.to(next(iter(self.base.values())).device))
+            return Body(self.method, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def linear_form(bodies: Bodies, vectors: tuple[Vector, ...] | None = None) -> LinearForm:
@@ -78,7 +83,7 @@ def linear_form(bodies: Bodies, vectors: tuple[Vector, ...] | None = None) -> Li
     # A body is its vector and what is there when that is zero.
     parts = [{name: own.tensors[name] - nothing.tensors[name] for name in nothing.tensors} for own in written]
     moved = [name for name in nothing.tensors if any(bool(part[name].any()) for part in parts)]
-    return LinearForm(nothing.method, nothing.tensors, tuple({name: part[name] for name in moved} for part in parts))
+    return LinearForm(nothing.method, nothing.tensors, {n: torch.stack([part[n] for part in parts]) for n in moved})
 
 
 def _of_factors(bodies: LowRankBodies) -> LinearForm:
@@ -93,7 +98,7 @@ def _of_factors(bodies: LowRankBodies) -> LinearForm:
     own = [lora([float(i == j) for j in range(count)])[1] for i in range(count)]
     scaled = [name for name in whole if name.endswith(".B")]
     base = {name: torch.zeros_like(t) if name in scaled else t for name, t in whole.items()}
-    return LinearForm(method, base, tuple({name: one[name] for name in scaled} for one in own))
+    return LinearForm(method, base, {name: torch.stack([one[name] for one in own]) for name in scaled})
 
 
 @final

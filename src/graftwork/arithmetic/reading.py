@@ -6,7 +6,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Generator, Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
@@ -53,6 +53,13 @@ class Rows:
         """Some rows as one batch, on the backbone's device."""
         made = self.encoder.collate([self.encoded[i] for i in places])
         return {name: tensor.to(self.encoder.backbone.device) for name, tensor in made.items()}
+
+
+def source_for(*numbers: int) -> Generator:
+    """A source of randomness of these numbers' own, such as a seed and a step: what is drawn in a step is the same
+    wherever a computation began."""
+    digest = blake2b(" ".join(map(str, numbers)).encode(), digest_size=7).digest()
+    return Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def rows_of(
