@@ -359,6 +359,7 @@ def test_a_task_that_a_head_does_not_fit_is_refused(models, task, tmp_path, graf
     assert ran.status == 2
     assert "has other labels than the task" in ran.err
     assert "teacher" not in ran.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_greedy_soup_by_hand():
