@@ -127,8 +127,13 @@ def merged(
 
 def _completed(plan: Plan, result: Weights, weights: Sequence[Number] | None = None) -> Weights:
     """What was merged, and what is averaged or kept beside it."""
-    like = _stored(plan.like)
+    like, kept = _stored(plan.like), {*plan.named("kept")}
     whole = like.only(plan.named("kept")) | result
+    # What is tied to a merged tensor, and stored beside it, is that tensor, and no head of its own.
+    for group in like.tied:
+        mates = sorted(group & {*result})
+        if mates and group & kept:
+            whole = whole | result.under(dict.fromkeys(group & kept, mates[0]))
     names = plan.named("averaged")
     if names:
         shares = weights if weights is not None and all(isinstance(own, float) and own > 0 for own in weights) else None
