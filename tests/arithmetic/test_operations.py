@@ -354,3 +354,19 @@ def test_no_module_has_the_name_of_an_operation():
     """It would take its place in the package once it is imported."""
     folder = Path(arithmetic.__file__).parent
     assert not {path.stem for path in folder.glob("*.py")} & {*arithmetic.__all__}
+
+
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+def test_large_vectors_with_many_equal_and_opposite_numbers(scope, tmp_path):
+    """As of models in bfloat16: many numbers are on the threshold, and many sums are 0. In many pieces and threads."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"one": 400_000, "two": 150_000, "three": 7}
+    vectors = [
+        {name: (torch.randn(size, generator=generator) * 8 + 0.5).round() / 8 for name, size in sizes.items()}
+        for _ in range(2)
+    ]
+    weights = [Weights.of(own) for own in vectors]
+    ties(weights, keep=0.4, scope=scope).save(tmp_path / "out.safetensors")
+    expected = formulas.ties(vectors, 0.4, scope, "mean")
+    found = Weights.open(tmp_path / "out.safetensors")
+    assert all(torch.equal(found[name].double(), expected[name]) for name in sizes)
