@@ -14,8 +14,8 @@ import torch
 from arithmetic import formulas
 from arithmetic.models import save_classifier, save_tensors, tensors_in
 from closeness import close
-from tiny import make_model
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from tiny import make_config, make_model
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from graftwork.arithmetic import MergeRecipe, Weights, average, greedy_soup, merge, ties
 from graftwork.arithmetic.registry import MERGE_METHODS, make_merge_method
@@ -359,6 +359,7 @@ def test_a_task_that_a_head_does_not_fit_is_refused(models, task, tmp_path, graf
     assert ran.status == 2
     assert "has other labels than the task" in ran.err
     assert "teacher" not in ran.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_greedy_soup_by_hand():
@@ -543,3 +544,26 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000)
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert float(ran.stdout) < 100  # all of them together are 192
+
+
+@pytest.mark.parametrize("heads", ["average", "keep", "base"])
+def test_a_tied_head_follows_the_body_that_it_is_tied_to(heads, tmp_path):
+    """Also where it is stored beside it, and heads are kept."""
+    for seed, name in enumerate(("a", "b", "pre")):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = AutoModelForMaskedLM.from_config(make_config("bert"))
+        model.save_pretrained(tmp_path / name)
+        stored = tensors_in(tmp_path / name)
+        word = stored["bert.embeddings.word_embeddings.weight"]
+        save_tensors(tmp_path / name / "model.safetensors", {**stored, "cls.predictions.decoder.weight": word.clone()})
+    recipe = MergeRecipe(
+        method="ties", models=[str(tmp_path / name) for name in "ab"], base=str(tmp_path / "pre"), heads=heads
+    )
+    merge(recipe, tmp_path / "out")
+    found, pre = tensors_in(tmp_path / "out"), tensors_in(tmp_path / "pre")
+    assert torch.equal(found["cls.predictions.decoder.weight"], found["bert.embeddings.word_embeddings.weight"])
+    assert not torch.equal(found["cls.predictions.decoder.weight"], pre["cls.predictions.decoder.weight"])
+    kept = {"average": None, "keep": "a", "base": "pre"}[heads]
+    own = "cls.predictions.transform.dense.weight"
+    assert kept is None or torch.equal(found[own], tensors_in(tmp_path / kept)[own])

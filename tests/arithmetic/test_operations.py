@@ -60,7 +60,7 @@ def negative(vectors):
     return [{name: -own for name, own in each.items()} for each in vectors]
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seeds, counts, shares, st.sampled_from(["global", "tensor"]), st.sampled_from(["mean", "sum"]), st.booleans())
 def test_ties_is_the_paper_s(seed, count, keep, scope, how, ties_in):
     vectors = vectors_of(seed, count, ties_in=ties_in)
@@ -68,7 +68,7 @@ def test_ties_is_the_paper_s(seed, count, keep, scope, how, ties_in):
     same(found, formulas.ties(vectors, keep, scope, how))
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seeds, counts, st.lists(st.floats(0.1, 2), min_size=5, max_size=5))
 def test_weighted_ties(seed, count, weights):
     vectors = vectors_of(seed, count)
@@ -76,7 +76,7 @@ def test_weighted_ties(seed, count, weights):
     same(found, formulas.ties(vectors, 0.5, "global", "mean", weights[:count]))
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seeds, counts, shares, st.sampled_from(["global", "tensor"]), st.sampled_from(["mean", "sum"]))
 def test_ties_of_the_negative_is_the_negative(seed, count, keep, scope, how):
     vectors = vectors_of(seed, count, ties_in=True)
@@ -137,14 +137,14 @@ def test_none_and_all():
     assert ALL.above(row).all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seeds, counts, shares, st.floats(0, 0.3))
 def test_breadcrumbs(seed, count, keep, outliers):
     vectors = vectors_of(seed, count)
     same(breadcrumbs(vectors, keep=keep, outliers=outliers), formulas.breadcrumbs(vectors, keep, outliers))
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seeds, counts, shares)
 def test_sce(seed, count, keep):
     vectors = vectors_of(seed, count)
@@ -183,7 +183,7 @@ def test_singular_values(seed, count):
     same(tsv_m(vectors), formulas.matrices(formulas.tsv_m, vectors), units=10**5)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seeds, counts)
 def test_emr(seed, count):
     vectors = vectors_of(seed, count)
@@ -354,3 +354,19 @@ def test_no_module_has_the_name_of_an_operation():
     """It would take its place in the package once it is imported."""
     folder = Path(arithmetic.__file__).parent
     assert not {path.stem for path in folder.glob("*.py")} & {*arithmetic.__all__}
+
+
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+def test_large_vectors_with_many_equal_and_opposite_numbers(scope, tmp_path):
+    """As of models in bfloat16: many numbers are on the threshold, and many sums are 0. In many pieces and threads."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"one": 400_000, "two": 150_000, "three": 7}
+    vectors = [
+        {name: (torch.randn(size, generator=generator) * 8 + 0.5).round() / 8 for name, size in sizes.items()}
+        for _ in range(2)
+    ]
+    weights = [Weights.of(own) for own in vectors]
+    ties(weights, keep=0.4, scope=scope).save(tmp_path / "out.safetensors")
+    expected = formulas.ties(vectors, 0.4, scope, "mean")
+    found = Weights.open(tmp_path / "out.safetensors")
+    assert all(torch.equal(found[name].double(), expected[name]) for name in sizes)

@@ -6,7 +6,6 @@ A file of safetensors has the length of its header in 8 bytes, the header as JSO
 
 import json
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -238,9 +237,3 @@ def _json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"{file} holds no keys and values", expected="JSON with keys")
     return content
-
-
-def common_prefix(names: set[str]) -> str:
-    """The first part that all names have, with its dot; empty where they differ."""
-    first = Counter(name.partition(".")[0] if "." in name else "" for name in names)
-    return f"{next(iter(first))}." if len(first) == 1 and "" not in first else ""

@@ -12,6 +12,7 @@ from graftwork.arithmetic.method import MergeMethod
 from graftwork.arithmetic.plan import Heads, Plan, planned
 from graftwork.arithmetic.registry import make_merge_method
 from graftwork.errors import RecipeError, nearest
+from graftwork.folders import resolved_path
 from graftwork.settings.problems import describe
 from graftwork.settings.yamlfile import dump_yaml, read_yaml
 
@@ -100,6 +101,8 @@ class MergeRecipe(BaseModel):
         values = read_yaml(file)
         if isinstance(values.get("models"), list):
             values["models"] = [_beside(file, one) for one in values["models"]]
+        if isinstance(values.get("tasks"), list):
+            values["tasks"] = [_beside(file, one) for one in values["tasks"]]
         if "base" in values:
             values["base"] = _beside(file, values["base"])
         for key, value in (overrides or {}).items():
@@ -169,6 +172,7 @@ class MergeRecipe(BaseModel):
             "method": {"name": chosen.name, **chosen.model_dump(mode="json", exclude_none=True)},
             "models": tuple(models),
             "base": None if plan.base is None else str(plan.base.path),
+            "tasks": tuple(resolved_path(Path(task)) if Path(task).is_file() else task for task in self.tasks),
             "sweep": None,
         }
         return self.model_copy(update=changes)

@@ -2,6 +2,7 @@
 written with the card and the recipe.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from graftwork.arithmetic.sources import Stored
 from graftwork.arithmetic.weights import Weights, aligned, as_dtype
 from graftwork.errors import OutputError
 from graftwork.training.display import Display, shown_on_stderr
+
+logger = logging.getLogger(__name__)
 
 Scores = Mapping[str, float]
 
@@ -71,6 +74,7 @@ def merge(recipe: MergeRecipe, output: str | Path, *, overwrite: bool = False, p
     method = recipe.find_method()
     with shown_on_stderr(shown=progress) as display:
         score = _Scoring(recipe, plan, display)
+        scores = score.of_operands()  # before anything is written, so that what cannot be scored is told first
         swept: list[tuple[Any, Scores]] = []
         for name, values in (recipe.sweep or {}).items():
             swept = [(own, score(merged(plan, recipe.find_method(**{name: own}), recipe.weights))) for own in values]
@@ -88,7 +92,8 @@ def merge(recipe: MergeRecipe, output: str | Path, *, overwrite: bool = False, p
             display=display,
             beside=beside,
         )
-        scores = score.table(folder) if recipe.tasks else {}
+        if recipe.tasks:
+            scores = {"result": score.of_folder(folder), **scores}
     return MergeResult(folder, plan, method, scores, swept)
 
 
@@ -98,7 +103,7 @@ def merged(
     weights: Sequence[Number] | None = None,
     *,
     score: Callable[[Weights], float] | None = None,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = logger.info,
 ) -> Weights:
     """The weights of a merge, of which nothing is computed before it is asked for.
 
@@ -122,8 +127,13 @@ def merged(
 
 def _completed(plan: Plan, result: Weights, weights: Sequence[Number] | None = None) -> Weights:
     """What was merged, and what is averaged or kept beside it."""
-    like = Weights(Stored(plan.like), origin=plan.like)
+    like, kept = _stored(plan.like), {*plan.named("kept")}
     whole = like.only(plan.named("kept")) | result
+    # What is tied to a merged tensor, and stored beside it, is that tensor, and no head of its own.
+    for group in like.tied:
+        mates = sorted(group & {*result})
+        if mates and group & kept:
+            whole = whole | result.under(dict.fromkeys(group & kept, mates[0]))
     names = plan.named("averaged")
     if names:
         shares = weights if weights is not None and all(isinstance(own, float) and own > 0 for own in weights) else None
@@ -133,7 +143,7 @@ def _completed(plan: Plan, result: Weights, weights: Sequence[Number] | None = N
 
 def _part(plan: Plan, checkpoint: Checkpoint, names: Sequence[str]) -> Weights:
     """Some tensors of an operand, by the output's names."""
-    like, own = (Weights(Stored(one), origin=one) for one in (plan.like, checkpoint))
+    like, own = _stored(plan.like), _stored(checkpoint)
     wanted = like.only(names)
     if checkpoint is plan.like:
         return wanted
@@ -166,16 +176,25 @@ class _Scoring:
         """How good weights of the output are."""
         return self.goodness(self(weights))
 
-    def table(self, folder: Path) -> dict[str, Scores]:
-        """Of the result, and of every operand that has, or is given, a head."""
-        result = Checkpoint.read(folder)
-        rows = {"result": result} | {_called(self._plan, one): one for one in self._plan.operands}
-        found: dict[str, Scores] = {}
-        for name, one in rows.items():
-            weights = Weights(Stored(one), origin=one)
-            bare = not len(weights.head) and len(self._scores.tasks) == 1
-            found[name] = {} if bare and one is self._plan.base else self._scores.of(weights, one)
+    def of_folder(self, folder: Path) -> Scores:
+        """Of a model as it lies in its folder."""
+        one = Checkpoint.read(folder)
+        found: Scores = self._scores.of(_stored(one), one)
         return found
+
+    def of_operands(self) -> dict[str, Scores]:
+        """Of every operand that has, or is given, a head; none where there is no task."""
+        found: dict[str, Scores] = {}
+        for one in self._plan.operands if self._scores is not None else ():
+            weights = _stored(one)
+            bare = one is self._plan.base and not len(weights.head) and len(self._scores.tasks) == 1
+            found[_called(self._plan, one)] = {} if bare else self._scores.of(weights, one)
+        return found
+
+
+def _stored(checkpoint: Checkpoint) -> Weights:
+    """A checkpoint's weights."""
+    return Weights(Stored(checkpoint), origin=checkpoint)
 
 
 def _called(plan: Plan, one: Checkpoint) -> str:

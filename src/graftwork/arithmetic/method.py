@@ -3,6 +3,7 @@
 A method says what it is before anything is read; what computes is imported when a merge begins.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from graftwork.arithmetic.weights import Weights
+
+logger = logging.getLogger(__name__)
 
 Base = Literal["needed", "optional", "none"]
 """Whether a method needs the model that the others come from."""
@@ -38,7 +41,7 @@ class Operands:
     base: "Weights | None" = None
     weights: Sequence[Number] | None = None
     score: "Callable[[Weights], float] | None" = None
-    tell: "Callable[[str], None]" = print
+    tell: "Callable[[str], None]" = logger.info
 
     def vectors(self) -> "list[Weights]":
         """The task vectors: what each model differs by from the base."""

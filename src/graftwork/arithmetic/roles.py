@@ -7,7 +7,7 @@ another operand is a bare model. Buffers are not trained: whole numbers, and sta
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
-from graftwork.errors import WeightsError, nearest
+from graftwork.errors import WeightsError
 
 Role = Literal["body", "head", "buffer"]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -119,17 +119,6 @@ def layers_of(names: Iterable[str]) -> dict[str, tuple[int, int]]:
     for stack, layer in places.values():
         depth[stack] = max(depth.get(stack, 0), layer + 1)
     return {name: (layer, depth[stack]) for name, (stack, layer) in places.items()}
-
-
-def refuse_unknown(name: str, known: Iterable[str], whose: str) -> None:
-    """Refuse the name of a tensor that there is not.
-
-    Raises:
-        WeightsError: names the nearest ones.
-    """
-    known = [*known]
-    if name not in known:
-        raise WeightsError(f"{whose} has no tensor {name!r}", expected=nearest(name, known))
 
 
 def _tops(names: Iterable[str]) -> list[str]:

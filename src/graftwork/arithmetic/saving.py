@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from graftwork.arithmetic.checkpoint import ADAPTERS, Checkpoint
+from graftwork.arithmetic.dtypes import TYPES
 from graftwork.arithmetic.sources import Source
 from graftwork.arithmetic.writing import write_source
 from graftwork.errors import OutputError, WeightsError
@@ -75,8 +76,6 @@ def types_of(stored: Mapping[str, str], floats: torch.dtype | None) -> dict[str,
         stored: types in the files that are read, as safetensors calls them.
         floats: of floating-point numbers; None: as they are.
     """
-    from graftwork.arithmetic.dtypes import TYPES
-
     types = {name: TYPES[own] for name, own in stored.items()}
     return {name: floats if floats is not None and own.is_floating_point else own for name, own in types.items()}
 

@@ -182,29 +182,33 @@ def cuts_of(
 
 
 class _Counter:
-    """Counts digits: few at a time are put by, until they are worth a count."""
+    """Counts digits: few at a time are put by, until they are worth a count.
+
+    They are copied to a place of their own: what is kept among the large arrays of each piece would leave gaps in the
+    process's memory that no other one of these fits.
+    """
 
     def __init__(self, bits: int) -> None:
         self._bins = 1 << bits
         self._total = torch.zeros(self._bins, dtype=torch.int64)
-        self._waiting: list[Tensor] = []
+        self._waiting = torch.empty(self._bins, dtype=torch.int32)
         self._size = 0
 
     def add(self, digits: Int[Tensor, "n"], *, counted: bool) -> None:
-        """Take digits, or how often each value of them occurs."""
+        """Take digits, fewer than there are values, or how often each value of them occurs."""
         if counted:
             self._total += digits
             return
-        self._waiting.append(digits)
-        self._size += len(digits)
-        if self._size >= self._bins:
+        if self._size + len(digits) > self._bins:
             self.total()
+        self._waiting[self._size : self._size + len(digits)] = digits
+        self._size += len(digits)
 
     def total(self) -> Int[Tensor, "bins"]:
         """How often each value has come."""
-        if self._waiting:
-            self._total += torch.bincount(torch.cat(self._waiting), minlength=self._bins)
-            self._waiting, self._size = [], 0
+        if self._size:
+            self._total += torch.bincount(self._waiting[: self._size], minlength=self._bins)
+            self._size = 0
         return self._total
 
 
