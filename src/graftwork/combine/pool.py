@@ -324,7 +324,7 @@ class Pool:
         )
         old, names, working = adapters[place], pool.members[place].tasks, self._working
         if settings.consolidation == "distillation":
-            own = _student(training, settings)
+            own = settings.student(training)
             whole, new = (
                 distilled(old, alone, self.backbone, inputs=inputs, training=own, working=working, tune=tune),
                 alone,
@@ -394,10 +394,3 @@ def _examples(task: Task, train: Any, settings: PoolSettings) -> tuple[list[Any]
     inputs, labels = KINDS[task.kind].inputs_of(train), KINDS[task.kind].labels_of(train)
     places = sorted(Random(settings.seed).sample(range(len(inputs)), min(settings.examples, len(inputs))))
     return [inputs[i] for i in places], [labels[i] for i in places]
-
-
-def _student(training: dict[str, Any], settings: PoolSettings) -> dict[str, Any]:
-    """The training settings of a student: those of the new task's adapter, and its own number of epochs."""
-    if settings.student_epochs is None:
-        return training
-    return {**training, "num_train_epochs": settings.student_epochs, "max_steps": -1}

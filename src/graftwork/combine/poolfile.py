@@ -78,6 +78,12 @@ class PoolSettings(Checked):
             if why and value != type(self).model_fields[name].default:
                 raise RecipeError(f"{name}={value!r} would do nothing: {why}", change="--" + name.replace("_", "-"))
 
+    def student(self, training: Mapping[str, Any]) -> dict[str, Any]:
+        """The training settings of a student: those of the new task's adapter, and its own number of epochs."""
+        if self.student_epochs is None:
+            return dict(training)
+        return {**training, "num_train_epochs": self.student_epochs, "max_steps": -1}
+
     def agreeing(self, given: Mapping[str, Any]) -> "PoolSettings":
         """These, which a pool was made with.
 
