@@ -18,7 +18,11 @@ PAGE = ROOT / "docs" / "index.md"
 START, END = "<!-- the house: made by scripts/house.py -->\n", "<!-- end of the house -->"
 
 ROOMS = (
-    *("cli", "arithmetic", "combine", "training", "tasks", "distillation", "model", "inference", "passes", "bank"),
+    "cli",
+    "arithmetic",
+    *(f"arithmetic.{name}" for name in ("landscapes", "merging", "data", "adapters", "alignment", "operations")),
+    "arithmetic.values",
+    *("combine", "training", "tasks", "distillation", "model", "inference", "passes", "bank"),
     *("adapters", "grafting", "kinds", "encoding", "heads", "methods", "ops", "backbones", "data", "settings"),
     *("folders", "errors"),
 )
@@ -55,7 +59,9 @@ def imported(path: Path, known: dict[str, Path]) -> set[str]:
 
 
 def room(module: str) -> str:
-    return module.partition(".")[0]
+    """The room that a module is in: its folder, or a folder within, where that is a room of its own."""
+    inner = ".".join(module.split(".")[:2])
+    return inner if inner in ROOMS else module.partition(".")[0]
 
 
 def problems(known: dict[str, Path], graph: Graph) -> list[str]:
@@ -90,7 +96,7 @@ def picture(known: dict[str, Path], graph: Graph) -> str:
         files = f"{count} files" if count > 1 else "1 file"
         first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
         below = ", ".join(f"`{other}`" for other in ROOMS if other in uses[name]) or "nothing"
-        place = f"`{name}/`" if path.name == "__init__.py" else f"`{name}.py`"
+        place = f"`{name.replace('.', '/')}/`" if path.name == "__init__.py" else f"`{name}.py`"
         rows.append(f"| {place} | {' '.join(first.split())} | {files} | {below} |")
     return "\n".join(["| room | what it answers | size | uses |", "|---|---|---|---|", *rows]) + "\n"
 

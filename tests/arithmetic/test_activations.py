@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from graftwork.arithmetic.activations import activation_matching, recompute_batch_norm
-from graftwork.arithmetic.matching import MatchingSettings, mean, weight_matching
-from graftwork.arithmetic.permutations import Specification
-from graftwork.arithmetic.specifications import sequential_specification, specification_of
-from graftwork.arithmetic.straightthrough import StraightThroughSettings, straight_through
+from graftwork.arithmetic.alignment.activations import activation_matching, recompute_batch_norm
+from graftwork.arithmetic.alignment.matching import MatchingSettings, mean, weight_matching
+from graftwork.arithmetic.alignment.permutations import Specification
+from graftwork.arithmetic.alignment.specifications import sequential_specification, specification_of
+from graftwork.arithmetic.alignment.straightthrough import StraightThroughSettings, straight_through
 from graftwork.errors import DivergedError, WeightsError
 from tests.arithmetic.networks import cnn, mlp
 from tests.closeness import close

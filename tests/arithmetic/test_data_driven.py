@@ -24,12 +24,12 @@ from graftwork.arithmetic import (
     regmean,
     regmean_adapters,
 )
-from graftwork.arithmetic.bodies import bodies_of
-from graftwork.arithmetic.differences import weights_of
-from graftwork.arithmetic.learnedcoefficients import elected
-from graftwork.arithmetic.linearforms import linear_form
-from graftwork.arithmetic.reading import rows_of, source_for
-from graftwork.arithmetic.regressionmeans import grams_of
+from graftwork.arithmetic.adapters.bodies import bodies_of
+from graftwork.arithmetic.adapters.differences import weights_of
+from graftwork.arithmetic.data.learnedcoefficients import elected
+from graftwork.arithmetic.data.linearforms import linear_form
+from graftwork.arithmetic.data.reading import rows_of, source_for
+from graftwork.arithmetic.data.regressionmeans import grams_of
 from graftwork.errors import DataError, MethodError, RecipeError
 
 __all__ = ["backbone", "backbone_folder", "data", "one_thread"]
@@ -141,7 +141,7 @@ def test_by_a_mean_each_point_is_on_the_line(backbone, tuned):
 
 
 def test_an_interrupted_donor_merge_goes_on_with_the_points_that_are_left(backbone, tuned, tmp_path, monkeypatch):
-    from graftwork.arithmetic import adapterscores
+    from graftwork.arithmetic.adapters import scores as adapterscores
 
     own = tuned("lora")
     whole = donor_merge(own["mood"], own["pace"], backbone, points=5, fisher=FEW)
@@ -269,7 +269,7 @@ def test_adapters_and_full_fine_tunings_are_merged_by_regmean(backbone, tuned, t
 
     assert distance(found[name]) < distance(plain[name])
     with monkeypatch.context() as patch:
-        patch.setattr("graftwork.arithmetic.keeping.EVERY", 0.0)
+        patch.setattr("graftwork.arithmetic.data.keeping.EVERY", 0.0)
         stop_after(patch, AdaptedModel, "forward", 4)
         with pytest.raises(StoppedError):
             regmean_adapters(own, backbone, settings=INPUTS, working=tmp_path)
@@ -357,13 +357,13 @@ def test_gradients_are_those_of_the_entropy_of_a_saved_merge(backbone, tuned):
 
 
 def test_interrupted_learning_goes_on_to_the_same_bits(backbone, tuned, tmp_path, monkeypatch):
-    from graftwork.arithmetic.learnedcoefficients import _Learner
+    from graftwork.arithmetic.data.learnedcoefficients import _Learner
 
     own = tuned("lora")
     settings = AdaMergingSettings(learning_rate=0.02, steps=3, batch_size=4, seed=2**31 - 1)
     whole = adamerging(own, backbone, settings=settings, split="train")
     with monkeypatch.context() as patch:
-        patch.setattr("graftwork.arithmetic.keeping.EVERY", 0.0)
+        patch.setattr("graftwork.arithmetic.data.keeping.EVERY", 0.0)
         stop_after(patch, _Learner, "_step", 2)
         with pytest.raises(StoppedError):
             adamerging(own, backbone, settings=settings, split="train", working=tmp_path)

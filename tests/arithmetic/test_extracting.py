@@ -16,7 +16,7 @@ from transformers import (
 
 from graftwork import AdaptedModel, Adapter, Backbone, DoRA, FullFineTuning, HeadOnly, Houlsby, LoRA, Task
 from graftwork.arithmetic import extract_lora, finetuned_adapter, save_finetuned
-from graftwork.arithmetic.differences import weights_of
+from graftwork.arithmetic.adapters.differences import weights_of
 from graftwork.errors import AdapterError, MethodError, OutputError, RecipeError
 
 __all__ = ["graftwork"]

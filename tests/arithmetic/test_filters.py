@@ -6,8 +6,8 @@ from closeness import close
 from pydantic import TypeAdapter
 
 from graftwork.arithmetic import Weights, average, interpolate, ties
-from graftwork.arithmetic.filters import Number, as_number, resolved
-from graftwork.arithmetic.roles import layers_of
+from graftwork.arithmetic.values.filters import Number, as_number, resolved
+from graftwork.arithmetic.values.roles import layers_of
 from graftwork.errors import RecipeError
 
 NAMES = [

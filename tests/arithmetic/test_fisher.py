@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from tiny import inputs_for, make_adapter, make_backbone, make_batch
 
 from graftwork import IA3, AdaptedModel, BitFit, FullFineTuning, Houlsby, LoRA
-from graftwork.arithmetic.bodies import LowRankBodies, WeightBodies, bodies_of
-from graftwork.arithmetic.datasettings import FisherSettings
-from graftwork.arithmetic.fisher import fisher_merge
-from graftwork.arithmetic.information import fisher_information
-from graftwork.arithmetic.keeping import Kept
-from graftwork.arithmetic.likelihoods import entropies, kind_for, scores_of
+from graftwork.arithmetic.adapters.bodies import LowRankBodies, WeightBodies, bodies_of
+from graftwork.arithmetic.data.fisher import fisher_merge
+from graftwork.arithmetic.data.information import fisher_information
+from graftwork.arithmetic.data.keeping import Kept
+from graftwork.arithmetic.data.likelihoods import entropies, kind_for, scores_of
+from graftwork.arithmetic.data.settings import FisherSettings
 from graftwork.errors import MethodError
 from graftwork.heads import LanguageHead, PooledHead, TokenHead
 from graftwork.heads.numbers import Scale
@@ -288,7 +288,7 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize("kind", ["exact", "sampled"])
 def test_an_interrupted_computation_goes_on_to_the_same_bits(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("graftwork.arithmetic.keeping.EVERY", 0.0)
+    monkeypatch.setattr("graftwork.arithmetic.data.keeping.EVERY", 0.0)
     backbone = make_backbone()
     adapter = make_adapter(backbone, LoRA(rank=3), trained=True)
     rows, names = Batches(backbone), ["layers.0.ffn.up.weight"]

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from graftwork import Adapter, Backbone, Task, evaluate
 from graftwork.arithmetic import landscape
-from graftwork.arithmetic.landscapes import around, direction, interpolate, line, plane
+from graftwork.arithmetic.landscapes.landscape import around, direction, interpolate, line, plane
 from graftwork.errors import WeightsError
 from graftwork.tasks import load_split
 from tests.closeness import close

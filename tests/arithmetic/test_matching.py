@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from graftwork.arithmetic.matching import MatchingSettings, mean, merge_many, weight_matching
-from graftwork.arithmetic.permutations import Permutations, Specification
-from graftwork.arithmetic.specifications import sequential_specification, specification_of
-from graftwork.arithmetic.straightthrough import StraightThroughSettings
+from graftwork.arithmetic.alignment.matching import MatchingSettings, mean, merge_many, weight_matching
+from graftwork.arithmetic.alignment.permutations import Permutations, Specification
+from graftwork.arithmetic.alignment.specifications import sequential_specification, specification_of
+from graftwork.arithmetic.alignment.straightthrough import StraightThroughSettings
 from graftwork.errors import MethodError, WeightsError
 from tests.arithmetic.networks import cnn, mlp
 from tests.tiny import CONFIGS, GENERATORS, make_backbone, randomised

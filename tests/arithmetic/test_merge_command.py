@@ -14,8 +14,8 @@ from transformers import BertForSequenceClassification
 
 from graftwork import Adapter, Houlsby, LoRA, tune
 from graftwork.arithmetic import finetuned_adapter
-from graftwork.arithmetic.adaptermethods import DATA_METHODS
-from graftwork.arithmetic.differences import weights_of
+from graftwork.arithmetic.adapters.differences import weights_of
+from graftwork.arithmetic.merging.adaptermethods import DATA_METHODS
 from graftwork.settings.yamlfile import read_value
 from graftwork.tasks import Task
 
@@ -182,7 +182,7 @@ def test_a_single_head_of_models_is_a_model_s_folder(graftwork, backbone, backbo
 
 
 def test_an_interrupted_merge_is_resumed_by_command(graftwork, adapters, tmp_path, monkeypatch):
-    from graftwork.arithmetic.adapterscores import SplitScorer
+    from graftwork.arithmetic.adapters.scores import SplitScorer
 
     own = [adapters / "mood", adapters / "pace"]
     command = [

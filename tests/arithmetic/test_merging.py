@@ -18,7 +18,7 @@ from tiny import make_config, make_model
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from graftwork.arithmetic import MergeRecipe, Weights, average, greedy_soup, merge, ties
-from graftwork.arithmetic.registry import MERGE_METHODS, make_merge_method
+from graftwork.arithmetic.merging.registry import MERGE_METHODS, make_merge_method
 from graftwork.errors import GraftworkError, MethodError, OutputError, RecipeError, WeightsError
 
 BODY = "bert.encoder.layer.0.attention.self.query.weight"

@@ -28,9 +28,9 @@ from graftwork import (
     VeRA,
 )
 from graftwork.arithmetic import Weights, dare_merge, fisher_merge, knots, merge_adapters, regmean, ties
-from graftwork.arithmetic.differences import weights_of
-from graftwork.arithmetic.lowrank import Factors, best_of_rank, concatenated, truncated
-from graftwork.arithmetic.units import matched, permuted
+from graftwork.arithmetic.adapters.differences import weights_of
+from graftwork.arithmetic.adapters.lowrank import Factors, best_of_rank, concatenated, truncated
+from graftwork.arithmetic.adapters.units import matched, permuted
 from graftwork.errors import AdapterError, MethodError, OutputError
 
 F32 = torch.finfo(torch.float32).eps

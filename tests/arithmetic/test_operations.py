@@ -31,8 +31,8 @@ from graftwork.arithmetic import (
     ties,
     tsv_m,
 )
-from graftwork.arithmetic.running import Piece
-from graftwork.arithmetic.selection import ALL, NONE, cut_of, cuts_of
+from graftwork.arithmetic.operations.selection import ALL, NONE, cut_of, cuts_of
+from graftwork.arithmetic.values.running import Piece
 from graftwork.errors import RecipeError, WeightsError
 from graftwork.training.display import SILENT
 
@@ -286,8 +286,8 @@ def test_what_is_made_piece_by_piece_is_the_same(name, monkeypatch):
     vectors = [{**own, "layers.0.weight": (own["layers.0.weight"] * 2).round()} for own in vectors]
     expected = operation(vectors)
     assert isinstance(expected, dict)
-    monkeypatch.setattr("graftwork.arithmetic.running.LARGEST", 4)
-    monkeypatch.setattr("graftwork.arithmetic.running.SMALLEST", 4)
+    monkeypatch.setattr("graftwork.arithmetic.values.running.LARGEST", 4)
+    monkeypatch.setattr("graftwork.arithmetic.values.running.SMALLEST", 4)
     found = operation([Weights.of(own) for own in vectors])
     assert isinstance(found, Weights)
     for tensor in expected:

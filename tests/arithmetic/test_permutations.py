@@ -12,8 +12,8 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from graftwork.arithmetic.permutations import Group
-from graftwork.arithmetic.specifications import checkpoint_specification, specification_of
+from graftwork.arithmetic.alignment.permutations import Group
+from graftwork.arithmetic.alignment.specifications import checkpoint_specification, specification_of
 from graftwork.backbones import Backbone
 from graftwork.backbones.families.symmetries import Symmetries
 from graftwork.errors import BackboneError, WeightsError

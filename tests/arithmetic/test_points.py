@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from graftwork import AdaptedModel, Adapter, Backbone, FullFineTuning, evaluate
-from graftwork.arithmetic.points import Points
+from graftwork.arithmetic.landscapes.points import Points
 from graftwork.errors import AdapterError
 from graftwork.heads import LanguageHead
 from tests.closeness import PASS, close

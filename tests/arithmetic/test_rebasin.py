@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from graftwork.arithmetic.specifications import checkpoint_specification
+from graftwork.arithmetic.alignment.specifications import checkpoint_specification
 from graftwork.backbones import Backbone
 from tests.tiny import make_config, randomised
 

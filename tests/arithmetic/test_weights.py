@@ -13,7 +13,7 @@ from tiny import make_config, make_model
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from graftwork.arithmetic import Weights
-from graftwork.arithmetic.running import Piece
+from graftwork.arithmetic.values.running import Piece
 from graftwork.errors import OutputError, RecipeError, WeightsError
 
 numbers = st.floats(-3, 3, width=16)
@@ -196,7 +196,7 @@ def test_shards_and_pickled_files_are_read(folders, tmp_path):
 
 
 def test_a_model_is_written_in_shards(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("graftwork.arithmetic.writing.write_source.__kwdefaults__", {"shard": 20_000})
+    monkeypatch.setattr("graftwork.arithmetic.values.writing.write_source.__kwdefaults__", {"shard": 20_000})
     a = Weights.open(folders / "a")
     (2 * a).save(tmp_path / "out")
     assert len([*(tmp_path / "out").glob("*.safetensors")]) > 2

@@ -4,22 +4,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graftwork.arithmetic.activations import activation_matching, recompute_batch_norm
-    from graftwork.arithmetic.adaptermerging import MergedAdapters, merge_adapters
-    from graftwork.arithmetic.commonbasis import knots
-    from graftwork.arithmetic.datasettings import AdaMergingSettings, FisherSettings, RegMeanSettings
-    from graftwork.arithmetic.donors import DonorMerge, donor_merge
-    from graftwork.arithmetic.extracting import Extracted, ExtractedTensor, extract_lora
-    from graftwork.arithmetic.finetuned import finetuned_adapter, save_finetuned
-    from graftwork.arithmetic.fisher import fisher_merge
-    from graftwork.arithmetic.fishermerging import fisher_adapters
-    from graftwork.arithmetic.landscape_files import Line, Surface
-    from graftwork.arithmetic.landscapes import around, line, plane
-    from graftwork.arithmetic.learnedcoefficients import AdaMerged, adamerging
-    from graftwork.arithmetic.matching import MatchingSettings, merge_many, weight_matching
-    from graftwork.arithmetic.mergerecipe import MergeRecipe
-    from graftwork.arithmetic.merging import MergeResult, merge
-    from graftwork.arithmetic.operations import (
+    from graftwork.arithmetic.adapters.commonbasis import knots
+    from graftwork.arithmetic.adapters.extracting import Extracted, ExtractedTensor, extract_lora
+    from graftwork.arithmetic.adapters.finetuned import finetuned_adapter, save_finetuned
+    from graftwork.arithmetic.adapters.merging import MergedAdapters, merge_adapters
+    from graftwork.arithmetic.alignment.activations import activation_matching, recompute_batch_norm
+    from graftwork.arithmetic.alignment.matching import MatchingSettings, merge_many, weight_matching
+    from graftwork.arithmetic.alignment.permutations import Permutations, Specification
+    from graftwork.arithmetic.alignment.specifications import (
+        checkpoint_specification,
+        sequential_specification,
+        specification_of,
+    )
+    from graftwork.arithmetic.alignment.straightthrough import StraightThroughSettings, straight_through
+    from graftwork.arithmetic.data.donors import DonorMerge, donor_merge
+    from graftwork.arithmetic.data.fisher import fisher_merge
+    from graftwork.arithmetic.data.fishermerging import fisher_adapters
+    from graftwork.arithmetic.data.learnedcoefficients import AdaMerged, adamerging
+    from graftwork.arithmetic.data.regressionmeans import regmean, regmean_adapters
+    from graftwork.arithmetic.data.settings import AdaMergingSettings, FisherSettings, RegMeanSettings
+    from graftwork.arithmetic.landscapes.files import Line, Surface
+    from graftwork.arithmetic.landscapes.landscape import around, line, plane
+    from graftwork.arithmetic.landscapes.surveying import landscape
+    from graftwork.arithmetic.merging.merging import MergeResult, merge
+    from graftwork.arithmetic.merging.recipe import MergeRecipe
+    from graftwork.arithmetic.operations.operations import (
         analogy,
         average,
         breadcrumbs,
@@ -36,76 +45,71 @@ if TYPE_CHECKING:
         ties,
         tsv_m,
     )
-    from graftwork.arithmetic.permutations import Permutations, Specification
-    from graftwork.arithmetic.regressionmeans import regmean, regmean_adapters
-    from graftwork.arithmetic.soups import GreedySoup, greedy_soup
-    from graftwork.arithmetic.specifications import checkpoint_specification, sequential_specification, specification_of
-    from graftwork.arithmetic.straightthrough import StraightThroughSettings, straight_through
-    from graftwork.arithmetic.surveying import landscape
-    from graftwork.arithmetic.unifying import EMR, emr
-    from graftwork.arithmetic.weights import Weights
+    from graftwork.arithmetic.operations.soups import GreedySoup, greedy_soup
+    from graftwork.arithmetic.operations.unifying import EMR, emr
+    from graftwork.arithmetic.values.weights import Weights
 
 _HOMES = {
-    "AdaMerged": "learnedcoefficients",
-    "AdaMergingSettings": "datasettings",
-    "DonorMerge": "donors",
-    "EMR": "unifying",
-    "Extracted": "extracting",
-    "ExtractedTensor": "extracting",
-    "FisherSettings": "datasettings",
-    "GreedySoup": "soups",
-    "Line": "landscape_files",
-    "MatchingSettings": "matching",
-    "MergeRecipe": "mergerecipe",
-    "MergeResult": "merging",
-    "MergedAdapters": "adaptermerging",
-    "Permutations": "permutations",
-    "RegMeanSettings": "datasettings",
-    "Specification": "permutations",
-    "StraightThroughSettings": "straightthrough",
-    "Surface": "landscape_files",
-    "Weights": "weights",
-    "activation_matching": "activations",
-    "adamerging": "learnedcoefficients",
-    "analogy": "operations",
-    "around": "landscapes",
-    "average": "operations",
-    "breadcrumbs": "operations",
-    "checkpoint_specification": "specifications",
-    "dare": "operations",
-    "dare_merge": "operations",
-    "della": "operations",
-    "donor_merge": "donors",
-    "elected": "operations",
-    "emr": "unifying",
-    "extract_lora": "extracting",
-    "finetuned_adapter": "finetuned",
-    "fisher_adapters": "fishermerging",
-    "fisher_merge": "fisher",
-    "greedy_soup": "soups",
-    "interpolate": "operations",
-    "iso_c": "operations",
-    "knots": "commonbasis",
-    "landscape": "surveying",
-    "line": "landscapes",
-    "merge": "merging",
-    "merge_adapters": "adaptermerging",
-    "merge_many": "matching",
-    "model_stock": "operations",
-    "plane": "landscapes",
-    "recompute_batch_norm": "activations",
-    "regmean": "regressionmeans",
-    "regmean_adapters": "regressionmeans",
-    "save_finetuned": "finetuned",
-    "sce": "operations",
-    "sequential_specification": "specifications",
-    "slerp": "operations",
-    "specification_of": "specifications",
-    "straight_through": "straightthrough",
-    "task_arithmetic": "operations",
-    "ties": "operations",
-    "tsv_m": "operations",
-    "weight_matching": "matching",
+    "AdaMerged": "data.learnedcoefficients",
+    "AdaMergingSettings": "data.settings",
+    "DonorMerge": "data.donors",
+    "EMR": "operations.unifying",
+    "Extracted": "adapters.extracting",
+    "ExtractedTensor": "adapters.extracting",
+    "FisherSettings": "data.settings",
+    "GreedySoup": "operations.soups",
+    "Line": "landscapes.files",
+    "MatchingSettings": "alignment.matching",
+    "MergeRecipe": "merging.recipe",
+    "MergeResult": "merging.merging",
+    "MergedAdapters": "adapters.merging",
+    "Permutations": "alignment.permutations",
+    "RegMeanSettings": "data.settings",
+    "Specification": "alignment.permutations",
+    "StraightThroughSettings": "alignment.straightthrough",
+    "Surface": "landscapes.files",
+    "Weights": "values.weights",
+    "activation_matching": "alignment.activations",
+    "adamerging": "data.learnedcoefficients",
+    "analogy": "operations.operations",
+    "around": "landscapes.landscape",
+    "average": "operations.operations",
+    "breadcrumbs": "operations.operations",
+    "checkpoint_specification": "alignment.specifications",
+    "dare": "operations.operations",
+    "dare_merge": "operations.operations",
+    "della": "operations.operations",
+    "donor_merge": "data.donors",
+    "elected": "operations.operations",
+    "emr": "operations.unifying",
+    "extract_lora": "adapters.extracting",
+    "finetuned_adapter": "adapters.finetuned",
+    "fisher_adapters": "data.fishermerging",
+    "fisher_merge": "data.fisher",
+    "greedy_soup": "operations.soups",
+    "interpolate": "operations.operations",
+    "iso_c": "operations.operations",
+    "knots": "adapters.commonbasis",
+    "landscape": "landscapes.surveying",
+    "line": "landscapes.landscape",
+    "merge": "merging.merging",
+    "merge_adapters": "adapters.merging",
+    "merge_many": "alignment.matching",
+    "model_stock": "operations.operations",
+    "plane": "landscapes.landscape",
+    "recompute_batch_norm": "alignment.activations",
+    "regmean": "data.regressionmeans",
+    "regmean_adapters": "data.regressionmeans",
+    "save_finetuned": "adapters.finetuned",
+    "sce": "operations.operations",
+    "sequential_specification": "alignment.specifications",
+    "slerp": "operations.operations",
+    "specification_of": "alignment.specifications",
+    "straight_through": "alignment.straightthrough",
+    "task_arithmetic": "operations.operations",
+    "ties": "operations.operations",
+    "tsv_m": "operations.operations",
+    "weight_matching": "alignment.matching",
 }
 """Loaded when they are first used: what a merge would do is told from headers, before torch is imported. No module is
 called as one of them, whose place it would take."""

@@ -61,7 +61,7 @@ def extract(
     from graftwork.adapters import Adapter
     from graftwork.adapters.folder import refuse_existing
     from graftwork.arithmetic import extract_lora, finetuned_adapter
-    from graftwork.arithmetic.finetuned import is_model_folder
+    from graftwork.arithmetic.adapters.finetuned import is_model_folder
     from graftwork.backbones import Backbone
 
     refuse_existing(output, overwrite=overwrite)

@@ -112,9 +112,9 @@ def landscape(
     say_start(quiet=quiet)
     from json import dumps
 
-    from graftwork.arithmetic.landscape_files import Line, refuse
-    from graftwork.arithmetic.surveying import landscape as measure
-    from graftwork.arithmetic.surveying import read_operands
+    from graftwork.arithmetic.landscapes.files import Line, refuse
+    from graftwork.arithmetic.landscapes.surveying import landscape as measure
+    from graftwork.arithmetic.landscapes.surveying import read_operands
     from graftwork.cli.table import print_pairs, print_table
 
     refuse(output, overwrite=overwrite)

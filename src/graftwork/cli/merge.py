@@ -10,8 +10,8 @@ from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
 
 if TYPE_CHECKING:
-    from graftwork.arithmetic.merging import MergeResult
-    from graftwork.arithmetic.plan import Plan
+    from graftwork.arithmetic.merging.merging import MergeResult
+    from graftwork.arithmetic.merging.plan import Plan
 
 RECIPES = (".yaml", ".yml")
 
@@ -98,7 +98,7 @@ def merge(
         {"--rank": rank, "--align": align, "--resume": resume or None, "--heads auto": heads == "auto" or None},
         "of whole models",
     )
-    from graftwork.arithmetic.mergerecipe import MergeRecipe
+    from graftwork.arithmetic.merging.recipe import MergeRecipe
 
     if output is None and not dry_run:
         raise RecipeError("no output is given", expected="a folder, or --dry-run", change="--output")
@@ -125,7 +125,7 @@ def merge(
         return
     assert output is not None
     say_start(quiet=quiet)
-    from graftwork.arithmetic.merging import merge as run
+    from graftwork.arithmetic.merging.merging import merge as run
 
     result = run(recipe, output, overwrite=overwrite, progress=not quiet)
     _show_result(result, as_json=json)

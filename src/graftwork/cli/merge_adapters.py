@@ -8,12 +8,12 @@ from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
 
 if TYPE_CHECKING:
-    from graftwork.arithmetic.foldermerging import FolderMerge
+    from graftwork.arithmetic.merging.folders import FolderMerge
 
 
 def are_adapters(method: str, folders: Sequence[Path]) -> bool:
     """Whether a merge is one of adapters: by its folders, or by its method."""
-    from graftwork.arithmetic.adaptermethods import DATA_METHODS
+    from graftwork.arithmetic.merging.adaptermethods import DATA_METHODS
 
     return method in DATA_METHODS or any((folder / "adapter.json").is_file() for folder in folders)
 
@@ -40,7 +40,7 @@ def merge_adapters(
         raise RecipeError(f"unknown setting {wrong[0]!r} of merge", expected="method.KEY", change=f"--{wrong[0]}")
     own = {"name": method, **{key.removeprefix("method."): value for key, value in settings.items()}}
     say_start(quiet=quiet)
-    from graftwork.arithmetic.foldermerging import merge_folders
+    from graftwork.arithmetic.merging.folders import merge_folders
 
     found = merge_folders(
         own,

@@ -1,0 +1,1 @@
+"""Adapters and fine-tuned models as what they change: merged, scored and extracted."""

@@ -1,0 +1,355 @@
+"""Bodies: what adapters are without their heads, as vectors to calculate with, and adapters made of such vectors again.
+
+- LoRA with any settings, VeRA, and unions of them: low-rank differences to the weights, by their products.
+- IA3, BitFit and layer-norm tuning, with one list of settings: their parameters, relative to those that change nothing
+  (ones for IA3, zeros for the others).
+- Bottlenecks with one list of settings: their parameters, where they began alike, or after their units are permuted to
+  match.
+- Others that can be merged into weights (full fine-tuning, DoRA, HyperGrid), and different methods among them:
+  differences to the weights.
+
+Nothing else can be calculated with, and is refused by name: what two prompts, gates or hypernetworks have in common is
+not in their numbers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from graftwork.adapters import Adapter
+from graftwork.arithmetic.adapters.commonbasis import Formula, Vector, knots_of_factors
+from graftwork.arithmetic.adapters.differences import as_full, as_lora, dense, factors_of, is_low_rank, weights_of
+from graftwork.arithmetic.adapters.lowrank import Factors, best_of_rank, concatenated, truncated
+from graftwork.arithmetic.adapters.units import matched
+from graftwork.backbones import Backbone
+from graftwork.errors import AdapterError, MethodError
+from graftwork.methods import IA3, BitFit, HeadOnly, LayerNormTuning, Method
+from graftwork.methods.bottleneck import BottleneckMethod
+from graftwork.methods.projections import TENSORS, DenseBottleneck
+
+Align = Literal["auto", "units", "none"]
+"""Whether the units of bottlenecks are permuted to match: where they did not begin alike, always, or never."""
+
+OF_TRAINING = {"init_std", "init", "dropout", "robust_drop", "b_rate", "layer_decay", "gradual_unfreezing", "d_init"}
+"""Settings that decide how an adapter is trained and not what it computes."""
+
+NEUTRAL: Mapping[type[Method], float] = {IA3: 1.0, BitFit: 0.0, LayerNormTuning: 0.0, HeadOnly: 0.0}
+"""Methods whose parameters say what is changed -> the value with which they change nothing."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """An adapter without its head.
+
+    Attributes:
+        method: its method.
+        tensors: the method's tensors by canonical name, float32.
+    """
+
+    method: Method
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Bodies(ABC):
+    """The bodies of several adapters as vectors with the same names and shapes.
+
+    Attributes:
+        adapters: the adapters, by the name that messages have for them.
+        backbone: of all of them.
+        linear_only: why nothing but sums makes sense of these vectors; empty where any formula does.
+    """
+
+    adapters: Mapping[str, Adapter]
+    backbone: Backbone
+
+    linear_only: ClassVar[str] = ""
+
+    @property
+    @abstractmethod
+    def vectors(self) -> tuple[Vector, ...]:
+        """A vector for each adapter: zeros are what changes nothing."""
+
+    @property
+    def aligned(self) -> Mapping[str, Adapter]:
+        """The adapters, as the vectors have their tensors."""
+        return self.adapters
+
+    @abstractmethod
+    def written(self, vector: Vector, rank: int | None = None) -> Body:
+        """The body that a vector says.
+
+        Args:
+            vector: with the names and shapes of `vectors`.
+            rank: of the LoRA that it is to be; None: what says it exactly.
+        """
+
+    def combined(self, coefficients: Sequence[float], rank: int | None = None) -> Body:
+        """The body of Σ c_i τ_i."""
+        return self.written(linear(self.vectors, coefficients), rank)
+
+    def refuse_rank(self, rank: int | None) -> None:
+        """Refuse a rank where no LoRA is made.
+
+        Raises:
+            MethodError: one is given.
+        """
+        if rank is not None:
+            first = next(iter(self.adapters.values()))
+            raise MethodError(
+                f"rank {rank} would do nothing: adapters of method {first.method.name!r} are merged as such",
+                expected="no rank",
+                change="--rank",
+            )
+
+
+def linear(vectors: Sequence[Vector], coefficients: Sequence[float]) -> dict[str, Tensor]:
+    """Σ c_i τ_i, in float32."""
+    return {
+        name: torch.stack([c * vector[name].float() for vector, c in zip(vectors, coefficients, strict=True)]).sum(
+            dim=0
+        )
+        for name in vectors[0]
+    }
+
+
+@dataclass(frozen=True)
+class LowRankBodies(Bodies):
+    """Low-rank differences to weights, by the weights' canonical names."""
+
+    @cached_property
+    def factors(self) -> tuple[dict[str, Factors], ...]:
+        """Of each adapter, the factors of every weight that any of them changes."""
+        each = [factors_of(adapter, self.backbone) for adapter in self.adapters.values()]
+        shapes = {name: (own.A.shape[1], own.B.shape[0]) for one in each for name, own in one.items()}
+        nothing = {name: Factors(A=torch.zeros(0, i), B=torch.zeros(o, 0)) for name, (i, o) in shapes.items()}
+        return tuple({name: one.get(name, nothing[name]) for name in shapes} for one in each)
+
+    @cached_property
+    def vectors(self) -> tuple[Vector, ...]:
+        return tuple({name: own.dense() for name, own in one.items()} for one in self.factors)
+
+    def combined(self, coefficients: Sequence[float], rank: int | None = None) -> Body:
+        joined = {name: concatenated([one[name] for one in self.factors], coefficients) for name in self.factors[0]}
+        return self._lora(joined, rank)
+
+    def knotted(self, formula: Formula, scale: float, rank: int | None = None) -> Body:
+        """The body that KnOTS makes: the formula is applied in the basis that the differences have in common."""
+        merged = knots_of_factors(self.factors, formula)
+        return self._lora({name: own.scaled(scale) for name, own in merged.items()}, rank)
+
+    def written(self, vector: Vector, rank: int | None = None) -> Body:
+        if rank is None:
+            return _full(self, vector)
+        return self._lora({name: best_of_rank(t, rank).factors for name, t in vector.items()}, None)
+
+    def _lora(self, factors: Mapping[str, Factors], rank: int | None) -> Body:
+        own = factors if rank is None else {name: truncated(one, rank).factors for name, one in factors.items()}
+        return Body(*as_lora(own, self.backbone, like=[adapter.method for adapter in self.adapters.values()]))
+
+
+@dataclass(frozen=True)
+class WeightBodies(Bodies):
+    """Differences to the backbone's weights, by canonical name."""
+
+    @cached_property
+    def vectors(self) -> tuple[Vector, ...]:
+        each = [weights_of(adapter, self.backbone) for adapter in self.adapters.values()]
+        shapes = {name: t.shape for one in each for name, t in one.items()}
+        return tuple({name: one.get(name, torch.zeros(shape)) for name, shape in shapes.items()} for one in each)
+
+    def written(self, vector: Vector, rank: int | None = None) -> Body:
+        if rank is None:
+            return _full(self, vector)
+        names = ", ".join(self.adapters)
+        wrong = sorted(name for name, t in vector.items() if not is_low_rank(name, self.backbone) and bool(t.any()))
+        if wrong:
+            raise MethodError(
+                f"the merge of {names} changes {wrong[0]}, which is no weight of a linear map in the layers, so that "
+                f"LoRA cannot say it ({len(wrong)} such tensors)",
+                expected="no rank, which keeps all differences; or graftwork extract, which says what is left out",
+                change="--rank",
+            )
+        factors = {n: best_of_rank(t, rank).factors for n, t in vector.items() if is_low_rank(n, self.backbone)}
+        return Body(*as_lora(factors, self.backbone))
+
+
+@dataclass(frozen=True)
+class ParameterBodies(Bodies):
+    """The parameters of one method, relative to those that change nothing."""
+
+    @property
+    def _first(self) -> Adapter:
+        return next(iter(self.adapters.values()))
+
+    @property
+    def _neutral(self) -> float:
+        return NEUTRAL.get(type(self._first.method), 0.0)
+
+    @cached_property
+    def vectors(self) -> tuple[Vector, ...]:
+        return tuple({n: t - self._neutral for n, t in body_of(adapter).items()} for adapter in self.adapters.values())
+
+    def written(self, vector: Vector, rank: int | None = None) -> Body:
+        self.refuse_rank(rank)
+        return Body(self._first.method, {name: (t + self._neutral).contiguous() for name, t in vector.items()})
+
+
+@dataclass(frozen=True)
+class BottleneckBodies(ParameterBodies):
+    """The parameters of bottlenecks whose units match.
+
+    Attributes:
+        align: whether units are permuted to match.
+    """
+
+    align: Align = field(default="auto", kw_only=True)
+
+    linear_only: ClassVar[str] = (
+        "what is between the two maps of a bottleneck is not linear, so that zeros in its weights are not what changes "
+        "nothing"
+    )
+
+    @cached_property
+    def vectors(self) -> tuple[Vector, ...]:
+        each = [body_of(adapter) for adapter in self.adapters.values()]
+        if self.align == "none" or (self.align == "auto" and began_alike([*self.adapters.values()])):
+            return tuple(each)
+        owners = [name.removesuffix(".down") for name in each[0] if name.endswith(".down")]
+        for owner in owners:
+            own = [{n: one[f"{owner}.{n}"] for n in TENSORS if f"{owner}.{n}" in one} for one in each]
+            for one, found in zip(each, matched(own), strict=True):
+                one.update({f"{owner}.{name}": tensor for name, tensor in found.items()})
+        return tuple(each)
+
+    @property
+    def aligned(self) -> Mapping[str, Adapter]:
+        pairs = zip(self.adapters.items(), self.vectors, strict=True)
+        return {name: replace(adapter, tensors={**adapter.tensors, **own}) for (name, adapter), own in pairs}
+
+    def combined(self, coefficients: Sequence[float], rank: int | None = None) -> Body:
+        if abs(sum(coefficients) - 1.0) > 1e-6 or min(coefficients) < 0.0:
+            raise MethodError(
+                f"bottlenecks are merged by a mean only: {self.linear_only}",
+                expected="coefficients of 0 or more that add up to 1",
+                change="--weights, --scale",
+            )
+        return super().combined(coefficients, rank)
+
+
+def bodies_of(adapters: Mapping[str, Adapter], backbone: Backbone, *, align: Align = "auto") -> Bodies:
+    """The bodies of adapters as vectors.
+
+    Args:
+        adapters: by the name that messages have for them.
+        backbone: that all of them were made for.
+        align: of bottlenecks, whether their units are permuted to match: `auto` where they did not begin alike.
+
+    Raises:
+        AdapterError: there is none; one is of another backbone or has added tokens.
+        MethodError: methods that cannot be merged; names them.
+    """
+    if not adapters:
+        raise AdapterError("no adapters are given", expected="two or more")
+    for name, adapter in adapters.items():
+        adapter.check(backbone)
+        if adapter.task.added_tokens:
+            raise AdapterError(
+                f"adapter {name!r} has embeddings of added tokens ({', '.join(adapter.task.added_tokens[:3])}), which "
+                "other adapters have not",
+                expected="adapters without added tokens",
+            )
+    methods = {name: adapter.method for name, adapter in adapters.items()}
+    first = next(iter(methods.values()))
+    alike = all(_computes_as(method, first) for method in methods.values())
+    if alike and isinstance(first, tuple(NEUTRAL)):
+        _refuse_other_sites(adapters)
+        return ParameterBodies(adapters, backbone)
+    if alike and isinstance(first, DenseBottleneck):
+        _refuse_other_sites(adapters)
+        return BottleneckBodies(adapters, backbone, align=align)
+    if align != "auto":
+        raise MethodError(f"align={align!r} would do nothing: the adapters have no bottlenecks", change="--align")
+    for name, method in methods.items():
+        _refuse_unmergeable(name, method, alike=alike)
+    if all(is_low_rank_method(method) for method in methods.values()):
+        return LowRankBodies(adapters, backbone)
+    return WeightBodies(adapters, backbone)
+
+
+def is_low_rank_method(method: Method) -> bool:
+    """Whether a method's adapters are products of two matrices beside weights, and nothing else."""
+    from graftwork.ops import LowRank, SharedLowRank
+
+    return bool(method.lowers_to) and set(method.lowers_to) <= {LowRank, SharedLowRank}
+
+
+def body_of(adapter: Adapter) -> dict[str, Tensor]:
+    """The tensors of an adapter's method."""
+    return {name: tensor for name, tensor in adapter.tensors.items() if not name.startswith("head.")}
+
+
+def began_alike(adapters: Sequence[Adapter]) -> bool:
+    """Whether adapters began with the same tensors: those of one seed, or of one adapter that their runs began with."""
+    first = adapters[0]
+    start = first.recipe.get("start")
+    return all(
+        other.method == first.method
+        and other.recipe.get("start") == start
+        and "merged" not in other.recipe
+        and (start is not None or other.seed == first.seed)
+        for other in adapters
+    )
+
+
+def _computes_as(one: Method, other: Method) -> bool:
+    """Whether two methods compute the same of the same parameters."""
+    if type(one) is not type(other):
+        return False
+    own, theirs = one.model_dump(), other.model_dump()
+    return all(own[name] == theirs[name] for name in own.keys() - OF_TRAINING)
+
+
+def _refuse_other_sites(adapters: Mapping[str, Adapter]) -> None:
+    """Refuse adapters of one method that act at different sites, as those whose heads read other layers do."""
+    names = [*adapters]
+    for name in names[1:]:
+        differing = sorted({*adapters[names[0]].sites} ^ {*adapters[name].sites})
+        if differing:
+            raise MethodError(
+                f"adapters {names[0]!r} and {name!r} act at different sites ({', '.join(differing[:3])}): their heads "
+                "read other layers of the backbone",
+                expected="adapters whose heads read the same layers",
+            )
+
+
+def _refuse_unmergeable(name: str, method: Method, *, alike: bool) -> None:
+    if isinstance(method, BottleneckMethod):
+        dense_one = isinstance(method, DenseBottleneck)
+        raise MethodError(
+            f"adapter {name!r} of method {method.name!r} cannot be merged: "
+            + (
+                "bottlenecks are merged with bottlenecks of the same settings only"
+                if dense_one
+                else "the units of its bottlenecks are made by something else, and cannot be permuted to match"
+            ),
+            expected="adapters of one bottleneck method with the same settings"
+            if dense_one
+            else "adapters of houlsby, pfeiffer or parallel; graftwork generate writes generated bottlenecks out",
+        )
+    if method.unmergeable or method.reads_examples or method.num_prompt_tokens or not method.lowers_to:
+        why = method.unmergeable or "there is nothing in the weights that it changes"
+        raise MethodError(
+            f"adapter {name!r} of method {method.name!r} cannot be merged with others: {why}",
+            expected="adapters of LoRA, VeRA, DoRA, full fine-tuning, IA3, BitFit, layer norms or bottlenecks; others "
+            "can be combined by graftwork fuse, or distilled into one",
+        )
+
+
+def _full(bodies: Bodies, vector: Vector) -> Body:
+    return Body(*as_full(dense(vector), bodies.backbone, [adapter.head for adapter in bodies.adapters.values()]))

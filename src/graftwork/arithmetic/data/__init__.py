@@ -1,0 +1,1 @@
+"""Merges that read data: Fisher information, donors, regression means, learned coefficients."""

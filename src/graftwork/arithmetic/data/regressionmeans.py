@@ -1,0 +1,229 @@
+"""RegMean: the linear map that is nearest to each model's own on what enters it there.
+
+Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models", arXiv:2212.09849, section 3, eq. 2:
+    W = (Σ_i W_i G_i) (Σ_i G_i)⁻¹,    G_i = X_iᵀ X_i / n_i,
+over the n_i tokens X_i that enter the map in model i, with the off-diagonal entries of G_i multiplied by α (section
+3.3). It needs no labels and no gradients. What is no weight of a linear map is averaged.
+
+Computed as mean + (Σ_i (W_i - mean) G_i) (Σ_i G_i)⁺: the same, and where nothing ever enters along a direction, the
+mean. All of it is in float64.
+
+Shapes: W_i (out, in), X_i (n_i, in), G_i (in, in).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from graftwork.adapters import Adapter
+from graftwork.arithmetic.adapters.bodies import Bodies, LowRankBodies, WeightBodies, bodies_of
+from graftwork.arithmetic.adapters.commonbasis import M, Vector, given_back
+from graftwork.arithmetic.adapters.heads import HeadsMode, head_groups
+from graftwork.arithmetic.adapters.merging import MergedAdapters, named_adapters, with_heads
+from graftwork.arithmetic.data.fisher import refuse_other_shapes
+from graftwork.arithmetic.data.keeping import Kept
+from graftwork.arithmetic.data.reading import Rows, rows_of
+from graftwork.arithmetic.data.settings import RegMeanSettings
+from graftwork.backbones import Backbone
+from graftwork.errors import MethodError
+from graftwork.model import AdaptedModel
+from graftwork.training.display import SILENT, Display, shown_on_stderr
+
+NOTHING = 1e-10
+"""An eigenvalue of Σ G_i that is at most so much of the largest is one along which nothing enters."""
+
+
+def regmean(weights: Sequence[M], grams: Sequence[Vector], alpha: float = 0.9) -> M:
+    """Merge models by what enters their linear maps.
+
+    Args:
+        weights: W_i and other tensors, N vectors with the same names and shapes, `Weights` or plain mappings.
+        grams: G_i by the name of the weight, N; the weights that have none are averaged.
+        alpha: the factor of the off-diagonal entries of G_i, from 0 to 1.
+
+    Returns:
+        The merged vector, of the same kind, float32.
+
+    Raises:
+        MethodError: names or shapes do not fit, or alpha is out of its range.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise MethodError(f"alpha is {alpha:g}", expected="a number from 0 to 1", change="--alpha")
+    if len(grams) != len(weights):
+        raise MethodError(
+            f"{len(weights)} models and {len(grams)} sets of inputs are given", expected="as many of each"
+        )
+    refuse_other_shapes(weights)
+    refuse_other_shapes(grams)
+    merged: dict[str, Tensor] = {}
+    for name in weights[0]:
+        each = torch.stack([vector[name].double() for vector in weights])
+        mean = each.mean(dim=0)
+        if name in grams[0]:
+            scaled = [_off_diagonal(own[name].double(), alpha) for own in grams]
+            apart = torch.stack([(w - mean) @ g for w, g in zip(each, scaled, strict=True)]).sum(dim=0)
+            mean = mean + apart @ torch.linalg.pinv(torch.stack(scaled).sum(dim=0), rtol=NOTHING, hermitian=True)
+        merged[name] = mean.float()
+    return given_back(weights, merged)
+
+
+def regmean_adapters(
+    adapters: Mapping[str, Adapter] | Sequence[Adapter],
+    backbone: Backbone,
+    *,
+    settings: RegMeanSettings | None = None,
+    rank: int | None = None,
+    heads: HeadsMode = "auto",
+    data: Mapping[str, str] | None = None,
+    working: str | Path | None = None,
+    progress: bool = False,
+) -> MergedAdapters:
+    """Merge adapters that change weights, or fully fine-tuned models, by RegMean.
+
+    Args:
+        adapters: by name, or a list, whose names are then those of their tasks.
+        backbone: of all of them. It is in use meanwhile, by no other model.
+        settings: what is read, and how.
+        rank: of the LoRA that the result is to be; None: the result says the merge exactly.
+        heads: what becomes of the heads; see `merge_adapters`.
+        data: other data than those that an adapter was tuned on, by its name.
+        working: a folder in which it is kept how far it is; None: it is not.
+        progress: report progress on standard error.
+
+    Raises:
+        MethodError: the adapters change no weights, as bottlenecks and IA3's vectors do not.
+        DataError: the data of an adapter are not known, or cannot be read.
+    """
+    own = settings or RegMeanSettings()
+    named = named_adapters(adapters)
+    bodies = bodies_of(named, backbone)
+    if not isinstance(bodies, LowRankBodies | WeightBodies):
+        first = next(iter(named.values()))
+        raise MethodError(
+            f"adapters of method {first.method.name!r} have no weights of linear maps that RegMean could merge",
+            expected="adapters of LoRA, full fine-tuning or another method that is merged into weights",
+        )
+    groups = head_groups(named, heads)
+    folder = None if working is None else Path(working)
+    with shown_on_stderr(shown=progress) as display:
+        grams = []
+        for name, adapter in named.items():
+            rows = rows_of(
+                adapter, backbone, "train", data=(data or {}).get(name), examples=own.examples, seed=own.seed
+            )
+            kept = Kept(
+                folder, f"inputs.{name}", {"adapter": adapter.digest, "rows": rows.origin, "size": own.batch_size}
+            )
+            grams.append(
+                grams_of(adapter, bodies, rows, batch_size=own.batch_size, kept=kept, display=display, label=name)
+            )
+    body = bodies.written(regmean(bodies.vectors, grams, own.alpha), rank)
+    return with_heads(body, groups, named, backbone, {"regmean": own.model_dump()})
+
+
+def grams_of(
+    adapter: Adapter,
+    bodies: Bodies,
+    rows: Rows,
+    *,
+    batch_size: int,
+    kept: Kept | None = None,
+    display: Display = SILENT,
+    label: str = "adapter",
+) -> dict[str, Tensor]:
+    """XᵀX / n of what enters the linear maps under an adapter, by the name of the weight, float32 on the CPU.
+
+    Padding does not count.
+
+    Args:
+        adapter: the adapter.
+        bodies: whose vectors' weights they are for.
+        rows: of its task.
+        batch_size: rows in one pass.
+        kept: where it is kept how far it is.
+        display: where it is shown.
+        label: what is shown beside.
+    """
+    backbone = bodies.backbone
+    names = [name for name in bodies.vectors[0] if _is_linear(name, backbone)]
+    model = AdaptedModel(backbone)
+    try:
+        model.add("a", adapter)
+        inputs = _Inputs(model, names)
+        state = None if kept is None else kept.read()
+        done = 0 if state is None else int(state[1]["done"])
+        if state is not None:
+            inputs.restore(state[0])
+        with display.bar(f"{label}, inputs of linear maps", len(rows), "rows", done=done, stays=False) as bar:
+            for count, batch in rows.batches(batch_size, start=done):
+                with torch.no_grad(), inputs.counted(batch):
+                    model(**batch, adapters="a")
+                bar.move(count)
+                if kept is not None:
+                    kept.write(inputs.state(), {"done": count}, now=count == len(rows))
+    finally:
+        model.detach()
+    return inputs.means()
+
+
+class _Inputs:
+    """Sums of XᵀX of what enters linear maps. Those with one input have one sum."""
+
+    def __init__(self, model: AdaptedModel, names: Sequence[str]) -> None:
+        self.model = model
+        places = {name: model.backbone.weights.where(name) for name in names}
+        self.paths = {name: place.path for name, place in places.items()}
+        self.sums = {
+            place.path: torch.zeros(place.shape[1], place.shape[1], dtype=torch.float64) for place in places.values()
+        }
+        self.counts = dict.fromkeys(self.sums, 0)
+
+    @contextmanager
+    def counted(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, what enters is added; padding by the batch's masks."""
+        masks = [mask for name, mask in batch.items() if name.endswith("attention_mask")]
+        flat = [mask.flatten(0, -2).bool() for mask in masks]
+        root = self.model.graft.root
+        hooks = [root.get_submodule(path).register_forward_pre_hook(self._hook(path, flat)) for path in self.sums]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, path: str, masks: Sequence[Tensor]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            x = args[0].detach()
+            mask = next((own for own in masks if own.shape == x.shape[:-1]), None)
+            rows = (x[mask] if mask is not None else x.flatten(0, -2)).double()
+            self.sums[path] += (rows.T @ rows).cpu()
+            self.counts[path] += len(rows)
+
+        return hook
+
+    def state(self) -> dict[str, Tensor]:
+        counts = {f"count.{path}": torch.tensor(count) for path, count in self.counts.items()}
+        return {**{f"sum.{path}": tensor for path, tensor in self.sums.items()}, **counts}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.sums = {path: state[f"sum.{path}"].clone() for path in self.sums}
+        self.counts = {path: int(state[f"count.{path}"]) for path in self.counts}
+
+    def means(self) -> dict[str, Tensor]:
+        return {name: (self.sums[path] / max(1, self.counts[path])).float() for name, path in self.paths.items()}
+
+
+def _is_linear(name: str, backbone: Backbone) -> bool:
+    """Whether a tensor is the weight of a linear map that is no other module's as well."""
+    place = backbone.weights.where(name)
+    site = None if place.site is None else backbone.sites[place.site]
+    return site is not None and site.kind == "linear" and name == f"{site.name}.weight" and not place.tied
+
+
+def _off_diagonal(gram: Tensor, alpha: float) -> Tensor:
+    return alpha * gram + (1.0 - alpha) * torch.diag(gram.diagonal())

@@ -1,0 +1,1 @@
+"""Loss and scores between adapters or models and around them."""

@@ -1,0 +1,203 @@
+"""A merge from its recipe to a folder: operands are opened, merged by the method, put together with what is kept, and
+written with the card and the recipe.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graftwork.arithmetic.merging.card import merge_card
+from graftwork.arithmetic.merging.method import MergeMethod, Operands
+from graftwork.arithmetic.merging.plan import Plan
+from graftwork.arithmetic.merging.recipe import FILE, MergeRecipe
+from graftwork.arithmetic.operations.operations import average
+from graftwork.arithmetic.values.checkpoint import Checkpoint
+from graftwork.arithmetic.values.filters import Number
+from graftwork.arithmetic.values.roles import matching
+from graftwork.arithmetic.values.saving import CARD, refuse_existing, save_model
+from graftwork.arithmetic.values.sources import Stored
+from graftwork.arithmetic.values.weights import Weights, aligned, as_dtype
+from graftwork.errors import OutputError
+from graftwork.training.display import Display, shown_on_stderr
+
+logger = logging.getLogger(__name__)
+
+Scores = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What `merge` gives.
+
+    Attributes:
+        output: the folder.
+        plan: what was done with each tensor.
+        method: the method, with the setting that was chosen if there was a sweep.
+        scores: of the result, the base and each model, by name, where tasks were given; the result comes first.
+        swept: the scores for each value of the setting that was swept.
+    """
+
+    output: Path
+    plan: Plan
+    method: MergeMethod
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    swept: Sequence[tuple[Any, Scores]] = ()
+
+
+def merge(recipe: MergeRecipe, output: str | Path, *, overwrite: bool = False, progress: bool = False) -> MergeResult:
+    """Merge models, and write the result as a model's folder, completely or not at all.
+
+    Args:
+        recipe: what is merged, and how.
+        output: the folder.
+        overwrite: replace an existing folder of a model.
+        progress: report progress on standard error.
+
+    Returns:
+        What was done, with scores where the recipe names tasks.
+
+    Raises:
+        RecipeError, MethodError: the recipe contradicts itself.
+        WeightsError: the operands cannot be read, or do not fit each other.
+        OutputError: the folder exists and `overwrite` is off, or it cannot be written. What was there is unchanged.
+        DataError: a task's data cannot be read.
+    """
+    folder = Path(output)
+    plan = recipe.plan()
+    refuse_existing(folder, overwrite=overwrite)
+    if any(folder.resolve() == operand.path.resolve() for operand in plan.operands):
+        raise OutputError(
+            f"output {str(folder)!r} is one of the operands", expected="another folder", change="--output"
+        )
+    method = recipe.find_method()
+    with shown_on_stderr(shown=progress) as display:
+        score = _Scoring(recipe, plan, display)
+        scores = score.of_operands()  # before anything is written, so that what cannot be scored is told first
+        swept: list[tuple[Any, Scores]] = []
+        for name, values in (recipe.sweep or {}).items():
+            swept = [(own, score(merged(plan, recipe.find_method(**{name: own}), recipe.weights))) for own in values]
+            best = max(range(len(swept)), key=lambda i: (score.goodness(swept[i][1]), -i))
+            method = recipe.find_method(**{name: swept[best][0]})
+        whole = merged(plan, method, recipe.weights, score=score.good if recipe.tasks else None, tell=display.say)
+        own = recipe.resolved(plan, method)
+        beside = {FILE: own.as_text(), CARD: merge_card(own, plan, method)}
+        save_model(
+            whole.source,
+            plan.like,
+            folder,
+            as_dtype(recipe.dtype),
+            overwrite=overwrite,
+            display=display,
+            beside=beside,
+        )
+        if recipe.tasks:
+            scores = {"result": score.of_folder(folder), **scores}
+    return MergeResult(folder, plan, method, scores, swept)
+
+
+def merged(
+    plan: Plan,
+    method: MergeMethod,
+    weights: Sequence[Number] | None = None,
+    *,
+    score: Callable[[Weights], float] | None = None,
+    tell: Callable[[str], None] = logger.info,
+) -> Weights:
+    """The weights of a merge, of which nothing is computed before it is asked for.
+
+    Args:
+        plan: what is done with each tensor.
+        method: the method.
+        weights: a number for each model.
+        score: how good weights of the output are, for a method that chooses by it.
+        tell: told in a sentence what was chosen.
+    """
+    names = plan.named("merged")
+    operands = Operands(
+        models=[_part(plan, model, names) for model in plan.models],
+        base=None if plan.base is None else _part(plan, plan.base, names),
+        weights=weights,
+        score=None if score is None else lambda own: score(_completed(plan, own)),
+        tell=tell,
+    )
+    return _completed(plan, method.merge(operands), weights)
+
+
+def _completed(plan: Plan, result: Weights, weights: Sequence[Number] | None = None) -> Weights:
+    """What was merged, and what is averaged or kept beside it."""
+    like, kept = _stored(plan.like), {*plan.named("kept")}
+    whole = like.only(plan.named("kept")) | result
+    # What is tied to a merged tensor, and stored beside it, is that tensor, and no head of its own.
+    for group in like.tied:
+        mates = sorted(group & {*result})
+        if mates and group & kept:
+            whole = whole | result.under(dict.fromkeys(group & kept, mates[0]))
+    names = plan.named("averaged")
+    if names:
+        shares = weights if weights is not None and all(isinstance(own, float) and own > 0 for own in weights) else None
+        whole = whole | average([_part(plan, model, names) for model in plan.models], weights=shares)
+    return Weights(whole.source, origin=plan.like)
+
+
+def _part(plan: Plan, checkpoint: Checkpoint, names: Sequence[str]) -> Weights:
+    """Some tensors of an operand, by the output's names."""
+    like, own = _stored(plan.like), _stored(checkpoint)
+    wanted = like.only(names)
+    if checkpoint is plan.like:
+        return wanted
+    match = matching([*like], [*own])
+    others = {match[name] for name in match.keys() - {*names}}
+    twins = {name for group in checkpoint.alike for name in group}
+    kept = [name for name in own if name not in others and (name in {*match.values()} or name in twins)]
+    return aligned(wanted, own.only(kept))
+
+
+class _Scoring:
+    """Scores weights of the output on the recipe's tasks; see `TaskScores`."""
+
+    def __init__(self, recipe: MergeRecipe, plan: Plan, display: Display) -> None:
+        self._plan = plan
+        self._scores: Any = None
+        if recipe.tasks:
+            from graftwork.arithmetic.merging.scores import TaskScores
+
+            self._scores = TaskScores(recipe.tasks, plan.models, display=display)
+
+    def __call__(self, weights: Weights) -> Scores:
+        found: Scores = self._scores.of(weights, self._plan.like)
+        return found
+
+    def goodness(self, scores: Scores) -> float:
+        return float(self._scores.goodness(scores))
+
+    def good(self, weights: Weights) -> float:
+        """How good weights of the output are."""
+        return self.goodness(self(weights))
+
+    def of_folder(self, folder: Path) -> Scores:
+        """Of a model as it lies in its folder."""
+        one = Checkpoint.read(folder)
+        found: Scores = self._scores.of(_stored(one), one)
+        return found
+
+    def of_operands(self) -> dict[str, Scores]:
+        """Of every operand that has, or is given, a head; none where there is no task."""
+        found: dict[str, Scores] = {}
+        for one in self._plan.operands if self._scores is not None else ():
+            weights = _stored(one)
+            bare = one is self._plan.base and not len(weights.head) and len(self._scores.tasks) == 1
+            found[_called(self._plan, one)] = {} if bare else self._scores.of(weights, one)
+        return found
+
+
+def _stored(checkpoint: Checkpoint) -> Weights:
+    """A checkpoint's weights."""
+    return Weights(Stored(checkpoint), origin=checkpoint)
+
+
+def _called(plan: Plan, one: Checkpoint) -> str:
+    """A name for an operand that no other one has."""
+    names = [other.name for other in plan.operands]
+    return one.name if names.count(one.name) == 1 else str(one.path)

@@ -1,0 +1,50 @@
+"""Choices by scores: greedy soups."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic
+
+from graftwork.arithmetic.operations.operations import M, average
+from graftwork.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class GreedySoup(Generic[M]):
+    """What `greedy_soup` gives.
+
+    Attributes:
+        soup: the mean of the models that were taken.
+        taken: their places among all models, in the order in which they were added.
+        scores: the score of each model alone.
+        score: that of the soup.
+    """
+
+    soup: M
+    taken: tuple[int, ...]
+    scores: tuple[float, ...]
+    score: float
+
+
+def greedy_soup(models: Sequence[M], score: Callable[[M], float]) -> GreedySoup[M]:
+    """A greedy soup (Wortsman et al. 2022, "Model soups", arXiv:2203.05482, algorithm 1): the best model, and of the
+    others, from the better to the worse, each with which the mean scores no less.
+
+    Args:
+        models: `Weights`, or plain mappings from names to tensors.
+        score: how good one is on held-out validation data, the more the better.
+
+    Raises:
+        RecipeError: there are no models.
+        WeightsError: they differ in tensors or shapes.
+    """
+    if isinstance(models, Mapping) or not models:
+        raise RecipeError("there are no models to choose from", expected="a list of weights", change="the models")
+    scores = tuple(score(model) for model in models)
+    order = sorted(range(len(models)), key=lambda i: (-scores[i], i))
+    taken, best, soup = order[:1], scores[order[0]], models[order[0]]
+    for place in order[1:]:
+        with_it: M = average([models[i] for i in (*taken, place)])
+        found = score(with_it)
+        if found >= best:
+            taken, best, soup = [*taken, place], found, with_it
+    return GreedySoup(soup, tuple(taken), scores, best)
