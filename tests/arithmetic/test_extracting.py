@@ -1,5 +1,6 @@
 """LoRA out of what a larger adapter or a fine-tuned model changes."""
 
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from closeness import PASS, close
 from tiny import make_adapter, make_backbone, make_batch, make_config, make_tokenizer, randomised
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     DistilBertForSequenceClassification,
@@ -131,6 +133,17 @@ def test_a_fine_tuned_model_is_an_adapter_that_says_the_same(kind, tmp_path):
     adapted.detach()
     real = batch["attention_mask"].bool() if expected.dim() == 3 else slice(None)
     close(found[real], expected[real], PASS)
+
+
+def test_a_model_with_statistics_of_its_own_is_refused(tmp_path):
+    model = randomised(AutoModelForImageClassification.from_config(make_config("resnet", num_labels=3))).eval()
+    model.save_pretrained(tmp_path / "same")
+    backbone = Backbone(copy.deepcopy(model.base_model), name="base")
+    assert finetuned_adapter(tmp_path / "same", backbone).kind == "image-classification"
+    next(buffer for name, buffer in model.named_buffers() if name.endswith("running_mean")).add_(1.0)
+    model.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(AdapterError, match=r"has a buffer of its own, .*running_mean, which no adapter can have"):
+        finetuned_adapter(tmp_path / "tuned", backbone)
 
 
 def test_a_generative_model_is_an_adapter_too(tmp_path):

@@ -225,6 +225,12 @@ def _differences(own: Backbone, backbone: Backbone, folder: Path) -> dict[str, T
     found: dict[str, Tensor] = {}
     for name, tensor in own.weights.items():
         location = backbone.weights.where(name)
+        if location.buffer and not torch.equal(tensor.cpu(), backbone.weights[name].to("cpu", tensor.dtype)):
+            raise AdapterError(
+                f"{str(folder)!r} has a buffer of its own, {name}, which no adapter can have",
+                expected="a model whose statistics of batch norms were not changed in training",
+                change="the model",
+            )
         if location.buffer or any(tied in found for tied in location.tied):
             continue
         difference = (tensor.double() - backbone.weights[name].to("cpu", torch.float64)).float()
