@@ -1,5 +1,5 @@
 """Groups of tasks, for studies of what comes of several adapters: 16 domains of reviews, tables of crowdflower.com,
-and GLUE."""
+GLUE, and some of the last two."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "domains": (),
     "crowdflower": ("airline", "corporate", "disasters", "warming", "political", "emotions"),
     "glue": ("cola", "mrpc", "rte", "sst2", "stsb"),
+    "merging": ("cola", "mrpc", "rte", "stsb", "airline", "disasters", "political"),
 }
 """By group, its tasks among `LABELLED`; those of the reviews are their domains."""
 
@@ -21,6 +22,7 @@ ROWS: dict[str, Mapping[str, int]] = {
     "domains": domains.ROWS,
     "crowdflower": domains.ROWS,
     "glue": {"train": 2000, "validation": 400, "test": 800},
+    "merging": {"train": 1000, "validation": 400, "test": 800},
 }
 """Rows of each task at most."""
 

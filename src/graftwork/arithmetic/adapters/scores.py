@@ -129,7 +129,7 @@ def score_table(
         if name not in heads:
             continue
         with scorer_for(adapter, backbone, split, data=(data or {}).get(name), display=display) as scorer:
-            rows = {"merged": heads[name], **{other: _with_head_of(own, adapter) for other, own in adapters.items()}}
+            rows = {"merged": heads[name], **{other: with_head_of(own, adapter) for other, own in adapters.items()}}
             for other, own in rows.items():
                 with suppress(AdapterError):  # it lacks layers that the head reads
                     own.check(backbone)
@@ -137,7 +137,7 @@ def score_table(
     return {name: scores for name, scores in found.items() if scores}
 
 
-def _with_head_of(body: Adapter, head: Adapter) -> Adapter:
+def with_head_of(body: Adapter, head: Adapter) -> Adapter:
     """The method of one adapter with the head of another one."""
     if body is head:
         return head
