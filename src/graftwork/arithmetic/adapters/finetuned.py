@@ -4,7 +4,7 @@ So a model that was tuned elsewhere is calculated with as any adapter is. Its he
 says for each class of model how it makes one vector of a text, and where the head's tensors are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -29,6 +29,7 @@ from graftwork.folders import replacing_folder
 from graftwork.heads import Head
 from graftwork.kinds import KINDS, default_kind
 from graftwork.kinds.heads import head_for
+from graftwork.kinds.kind import Kind
 from graftwork.settings.yamlfile import dump_yaml
 from graftwork.tasks import Task
 
@@ -70,8 +71,12 @@ LAYOUTS: Mapping[str, HeadLayout] = {
 BESIDE = (".json", ".txt", ".model", ".jinja")
 """Ends of the names of files that make a tokenizer."""
 
-TASKS = {"ForTokenClassification": "token-classification", "ForImageClassification": "image-classification"}
-"""How the name of a class ends -> the kind of task. Other heads over a text say it by their number of outputs."""
+OF_ENDS: Mapping[str, Callable[[Kind], bool]] = {
+    "ForTokenClassification": lambda kind: kind.by_token and not kind.generates,
+    "ForImageClassification": lambda kind: "image" in kind.inputs,
+}
+"""How the name of a class ends -> whether a kind of task is its. Other heads over a text say it by their number of
+outputs."""
 
 
 def finetuned_adapter(
@@ -250,9 +255,11 @@ def _head(
                 expected="a backbone with its language-model head",
                 change="--backbone",
             )
-        return head_for("generation", backbone, num_labels=0, pooling=backbone.pooling), "generation", None
+        text = next(name for name, own in KINDS.items() if own.generates)
+        return head_for(text, backbone, num_labels=0, pooling=backbone.pooling), text, None
     config = model.config
-    kind = next((kind for end, kind in TASKS.items() if architecture.endswith(end)), None) or next(
+    told = next((of_kind for end, of_kind in OF_ENDS.items() if architecture.endswith(end)), None)
+    kind = next((name for name, own in KINDS.items() if told is not None and told(own)), None) or next(
         (name for name, own in KINDS.items() if own.problem_type == config.problem_type and config.problem_type),
         default_kind(config.num_labels),
     )

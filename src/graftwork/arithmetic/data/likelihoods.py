@@ -25,7 +25,9 @@ from torch import Generator, Tensor
 from graftwork.arithmetic.data.settings import FisherKind
 from graftwork.errors import MethodError
 from graftwork.heads import Head
+from graftwork.heads.language import LanguageHead
 from graftwork.heads.losses import IGNORED
+from graftwork.heads.tokens import TokenHead
 
 
 def scores_of(
@@ -66,7 +68,7 @@ def answer_type(head: Head) -> Literal["classes", "labels", "numbers", "tokens"]
     """
     if head.over_choices:
         return "classes"
-    if head.kind in ("token-classification", "generation"):
+    if isinstance(head, TokenHead | LanguageHead):
         return "tokens"
     if head.output_type is not None:
         return head.output_type

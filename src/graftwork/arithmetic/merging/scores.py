@@ -26,8 +26,14 @@ from graftwork.kinds.scoring import METRICS, compute
 from graftwork.tasks import SplitName, Task, find_task, load_split
 from graftwork.training.display import SILENT, Display
 
-SCORED = ("classification", "regression", "multi-label-classification", "token-classification")
-"""The kinds of task that models with a task head are scored on."""
+
+def scored_kinds() -> list[str]:
+    """The kinds of task that models with a task head are scored on: answers about a text, or about its words."""
+    return [
+        name
+        for name, kind in KINDS.items()
+        if "text" in kind.inputs and (kind.pooled or kind.by_token) and not kind.generates
+    ]
 
 
 class TaskScores:
@@ -106,10 +112,10 @@ class _Rows:
     """The rows of a task, read once."""
 
     def __init__(self, task: Task, split: SplitName) -> None:
-        if task.kind not in SCORED:
+        if task.kind not in scored_kinds():
             raise RecipeError(
                 f"task {task.name!r} is {task.kind}, on which models are not scored",
-                expected=", ".join(SCORED),
+                expected=", ".join(scored_kinds()),
                 change="--task",
             )
         self._given, self._split = task, split
