@@ -149,7 +149,7 @@ class Surface(Landscape):
         kind: `plane` of three results, or `around` one.
         axes: what is along x and y.
         x, y: the places of the grid.
-        values: what was measured, row by row: values[j][i] at x[i], y[j].
+        values: what was measured, a row for each y, with a value for each x.
         marks: the places of results, by name.
         settings: what the grid was made with.
         directions: the random directions, `x.NAME` and `y.NAME`; empty for a plane.
