@@ -9,6 +9,7 @@ stopped. Rates and settings are the best of a few on the validation rows, in the
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -93,7 +94,10 @@ def measure(method: str, how: str, settings: str, seed: int, *, data: Path, work
             begun = time.process_time()
             body = merged_by(how, json.loads(settings), own, backbone)
             took = time.process_time() - begun
-            scores = {name: scored(with_head_of(body, own[name]), backbone, task) for name, task in tasks.items()}
+            scores = {
+                name: scored(replace(with_head_of(body, own[name]), recipe=own[name].recipe), backbone, task)
+                for name, task in tasks.items()
+            }
     return {
         "validation": {name: one["validation"] for name, one in scores.items()},
         "test": {name: one["test"] for name, one in scores.items()},

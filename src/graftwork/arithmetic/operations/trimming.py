@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from graftwork.arithmetic.operations.merged import Stack, Vectors
-from graftwork.arithmetic.operations.selection import Cut, cut_of, cuts_of, how_many, keys_of
+from graftwork.arithmetic.operations.selection import ALL, Cut, cut_of, cuts_of, how_many, keys_of
 from graftwork.arithmetic.values.filters import Number, resolved, the_one
 from graftwork.arithmetic.values.running import Piece
 from graftwork.arithmetic.values.sources import Coefficient, at
@@ -73,7 +73,7 @@ class Largest(Trim):
 
     def facts(self, name: str, vectors: Vectors) -> list[Cut]:
         if self.scope == "global":
-            return [own[name] for own in self._cuts]
+            return [own.get(name, ALL) for own in self._cuts]  # one without numbers has none
         count = how_many(at(self._share, name), vectors.size(name))
         return [own for (own,) in tensor_cuts(vectors, name, [count])]
 
