@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from graftwork.arithmetic import (
     merge_adapters,
     regmean,
     regmean_adapters,
+    ties,
 )
 from graftwork.arithmetic.adapters.bodies import bodies_of
 from graftwork.arithmetic.adapters.differences import weights_of
@@ -383,6 +385,14 @@ def test_vectors_are_cut_where_their_sign_is_not_elected():
     one, other = elected(vectors, elect)
     assert one["w"].tolist() == [1.0, -2.0, 0.0, 3.0]
     assert other["w"].tolist() == [2.0, 0.0, 0.0, 1.0]
+
+
+def test_what_ties_trims_from_a_vector_is_cut_though_another_has_its_sign():
+    one = torch.tensor([5.0, 0.1, -4.0, 1.0])
+    other = torch.tensor([0.2, 3.0, -2.0, 4.0])
+    cut = elected([{"w": one}, {"w": other}], partial(ties, keep=0.5))
+    assert cut[0]["w"].tolist() == [5.0, 0.0, -4.0, 0.0]
+    assert cut[1]["w"].tolist() == [0.0, 3.0, 0.0, 4.0]
 
 
 def test_adamerging_plus_learns_on_what_is_elected(backbone, tuned):

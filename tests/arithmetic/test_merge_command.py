@@ -1,5 +1,6 @@
 """`graftwork merge` of adapters, and of fine-tuned models by methods that read data, as a user types it."""
 
+import ast
 import json
 import random
 import re
@@ -12,10 +13,12 @@ from closeness import close
 from training.workbench import FAST, backbone, backbone_folder, names_in, one_thread, sentence, write_csv
 from transformers import BertForSequenceClassification
 
-from graftwork import Adapter, Houlsby, LoRA, tune
+from graftwork import Adapter, Houlsby, LoRA, arithmetic, tune
 from graftwork.arithmetic import finetuned_adapter
 from graftwork.arithmetic.adapters.differences import weights_of
 from graftwork.arithmetic.merging.adaptermethods import DATA_METHODS
+from graftwork.arithmetic.merging.registry import MERGE_METHODS
+from graftwork.cli.app import app
 from graftwork.settings.yamlfile import read_value
 from graftwork.tasks import Task
 
@@ -237,3 +240,16 @@ def test_what_does_not_suit_adapters_is_refused(graftwork, adapters, tmp_path, a
     ran = graftwork("merge", method, adapters / "mood", adapters / "pace", "--output", tmp_path / "x", *rest, "--quiet")
     assert (ran.status, said in ran.err) == (2, True), ran.err
     assert names_in(tmp_path) == []
+
+
+def test_every_flag_that_a_message_names_is_there():
+    commands = [app[name] for name in ("merge", "extract", "landscape")]
+    known = {flag for own in commands for one in own.assemble_argument_collection() for flag in one.names}
+    methods = [*MERGE_METHODS.values(), *DATA_METHODS.values()]
+    known |= {f"--method.{name}" for method in methods for name in method.model_fields}
+    package = Path(arithmetic.__file__).parent
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "change" and isinstance(node.value, ast.Constant):
+                named = re.findall(r"--[a-z][a-z_.-]*[a-z]", str(node.value.value))
+                assert not {*named} - known, f"{file.name} says {node.value.value!r}"

@@ -237,7 +237,7 @@ class BottleneckBodies(ParameterBodies):
             raise MethodError(
                 f"bottlenecks are merged by a mean only: {self.linear_only}",
                 expected="coefficients of 0 or more that add up to 1",
-                change="--weights, --scale",
+                change="--weights, --method.scale",
             )
         return super().combined(coefficients, rank)
 

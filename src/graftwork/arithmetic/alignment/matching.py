@@ -151,7 +151,7 @@ def frozen_groups(specification: Specification, fixed: Collection[str]) -> froze
             raise WeightsError(
                 f"{name!r} is no group of units that can be fixed",
                 expected=nearest(name, specification.roots),
-                change="--fixed",
+                change="--method.fixed",
             )
     return frozenset(fixed)
 

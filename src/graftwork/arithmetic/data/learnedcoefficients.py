@@ -75,8 +75,8 @@ def adamerging(
             or several labels: others have no entropy.
         backbone: of all of them. It is in use meanwhile, by no other model.
         settings: how coefficients are learned.
-        elect: for AdaMerging++, a formula whose result has the elected signs, such as `partial(ties, keep=0.2)`: the
-            entries of each vector with another sign, or where the result is 0, are cut. None: nothing is.
+        elect: for AdaMerging++, a formula that trims and elects signs, such as `partial(ties, keep=0.2)`: the entries
+            that it trims from a vector, and those with another sign than the elected one, are cut. None: nothing is.
         split: whose inputs are learned on, and scored.
         data: other data than those that an adapter was tuned on, by its name.
         working: a folder in which it is kept how far it is; None: it is not.
@@ -150,10 +150,15 @@ def elected(vectors: Sequence[Vector], elect: Formula) -> tuple[Vector, ...]:
 
     Args:
         vectors: τ_i.
-        elect: such as TIES: the sign of what it makes of them is the elected one, and 0 where all were trimmed.
+        elect: such as TIES: the sign of what it makes of all is the elected one, and what it makes of a vector alone is
+            what it trims that to.
     """
     signs = {name: tensor.sign() for name, tensor in elect(vectors).items()}
-    return tuple({n: t.where(t.sign() == signs[n], 0.0) for n, t in vector.items()} for vector in vectors)
+    trimmed = [elect([vector]) for vector in vectors]
+    return tuple(
+        {n: t.where((t.sign() == signs[n]) & (left[n] != 0), 0.0) for n, t in vector.items()}
+        for vector, left in zip(vectors, trimmed, strict=True)
+    )
 
 
 class _Learner:

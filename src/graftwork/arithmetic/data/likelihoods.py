@@ -50,7 +50,7 @@ def scores_of(
         raise MethodError(
             f"the exact Fisher information of a head of kind {head.kind!r} is a sum over all texts",
             expected="sampled or empirical",
-            change="--fisher",
+            change="--method.kind",
         )
     return answers(head, logits, labels, kind, generator)
 

@@ -53,7 +53,7 @@ def regmean(weights: Sequence[M], grams: Sequence[Vector], alpha: float = 0.9) -
         MethodError: names or shapes do not fit, or alpha is out of its range.
     """
     if not 0.0 <= alpha <= 1.0:
-        raise MethodError(f"alpha is {alpha:g}", expected="a number from 0 to 1", change="--alpha")
+        raise MethodError(f"alpha is {alpha:g}", expected="a number from 0 to 1", change="--method.alpha")
     if len(grams) != len(weights):
         raise MethodError(
             f"{len(weights)} models and {len(grams)} sets of inputs are given", expected="as many of each"
