@@ -1,9 +1,8 @@
 """Chains of layers that tests permute."""
 
 import torch
+from tiny import randomised
 from torch import nn
-
-from tests.tiny import randomised
 
 
 def chain(*layers, seed=0):

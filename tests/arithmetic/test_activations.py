@@ -3,6 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from arithmetic.networks import cnn, mlp
+from closeness import close
+from tiny import inputs_for, make_backbone
 from torch import nn
 from torch.func import functional_call
 
@@ -12,9 +15,6 @@ from graftwork.arithmetic.alignment.permutations import Specification
 from graftwork.arithmetic.alignment.specifications import sequential_specification, specification_of
 from graftwork.arithmetic.alignment.straightthrough import StraightThroughSettings, straight_through
 from graftwork.errors import DivergedError, WeightsError
-from tests.arithmetic.networks import cnn, mlp
-from tests.closeness import close
-from tests.tiny import inputs_for, make_backbone
 
 
 def inputs(network, count=3, rows=40):

@@ -6,7 +6,9 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import close
 from safetensors.torch import load_file
+from tiny import make_config, randomised, save_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from graftwork import Adapter, Backbone, Task, evaluate
@@ -14,8 +16,6 @@ from graftwork.arithmetic import landscape
 from graftwork.arithmetic.landscapes.landscape import around, direction, interpolate, line, plane
 from graftwork.errors import WeightsError
 from graftwork.tasks import load_split
-from tests.closeness import close
-from tests.tiny import make_config, randomised, save_model
 
 FILES = {"landscape.csv", "landscape.json", "landscape.png", "landscape.svg"}
 
@@ -185,6 +185,14 @@ def test_what_has_no_landscape_is_refused(draw, tmp_path, names, arguments, said
     assert ran.status == 2
     assert said in ran.err
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_that_make_no_landscape_are_not_taken_for_none(tuned):
+    adapter = Adapter.load(tuned / "a")
+    with pytest.raises(WeightsError, match="0 points make no landscape"):
+        landscape({"a": adapter}, points=0)
+    with pytest.raises(WeightsError, match="a span of 0 makes no landscape"):
+        landscape({"a": adapter}, points=3, span=0.0)
 
 
 def test_an_output_that_is_there_is_refused_before_anything_is_read(draw, tmp_path):

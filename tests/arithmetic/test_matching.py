@@ -4,8 +4,10 @@ from itertools import permutations, product
 
 import pytest
 import torch
+from arithmetic.networks import cnn, mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import CONFIGS, GENERATORS, make_backbone, randomised
 from torch import nn
 
 from graftwork.arithmetic.alignment.matching import MatchingSettings, mean, merge_many, weight_matching
@@ -13,8 +15,6 @@ from graftwork.arithmetic.alignment.permutations import Permutations, Specificat
 from graftwork.arithmetic.alignment.specifications import sequential_specification, specification_of
 from graftwork.arithmetic.alignment.straightthrough import StraightThroughSettings
 from graftwork.errors import MethodError, WeightsError
-from tests.arithmetic.networks import cnn, mlp
-from tests.tiny import CONFIGS, GENERATORS, make_backbone, randomised
 
 ATTENTION = Specification.of(
     {

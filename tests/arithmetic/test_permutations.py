@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import CONFIGS, GENERATORS, inputs_for, make_backbone, make_config, randomised
 from transformers import (
     AutoModelForImageClassification,
     AutoModelForQuestionAnswering,
@@ -17,7 +18,6 @@ from graftwork.arithmetic.alignment.specifications import checkpoint_specificati
 from graftwork.backbones import Backbone
 from graftwork.backbones.families.symmetries import Symmetries
 from graftwork.errors import BackboneError, WeightsError
-from tests.tiny import CONFIGS, GENERATORS, inputs_for, make_backbone, make_config, randomised
 
 PRESERVED = 1e-12
 """Relative to the largest output, in float64: sums in another order."""

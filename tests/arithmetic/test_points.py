@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from closeness import PASS, close
+from tiny import inputs_for, make_adapter, make_backbone
 
 from graftwork import AdaptedModel, Adapter, Backbone, FullFineTuning, evaluate
 from graftwork.arithmetic.landscapes.points import Points
 from graftwork.errors import AdapterError
 from graftwork.heads import LanguageHead
-from tests.closeness import PASS, close
-from tests.tiny import inputs_for, make_adapter, make_backbone
 
 
 def test_a_permuted_adapter_predicts_the_same_and_is_aligned_to_the_last_bit(tuned):

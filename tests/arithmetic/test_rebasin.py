@@ -5,11 +5,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import make_config, randomised
 from transformers import AutoModelForSequenceClassification
 
 from graftwork.arithmetic.alignment.specifications import checkpoint_specification
 from graftwork.backbones import Backbone
-from tests.tiny import make_config, randomised
 
 
 def classifier(folder, seed, kind="bert"):

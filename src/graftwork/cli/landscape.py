@@ -107,8 +107,8 @@ def landscape(
     for flag, (value, used, where) in uses.items():
         if value is not None and not used:
             raise RecipeError(f"{flag} does nothing here", expected=f"{flag} {where}", change=flag)
-    if points == 1:
-        raise RecipeError("--points 1 makes no landscape", expected="2 or more", change="--points")
+    if points is not None and points < 2:
+        raise RecipeError(f"--points {points} makes no landscape", expected="2 or more", change="--points")
     say_start(quiet=quiet)
     from json import dumps
 
@@ -131,7 +131,7 @@ def landscape(
         points=points,
         align=align,
         fixed=[group.strip() for group in fixed.split(",")] if fixed else [],
-        span=span or 1.0,
+        span=1.0 if span is None else span,
         margin=0.2 if margin is None else margin,
         seed=seed or 0,
         batch_size=batch_size,

@@ -6,7 +6,7 @@ bottleneck). Two bottlenecks that began differently have their units in differen
 units that have nothing to do with each other; with the units of one permuted to match, it is not.
 
 Where a bottleneck has further hidden maps, each of its layers has a permutation of its own, and they are matched in
-turn until none changes (algorithm 1). Several bottlenecks are matched to the mean of the others in turn (algorithm 3).
+turn until none changes. Several bottlenecks are matched to the mean of the others in turn.
 
 Shapes: down (m, d), down_bias (m), hidden (n, m, m), hidden_bias (n, m), up (d, m).
 """

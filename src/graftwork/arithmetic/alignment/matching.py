@@ -1,5 +1,5 @@
 """Weight matching: the permutations of one network's units that bring its weights nearest to another's (Ainsworth et
-al. 2023, "Git Re-Basin", arXiv:2209.04836, section 3.2 and algorithm 1); and the merge of many (algorithm 4).
+al. 2023, "Git Re-Basin", arXiv:2209.04836, PermutationCoordinateDescent); and the merge of many (MergeMany).
 
     argmax_P Σ_t ⟨A_t, P(B)_t⟩, which is argmin_P ‖A − P(B)‖².
 
@@ -90,7 +90,7 @@ def merge_many(
     *,
     settings: MatchingSettings | None = None,
 ) -> tuple[dict[str, Tensor], list[Permutations]]:
-    """The mean of several networks, each matched to the mean of the others (algorithm 4, MergeMany). It has its units
+    """The mean of several networks, each matched to the mean of the others (MergeMany). It has its units
     in the order of the first, which stays as it is.
 
     Args:

@@ -1,5 +1,5 @@
 """The straight-through estimator: permutations that are learned from a loss (Ainsworth et al. 2023, "Git Re-Basin",
-arXiv:2209.04836, section 3.3 and algorithm 3).
+arXiv:2209.04836).
 
     min_θ L(½ (A + P(B))),  P the permutations that bring B nearest to θ.
 

@@ -117,9 +117,7 @@ def fisher_information(
     found = {name: (tensor / len(rows)).cpu() for name, tensor in sums.items()}
     wrong = next((name for name, tensor in found.items() if not bool(tensor.isfinite().all())), None)
     if wrong is not None:
-        raise DivergedError(
-            f"the Fisher information of {wrong} is not finite", change="the adapter, or its rows"
-        )
+        raise DivergedError(f"the Fisher information of {wrong} is not finite", change="the adapter, or its rows")
     return found
 
 

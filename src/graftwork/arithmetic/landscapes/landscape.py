@@ -8,6 +8,7 @@
   tensors with one dimension (biases, norms) are 0.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from zlib import crc32
 
@@ -129,9 +130,11 @@ def around(
         display: where a bar shows how far it is.
 
     Raises:
-        WeightsError: there are fewer than 2 points.
+        WeightsError: there are fewer than 2 points, or the grid goes nowhere.
     """
     _require_points(points)
+    if not 0.0 < span < math.inf:
+        raise WeightsError(f"a span of {span:g} makes no landscape", expected="a number above 0", change="--span")
     directions = {axis: direction(a, seed=seed, which=axis, columns=columns) for axis in ("x", "y")}
     side = tuple(span * (2 * place / (points - 1) - 1) for place in range(points))
     values = _grid(a, directions, side, side, measure, display)

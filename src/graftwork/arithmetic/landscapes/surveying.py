@@ -83,7 +83,7 @@ def landscape(
         space = Points(own, backbone, names)
         first, *others = (space.weights(adapter) for adapter in own)
         moved = [space.aligned(first, other, fixed=fixed, seed=seed) for other in others] if align else others
-        count = points or POINTS[len(own)]
+        count = POINTS[len(own)] if points is None else points
         about: dict[str, Any] = {"task": found.name, "split": split, "rows": len(measured)}
         if align:
             about |= {"aligned": True, "fixed": [*fixed], "seed": seed}
