@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts.types import PositiveInt
 
+from graftwork.cli.flags import NO_COLUMN_AT_ALL, EveryColumn
 from graftwork.cli.settings import Switch
 from graftwork.cli.starting import say_start
 
@@ -15,11 +16,7 @@ def evaluate(
     *,
     split: Literal["train", "validation", "test"] | None = None,
     data: str | None = None,
-    text: str | None = None,
-    text_pair: str | None = None,
-    image: str | None = None,
-    choices: str | None = None,
-    label: str | None = None,
+    columns: EveryColumn = NO_COLUMN_AT_ALL,
     backbone: str | None = None,
     dtype: str = "auto",
     batch_size: PositiveInt = 64,
@@ -42,16 +39,6 @@ def evaluate(
     data
         Other data than the adapter was tuned on: a file, a folder or a hub id, with the task's own layout unless a
         flag names columns.
-    text
-        Column of the text in these data.
-    text_pair
-        Column of the second text.
-    image
-        Column of the image.
-    choices
-        Columns of the choices, separated by commas; or the one column of lists of choices.
-    label
-        Column of the label.
     backbone
         Folder or hub id of the backbone, if it has moved.
     dtype
@@ -89,13 +76,12 @@ def evaluate(
     name = backbone or loaded.backbone.name
     with shown_on_stderr(shown=not quiet) as display:
         display.say(of_loading(name))
-    columns = {"text": text, "text_pair": text_pair, "image": image, "choices": choices, "label": label}
     scores = score(
         loaded,
         backbone=Backbone.load(name, dtype=dtype),
         split=split,
         data=data,
-        columns={name: column for name, column in columns.items() if column is not None},
+        columns=columns.given(),
         batch_size=batch_size,
         generation_examples=generation_examples,
         max_new_tokens=max_new_tokens,

@@ -1,7 +1,7 @@
 """Flags that several commands have, and settings beside them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -24,7 +24,22 @@ class Columns:
 
     def settings(self) -> dict[str, Any]:
         """By the task's dotted key; None of those that are not given."""
-        return {"task.text": self.text, "task.text_pair": self.text_pair, "task.label": self.label}
+        return {f"task.{name}": value for name, value in asdict(self).items()}
+
+    def given(self) -> dict[str, str]:
+        """Those that are given, by field of the task."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EveryColumn(Columns):
+    """The columns of a task of any kind."""
+
+    image: str | None = None
+    """Column of the image. Default: image."""
+    choices: str | None = None
+    """For multiple choice: columns of the choices, separated by commas; or the one column of lists of choices."""
 
 
 @Parameter(name="*")
@@ -42,7 +57,7 @@ class Run:
     """Print the result as JSON."""
 
 
-NO_COLUMNS, PLAIN_RUN = Columns(), Run()
+NO_COLUMNS, NO_COLUMN_AT_ALL, PLAIN_RUN = Columns(), EveryColumn(), Run()
 """Where no flag is given."""
 
 

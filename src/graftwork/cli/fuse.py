@@ -138,8 +138,7 @@ def _show(
     PartWeights.refuse(output, overwrite=run.overwrite)
     adapter = Adapter.load(adapters[0])
     frozen = Backbone.load(backbone or adapter.backbone.name, dtype=dtype or "auto")
-    given = {key.removeprefix("task."): column for key, column in columns.settings().items() if column is not None}
-    weights = part_weights(adapter, backbone=frozen, split=split, data=data, columns=given)
+    weights = part_weights(adapter, backbone=frozen, split=split, data=data, columns=columns.given())
     weights.save(output, overwrite=run.overwrite)
     if run.json:
         print(dumps(weights.rows()))

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from graftwork.cli.flags import NO_COLUMN_AT_ALL, EveryColumn
 from graftwork.cli.settings import Switch
 from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
@@ -15,11 +16,7 @@ def landscape(
     output: Path,
     task: str | None = None,
     data: str | None = None,
-    text: str | None = None,
-    text_pair: str | None = None,
-    image: str | None = None,
-    choices: str | None = None,
-    label: str | None = None,
+    columns: EveryColumn = NO_COLUMN_AT_ALL,
     split: Literal["train", "validation", "test"] = "validation",
     rows: PositiveInt | None = None,
     points: PositiveInt | None = None,
@@ -53,16 +50,6 @@ def landscape(
     data
         Other data than the adapter was tuned on: a file, a folder or a hub id, with the task's own layout unless a
         flag names columns.
-    text
-        Column of the text in these data.
-    text_pair
-        Column of the second text.
-    image
-        Column of the image.
-    choices
-        Columns of the choices, separated by commas; or the one column of lists of choices.
-    label
-        Column of the label.
     split
         The split to measure on.
     rows
@@ -119,13 +106,12 @@ def landscape(
 
     refuse(output, overwrite=overwrite)
     loaded, frozen = read_operands(adapters, task=task, backbone=backbone, dtype=dtype)
-    columns = {"text": text, "text_pair": text_pair, "image": image, "choices": choices, "label": label}
     made = measure(
         loaded,
         backbone=frozen,
         task=task,
         data=data,
-        columns={name: column for name, column in columns.items() if column is not None},
+        columns=columns.given(),
         split=split,
         rows=rows,
         points=points,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from graftwork.cli.flags import NO_COLUMNS, PLAIN_RUN, Columns, Run, with_settings
+from graftwork.cli.flags import NO_COLUMN_AT_ALL, PLAIN_RUN, EveryColumn, Run, with_settings
 from graftwork.cli.settings import Settings, Switch
 from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
@@ -27,9 +27,7 @@ def tune(
     sampling_temperature: float | None = None,
     task_weight: Annotated[list[str], Parameter(negative=())] = [],  # noqa: B006
     data: str | None = None,
-    columns: Columns = NO_COLUMNS,
-    image: str | None = None,
-    choices: str | None = None,
+    columns: EveryColumn = NO_COLUMN_AT_ALL,
     kind: KindName | None = None,
     backbone: str | None = None,
     dtype: str | None = None,
@@ -60,10 +58,6 @@ def tune(
     data
         A file (CSV, TSV, JSON lines, Parquet), a folder, or a hub id. For a GLUE task, a local GLUE folder; for
         conll2003 and e2e_nlg, the folder with their files; for images, a folder with one folder per class.
-    image
-        Column of the image. Default: image.
-    choices
-        For multiple choice: columns of the choices, separated by commas; or the one column of lists of choices.
     kind
         The kind of task, which decides the head; see docs/tasks.md. Default: classification.
     backbone
@@ -91,8 +85,6 @@ def tune(
         "train.torch_compile": True if compile else None,
         "task.data": data,
         **columns.settings(),
-        "task.image": image,
-        "task.choices": choices,
         "task.kind": kind,
         "sampling_temperature": sampling_temperature,
     }
