@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         BackboneError,
         DataError,
         DivergedError,
+        FailedRunsError,
         GraftworkError,
         InProgressError,
         InterruptedRunError,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         make_method,
     )
     from graftwork.model import AdaptedModel
+    from graftwork.studies import Comparison, Study, compare
     from graftwork.tasks import Task
     from graftwork.training import TrainingSettings, evaluate, tune, tune_many, tune_tasks
 
@@ -75,9 +77,11 @@ _HOMES = {
     "BiHNet": "methods",
     "BitFit": "methods",
     "Compacter": "methods",
+    "Comparison": "studies",
     "DataError": "errors",
     "DivergedError": "errors",
     "DoRA": "methods",
+    "FailedRunsError": "errors",
     "FeatureExtraction": "methods",
     "FullFineTuning": "methods",
     "Fuse": "methods",
@@ -106,6 +110,7 @@ _HOMES = {
     "RecipeError": "errors",
     "SiteError": "errors",
     "Stack": "methods",
+    "Study": "studies",
     "Task": "tasks",
     "TrainingSettings": "training",
     "TuneManyError": "errors",
@@ -113,6 +118,7 @@ _HOMES = {
     "Union": "methods",
     "VeRA": "methods",
     "WeightsError": "errors",
+    "compare": "studies",
     "distill": "combine",
     "evaluate": "training",
     "generate_adapter": "combine",
@@ -137,9 +143,11 @@ __all__ = [
     "BiHNet",
     "BitFit",
     "Compacter",
+    "Comparison",
     "DataError",
     "DivergedError",
     "DoRA",
+    "FailedRunsError",
     "FeatureExtraction",
     "FullFineTuning",
     "Fuse",
@@ -167,6 +175,7 @@ __all__ = [
     "RecipeError",
     "SiteError",
     "Stack",
+    "Study",
     "Task",
     "TrainingSettings",
     "TuneManyError",
@@ -174,6 +183,7 @@ __all__ = [
     "Union",
     "VeRA",
     "WeightsError",
+    "compare",
     "distill",
     "evaluate",
     "generate_adapter",
