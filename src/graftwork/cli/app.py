@@ -29,6 +29,7 @@ from graftwork.cli.merge import merge
 from graftwork.cli.methods import methods
 from graftwork.cli.plan import plan
 from graftwork.cli.predict import predict
+from graftwork.cli.runs import runs
 from graftwork.cli.settings import gather_settings
 from graftwork.cli.tune import tune
 from graftwork.cli.tune_many import tune_many
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "tune-many": tune_many,
     "compare": compare,
+    "runs": runs,
     "fuse": fuse,
     "distill": distill,
     "consolidate": consolidate,
