@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         make_method,
     )
     from graftwork.model import AdaptedModel
+    from graftwork.studies.ablation import ablate
     from graftwork.tasks import Task
     from graftwork.training import TrainingSettings, evaluate, tune, tune_many, tune_tasks
 
@@ -113,6 +114,7 @@ _HOMES = {
     "Union": "methods",
     "VeRA": "methods",
     "WeightsError": "errors",
+    "ablate": "studies.ablation",
     "distill": "combine",
     "evaluate": "training",
     "generate_adapter": "combine",
@@ -174,6 +176,7 @@ __all__ = [
     "Union",
     "VeRA",
     "WeightsError",
+    "ablate",
     "distill",
     "evaluate",
     "generate_adapter",

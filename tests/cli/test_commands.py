@@ -58,6 +58,7 @@ def test_the_commands():
             "merge",
             "extract",
             "landscape",
+            "ablate",
             "generate",
             "evaluate",
             "predict",

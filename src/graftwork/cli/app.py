@@ -14,6 +14,7 @@ from types import FrameType
 from cyclopts import App
 
 from graftwork import __version__
+from graftwork.cli.ablate import ablate
 from graftwork.cli.consolidate import consolidate
 from graftwork.cli.distill import distill
 from graftwork.cli.env import env
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "merge": merge,
     "extract": extract,
     "landscape": landscape,
+    "ablate": ablate,
     "generate": generate,
     "evaluate": evaluate,
     "predict": predict,

@@ -1,0 +1,6 @@
+"""Fixtures of the tests of studies: the program in this process, a tiny backbone's folder, data."""
+
+from cli.conftest import graftwork
+from training.workbench import backbone, backbone_folder, data, one_thread, other_backbone_folder
+
+__all__ = ["backbone", "backbone_folder", "data", "graftwork", "one_thread", "other_backbone_folder"]
