@@ -115,7 +115,7 @@ class Ablation:
         for (x, y), scores in self.spans.items():
             change = self.change((x, y))
             shown[x, y] = scores[self.metric] - self.whole[self.metric] if change is None else 100 * change
-        side = max(3.4, 0.42 * count + 1.4)
+        side = min(9.0, max(3.4, 0.42 * count + 1.4))
         figure = Canvas(figsize=(side + 1.1, side), layout="constrained")
         panel = figure.subplots()
         low, high = min(0.0, float(np.nanmin(shown))), max(0.0, float(np.nanmax(shown)))
@@ -126,7 +126,7 @@ class Ablation:
         panel.set_xlabel("last bypassed layer")
         panel.set_ylabel("first bypassed layer")
         unit = "relative change of {} (%)" if relative else "change of {}, which is 0 for the adapter"
-        figure.colorbar(image, ax=panel, label=unit.format(self.metric), shrink=0.85)
+        figure.colorbar(image, ax=panel, label=unit.format(self.metric.replace('_', ' ')), shrink=0.85)
         if count <= MOST_NUMBERS:
             middle = (low + high) / 2
             for x, y in self.spans:
