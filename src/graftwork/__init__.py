@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         BackboneError,
         DataError,
         DivergedError,
+        FailedRunsError,
         GraftworkError,
         InProgressError,
         InterruptedRunError,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         make_method,
     )
     from graftwork.model import AdaptedModel
+    from graftwork.studies import Comparison, Study, compare
     from graftwork.studies.ablation import ablate
     from graftwork.tasks import Task
     from graftwork.training import TrainingSettings, evaluate, tune, tune_many, tune_tasks
@@ -76,9 +78,11 @@ _HOMES = {
     "BiHNet": "methods",
     "BitFit": "methods",
     "Compacter": "methods",
+    "Comparison": "studies",
     "DataError": "errors",
     "DivergedError": "errors",
     "DoRA": "methods",
+    "FailedRunsError": "errors",
     "FeatureExtraction": "methods",
     "FullFineTuning": "methods",
     "Fuse": "methods",
@@ -107,6 +111,7 @@ _HOMES = {
     "RecipeError": "errors",
     "SiteError": "errors",
     "Stack": "methods",
+    "Study": "studies",
     "Task": "tasks",
     "TrainingSettings": "training",
     "TuneManyError": "errors",
@@ -115,6 +120,7 @@ _HOMES = {
     "VeRA": "methods",
     "WeightsError": "errors",
     "ablate": "studies.ablation",
+    "compare": "studies",
     "distill": "combine",
     "evaluate": "training",
     "generate_adapter": "combine",
@@ -139,9 +145,11 @@ __all__ = [
     "BiHNet",
     "BitFit",
     "Compacter",
+    "Comparison",
     "DataError",
     "DivergedError",
     "DoRA",
+    "FailedRunsError",
     "FeatureExtraction",
     "FullFineTuning",
     "Fuse",
@@ -169,6 +177,7 @@ __all__ = [
     "RecipeError",
     "SiteError",
     "Stack",
+    "Study",
     "Task",
     "TrainingSettings",
     "TuneManyError",
@@ -177,6 +186,7 @@ __all__ = [
     "VeRA",
     "WeightsError",
     "ablate",
+    "compare",
     "distill",
     "evaluate",
     "generate_adapter",

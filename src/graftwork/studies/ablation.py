@@ -126,7 +126,7 @@ class Ablation:
         panel.set_xlabel("last bypassed layer")
         panel.set_ylabel("first bypassed layer")
         unit = "relative change of {} (%)" if relative else "change of {}, which is 0 for the adapter"
-        figure.colorbar(image, ax=panel, label=unit.format(self.metric.replace('_', ' ')), shrink=0.85)
+        figure.colorbar(image, ax=panel, label=unit.format(self.metric.replace("_", " ")), shrink=0.85)
         if count <= MOST_NUMBERS:
             middle = (low + high) / 2
             for x, y in self.spans:

@@ -18,8 +18,8 @@ class Result:
     Attributes:
         task: the task's name.
         method: the method's name.
-        setting: what was set of the method beyond its defaults, as `bottleneck=64` or
-            `bottleneck=64, targets=query,value`; empty for the defaults.
+        setting: what was set of the method beyond its defaults: `bottleneck=64`, `bottleneck=64, targets=query,value`;
+            empty for the defaults.
         learning_rate: the peak learning rate.
         seed: of the initialisation and the training.
         main_metric: the metric that chooses and is reported, a key of `validation` and `test`.
