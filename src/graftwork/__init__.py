@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from graftwork.model import AdaptedModel
     from graftwork.studies import Comparison, Study, compare
     from graftwork.studies.ablation import ablate
+    from graftwork.studies.submitting import glue_submission
     from graftwork.tasks import Task
     from graftwork.training import TrainingSettings, evaluate, tune, tune_many, tune_tasks
 
@@ -124,6 +125,7 @@ _HOMES = {
     "distill": "combine",
     "evaluate": "training",
     "generate_adapter": "combine",
+    "glue_submission": "studies.submitting",
     "make_method": "methods",
     "tune": "training",
     "tune_many": "training",
@@ -190,6 +192,7 @@ __all__ = [
     "distill",
     "evaluate",
     "generate_adapter",
+    "glue_submission",
     "make_method",
     "tune",
     "tune_many",

@@ -59,6 +59,7 @@ def test_the_commands():
             "extract",
             "landscape",
             "ablate",
+            "glue-submission",
             "generate",
             "evaluate",
             "predict",

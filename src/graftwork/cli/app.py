@@ -22,6 +22,7 @@ from graftwork.cli.evaluate import evaluate
 from graftwork.cli.extract import extract
 from graftwork.cli.fuse import fuse
 from graftwork.cli.generate import generate
+from graftwork.cli.glue_submission import glue_submission
 from graftwork.cli.inspect import inspect
 from graftwork.cli.landscape import landscape
 from graftwork.cli.list import list_adapters
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "extract": extract,
     "landscape": landscape,
     "ablate": ablate,
+    "glue-submission": glue_submission,
     "generate": generate,
     "evaluate": evaluate,
     "predict": predict,
