@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     )
     from graftwork.model import AdaptedModel
     from graftwork.studies import Comparison, Study, compare
+    from graftwork.studies.ablation import ablate
+    from graftwork.studies.submitting import glue_submission
     from graftwork.tasks import Task
     from graftwork.training import TrainingSettings, evaluate, tune, tune_many, tune_tasks
 
@@ -118,10 +120,12 @@ _HOMES = {
     "Union": "methods",
     "VeRA": "methods",
     "WeightsError": "errors",
+    "ablate": "studies.ablation",
     "compare": "studies",
     "distill": "combine",
     "evaluate": "training",
     "generate_adapter": "combine",
+    "glue_submission": "studies.submitting",
     "make_method": "methods",
     "tune": "training",
     "tune_many": "training",
@@ -183,10 +187,12 @@ __all__ = [
     "Union",
     "VeRA",
     "WeightsError",
+    "ablate",
     "compare",
     "distill",
     "evaluate",
     "generate_adapter",
+    "glue_submission",
     "make_method",
     "tune",
     "tune_many",

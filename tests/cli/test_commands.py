@@ -60,6 +60,8 @@ def test_the_commands():
             "merge",
             "extract",
             "landscape",
+            "ablate",
+            "glue-submission",
             "generate",
             "evaluate",
             "predict",

@@ -9,14 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli.conftest import graftwork
 from comparing import tables_of
 
 from graftwork.errors import OutputError
 from graftwork.studies import workers
 from graftwork.studies.records import run_folders
-
-__all__ = ["graftwork"]
 
 
 @pytest.fixture(scope="module")

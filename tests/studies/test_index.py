@@ -8,14 +8,11 @@ from dataclasses import replace
 
 import pyarrow.parquet
 import pytest
-from cli.conftest import graftwork
 
 from graftwork.errors import DataError, RecipeError
 from graftwork.studies import index as module
 from graftwork.studies.index import Index
 from graftwork.studies.records import DONE, FAILED, Record, Store
-
-__all__ = ["graftwork"]
 
 
 def record(name, method="lora", *, seed=0, test=0.5, **changes):

@@ -14,6 +14,7 @@ from types import FrameType
 from cyclopts import App
 
 from graftwork import __version__
+from graftwork.cli.ablate import ablate
 from graftwork.cli.compare import compare
 from graftwork.cli.consolidate import consolidate
 from graftwork.cli.distill import distill
@@ -22,6 +23,7 @@ from graftwork.cli.evaluate import evaluate
 from graftwork.cli.extract import extract
 from graftwork.cli.fuse import fuse
 from graftwork.cli.generate import generate
+from graftwork.cli.glue_submission import glue_submission
 from graftwork.cli.inspect import inspect
 from graftwork.cli.landscape import landscape
 from graftwork.cli.list import list_adapters
@@ -53,6 +55,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "merge": merge,
     "extract": extract,
     "landscape": landscape,
+    "ablate": ablate,
+    "glue-submission": glue_submission,
     "generate": generate,
     "evaluate": evaluate,
     "predict": predict,
