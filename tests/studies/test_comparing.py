@@ -8,8 +8,8 @@ import yaml
 from comparing import tables_of
 
 import graftwork as gw
-from graftwork.errors import FailedRunsError, GraftworkError
-from graftwork.studies import read_results, running, working
+from graftwork.errors import FailedRunsError, GraftworkError, TuneManyError
+from graftwork.studies import read_results, running, together, working
 from graftwork.studies.predictions import read_predictions, score
 from graftwork.studies.records import run_folders
 
@@ -150,6 +150,26 @@ def test_hours_that_are_spent_end_a_study(small, tmp_path, capsys):
     assert "2 runs have not been begun, as the budget is spent" in capsys.readouterr().err
     more = gw.compare({**study, "budget": {"hours": 1}}, output=tmp_path / "out")
     assert (len(more.results), more.open) == (3, 0)
+
+
+def test_seeds_share_passes_where_the_study_says_so(small, tmp_path, monkeypatch):
+    study = small(methods={"lora": {"rank": 1}}, search=None, seeds=3)
+    alone = gw.compare(study, output=tmp_path / "alone")
+    found = gw.compare({**study, "share_passes": True}, output=tmp_path / "shared")
+    assert [own.folder.name for own in found.results] == [own.folder.name for own in alone.results]
+    for one, other in zip(found.results, alone.results, strict=True):
+        # Sums over more rows are rounded otherwise, which training makes more of.
+        assert one.test["loss"] == pytest.approx(other.test["loss"], rel=1e-3)
+        facts = json.loads((one.folder / "result.json").read_text())
+        assert (facts["shared"], facts["peak_memory"]) == (3, None)
+    assert [path.name for path in (tmp_path / "shared" / "runs").iterdir() if path.name.startswith(".")] == []
+
+    def fail(*arguments, **options):
+        raise TuneManyError("all failed", change="", finished={})
+
+    monkeypatch.setattr(together, "tune_joint_recipe", fail)
+    again = gw.compare({**study, "share_passes": True, "seeds": 2}, output=tmp_path / "again")
+    assert [own.test for own in again.results] == [own.test for own in alone.results[:2]]
 
 
 BAD = {
