@@ -52,6 +52,8 @@ def test_the_commands():
         *(
             "tune",
             "tune-many",
+            "compare",
+            "runs",
             "fuse",
             "distill",
             "consolidate",

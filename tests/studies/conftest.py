@@ -1,57 +1,7 @@
-"""Fixtures of the tests of studies: a tiny study, and comparisons of what it leaves."""
+"""Fixtures of the tests of studies: the program in this process, a tiny backbone's folder, data, a small study."""
 
-from pathlib import Path
-
-import pytest
 from cli.conftest import graftwork
-from training.workbench import (
-    backbone,
-    backbone_folder,
-    data,
-    make_rows,
-    one_thread,
-    other_backbone_folder,
-    write_csv,
-)
+from comparing import values
+from training.workbench import backbone, backbone_folder, data, one_thread, other_backbone_folder
 
-__all__ = ["backbone", "backbone_folder", "data", "graftwork", "one_thread", "other_backbone_folder"]
-
-QUICK = {
-    "head_learning_rate": 0.03,
-    "num_train_epochs": 2,
-    "per_device_train_batch_size": 8,
-}
-
-
-@pytest.fixture(scope="session")
-def values(backbone_folder, tmp_path_factory):
-    """A function that gives the values of a study of two tasks and two methods, with changes."""
-    folder = tmp_path_factory.mktemp("rows")
-    words = write_csv(folder / "words.csv", make_rows("classes", 60))
-    numbers = write_csv(folder / "numbers.csv", make_rows("numbers", 60))
-    split = {"validation_fraction": 0.2, "test_fraction": 0.2}
-
-    def values(**changes):
-        given = {
-            "backbone": str(backbone_folder),
-            "dtype": "float32",
-            "tasks": {
-                "words": {"task": {"text": "text", "data": str(words), **split}},
-                "numbers": {"task": {"kind": "regression", "text": "text", "data": str(numbers), **split}},
-            },
-            "methods": {"lora": {"rank": 2}, "bitfit": {}},
-            "train": QUICK,
-            "search": {"grid": {"learning_rate": [0.003, 0.01]}},
-            "seeds": 2,
-        }
-        return {key: value for key, value in {**given, **changes}.items() if value is not None}
-
-    return values
-
-
-TABLES = ("results.csv", "summary.csv", "search.csv", "comparisons.csv", "chosen.json")
-
-
-def tables_of(folder: Path) -> dict[str, bytes]:
-    """What must be the same, byte for byte, whatever happened on the way."""
-    return {name: (folder / name).read_bytes() for name in TABLES}
+__all__ = ["backbone", "backbone_folder", "data", "graftwork", "one_thread", "other_backbone_folder", "values"]

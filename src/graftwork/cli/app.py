@@ -15,6 +15,7 @@ from cyclopts import App
 
 from graftwork import __version__
 from graftwork.cli.ablate import ablate
+from graftwork.cli.compare import compare
 from graftwork.cli.consolidate import consolidate
 from graftwork.cli.distill import distill
 from graftwork.cli.env import env
@@ -30,6 +31,7 @@ from graftwork.cli.merge import merge
 from graftwork.cli.methods import methods
 from graftwork.cli.plan import plan
 from graftwork.cli.predict import predict
+from graftwork.cli.runs import runs
 from graftwork.cli.settings import gather_settings
 from graftwork.cli.tune import tune
 from graftwork.cli.tune_many import tune_many
@@ -45,6 +47,8 @@ app = App(
 COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "tune-many": tune_many,
+    "compare": compare,
+    "runs": runs,
     "fuse": fuse,
     "distill": distill,
     "consolidate": consolidate,

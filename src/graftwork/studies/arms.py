@@ -16,6 +16,7 @@ from graftwork.methods import METHODS, find_method
 from graftwork.settings.problems import types_in
 from graftwork.studies.identity import fingerprint_of_data, hash_of
 from graftwork.studies.search import Search, Times, Tried
+from graftwork.studies.shown import readable
 from graftwork.studies.study import Study, StudyMethod, StudyTask
 from graftwork.tasks import Task, TaskData, load
 from graftwork.training.recipe import Recipe, override
@@ -234,17 +235,6 @@ def load_tasks(study: Study) -> list[LoadedTask]:
                 )
         found.append(loaded)
     return found
-
-
-def readable(value: Any) -> str:
-    """A value as a table shows it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple) and all(isinstance(one, str | int | float) for one in value):
-        return ",".join(map(readable, value))
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _task(name: str, own: StudyTask) -> Task:

@@ -56,7 +56,20 @@ def compare_pair(
     seeds = tuple(own for own in ones if own in others)
     if not seeds:
         return None
-    pairs = [(ones[own], others[own]) for own in seeds]
+    return pair_up([(ones[own], others[own]) for own in seeds], resamples=resamples, seed=seed)
+
+
+def pair_up(pairs: Sequence[tuple[Result, Result]], *, resamples: int = RESAMPLES, seed: int = 0) -> Pair:
+    """Compare runs, each with another one, by their scores on the test split.
+
+    Args:
+        pairs: one or more, of one task.
+        resamples, seed: as for `compare_pair`.
+
+    Raises:
+        DataError: the runs are of different tasks or different rows.
+    """
+    seeds = tuple(own.seed for own, _ in pairs)
     metric = pairs[0][0].main_metric
     if any(own.task != pairs[0][0].task or own.main_metric != metric for pair in pairs for own in pair):
         raise DataError("runs of different tasks cannot be compared", expected="runs of one task")

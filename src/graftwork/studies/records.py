@@ -41,7 +41,9 @@ class Record:
         trained_parameters, head_parameters, backbone_parameters: counts.
         nbytes: of the adapter's tensors on disk.
         seconds: time of the run, all its parts if it was resumed.
-        peak_memory: largest memory of the process, or of the GPU, in bytes; None where it cannot be measured.
+        peak_memory: largest memory of the process, or of the GPU, in bytes; None where it cannot be measured, or where
+            runs shared passes.
+        shared: number of runs that shared passes, this one included; `seconds` is then its part of their time.
         began, ended: as ISO 8601 has it.
         error: of a failed run: `kind`, `message` and `traceback`.
         earlier_errors: those of failed runs that were tried again.
@@ -64,6 +66,7 @@ class Record:
     nbytes: int = 0
     seconds: float = 0.0
     peak_memory: int | None = None
+    shared: int = 1
     began: str = ""
     ended: str = ""
     error: Mapping[str, str] | None = None

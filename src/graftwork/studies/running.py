@@ -27,9 +27,9 @@ from graftwork.studies.results import METRICS, PREDICTIONS
 from graftwork.training.outputs import LOG, differences
 from graftwork.training.tuning import tune_recipe
 
-WORK, SPENT, ERRORS = "adapter", "seconds", "errors.json"
-"""In a run's working folder: the output of tuning, the seconds that it has taken so far, and the errors of failed runs
-that are tried again."""
+WORK, SPENT, SHARED, ERRORS = "adapter", "seconds", "shared", "errors.json"
+"""In a run's working folder: the output of tuning, the seconds that it has taken so far, how many runs were tuned at
+once with it, and the errors of failed runs that are tried again."""
 
 EVERY = 2.0
 """Seconds between two notes of the time."""
@@ -101,7 +101,7 @@ def run(job: Job, store: Store, claim: Claim) -> Record:
     began, backbone = _now(), job.arm.backbone
     device = next(backbone.model.parameters()).device
     memory = PeakMemory(device)
-    earlier = read_errors(claim.folder)
+    earlier, shared = read_errors(claim.folder), _shared(claim.folder)
     adapter: Adapter | None = None
     error: Exception | None = None
     with Clock.of(claim.folder).running() as clock:
@@ -128,7 +128,8 @@ def run(job: Job, store: Store, claim: Claim) -> Record:
         "learning_rate": job.recipe.train.learning_rate,
         "main_metric": job.arm.task.task.main_metric,
         "seconds": seconds,
-        "peak_memory": memory.measure(),
+        "peak_memory": memory.measure() if shared == 1 else None,
+        "shared": shared,
         "began": began,
         "ended": _now(),
         "earlier_errors": earlier,
@@ -201,8 +202,15 @@ def try_again(record: Record, store: Store) -> bool:
         shutil.rmtree(old, ignore_errors=True)
         # It begins anew: what training came to before it failed may be the cause.
         shutil.rmtree(working / f".{WORK}.tuning", ignore_errors=True)
-        (working / SPENT).unlink(missing_ok=True)
+        for name in (SPENT, SHARED):
+            (working / name).unlink(missing_ok=True)
         return True
+
+
+def _shared(working: Path) -> int:
+    """How many runs were tuned at once with one, itself included."""
+    file = working / SHARED
+    return int(file.read_text(encoding="ascii")) if file.is_file() else 1
 
 
 def _tuned(job: Job, output: Path) -> Adapter:

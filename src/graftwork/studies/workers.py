@@ -12,7 +12,7 @@ from graftwork.errors import OutputError
 LOGS = "workers"
 """In a study's folder: what its processes say, a file each."""
 
-LOOK = 0.2
+LOOK = 0.5
 """Seconds between two looks at the processes."""
 
 RESTARTS = 3

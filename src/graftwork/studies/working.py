@@ -8,6 +8,7 @@ from graftwork.studies.claims import claimed
 from graftwork.studies.plan import Plan
 from graftwork.studies.records import DONE, Record
 from graftwork.studies.running import run
+from graftwork.studies.together import groups, tune_together
 
 POLL = 0.5
 """Seconds to wait where all that can be run is run by other processes."""
@@ -30,7 +31,13 @@ def work(plan: Plan, announce: Announce) -> None:
         jobs = plan.open_jobs(standings)
         if not jobs or plan.spent(standings):
             return
-        if not any(_try(job, plan, announce) for job in jobs):
+        for own in groups(jobs) if plan.study.share_passes else ([job] for job in jobs):
+            if len(own) > 1:
+                tune_together(own, plan.store)
+            ran = [_try(job, plan, announce) for job in own]
+            if any(ran):
+                break  # what is to be run next may depend on it
+        else:
             time.sleep(POLL)
 
 

@@ -3,21 +3,19 @@ of. What is measured anew by a run that was cut (time, memory) is in a file of i
 for byte, however often the study was killed.
 """
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from graftwork.errors import DataError
 from graftwork.folders import write_whole
-from graftwork.studies.arms import readable
 from graftwork.studies.choosing import Standing
 from graftwork.studies.pairing import compare_pair
 from graftwork.studies.plan import Plan, named
 from graftwork.studies.records import DONE, RUNS, read_record
 from graftwork.studies.results import Result
+from graftwork.studies.shown import as_csv, readable
 from graftwork.studies.statistics import summarise
 
 CHOSEN = "chosen.json"
@@ -134,16 +132,6 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
     return lines
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows under the keys of the first. What there is not is empty."""
-    out = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    return out.getvalue()
-
-
 def _line(own: Result) -> dict[str, Any]:
     return {
         "task": own.task,
@@ -188,9 +176,3 @@ def _search(plan: Plan, standings: Sequence[Standing]) -> list[dict[str, Any]]:
                 }
             )
     return lines
-
-
-def _cell(value: Any) -> Any:
-    if value is None or value != value:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else value
