@@ -64,7 +64,7 @@ def test_workers_end_with_the_same_tables(graftwork, study, whole, tmp_path):
 
 def test_what_is_wrong_is_said_with_the_flag(graftwork, study, tmp_path):
     for flags, said in (
-        (["--train.epochs", "3"], "train.epochs"),
+        (["--train.epochs", "3"], "unknown key 'epochs'"),
         (["--workers", "0"], "--workers"),
         (["--report-to", "nowhere"], "unknown trackers nowhere"),
         (["--set", "seeds=zero"], "expected a number of seeds"),

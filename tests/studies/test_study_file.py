@@ -87,7 +87,7 @@ def test_paths_are_looked_up_beside_the_file(tmp_path):
 
 
 def test_flags_override_the_file(tmp_path):
-    (tmp_path / "study.yaml").write_text("tasks: [cola]\nmethods: [lora]\ntrain: {max_steps: 3, seed_: 1}\n")
+    (tmp_path / "study.yaml").write_text("tasks: [cola]\nmethods: [lora]\ntrain: {max_steps: 3, num_train_epochs: 1}\n")
     found = Study.from_yaml(tmp_path / "study.yaml", {"train.max_steps": 5, "seeds": 1, "budget.runs": 4})
     assert (found.train["max_steps"], found.seeds, found.budget.runs) == (5, (0,), 4)
 

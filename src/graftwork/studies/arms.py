@@ -140,7 +140,7 @@ class Arm:
         return trained_by(recipe, self.task.task, self.backbone)
 
     def _recipe(self, changes: Mapping[str, Any]) -> Recipe:
-        recipe = Recipe.parse(override(self.values, changes), origin=self.label)
+        recipe = Recipe.parse(override(self.values, changes), origin="the study")
         return recipe.resolved(self.backbone, recipe.find_task(), recipe.find_method())
 
 
@@ -255,9 +255,9 @@ def _check(arm: Arm, study: Study) -> None:
     Raises:
         GraftworkError: says which method on which task.
     """
-    with _within(arm.label, f"tasks.{arm.task.name}, methods.{arm.method}"):
+    with _within(arm.label, f"tasks.{arm.task.name}, methods.{arm.method}, train or search"):
         arm.trained()
-        refuse_idle(Recipe.parse(arm.values), arm.backbone)
+        refuse_idle(Recipe.parse(arm.values, origin="the study"), arm.backbone)
         seed = arm.task.seeds[0]
         search = arm.search
         if search is None:
@@ -315,4 +315,6 @@ def _within(what: str, change: str) -> Iterator[None]:
     try:
         yield
     except GraftworkError as error:
-        raise type(error)(f"{what}: {error.problem}", expected=error.expected, change=change) from error
+        # A study has keys where other commands have flags.
+        inner = f" ({error.change.replace('--', '')})" if error.change and error.change != "the study" else ""
+        raise type(error)(f"{what}: {error.problem}", expected=error.expected, change=f"{change}{inner}") from error
