@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import threading
 import time
 from dataclasses import asdict, replace
 
@@ -59,6 +60,26 @@ def test_a_process_elsewhere_is_dead_when_it_was_silent_for_long(tmp_path, silen
     with claimed(place, "run a") as taken:
         assert (taken is None) == (silent == 0.0)
     assert (inner / OWNER).exists() == (silent == 0.0)
+
+
+def test_processes_write_in_turn(tmp_path):
+    inside, most = [], []
+
+    def write():
+        for _ in range(5):
+            with claims.in_turn(tmp_path / ".writing", "writing"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.002)
+                inside.pop()
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 15
+    assert not (tmp_path / ".writing").exists()
 
 
 def test_a_process_shows_that_it_lives(tmp_path, monkeypatch):

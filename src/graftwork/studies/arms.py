@@ -9,10 +9,11 @@ from itertools import product
 from typing import Any, get_origin
 
 from graftwork.adapters.declared import counts, declare
+from graftwork.adapters.parts import with_parts_read
 from graftwork.backbones import Backbone
 from graftwork.errors import GraftworkError, RecipeError
 from graftwork.kinds import KINDS
-from graftwork.methods import METHODS, find_method
+from graftwork.methods import METHODS, as_method, find_method
 from graftwork.settings.problems import types_in
 from graftwork.studies.identity import fingerprint_of_data, hash_of
 from graftwork.studies.search import Search, Times, Tried
@@ -209,7 +210,7 @@ def settings_of(name: str, own: StudyMethod) -> dict[str, dict[str, Any]]:
             chosen = dict(zip(grid, values, strict=True))
             text = ", ".join(f"{key}={readable(value)}" for key, value in chosen.items())
             found[text] = {"name": listed, **fixed, **chosen}
-            Recipe.parse({"task": "cola", "method": found[text]}).find_method()
+            as_method(with_parts_read(found[text]))
         return found
 
 

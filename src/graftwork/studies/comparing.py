@@ -13,6 +13,7 @@ from graftwork.folders import make_folder, write_whole
 from graftwork.settings.checked import require_count
 from graftwork.settings.yamlfile import dump_yaml
 from graftwork.studies.arms import Job
+from graftwork.studies.claims import in_turn
 from graftwork.studies.plan import Plan
 from graftwork.studies.records import DONE, Record
 from graftwork.studies.repeated import said_once
@@ -22,6 +23,9 @@ from graftwork.studies.study import FILE, Study
 from graftwork.studies.workers import run_workers
 from graftwork.studies.working import tidy, work
 from graftwork.studies.writing import write_outputs
+
+TURN = ".writing"
+"""In a study's folder: the folder that is held while its files are written."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def compare(
     """
     require_count("workers", workers)
     if isinstance(study, Study):
-        declared, beside = study, None
+        declared, beside = study.beside(Path.cwd()), None
     elif isinstance(study, Mapping):
         declared, beside = Study.parse(study).beside(Path.cwd()), None
     else:
@@ -98,7 +102,8 @@ def _compared(study: Study, folder: Path, *, workers: int, retry_failed: bool, p
     with quiet_transformers():
         plan = Plan(study, folder)
     make_folder(folder)
-    write_whole(folder / FILE, dump_yaml(study.as_values()))
+    with in_turn(folder / TURN, f"writing of {folder}"):
+        write_whole(folder / FILE, dump_yaml(study.as_values()))
     say(*_described(plan))
     told = _Progress(plan, say)
     standings = plan.standings()
@@ -126,7 +131,8 @@ def _ended(plan: Plan, say: Callable[..., None]) -> Comparison:
     """The tables, and what came of it all."""
     standings = plan.standings()
     failed = tuple(plan.failed(standings))
-    results = tuple(write_outputs(plan, standings))
+    with in_turn(plan.store.folder / TURN, f"writing of {plan.store.folder}"):
+        results = tuple(write_outputs(plan, standings))
     left = len(plan.open_jobs(standings))
     found = Comparison(plan.store.folder, results, failed, left, plan.hours(standings))
     say(_spent(plan, found))
@@ -161,10 +167,11 @@ def _described(plan: Plan) -> list[str]:
 
 
 def _spent(plan: Plan, found: Comparison) -> str:
-    limit = plan.study.budget.hours
-    hours = f"{found.hours:.2f} hours" + (f" of {limit:g}" if limit else "")
+    budget, ended = plan.study.budget, len(plan.records(plan.standings()))
+    runs = f"{ended} runs" + (f" of {budget.runs}" if budget.runs else "")
+    hours = f"{found.hours:.2f} hours" + (f" of {budget.hours:g}" if budget.hours else "")
     rest = f"; {found.open} runs have not been begun, as the budget is spent" if found.open else ""
-    return f"{hours} of training{rest}; tables in {found.folder}"
+    return f"spent: {runs}, {hours}{rest}; tables in {found.folder}"
 
 
 class _Progress:
