@@ -28,12 +28,14 @@ class Table:
         title: what it shows, in a few words.
         note: how to read it, in a sentence or two.
         rows: the numbers; each row has the same keys, in the same order.
+        shown: the same as people read it, where that is something else.
     """
 
     name: str
     title: str
     note: str = ""
     rows: Sequence[Row]
+    shown: Sequence[Mapping[str, str]] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -45,7 +47,7 @@ class Table:
         written = io.StringIO()
         writer = csv.DictWriter(written, fieldnames=list(self.rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in self.rows)
         return written.getvalue()
 
     def write(self, folder: Path) -> None:
@@ -87,3 +89,9 @@ class Figure(Table):
         super().write(folder)
         for form in ("png", "svg"):
             (folder / f"{self.name}.{form}").write_bytes(self.image(form))
+
+
+def _cell(value: Any) -> Any:
+    if value is None or value != value:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else value
