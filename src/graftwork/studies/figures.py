@@ -1,6 +1,6 @@
 """Figures of a study over all its tasks: score against trained parameters, fronts of score and cost, sweeps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from graftwork.studies.groups import (
     split_of,
     whole,
 )
-from graftwork.studies.results import Result, in_order
+from graftwork.studies.results import Result, in_order, settings_in
 
 PERCENTILES = (20, 50, 80)
 """Over tasks: those of Houlsby et al. 2019, figure 1."""
@@ -39,6 +39,9 @@ SWEPT: Mapping[str, str] = {
     "top_layers": "trained layers from the top",
 }
 """Settings whose values are swept, and what the axis says."""
+
+SIZES = frozenset(SWEPT) - {"init_std"}
+"""Those of which a method's size follows: along a curve over trained parameters, nothing else changes."""
 
 
 def score_against_parameters(results: Sequence[Result]) -> Figure:
@@ -70,7 +73,7 @@ def score_against_parameters(results: Sequence[Result]) -> Figure:
 
     def draw() -> Any:
         figure, panel = _panel()
-        for number, (method, own) in enumerate(_by_method(rows).items()):
+        for number, (method, own) in enumerate(_by_size(rows).items()):
             own = sorted(own, key=lambda row: row["trained_parameters"])
             middle = [row["median"] for row in own]
             ends = [[row["median"] - row["p20"] for row in own], [row["p80"] - row["median"] for row in own]]
@@ -154,7 +157,7 @@ def sweep(results: Sequence[Result], setting: str) -> Figure | None:
     curves: dict[tuple[str, str], list[tuple[float, Group]]] = {}
     for own in groups_of(results):
         value = method_settings(own.runs[0]).get(setting)
-        rest = ", ".join(f"{name}={one}" for name, one in own.runs[0].settings.items() if name != setting)
+        rest = _rest(own.runs[0].settings, [setting])
         if value is not None:
             curves.setdefault((own.method, rest), []).append((float(value), own))
     rows: list[Row] = []
@@ -189,9 +192,11 @@ def sweep(results: Sequence[Result], setting: str) -> Figure | None:
                     values = [row[setting] for row in own]
                     scores = [row["mean"] for row in own]
                     panel.errorbar(values, scores, yerr=errors, label=label, capsize=2.5, **_look(number))
-            values = [row[setting] for row in rows]
-            if min(values) > 0 and max(values) / min(values) >= 8:
+            values = sorted({row[setting] for row in rows if _name(row) == name})
+            if values[0] > 0 and values[-1] / values[0] >= 8:
                 panel.set_xscale("log")
+            panel.set_xticks(values, [f"{value:g}" for value in values])
+            panel.minorticks_off()
             panel.set_xlabel(SWEPT[setting])
             panel.set_title(name, fontsize=9)
             panel.grid(alpha=0.3)
@@ -215,20 +220,29 @@ def _points(group: Group, tasks: Sequence[str], split: Split, results: Sequence[
     return found
 
 
-def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of one method make one curve."""
+def _by_size(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of one method that differ in its size alone make one curve."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row["method"], []).append(row)
-    return {_label(own[0]) if len(own) == 1 else method: own for method, own in found.items()}
+        found.setdefault(_named(row["method"], _rest(settings_in(row["setting"]), SIZES)), []).append(row)
+    return {_label(own[0]) if len(own) == 1 else name: own for name, own in found.items()}
+
+
+def _rest(settings: Mapping[str, str], swept: Iterable[str]) -> str:
+    """Settings but for some."""
+    return ", ".join(f"{name}={value}" for name, value in settings.items() if name not in swept)
+
+
+def _named(method: str, setting: str) -> str:
+    return f"{method} ({setting})" if setting else method
 
 
 def _label(row: Row) -> str:
-    return f"{row['method']} ({row['setting']})" if row["setting"] else str(row["method"])
+    return _named(row["method"], row["setting"])
 
 
 def _name(row: Row) -> str:
-    return f"{row['method']} ({row['other_settings']})" if row["other_settings"] else str(row["method"])
+    return _named(row["method"], row["other_settings"])
 
 
 def _look(number: int) -> dict[str, Any]:
