@@ -54,6 +54,7 @@ def test_the_commands():
             "tune-many",
             "compare",
             "runs",
+            "report",
             "fuse",
             "distill",
             "consolidate",

@@ -31,6 +31,7 @@ from graftwork.cli.merge import merge
 from graftwork.cli.methods import methods
 from graftwork.cli.plan import plan
 from graftwork.cli.predict import predict
+from graftwork.cli.report import report
 from graftwork.cli.runs import runs
 from graftwork.cli.settings import gather_settings
 from graftwork.cli.tune import tune
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tune-many": tune_many,
     "compare": compare,
     "runs": runs,
+    "report": report,
     "fuse": fuse,
     "distill": distill,
     "consolidate": consolidate,

@@ -2,10 +2,11 @@
 
 import csv
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 MARKERS = "osD^vP*X<>h8p"
 """Of points, so that they can be told apart in grey."""
@@ -20,8 +21,8 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """Numbers under a name.
+class Numbers(ABC):
+    """Numbers under a name, which are written as CSV.
 
     Attributes:
         name: of its files, without an end.
@@ -35,27 +36,42 @@ class Table:
     note: str = ""
     rows: Sequence[Row]
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The names of its files."""
-        return (f"{self.name}.csv",)
-
     def csv(self) -> str:
         """The rows as CSV, with full precision; a number that there is not is empty."""
         written = io.StringIO()
         writer = csv.DictWriter(written, fieldnames=list(self.rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in self.rows)
         return written.getvalue()
 
-    def write(self, folder: Path) -> None:
-        """Write its files."""
+    def write_csv(self, folder: Path) -> None:
+        """Write the CSV alone."""
         (folder / f"{self.name}.csv").write_text(self.csv(), encoding="utf-8")
 
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Write all of its files, which are the same bytes for the same rows."""
 
+
+@final
 @dataclass(frozen=True, kw_only=True)
-class Figure(Table):
-    """A table with a figure of it.
+class Table(Numbers):
+    """A table.
+
+    Attributes:
+        shown: the rows as people read them, where that is something else.
+    """
+
+    shown: Sequence[Mapping[str, str]] = ()
+
+    def write(self, folder: Path) -> None:
+        self.write_csv(folder)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Figure(Numbers):
+    """A figure, written as PNG and SVG beside its numbers.
 
     Attributes:
         draw: makes matplotlib's figure of the rows.
@@ -63,27 +79,17 @@ class Figure(Table):
 
     draw: Callable[[], Any]
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The names of its files."""
-        return (*super().files, f"{self.name}.png", f"{self.name}.svg")
-
-    def image(self, form: str) -> bytes:
-        """The figure, the same bytes for the same rows.
-
-        Args:
-            form: `png` or `svg`.
-        """
+    def write(self, folder: Path) -> None:
         import matplotlib
 
-        written = io.BytesIO()
+        self.write_csv(folder)
         with matplotlib.rc_context({"svg.hashsalt": "graftwork", "font.size": 9}):
-            kept: dict[str, Any] = {"metadata": {"Date": None}} if form == "svg" else {}
-            self.draw().savefig(written, format=form, dpi=150, **kept)
-        return written.getvalue()
+            drawn = self.draw()
+            drawn.savefig(folder / f"{self.name}.png", dpi=150)
+            drawn.savefig(folder / f"{self.name}.svg", metadata={"Date": None})
 
-    def write(self, folder: Path) -> None:
-        """Write its files."""
-        super().write(folder)
-        for form in ("png", "svg"):
-            (folder / f"{self.name}.{form}").write_bytes(self.image(form))
+
+def _cell(value: Any) -> Any:
+    if value is None or value != value:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else value

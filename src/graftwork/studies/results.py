@@ -58,8 +58,7 @@ class Result:
     @property
     def settings(self) -> dict[str, str]:
         """The setting, by name of its parts."""
-        parts = (part.partition("=") for part in re.split(r",\s*(?=[\w.]+=)", self.setting) if part)
-        return {name: value for name, _, value in parts}
+        return settings_in(self.setting)
 
     @property
     def validation_score(self) -> float:
@@ -74,6 +73,12 @@ class Result:
             KeyError: it was not measured.
         """
         return self.test[self.main_metric]
+
+
+def settings_in(setting: str) -> dict[str, str]:
+    """A setting, by name of its parts."""
+    parts = (part.partition("=") for part in re.split(r",\s*(?=[\w.]+=)", setting) if part)
+    return {name: value for name, _, value in parts}
 
 
 def in_order(values: Iterable[str]) -> list[str]:
