@@ -42,7 +42,7 @@ def fork(study: str, output: str, *flags: str) -> int:
         with Path(f"{os.getpid()}.log").open("w") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            main(["compare", study, "--output", output, *flags])
+            main(["compare", study, "--output", output, "--tables-only", *flags])
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     finally:

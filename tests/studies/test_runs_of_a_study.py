@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from comparing import compare
 
 import graftwork as gw
 from graftwork.errors import InterruptedRunError
@@ -152,7 +153,7 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(values, tmp_path, monkey
     study = values(
         tasks={"words": values()["tasks"]["words"]}, methods={"lora": {"rank": 1}}, search=None, seeds=1, train=steps
     )
-    whole = gw.compare(study, output=tmp_path / "whole")
+    whole = compare(study, output=tmp_path / "whole")
     seen, plain_step, plain_tune = [], Log.on_step_end, running.tune_recipe
 
     def on_step_end(self, args, state, control, **options):
@@ -163,12 +164,12 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(values, tmp_path, monkey
 
     monkeypatch.setattr(Log, "on_step_end", on_step_end)
     with pytest.raises(InterruptedRunError, match=r"interrupted; 0 runs are done(.|\n)*the same command goes on"):
-        gw.compare(study, output=tmp_path / "cut")
+        compare(study, output=tmp_path / "cut")
     [working] = (tmp_path / "cut" / "runs").iterdir()
     before = float((working / running.SPENT).read_text())
     asked = []
     monkeypatch.setattr(running, "tune_recipe", lambda *a, **own: asked.append(own["resume"]) or plain_tune(*a, **own))
-    found = gw.compare(study, output=tmp_path / "cut")
+    found = compare(study, output=tmp_path / "cut")
     assert (asked, seen) == ([True], [1, 2, 3, 4, 5, 5, 6])
     [one], [other] = found.results, whole.results
     assert (one.validation, one.test) == (other.validation, other.test)
