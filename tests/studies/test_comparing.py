@@ -1,6 +1,7 @@
 """Studies of a tiny backbone, run to their tables: once, again, after failures, and after changes."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,15 @@ def test_a_bad_study_is_refused_before_anything_runs(case, small, nothing_runs, 
     changes, said = BAD[case]
     with pytest.raises(GraftworkError, match=said):
         compare(small(**changes), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_optuna_is_asked_for_before_anything_runs(small, nothing_runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    rate = {"learning_rate": {"low": 0.001, "high": 0.01}}
+    study = small(methods={"lora": {"rank": 1, "search": {"optuna": rate, "trials": 3}}})
+    with pytest.raises(GraftworkError, match=r'not installed(.|\n)*pip install "graftwork\[search\]"'):
+        compare(study, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -122,7 +122,7 @@ def _ask(
         count: how many.
         maximise: whether higher scores are better.
     """
-    optuna = _optuna()
+    optuna = find_optuna()
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -140,7 +140,12 @@ def _ask(
     return [{key: _rounded(value, limits[key]) for key, value in own.items()} for own in found]
 
 
-def _optuna() -> Any:
+def find_optuna() -> Any:
+    """The module.
+
+    Raises:
+        RecipeError: it is not installed.
+    """
     try:
         import optuna
     except ImportError as error:

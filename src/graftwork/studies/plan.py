@@ -7,7 +7,7 @@ from pathlib import Path
 from graftwork.backbones import Backbone
 from graftwork.errors import RecipeError
 from graftwork.studies.arms import Arm, Job, arms_of
-from graftwork.studies.choosing import Standing, stand
+from graftwork.studies.choosing import Standing, find_optuna, stand
 from graftwork.studies.records import FAILED, Record, Store
 from graftwork.studies.study import Study
 
@@ -41,6 +41,9 @@ class Plan:
     """
 
     def __init__(self, study: Study, folder: Path) -> None:
+        searches = [study.search, *(own.search for own in study.methods.values())]
+        if any(own is not None and own.optuna is not None for own in searches):
+            find_optuna()
         self.study, self.store = study, Store(folder)
         self.backbone = Backbone.load(study.backbone, dtype=study.dtype)
         self.arms = arms_of(study, self.backbone)
