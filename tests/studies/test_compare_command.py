@@ -39,7 +39,7 @@ def whole(study, tmp_path_factory):
 def test_a_study_is_run_beside_its_file_and_goes_on(graftwork, study, whole):
     ran = graftwork("compare", study, "--set", "seeds=1", "--tables-only")
     assert ran.status == 0
-    assert "1 tasks, 1 methods and settings: 2 runs of the search and 0 more" in ran.err
+    assert "1 task, 1 method and setting: 2 runs of the search and 0 more" in ran.err
     assert "[2/2] words: lora, learning_rate=0.01, seed 0: validation accuracy " in ran.err
     header, row, last = ran.out.splitlines()
     assert header.split() == ["task", "method", "rate", "trained", "seeds", "metric", "validation", "test"]
@@ -63,6 +63,15 @@ def test_workers_end_with_the_same_tables(graftwork, study, whole, tmp_path):
     assert tables_of(tmp_path / "out") == whole
     assert "[3/3] words: lora" in ran.err
     assert len(run_folders(tmp_path / "out")) == 3
+
+
+def test_a_folder_of_something_else_is_left_alone(graftwork, study, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "study.yaml").write_bytes(study.read_bytes())
+    ran = graftwork("compare", tmp_path / "mine" / "study.yaml", "--output", tmp_path / "mine")
+    assert (ran.status, "is not empty, and no study's" in ran.err) == (2, True)
+    assert (tmp_path / "mine" / "study.yaml").read_bytes() == study.read_bytes()
+    assert graftwork("compare", study, "--output", study).status == 2
 
 
 def test_what_is_wrong_is_said_with_the_flag(graftwork, study, tmp_path):

@@ -148,7 +148,7 @@ def test_hours_that_are_spent_end_a_study(small, tmp_path, capsys):
     study = small(methods={"lora": {"rank": 1}}, search=None, seeds=3, budget={"hours": 1e-6})
     found = compare(study, output=tmp_path / "out", progress=True)
     assert (len(found.results), found.open) == (1, 2)
-    assert "2 runs have not been begun, as the budget is spent" in capsys.readouterr().err
+    assert "spent: 1 run, 0.00 hours of 1e-06; 2 runs not begun, as the budget is spent" in capsys.readouterr().err
     more = compare({**study, "budget": {"hours": 1}}, output=tmp_path / "out")
     assert (len(more.results), more.open) == (3, 0)
 
@@ -163,7 +163,10 @@ def test_seeds_share_passes_where_the_study_says_so(small, tmp_path, monkeypatch
         assert one.test["loss"] == pytest.approx(other.test["loss"], rel=1e-3)
         facts = json.loads((one.folder / "result.json").read_text())
         assert (facts["shared"], facts["peak_memory"]) == (3, None)
-    assert [path.name for path in (tmp_path / "shared" / "runs").iterdir() if path.name.startswith(".")] == []
+    runs = tmp_path / "shared" / "runs"
+    (runs / ".0123456789abcdef.shared" / ".left.tuning").mkdir(parents=True)
+    compare({**study, "share_passes": True}, output=tmp_path / "shared")
+    assert [path.name for path in runs.iterdir() if path.name.startswith(".")] == []
 
     def fail(*arguments, **options):
         raise TuneManyError("all failed", change="", finished={})

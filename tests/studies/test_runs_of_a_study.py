@@ -163,7 +163,7 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(values, tmp_path, monkey
         return plain_step(self, args, state, control, **options)
 
     monkeypatch.setattr(Log, "on_step_end", on_step_end)
-    with pytest.raises(InterruptedRunError, match=r"interrupted; 0 runs are done(.|\n)*the same command goes on"):
+    with pytest.raises(InterruptedRunError, match=r"interrupted; 0 runs done(.|\n)*the same command goes on"):
         compare(study, output=tmp_path / "cut")
     [working] = (tmp_path / "cut" / "runs").iterdir()
     before = float((working / running.SPENT).read_text())

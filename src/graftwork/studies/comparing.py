@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.backbones.quiet import quiet_transformers
-from graftwork.errors import FailedRunsError, InterruptedRunError, RecipeError
+from graftwork.errors import FailedRunsError, InterruptedRunError, OutputError, RecipeError
 from graftwork.folders import make_folder, write_whole
 from graftwork.settings.checked import require_count
 from graftwork.settings.yamlfile import dump_yaml
 from graftwork.studies.arms import Job
 from graftwork.studies.claims import in_turn
 from graftwork.studies.plan import Plan
-from graftwork.studies.records import DONE, Record
+from graftwork.studies.records import DONE, RUNS, Record
 from graftwork.studies.repeated import said_once
 from graftwork.studies.report import PAGE
 from graftwork.studies.report import report as write_report
@@ -103,10 +103,11 @@ def compare(
 
 def _run(study: Study, folder: Path, workers: int, say: Callable[..., None], *, retry_failed: bool) -> Plan:
     """Run what can be run of a study."""
-    say(f"reading the data of {len(study.tasks)} tasks, and backbone {study.backbone}")
+    _refuse_other_contents(folder)
+    say(f"reading the data of {_count(len(study.tasks), 'task')}, and backbone {study.backbone}")
     with quiet_transformers():
         plan = Plan(study, folder)
-    make_folder(folder)
+    make_folder(folder / RUNS)
     with in_turn(folder / TURN, f"writing of {folder}"):
         write_whole(folder / FILE, dump_yaml(study.as_values()))
     say(*_described(plan))
@@ -115,7 +116,7 @@ def _run(study: Study, folder: Path, workers: int, say: Callable[..., None], *, 
     if retry_failed:
         again = [record for record in plan.failed(standings) if try_again(record, plan.store)]
         if again:
-            say(f"{len(again)} runs that failed are tried again")
+            say(f"tried again: {_count(len(again), 'run')} that failed")
     try:
         if workers == 1:
             with quiet_transformers():
@@ -125,11 +126,27 @@ def _run(study: Study, folder: Path, workers: int, say: Callable[..., None], *, 
     except KeyboardInterrupt as stop:
         done = sum(record.state == DONE for record in plan.records(plan.standings()))
         raise InterruptedRunError(
-            f"interrupted; {done} runs are done, and what was cut is kept: the same command goes on with it",
+            f"interrupted; {_count(done, 'run')} done, and what was cut is kept: the same command goes on with it",
             resumable=False,
         ) from stop
     tidy(plan)
     return plan
+
+
+def _refuse_other_contents(folder: Path) -> None:
+    """Refuse a folder that holds something else: a file of the user's might be overwritten.
+
+    Raises:
+        OutputError: it is no folder, or not empty and no study's.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RUNS).is_dir():
+        raise OutputError(
+            f"folder {str(folder)!r} is not empty, and no study's",
+            expected="a new folder, or one in which a study has run",
+            change="--output",
+        )
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{str(folder)!r} is a file", expected="a folder", change="--output")
 
 
 def _ended(plan: Plan, say: Callable[..., None], *, report: bool) -> Comparison:
@@ -169,7 +186,8 @@ def _described(plan: Plan) -> list[str]:
     allowed += [f"{budget.search_runs} in the search of a method on a task"] if budget.search_runs else []
     allowed += [f"{budget.hours:g} hours"] if budget.hours else []
     lines = [
-        f"{tasks} tasks, {methods} methods and settings: {counts.search} runs of the search and {counts.further} more"
+        f"{_count(tasks, 'task')}, {_count(methods, 'method and setting', 'methods and settings')}: "
+        f"{_count(counts.search, 'run')} of the search and {counts.further} more"
         + (f"; the budget is {', '.join(allowed)}" if allowed else "")
     ]
     untested = [own.name for own in {id(arm.task): arm.task for arm in plan.arms}.values() if own.data.test is None]
@@ -183,9 +201,9 @@ def _described(plan: Plan) -> list[str]:
 
 def _spent(plan: Plan, found: Comparison) -> str:
     budget, ended = plan.study.budget, len(plan.records(plan.standings()))
-    runs = f"{ended} runs" + (f" of {budget.runs}" if budget.runs else "")
+    runs = _count(ended, "run") + (f" of {budget.runs}" if budget.runs else "")
     hours = f"{found.hours:.2f} hours" + (f" of {budget.hours:g}" if budget.hours else "")
-    rest = f"; {found.open} runs have not been begun, as the budget is spent" if found.open else ""
+    rest = f"; {_count(found.open, 'run')} not begun, as the budget is spent" if found.open else ""
     return f"spent: {runs}, {hours}{rest}"
 
 
@@ -196,7 +214,7 @@ class _Progress:
         self.plan, self.say = plan, say
         self.told = {record.hash for record in plan.records(plan.standings())}
         if self.told:
-            say(f"{len(self.told)} runs have ended before")
+            say(f"ended before: {_count(len(self.told), 'run')}")
 
     def announce(self, job: Job, record: Record) -> None:
         self.told.add(record.hash)
@@ -218,6 +236,10 @@ def _outcome(record: Record) -> str:
 
 def _first(record: Record) -> str:
     return (record.error or {}).get("message", "").partition("\n")[0]
+
+
+def _count(number: int, one: str, several: str = "") -> str:
+    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def _say(*lines: str) -> None:

@@ -79,6 +79,16 @@ def tune_together(jobs: Sequence[Job], store: Store) -> None:
             shutil.rmtree(place, ignore_errors=True)
 
 
+def remove_shared(store: Store) -> None:
+    """Remove the folders in which runs were tuned at once, those that no process works in."""
+    for place in (store.folder / RUNS).glob(".*.shared"):
+        with claimed(place / HELD, f"tuning in {place}") as claim:
+            if claim is None:
+                continue
+            claim.ended = True
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def _begun(claim: Claim) -> bool:
     """Whether the run was begun alone."""
     return (claim.folder / f".{WORK}.tuning").is_dir()

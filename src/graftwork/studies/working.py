@@ -8,7 +8,7 @@ from graftwork.studies.claims import claimed
 from graftwork.studies.plan import Plan
 from graftwork.studies.records import DONE, Record
 from graftwork.studies.running import run
-from graftwork.studies.together import groups, tune_together
+from graftwork.studies.together import groups, remove_shared, tune_together
 
 POLL = 0.5
 """Seconds to wait where all that can be run is run by other processes."""
@@ -57,7 +57,10 @@ def _try(job: Job, plan: Plan, announce: Announce) -> bool:
 
 def tidy(plan: Plan) -> None:
     """Remove what killed processes left of runs that have ended well."""
-    for standing in plan.standings():
+    standings = plan.standings()
+    if not plan.open_jobs(standings):
+        remove_shared(plan.store)
+    for standing in standings:
         for job in standing.jobs:
             working, record = plan.store.working(job.hash), plan.store.find(job.hash)
             if record is None or record.error is not None or not working.is_dir():
