@@ -1,16 +1,20 @@
 """Studies of a tiny backbone, run to their tables: once, again, after failures, and after changes."""
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from comparing import compare, tables_of
+from scipy import stats
 
 import graftwork as gw
-from graftwork.errors import FailedRunsError, GraftworkError, TuneManyError
-from graftwork.studies import read_results, running, together, working
+from graftwork.errors import DataError, FailedRunsError, GraftworkError, TuneManyError
+from graftwork.studies import compare_pair, mcnemar, read_results, running, together, working
 from graftwork.studies.predictions import read_predictions, score
 from graftwork.studies.records import run_folders
 
@@ -81,6 +85,39 @@ def test_a_runs_folder_has_what_made_it(done):
     measured = [line["accuracy"] for line in lines if line["split"] == "validation" and line["step"]]
     assert max(measured) == result.validation["accuracy"]
     assert json.loads((result.folder / "environment.json").read_text())["versions"]["torch"]
+
+
+def test_the_tables_are_of_what_the_runs_say(done):
+    lines = rows_of(done.folder / "results.csv")
+    assert [(line["run"], float(line["test"])) for line in lines] == [
+        (own.folder.name, own.test_score) for own in done.results
+    ]
+    summary = rows_of(done.folder / "summary.csv")
+    scores = {
+        row["setting"]: [own.test_score for own in done.results if own.setting == row["setting"]] for row in summary
+    }
+    for row in summary:
+        assert float(row["test"]) == pytest.approx(np.mean(scores[row["setting"]]))
+        assert float(row["test_standard_error"]) == pytest.approx(stats.sem(scores[row["setting"]]))
+    [row] = rows_of(done.folder / "comparisons.csv")
+    assert (row["method"], row["compared_with"]) == ("lora (rank=2)", "lora (rank=1)")
+    difference = np.subtract(scores["rank=2"], scores["rank=1"])
+    assert float(row["difference"]) == pytest.approx(difference.mean())
+    assert float(row["rows_low"]) <= difference.mean() <= float(row["rows_high"])
+    said = [read_predictions(own.folder) for own in done.results if own.seed == 0]
+    right = [[one == label for one, label in zip(*own, strict=True)] for own in said]
+    assert float(row["mcnemar_p"]) == mcnemar(right[1], right[0])
+
+
+def test_runs_on_other_rows_are_not_compared(done, tmp_path):
+    one, other = done.results[0], done.results[2]
+    shutil.copytree(other.folder, tmp_path / "run")
+    lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    (tmp_path / "run" / "predictions.jsonl").write_text("\n".join(lines[::-1]) + "\n")
+    with pytest.raises(DataError, match="different rows"):
+        compare_pair([one], [replace(other, folder=tmp_path / "run")])
+    assert compare_pair([one], [replace(other, seed=5)]) is None
+    assert compare_pair([one], [replace(other, test={})]) is None
 
 
 def test_what_is_done_is_not_done_again(small, done, nothing_runs):
