@@ -1,9 +1,12 @@
 """What the tests of studies work with: a tiny study, and what is compared of what it leaves."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from training.workbench import make_rows, write_csv
+
+import graftwork
 
 QUICK = {
     "head_learning_rate": 0.03,
@@ -44,3 +47,7 @@ TABLES = ("results.csv", "summary.csv", "search.csv", "comparisons.csv", "chosen
 def tables_of(folder: Path) -> dict[str, bytes]:
     """What must be the same, byte for byte, whatever happened on the way."""
     return {name: (folder / name).read_bytes() for name in TABLES}
+
+
+compare = partial(graftwork.compare, tables_only=True)
+"""Without figures, which take longer to draw than so small a study to run."""

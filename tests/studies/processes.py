@@ -1,16 +1,15 @@
 """What the tests of processes run in a process of their own: graftwork is imported once, and each work on a study is a
 fork of it, which begins at once and can be killed.
 
-Run as `python processes.py WHAT STUDY`, in the folder for the outputs. Prints one line of JSON.
+Run as `python processes.py`, in a folder with a study for each thing to be done: `kills.yaml`, `both.yaml`. Prints one
+line of JSON.
 """
 
 import json
 import os
 import random
 import signal
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def fork(study: str, output: str, *flags: str) -> int:
         with Path(f"{os.getpid()}.log").open("w") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            main(["compare", study, "--output", output, *flags])
+            main(["compare", study, "--output", output, "--tables-only", *flags])
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     finally:
@@ -90,13 +89,24 @@ def kills(study: str) -> Any:
     }
 
 
+def begun_by(process: int) -> bool:
+    return Path("both.runs").exists() and str(process) in Path("both.runs").read_text()
+
+
 def both(study: str) -> Any:
     """Two processes begin to work on one study at the same time; a third one comes and is killed."""
     processes = [fork(study, "both") for _ in range(3)]
-    while not Path("both.runs").exists() or str(processes[2]) not in Path("both.runs").read_text():
+    statuses: list[int] = []
+    # The others may be so fast that it finds nothing to do.
+    while not begun_by(processes[2]):
+        if (ended := os.waitpid(processes[2], os.WNOHANG))[0]:
+            statuses = [os.waitstatus_to_exitcode(ended[1])]
+            break
         time.sleep(0.01)
-    os.kill(processes[2], signal.SIGKILL)
-    statuses = [wait(process) for process in processes]
+    else:
+        os.kill(processes[2], signal.SIGKILL)
+        statuses = [wait(processes[2])]
+    statuses += [wait(process) for process in processes[:2]]
     begun = notes("both")
     ended = [run for process, run in begun if int(process) != processes[2]]
     return {
@@ -110,5 +120,4 @@ def both(study: str) -> Any:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    chosen: dict[str, Callable[[str], Any]] = {"kills": kills, "both": both}
-    print(json.dumps(chosen[sys.argv[1]](sys.argv[2])))
+    print(json.dumps({what.__name__: what(f"{what.__name__}.yaml") for what in (kills, both)}))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from comparing import tables_of
+from comparing import compare, tables_of
 
 from graftwork.errors import OutputError
 from graftwork.studies import workers
@@ -31,15 +31,13 @@ def study(values, tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(study, tmp_path_factory):
     """What the study ends in, in one process."""
-    from graftwork import compare
-
     folder = tmp_path_factory.mktemp("whole")
     compare(study, output=folder)
     return tables_of(folder)
 
 
 def test_a_study_is_run_beside_its_file_and_goes_on(graftwork, study, whole):
-    ran = graftwork("compare", study, "--set", "seeds=1")
+    ran = graftwork("compare", study, "--set", "seeds=1", "--tables-only")
     assert ran.status == 0
     assert "1 tasks, 1 methods and settings: 2 runs of the search and 0 more" in ran.err
     assert "[2/2] words: lora, learning_rate=0.01, seed 0: validation accuracy " in ran.err
@@ -47,15 +45,20 @@ def test_a_study_is_run_beside_its_file_and_goes_on(graftwork, study, whole):
     assert header.split() == ["task", "method", "rate", "trained", "seeds", "metric", "validation", "test"]
     assert row.split()[:2] == ["words", "lora"]
     assert last == f"saved in {study.with_suffix('')}"
+    folder = study.with_suffix("")
+    assert not (folder / "report").exists()
     more = graftwork("compare", study, "--quiet", "--json")
     assert (more.status, more.err) == (0, "")
+    drawn = (folder / "report" / "report.html").stat()
+    assert graftwork("compare", study, "--quiet").status == 0
+    assert (folder / "report" / "report.html").stat() == drawn
     found = json.loads(more.out)
     assert [(one["task"], one["seeds"]) for one in found["results"]] == [("words", 2)]
-    assert tables_of(study.with_suffix("")) == whole
+    assert tables_of(folder) == whole
 
 
 def test_workers_end_with_the_same_tables(graftwork, study, whole, tmp_path):
-    ran = graftwork("compare", study, "--output", tmp_path / "out", "--workers", "2")
+    ran = graftwork("compare", study, "--output", tmp_path / "out", "--workers", "2", "--tables-only")
     assert ran.status == 0, ran.err + "".join(path.read_text() for path in (tmp_path / "out" / "workers").iterdir())
     assert tables_of(tmp_path / "out") == whole
     assert "[3/3] words: lora" in ran.err
@@ -64,7 +67,7 @@ def test_workers_end_with_the_same_tables(graftwork, study, whole, tmp_path):
 
 def test_what_is_wrong_is_said_with_the_flag(graftwork, study, tmp_path):
     for flags, said in (
-        (["--train.epochs", "3"], "train.epochs"),
+        (["--train.epochs", "3"], "unknown key 'epochs'"),
         (["--workers", "0"], "--workers"),
         (["--report-to", "nowhere"], "unknown trackers nowhere"),
         (["--set", "seeds=zero"], "expected a number of seeds"),

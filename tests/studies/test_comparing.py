@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from comparing import tables_of
+from comparing import compare, tables_of
 
 import graftwork as gw
 from graftwork.errors import FailedRunsError, GraftworkError, TuneManyError
@@ -29,7 +29,7 @@ def small(values):
 def done(small, tmp_path_factory):
     """A study that has ended; its folder is not to be changed."""
     folder = tmp_path_factory.mktemp("done") / "out"
-    return gw.compare(small(), output=folder)
+    return compare(small(), output=folder)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_runs_folder_has_what_made_it(done):
 
 def test_what_is_done_is_not_done_again(small, done, nothing_runs):
     before = tables_of(done.folder)
-    assert gw.compare(small(), output=done.folder) == done
+    assert compare(small(), output=done.folder) == done
     assert tables_of(done.folder) == before
 
 
@@ -95,10 +95,10 @@ def test_names_and_places_are_no_part_of_a_run(small, done, nothing_runs, tmp_pa
     renamed = small(
         tasks={"other": {"task": {**words, "data": str(moved)}}}, methods={"mine": {"name": "lora", "rank": [1, 2]}}
     )
-    found = gw.compare(renamed, output=done.folder)
+    found = compare(renamed, output=done.folder)
     assert [(own.task, own.method) for own in found.results[:1]] == [("other", "mine")]
     assert [own.test for own in found.results] == [own.test for own in done.results]
-    gw.compare(small(), output=done.folder)
+    compare(small(), output=done.folder)
 
 
 def test_other_data_and_settings_make_other_runs(small, done, tmp_path):
@@ -107,9 +107,9 @@ def test_other_data_and_settings_make_other_runs(small, done, tmp_path):
     moved.write_text(Path(words["data"]).read_text().replace("one", "two", 1))
     names = {path.name for path in run_folders(done.folder)}
     one = {"methods": {"lora": {"rank": 1}}, "search": None, "seeds": 1}
-    other = gw.compare(small(tasks={"words": {"task": {**words, "data": str(moved)}}}, **one), output=tmp_path / "a")
+    other = compare(small(tasks={"words": {"task": {**words, "data": str(moved)}}}, **one), output=tmp_path / "a")
     assert not names & {path.name for path in run_folders(other.folder)}
-    rows = gw.compare(small(tasks={"words": {"task": words, "max_rows": {"train": 20}}}, **one), output=tmp_path / "b")
+    rows = compare(small(tasks={"words": {"task": words, "max_rows": {"train": 20}}}, **one), output=tmp_path / "b")
     assert not names & {path.name for path in run_folders(rows.folder)}
 
 
@@ -126,7 +126,7 @@ def test_one_failure_does_not_stop_a_study_and_is_tried_again_on_request(small, 
     with pytest.raises(
         FailedRunsError, match=r"1 of 3 runs failed(.|\n)*MemoryError: no room(.|\n)*--retry-failed"
     ) as end:
-        gw.compare(study, output=tmp_path / "out")
+        compare(study, output=tmp_path / "out")
     assert [own.seed for own in end.value.finished.results] == [0, 2]
     [failed] = end.value.finished.failed
     folder = tmp_path / "out" / "runs" / failed.hash
@@ -134,8 +134,8 @@ def test_one_failure_does_not_stop_a_study_and_is_tried_again_on_request(small, 
     assert not (folder / "adapter").exists()
     broken[0] = False
     with pytest.raises(FailedRunsError):  # not on request
-        gw.compare(study, output=tmp_path / "out")
-    found = gw.compare(study, output=tmp_path / "out", retry_failed=True)
+        compare(study, output=tmp_path / "out")
+    found = compare(study, output=tmp_path / "out", retry_failed=True)
     assert [own.seed for own in found.results] == [0, 1, 2]
     kept = json.loads((folder / "result.json").read_text())
     assert (kept["state"], kept["error"]) == ("done", None)
@@ -145,17 +145,17 @@ def test_one_failure_does_not_stop_a_study_and_is_tried_again_on_request(small, 
 
 def test_hours_that_are_spent_end_a_study(small, tmp_path, capsys):
     study = small(methods={"lora": {"rank": 1}}, search=None, seeds=3, budget={"hours": 1e-6})
-    found = gw.compare(study, output=tmp_path / "out", progress=True)
+    found = compare(study, output=tmp_path / "out", progress=True)
     assert (len(found.results), found.open) == (1, 2)
     assert "2 runs have not been begun, as the budget is spent" in capsys.readouterr().err
-    more = gw.compare({**study, "budget": {"hours": 1}}, output=tmp_path / "out")
+    more = compare({**study, "budget": {"hours": 1}}, output=tmp_path / "out")
     assert (len(more.results), more.open) == (3, 0)
 
 
 def test_seeds_share_passes_where_the_study_says_so(small, tmp_path, monkeypatch):
     study = small(methods={"lora": {"rank": 1}}, search=None, seeds=3)
-    alone = gw.compare(study, output=tmp_path / "alone")
-    found = gw.compare({**study, "share_passes": True}, output=tmp_path / "shared")
+    alone = compare(study, output=tmp_path / "alone")
+    found = compare({**study, "share_passes": True}, output=tmp_path / "shared")
     assert [own.folder.name for own in found.results] == [own.folder.name for own in alone.results]
     for one, other in zip(found.results, alone.results, strict=True):
         # Sums over more rows are rounded otherwise, which training makes more of.
@@ -168,7 +168,7 @@ def test_seeds_share_passes_where_the_study_says_so(small, tmp_path, monkeypatch
         raise TuneManyError("all failed", change="", finished={})
 
     monkeypatch.setattr(together, "tune_joint_recipe", fail)
-    again = gw.compare({**study, "share_passes": True, "seeds": 2}, output=tmp_path / "again")
+    again = compare({**study, "share_passes": True, "seeds": 2}, output=tmp_path / "again")
     assert [own.test for own in again.results] == [own.test for own in alone.results[:2]]
 
 
@@ -178,7 +178,7 @@ BAD = {
     "an unknown key": ({"seed": 3}, r"unknown key 'seed' \(expected for example seeds"),
     "an unknown key of a task": ({"tasks": {"cola": {"dta": "x"}}}, r"unknown key 'tasks.cola.dta'"),
     "an unknown setting": ({"methods": {"lora": {"rnak": 3}}}, r"method 'lora': (.|\n)*rnak"),
-    "an unknown training setting": ({"train": {"epochs": 3}}, r"train.epochs"),
+    "an unknown training setting": ({"train": {"epochs": 3}}, r"train(.|\n)*unknown key 'epochs'"),
     "an empty grid": ({"search": {"grid": {}}}, r"search.grid(.|\n)*empty"),
     "an empty list of rates": ({"search": {"grid": {"learning_rate": []}}}, r"learning_rate is empty"),
     "an empty list of a setting": ({"methods": {"lora": {"rank": []}}}, r"rank is an empty list"),
@@ -186,7 +186,7 @@ BAD = {
     "no tasks": ({"tasks": {}}, r"tasks"),
     "no seeds": ({"seeds": 0}, r"at least one seed"),
     "a seed twice": ({"seeds": [1, 1]}, r"a seed is repeated"),
-    "a seed elsewhere": ({"train": {"seed": 1}}, r"train.seed: a study's seeds are its key seeds"),
+    "a seed elsewhere": ({"train": {"seed": 1}}, r"train(.|\n)*a study's seeds are its key seeds"),
     "a value that does not suit": ({"search": {"grid": {"learning_rate": [-1.0]}}}, r"learning_rate=-1.0"),
     "a key that is not searched": ({"search": {"grid": {"rank": [1, 2]}}}, r"method.KEY"),
     "what is set and searched": (
@@ -218,7 +218,7 @@ BAD = {
 def test_a_bad_study_is_refused_before_anything_runs(case, small, nothing_runs, tmp_path):
     changes, said = BAD[case]
     with pytest.raises(GraftworkError, match=said):
-        gw.compare(small(**changes), output=tmp_path / "out")
+        compare(small(**changes), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -228,5 +228,5 @@ def test_one_file_under_two_names_is_refused(small, nothing_runs, tmp_path):
     copy.write_bytes(Path(words["task"]["data"]).read_bytes())
     for other in (words, {"task": {**words["task"], "data": str(copy)}}):
         with pytest.raises(GraftworkError, match="tasks 'words' and 'more' are the same rows"):
-            gw.compare(small(tasks={"words": words, "more": other}), output=tmp_path / "out")
+            compare(small(tasks={"words": words, "more": other}), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()

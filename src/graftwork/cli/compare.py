@@ -18,6 +18,7 @@ def compare(
     workers: int = 1,
     retry_failed: Annotated[bool, Switch] = False,
     report_to: str | None = None,
+    tables_only: Annotated[bool, Switch] = False,
     quiet: Annotated[bool, Switch] = False,
     json: Annotated[bool, Switch] = False,
     settings: Settings = [],  # noqa: B006 (cyclopts makes a new list for each call)
@@ -37,6 +38,8 @@ def compare(
         Run again what failed before. Its errors are kept.
     report_to
         Experiment trackers, by transformers' names.
+    tables_only
+        Write the tables, and neither figures nor the report.
     quiet
         Print the results only.
     json
@@ -56,6 +59,7 @@ def compare(
             overrides=overrides,
             workers=workers,
             retry_failed=retry_failed,
+            tables_only=tables_only,
             progress=not quiet,
         )
     except FailedRunsError as error:

@@ -9,10 +9,11 @@ from itertools import product
 from typing import Any, get_origin
 
 from graftwork.adapters.declared import counts, declare
+from graftwork.adapters.parts import with_parts_read
 from graftwork.backbones import Backbone
 from graftwork.errors import GraftworkError, RecipeError
 from graftwork.kinds import KINDS
-from graftwork.methods import METHODS, find_method
+from graftwork.methods import METHODS, as_method, find_method
 from graftwork.settings.problems import types_in
 from graftwork.studies.identity import fingerprint_of_data, hash_of
 from graftwork.studies.search import Search, Times, Tried
@@ -140,7 +141,7 @@ class Arm:
         return trained_by(recipe, self.task.task, self.backbone)
 
     def _recipe(self, changes: Mapping[str, Any]) -> Recipe:
-        recipe = Recipe.parse(override(self.values, changes), origin=self.label)
+        recipe = Recipe.parse(override(self.values, changes), origin="the study")
         return recipe.resolved(self.backbone, recipe.find_task(), recipe.find_method())
 
 
@@ -209,7 +210,7 @@ def settings_of(name: str, own: StudyMethod) -> dict[str, dict[str, Any]]:
             chosen = dict(zip(grid, values, strict=True))
             text = ", ".join(f"{key}={readable(value)}" for key, value in chosen.items())
             found[text] = {"name": listed, **fixed, **chosen}
-            Recipe.parse({"task": "cola", "method": found[text]}).find_method()
+            as_method(with_parts_read(found[text]))
         return found
 
 
@@ -255,9 +256,9 @@ def _check(arm: Arm, study: Study) -> None:
     Raises:
         GraftworkError: says which method on which task.
     """
-    with _within(arm.label, f"tasks.{arm.task.name}, methods.{arm.method}"):
+    with _within(arm.label, f"tasks.{arm.task.name}, methods.{arm.method}, train or search"):
         arm.trained()
-        refuse_idle(Recipe.parse(arm.values), arm.backbone)
+        refuse_idle(Recipe.parse(arm.values, origin="the study"), arm.backbone)
         seed = arm.task.seeds[0]
         search = arm.search
         if search is None:
@@ -315,4 +316,6 @@ def _within(what: str, change: str) -> Iterator[None]:
     try:
         yield
     except GraftworkError as error:
-        raise type(error)(f"{what}: {error.problem}", expected=error.expected, change=change) from error
+        # A study has keys where other commands have flags.
+        inner = f" ({error.change.replace('--', '')})" if error.change and error.change != "the study" else ""
+        raise type(error)(f"{what}: {error.problem}", expected=error.expected, change=f"{change}{inner}") from error

@@ -6,6 +6,7 @@ machine a lock may say nothing: it shows that it lives by touching a file every 
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -60,6 +61,23 @@ def claimed(working: Path, what: str) -> Iterator[Claim | None]:
             held.remove()
         else:
             held.release()
+
+
+@contextmanager
+def in_turn(folder: Path, what: str) -> Iterator[None]:
+    """Inside, no other process is; waits until it is this one's turn.
+
+    Args:
+        folder: is there for as long as one is inside.
+        what: is done.
+    """
+    while True:
+        with claimed(folder, what) as claim:
+            if claim is not None:
+                claim.ended = True
+                yield
+                return
+        time.sleep(0.05)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`compare`: run a study, or go on with it, and write its tables."""
+"""`compare`: run a study, or go on with it, and write its tables and its report."""
 
 import sys
 import tempfile
@@ -13,15 +13,24 @@ from graftwork.folders import make_folder, write_whole
 from graftwork.settings.checked import require_count
 from graftwork.settings.yamlfile import dump_yaml
 from graftwork.studies.arms import Job
+from graftwork.studies.claims import in_turn
 from graftwork.studies.plan import Plan
 from graftwork.studies.records import DONE, Record
 from graftwork.studies.repeated import said_once
+from graftwork.studies.report import PAGE
+from graftwork.studies.report import report as write_report
 from graftwork.studies.results import Result
 from graftwork.studies.running import try_again
 from graftwork.studies.study import FILE, Study
 from graftwork.studies.workers import run_workers
 from graftwork.studies.working import tidy, work
 from graftwork.studies.writing import write_outputs
+
+REPORT = "report"
+"""In a study's folder: its figures, and the page that has them all."""
+
+TURN = ".writing"
+"""In a study's folder: the folder that is held while its files are written."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ def compare(
     overrides: Mapping[str, Any] | None = None,
     workers: int = 1,
     retry_failed: bool = False,
+    tables_only: bool = False,
     progress: bool = False,
 ) -> Comparison:
     """Run a study, or go on with it. What is done is not done again, and what was cut is resumed.
@@ -64,6 +74,7 @@ def compare(
         overrides: values that override those of the file, by dotted key (`train.num_train_epochs`).
         workers: number of processes, each with an equal share of the cores. 1: this process.
         retry_failed: run again what failed before; its errors are kept.
+        tables_only: write the tables, and neither figures nor the report.
         progress: report each run on standard error.
 
     Raises:
@@ -73,7 +84,7 @@ def compare(
     """
     require_count("workers", workers)
     if isinstance(study, Study):
-        declared, beside = study, None
+        declared, beside = study.beside(Path.cwd()), None
     elif isinstance(study, Mapping):
         declared, beside = Study.parse(study).beside(Path.cwd()), None
     else:
@@ -81,24 +92,23 @@ def compare(
     if overrides and not isinstance(study, str | Path):
         raise RecipeError("overrides are of a study's file", expected="a path", change="overrides")
     place = beside if output is None else Path(output)
-    if place is not None:
-        return _compare(declared, place.resolve(), workers=workers, retry_failed=retry_failed, progress=progress)
-    with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
-        return _compare(declared, Path(folder), workers=workers, retry_failed=retry_failed, progress=progress)
-
-
-def _compare(study: Study, folder: Path, *, workers: int, retry_failed: bool, progress: bool) -> Comparison:
-    with said_once():
-        return _compared(study, folder, workers=workers, retry_failed=retry_failed, progress=progress)
-
-
-def _compared(study: Study, folder: Path, *, workers: int, retry_failed: bool, progress: bool) -> Comparison:
     say = _say if progress else _nothing
+    with said_once():
+        if place is not None:
+            plan = _run(declared, place.resolve(), workers, say, retry_failed=retry_failed)
+            return _ended(plan, say, report=not tables_only)
+        with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
+            return _ended(_run(declared, Path(folder), workers, say, retry_failed=retry_failed), say, report=False)
+
+
+def _run(study: Study, folder: Path, workers: int, say: Callable[..., None], *, retry_failed: bool) -> Plan:
+    """Run what can be run of a study."""
     say(f"reading the data of {len(study.tasks)} tasks, and backbone {study.backbone}")
     with quiet_transformers():
         plan = Plan(study, folder)
     make_folder(folder)
-    write_whole(folder / FILE, dump_yaml(study.as_values()))
+    with in_turn(folder / TURN, f"writing of {folder}"):
+        write_whole(folder / FILE, dump_yaml(study.as_values()))
     say(*_described(plan))
     told = _Progress(plan, say)
     standings = plan.standings()
@@ -119,14 +129,20 @@ def _compared(study: Study, folder: Path, *, workers: int, retry_failed: bool, p
             resumable=False,
         ) from stop
     tidy(plan)
-    return _ended(plan, say)
+    return plan
 
 
-def _ended(plan: Plan, say: Callable[..., None]) -> Comparison:
+def _ended(plan: Plan, say: Callable[..., None], *, report: bool) -> Comparison:
     """The tables, and what came of it all."""
     standings = plan.standings()
     failed = tuple(plan.failed(standings))
-    results = tuple(write_outputs(plan, standings))
+    with in_turn(plan.store.folder / TURN, f"writing of {plan.store.folder}"):
+        before = _written(plan.store.folder)
+        results = tuple(write_outputs(plan, standings))
+        page = plan.store.folder / REPORT / PAGE
+        if report and results and not (page.is_file() and before == _written(plan.store.folder)):
+            say("drawing the figures")
+            write_report(plan.store.folder)
     left = len(plan.open_jobs(standings))
     found = Comparison(plan.store.folder, results, failed, left, plan.hours(standings))
     say(_spent(plan, found))
@@ -138,6 +154,11 @@ def _ended(plan: Plan, say: Callable[..., None]) -> Comparison:
             finished=found,
         )
     return found
+
+
+def _written(folder: Path) -> list[bytes]:
+    """What a report is made of: it is drawn again where that has changed."""
+    return [path.read_bytes() for path in sorted(folder.glob("*.csv"))]
 
 
 def _described(plan: Plan) -> list[str]:
@@ -161,10 +182,11 @@ def _described(plan: Plan) -> list[str]:
 
 
 def _spent(plan: Plan, found: Comparison) -> str:
-    limit = plan.study.budget.hours
-    hours = f"{found.hours:.2f} hours" + (f" of {limit:g}" if limit else "")
+    budget, ended = plan.study.budget, len(plan.records(plan.standings()))
+    runs = f"{ended} runs" + (f" of {budget.runs}" if budget.runs else "")
+    hours = f"{found.hours:.2f} hours" + (f" of {budget.hours:g}" if budget.hours else "")
     rest = f"; {found.open} runs have not been begun, as the budget is spent" if found.open else ""
-    return f"{hours} of training{rest}; tables in {found.folder}"
+    return f"spent: {runs}, {hours}{rest}"
 
 
 class _Progress:

@@ -4,7 +4,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LOGGERS = ("graftwork.training.score_warnings", "graftwork.tasks.data", "graftwork.tasks.reading")
+LOGGERS = (
+    *("graftwork.training.score_warnings", "graftwork.training.examples", "graftwork.encoding.tags"),
+    *("graftwork.tasks.data", "graftwork.tasks.reading"),
+)
 
 
 class _Once(logging.Filter):
@@ -23,7 +26,7 @@ class _Once(logging.Filter):
 
 @contextmanager
 def said_once() -> Iterator[None]:
-    """Inside, what is said of data and of the number of rows that were scored is said once."""
+    """Inside, what is said of data, their lengths, and the number of rows that were scored is said once."""
     once = _Once()
     for name in LOGGERS:
         logging.getLogger(name).addFilter(once)

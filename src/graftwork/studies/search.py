@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from graftwork.training.settings import TrainingSettings
 
@@ -57,6 +57,16 @@ class Times(BaseModel):
         return times
 
 
+def _is_mapping(value: Any) -> str:
+    """Which of a list and keys and values is meant. The names are those of branches, which no problem shows."""
+    return "[key]mapping" if isinstance(value, Mapping | BaseModel) else "[key]list"
+
+
+_List = Annotated[tuple[Any, ...], Tag("[key]list")]
+_Grid = Annotated[_List | Annotated[Times, Tag("[key]mapping")], Discriminator(_is_mapping)]
+_Space = Annotated[_List | Annotated[Between, Tag("[key]mapping")], Discriminator(_is_mapping)]
+
+
 class Search(BaseModel):
     """What is searched, by a grid or by Optuna. Validation scores choose; test scores have no part in it.
 
@@ -75,8 +85,8 @@ class Search(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    grid: dict[str, tuple[Any, ...] | Times] | None = None
-    optuna: dict[str, tuple[Any, ...] | Between] | None = None
+    grid: dict[str, _Grid] | None = None
+    optuna: dict[str, _Space] | None = None
     trials: PositiveInt | None = None
     round: PositiveInt | None = None
     seeds: PositiveInt = 1

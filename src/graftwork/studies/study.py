@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from graftwork.data.table import SplitName
-from graftwork.errors import RecipeError
+from graftwork.errors import RecipeError, nearest
 from graftwork.folders import resolved_path
 from graftwork.settings.problems import describe, key_of
 from graftwork.settings.yamlfile import read_yaml
 from graftwork.studies.search import Search
 from graftwork.training.recipe import override
+from graftwork.training.settings import TrainingSettings
 
 FILE = "study.yaml"
 
@@ -24,6 +25,16 @@ SECTIONS = ("name", "train", "search")
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("train", check_fields=False)
+    @classmethod
+    def _known_settings(cls, train: dict[str, Any]) -> dict[str, Any]:
+        for key in train:
+            if key not in TrainingSettings.model_fields:
+                raise ValueError(f"unknown key {key!r} (expected {nearest(key, TrainingSettings.model_fields)})")
+        if "seed" in train:
+            raise ValueError("seed: a study's seeds are its key seeds")
+        return train
 
 
 class StudyTask(_Strict):
@@ -132,14 +143,6 @@ class Study(_Strict):
     @classmethod
     def _counted(cls, value: Any) -> Any:
         return as_seeds(value)
-
-    @model_validator(mode="after")
-    def _no_seeds_elsewhere(self) -> Self:
-        sections = {"": self.train, **{f"tasks.{name}.": own.train for name, own in self.tasks.items()}}
-        sections |= {f"methods.{name}.": own.train for name, own in self.methods.items()}
-        if given := [where for where, train in sections.items() if "seed" in train]:
-            raise ValueError(f"{given[0]}train.seed: a study's seeds are its key seeds")
-        return self
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, origin: str = "the study") -> "Study":

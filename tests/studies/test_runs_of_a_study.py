@@ -1,0 +1,221 @@
+"""One run of a study: who holds it, what it is known by, where it goes on, and what is kept of its predictions."""
+
+import json
+import os
+import socket
+import threading
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from comparing import compare
+
+import graftwork as gw
+from graftwork.errors import InterruptedRunError
+from graftwork.folders import OWNER, Owner
+from graftwork.kinds.scoring import compute
+from graftwork.studies import claims, running
+from graftwork.studies.claims import claimed
+from graftwork.studies.identity import hash_of
+from graftwork.studies.predictions import plain, score
+from graftwork.tasks import Task
+from graftwork.training import Recipe
+from graftwork.training.progress import Log
+
+# Who holds a run
+
+
+def test_a_run_is_held_once(tmp_path):
+    place = tmp_path / ".a.running"
+    with claimed(place, "run a") as first:
+        assert first is not None
+        with claimed(place, "run a") as second:
+            assert second is None
+        assert (place / claims.PULSE).is_file()
+    with claimed(place, "run a") as again:
+        assert again is not None
+        again.ended = True
+    assert not place.exists()
+
+
+def test_what_a_dead_process_held_is_taken_over(tmp_path):
+    place = tmp_path / ".a.running"
+    place.mkdir()
+    dead = replace(Owner.this_process(), pid=2**22 + 1)
+    (place / OWNER).write_text(json.dumps(asdict(dead)))
+    with claimed(place, "run a") as taken:
+        assert taken is not None
+
+
+@pytest.mark.parametrize("silent", [0.0, claims.STALE + 5])
+def test_a_process_elsewhere_is_dead_when_it_was_silent_for_long(tmp_path, silent):
+    place = tmp_path / ".a.running"
+    inner = place / ".adapter.tuning"
+    inner.mkdir(parents=True)
+    other = replace(Owner.this_process(), host=socket.gethostname() + "-other")
+    for folder in (place, inner):
+        (folder / OWNER).write_text(json.dumps(asdict(other)))
+    (place / claims.PULSE).touch()
+    os.utime(place / claims.PULSE, (time.time() - silent,) * 2)
+    with claimed(place, "run a") as taken:
+        assert (taken is None) == (silent == 0.0)
+    assert (inner / OWNER).exists() == (silent == 0.0)
+
+
+def test_processes_write_in_turn(tmp_path):
+    inside, most = [], []
+
+    def write():
+        for _ in range(5):
+            with claims.in_turn(tmp_path / ".writing", "writing"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.002)
+                inside.pop()
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 15
+    assert not (tmp_path / ".writing").exists()
+
+
+def test_a_process_shows_that_it_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "EVERY", 0.01)
+    place = tmp_path / ".a.running"
+    with claimed(place, "run a"):
+        os.utime(place / claims.PULSE, (1.0, 1.0))
+        deadline = time.monotonic() + 10
+        while (place / claims.PULSE).stat().st_mtime == 1.0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+# What it is known by
+
+RECIPE = Recipe.parse(
+    {
+        "backbone": "minilm",
+        "dtype": "float32",
+        "task": {"name": "words", "text": "text", "data": "words.csv"},
+        "method": {"name": "lora", "rank": 2},
+        "train": {"learning_rate": 0.01},
+    }
+)
+
+
+def named(**changes):
+    facts = {"data": "d", "backbone": "b"} | {key: changes.pop(key) for key in ("data", "backbone") if key in changes}
+    values = RECIPE.model_dump(mode="json")
+    for key, value in changes.items():
+        section, name = key.split("__")
+        values[section][name] = value
+    return hash_of(Recipe.parse(values), **facts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"data": "other"}, {"backbone": "other"}, {"train__seed": 1}, {"train__learning_rate": 0.02}),
+        *({"method__rank": 3}, {"method__name": "dora"}, {"task__kind": "regression"}, {"train__max_length": 64}),
+        {"train__per_device_eval_batch_size": 8},
+    ],
+)
+def test_what_determines_a_run_is_in_its_name(change):
+    assert named(**change) != named()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"task__name": "other"}, {"task__data": "elsewhere.csv"}, {"train__logging_steps": 3}),
+        *({"train__prefix_cache_gb": 9.0}, {"train__baseline": "off"}),
+    ],
+)
+def test_what_changes_nothing_is_not(change):
+    assert named(**change) == named()
+
+
+def test_the_library_is_part_of_it(monkeypatch):
+    before = named()
+    monkeypatch.setattr(gw, "__version__", "99.0")
+    assert named() != before
+
+
+# Where it goes on
+
+
+def test_a_run_that_was_cut_goes_on_from_its_checkpoint(values, tmp_path, monkeypatch):
+    steps = {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 2, "head_learning_rate": 0.03}
+    study = values(
+        tasks={"words": values()["tasks"]["words"]}, methods={"lora": {"rank": 1}}, search=None, seeds=1, train=steps
+    )
+    whole = compare(study, output=tmp_path / "whole")
+    seen, plain_step, plain_tune = [], Log.on_step_end, running.tune_recipe
+
+    def on_step_end(self, args, state, control, **options):
+        seen.append(state.global_step)
+        if seen == [1, 2, 3, 4, 5]:
+            raise KeyboardInterrupt
+        return plain_step(self, args, state, control, **options)
+
+    monkeypatch.setattr(Log, "on_step_end", on_step_end)
+    with pytest.raises(InterruptedRunError, match=r"interrupted; 0 runs are done(.|\n)*the same command goes on"):
+        compare(study, output=tmp_path / "cut")
+    [working] = (tmp_path / "cut" / "runs").iterdir()
+    before = float((working / running.SPENT).read_text())
+    asked = []
+    monkeypatch.setattr(running, "tune_recipe", lambda *a, **own: asked.append(own["resume"]) or plain_tune(*a, **own))
+    found = compare(study, output=tmp_path / "cut")
+    assert (asked, seen) == ([True], [1, 2, 3, 4, 5, 5, 6])
+    [one], [other] = found.results, whole.results
+    assert (one.validation, one.test) == (other.validation, other.test)
+    assert one.seconds > before > 0
+    for name in ("metrics.jsonl", "predictions.jsonl", "recipe.yaml", "adapter/adapter.safetensors"):
+        assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
+
+
+# What is kept of its predictions
+
+RANDOM = np.random.default_rng(0)
+TAGS = ("O", "B-A", "I-A")
+OUTCOMES = {
+    "classification": (("a", "b", "c"), RANDOM.normal(size=(20, 3)), RANDOM.integers(0, 3, 20)),
+    "image-classification": (("a", "b"), RANDOM.normal(size=(20, 2)), RANDOM.integers(0, 2, 20)),
+    "multiple-choice": (None, RANDOM.normal(size=(20, 4)), RANDOM.integers(0, 4, 20)),
+    "multi-label-classification": (("a", "b", "c"), RANDOM.normal(size=(20, 3)), RANDOM.integers(0, 2, (20, 3))),
+    "regression": (None, RANDOM.normal(size=(20, 1)), RANDOM.normal(size=20)),
+    "token-classification": (
+        TAGS,
+        [[TAGS[i] for i in RANDOM.integers(0, 3, 5)] for _ in range(20)],
+        [[TAGS[i] for i in RANDOM.integers(0, 3, 5)] for _ in range(20)],
+    ),
+    "generation": (None, ["the cat sat here", "a dog ran"], [["the cat sat down", "a cat sat"], ["a dog ran off"]]),
+}
+METRICS = {
+    "classification": ("accuracy", "f1_macro"),
+    "image-classification": ("accuracy",),
+    "multiple-choice": ("accuracy",),
+    "multi-label-classification": ("f1_micro", "f1_macro", "subset_accuracy"),
+    "regression": ("r2", "spearman", "mae"),
+    "token-classification": ("token_accuracy", "seqeval_f1"),
+    "generation": ("bleu",),
+}
+
+
+@pytest.mark.parametrize("kind", OUTCOMES)
+def test_predictions_by_name_have_the_scores_of_the_outputs(kind):
+    labels, predictions, there = OUTCOMES[kind]
+    fields = {"text": "x", "label": "y"} | ({} if labels is None else {"labels": labels})
+    fields |= {"image": "x", "text": None} if kind == "image-classification" else {}
+    fields |= {"choices": ("b", "c", "d", "e")} if kind == "multiple-choice" else {}
+    task = Task(name="t", kind=kind, **fields)
+    said, labelled = plain(task, predictions, there)
+    read = json.loads(json.dumps([said, labelled]))
+    values = task.model_dump(mode="json", exclude_none=True)
+    for metric in METRICS[kind]:
+        expected = compute([metric], kind, predictions, there)[metric]
+        assert score(values, metric, *read) == pytest.approx(expected, rel=1e-12)
