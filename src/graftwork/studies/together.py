@@ -1,14 +1,14 @@
 """Runs of a study that share passes: the seeds of one method and setting, or what its search tries, tuned at once."""
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
 from graftwork.adapters.folder import CONFIG
-from graftwork.errors import InProgressError, TuneManyError
 from graftwork.folders import write_whole
 from graftwork.studies.arms import Job
 from graftwork.studies.claims import Claim, claimed
@@ -19,6 +19,8 @@ from graftwork.training.many import HELD, tune_joint_recipe
 
 MOST = 8
 """So many runs are tuned at once: each has its own parameters, optimiser and activations in memory."""
+
+logger = logging.getLogger(__name__)
 
 
 def groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
@@ -60,8 +62,7 @@ def tune_together(jobs: Sequence[Job], store: Store) -> None:
         begun = any((place / f".{name}.tuning").is_dir() for name in recipes)
         if len(fresh) > 1 or begun:
             first = fresh[0][0].recipe
-            # Each that failed is tuned alone, and has its own error then; so is what another process has begun here.
-            with suppress(TuneManyError, InProgressError):
+            try:
                 tune_joint_recipe(
                     JointRecipe(first.backbone, first.dtype, recipes),
                     output=place,
@@ -69,6 +70,9 @@ def tune_together(jobs: Sequence[Job], store: Store) -> None:
                     resume=begun,
                     overwrite=not begun,
                 )
+            except Exception as problem:
+                # Each that failed is tuned alone, and has its own error then; so is what another process works on here.
+                logger.debug("runs could not be tuned at once", exc_info=problem)
         seconds = (time.monotonic() - start) / max(1, len(fresh))
         for job, claim in mine:
             if (place / job.hash / CONFIG).is_file():
