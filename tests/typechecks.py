@@ -36,8 +36,10 @@ def checked(target, *args, **kwargs):
 
 
 def first_calls(function=None, *, typechecker):
-    """As jaxtyping checks shapes, for the first calls; a function that another one makes would be prepared anew at every
-    call, and is left as it is."""
+    """As jaxtyping checks shapes, for the first calls.
+
+    A function that another one makes would be prepared anew at every call, and is left as it is.
+    """
     if function is None:
         return functools.partial(first_calls, typechecker=typechecker)
     if dataclasses.is_dataclass(function):
