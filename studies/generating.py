@@ -97,7 +97,7 @@ def _few(given: str | Path, backbone: Any, names: list[str], work: Path, seed: i
                     adapter = gw.tune(backbone, task=few, method=given, **steps, **training)
                 else:
                     adapter = gw.generate_adapter(given, task, examples=file, backbone=backbone, **training).adapter
-            scored = evaluate(adapter, backbone=backbone, split="test", data=str(work / "data" / name))
+            scored = evaluate(adapter, backbone=backbone, data=str(work / "data" / name / "test.jsonl"))
             found.setdefault(f"{shots}", {})[name] = round(scored["accuracy"], 4)
     return found
 
