@@ -288,8 +288,9 @@ class GradualUnfreezing(TrainerCallback):
 
 def tell_of_late_thawing(trainer: AdapterTrainer, settings: TrainingSettings) -> None:
     """Say so when a run ends before everything in it is trained."""
-    epochs = 1 + max((parameter.unfreezes for _, parameter in trainer.declared()), default=0)
-    if settings.max_steps == -1 and (settings.num_train_epochs or epochs) < epochs:
+    last = max((parameter.unfreezes for _, parameter in trainer.declared()), default=0)
+    epochs = 1 + last
+    if last and settings.max_steps == -1 and (settings.num_train_epochs or epochs) < epochs:
         logger.warning(
             "a run of %g epochs ends before all layers are unfrozen, one an epoch: the last of them are trained from "
             "epoch %d (--train.num_train_epochs)",
