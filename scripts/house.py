@@ -19,6 +19,7 @@ START, END = "<!-- the house: made by scripts/house.py -->\n", "<!-- end of the 
 
 ROOMS = (
     "cli",
+    "studies",
     "arithmetic",
     *(f"arithmetic.{name}" for name in ("landscapes", "merging", "data", "adapters", "alignment", "operations")),
     "arithmetic.values",

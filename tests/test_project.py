@@ -115,6 +115,7 @@ PUBLIC = (
     "kinds",
     "methods",
     "model",
+    "studies",
     "tasks",
     "training",
 )

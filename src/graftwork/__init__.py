@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         BackboneError,
         DataError,
         DivergedError,
+        FailedRunsError,
         GraftworkError,
         InProgressError,
         InterruptedRunError,
@@ -59,6 +60,9 @@ if TYPE_CHECKING:
         make_method,
     )
     from graftwork.model import AdaptedModel
+    from graftwork.studies import Comparison, Study, compare
+    from graftwork.studies.ablation import ablate
+    from graftwork.studies.submitting import glue_submission
     from graftwork.tasks import Task
     from graftwork.training import TrainingSettings, evaluate, tune, tune_many, tune_tasks
 
@@ -75,9 +79,11 @@ _HOMES = {
     "BiHNet": "methods",
     "BitFit": "methods",
     "Compacter": "methods",
+    "Comparison": "studies",
     "DataError": "errors",
     "DivergedError": "errors",
     "DoRA": "methods",
+    "FailedRunsError": "errors",
     "FeatureExtraction": "methods",
     "FullFineTuning": "methods",
     "Fuse": "methods",
@@ -106,6 +112,7 @@ _HOMES = {
     "RecipeError": "errors",
     "SiteError": "errors",
     "Stack": "methods",
+    "Study": "studies",
     "Task": "tasks",
     "TrainingSettings": "training",
     "TuneManyError": "errors",
@@ -113,9 +120,12 @@ _HOMES = {
     "Union": "methods",
     "VeRA": "methods",
     "WeightsError": "errors",
+    "ablate": "studies.ablation",
+    "compare": "studies",
     "distill": "combine",
     "evaluate": "training",
     "generate_adapter": "combine",
+    "glue_submission": "studies.submitting",
     "make_method": "methods",
     "tune": "training",
     "tune_many": "training",
@@ -137,9 +147,11 @@ __all__ = [
     "BiHNet",
     "BitFit",
     "Compacter",
+    "Comparison",
     "DataError",
     "DivergedError",
     "DoRA",
+    "FailedRunsError",
     "FeatureExtraction",
     "FullFineTuning",
     "Fuse",
@@ -167,6 +179,7 @@ __all__ = [
     "RecipeError",
     "SiteError",
     "Stack",
+    "Study",
     "Task",
     "TrainingSettings",
     "TuneManyError",
@@ -174,9 +187,12 @@ __all__ = [
     "Union",
     "VeRA",
     "WeightsError",
+    "ablate",
+    "compare",
     "distill",
     "evaluate",
     "generate_adapter",
+    "glue_submission",
     "make_method",
     "tune",
     "tune_many",

@@ -93,6 +93,20 @@ class TuneManyError(GraftworkError):
         self.finished = finished
 
 
+class FailedRunsError(GraftworkError):
+    """Some runs of a study failed.
+
+    Args:
+        problem: the runs that failed, and why.
+        change: what to change.
+        finished: what came of the others: a `graftwork.studies.Comparison`.
+    """
+
+    def __init__(self, problem: str, *, change: str, finished: Any) -> None:
+        super().__init__(problem, change=change)
+        self.finished = finished
+
+
 class InterruptedRunError(KeyboardInterrupt):
     """A run with an output was interrupted, from the keyboard or by SIGTERM.
 

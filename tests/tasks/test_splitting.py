@@ -172,3 +172,29 @@ def test_equal_images_are_in_one_split(tmp_path, kind):
     train, validation = ({image.tobytes() for image in split["image"]} for split in (data.train, data.validation))
     assert not train & validation
     assert len(data.validation) == pytest.approx(12, abs=2)
+
+
+def test_rows_beyond_the_most_are_left_and_classes_keep_their_proportions(tmp_path):
+    rows = [make(i) for i in range(200)]
+    own = {"validation_fraction": 0.2, "test_fraction": 0.1}
+    whole = splits(load(task(tmp_path, "classification", rows, **own)))
+    data = splits(load(task(tmp_path, "classification", rows, **own, max_rows={"train": 60, "validation": 8})))
+    assert {split: len(own) for split, own in data.items()} == {"train": 60, "validation": 8, "test": 20}
+    assert all(set(inputs(data[split])) <= set(inputs(whole[split])) for split in whole)
+    assert Counter(data["train"]["label"]) == {0: 45, 1: 15}
+    other = load(task(tmp_path, "classification", rows, **own, max_rows={"train": 60}, split_seed=3))
+    assert set(inputs(other.train)) != set(inputs(data["train"]))
+
+
+def test_rows_with_equal_inputs_stay_together_below_the_most(tmp_path):
+    rows = [make(i // 3) | {"label": ("often", "rare")[(i // 3) % 2]} for i in range(120)]
+    data = load(task(tmp_path, "classification", rows, validation_fraction=0.1, max_rows={"train": 50}))
+    counted = Counter(inputs(data.train))
+    assert 40 <= len(data.train) <= 50
+    assert set(counted.values()) == {3}
+
+
+def test_too_few_rows_for_every_class_are_refused(tmp_path):
+    rows = [make(i) for i in range(60)]
+    with pytest.raises(DataError, match=r"1 rows of (.|\n)*max_rows\.train"):
+        load(task(tmp_path, "classification", rows, max_rows={"train": 1}))

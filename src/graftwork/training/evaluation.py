@@ -141,7 +141,7 @@ def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, 
         raise RecipeError(f"columns are given ({', '.join(columns)}) without data", change="--data")
     if data is None:
         return task
-    changes: dict[str, object] = {"data": data, **(columns or {})}
+    changes: dict[str, object] = {"data": data, "max_rows": None, **(columns or {})}
     if columns:
         # They are those of an ordinary table, whatever the layout of the task's own data.
         changes |= {"layout": "table", "source": None, "subset": None, "splits": {}, "header": None}

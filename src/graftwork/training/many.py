@@ -10,10 +10,13 @@ What is random in a run comes from a source of its own, so that it is as if the 
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from transformers import TrainerCallback
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
@@ -24,26 +27,24 @@ from graftwork.errors import (
     GraftworkError,
     InterruptedRunError,
     OutputError,
-    RecipeError,
     TuneManyError,
 )
 from graftwork.folders import HeldFolder
 from graftwork.model import AdaptedModel
 from graftwork.tasks import TaskData, load
 from graftwork.training.baseline import Scores
+from graftwork.training.callbacks import Callback, callbacks_by_name
 from graftwork.training.coroutine import ThreadCoroutine
 from graftwork.training.display import Display, shown_on_stderr
 from graftwork.training.diverging import with_checkpoint
 from graftwork.training.joint_passes import Step, take
 from graftwork.training.joint_recipe import JointRecipe, plain
+from graftwork.training.joint_refusals import refuse_unlike
 from graftwork.training.outputs import Output
 from graftwork.training.recipe import Recipe
 from graftwork.training.run_summary import of_backbone, of_loading
 from graftwork.training.trainer import last_checkpoint
 from graftwork.training.tuning import Run, adapted_for, refuse_idle
-
-OF_THE_BACKBONE = ("backbone_dropout", "gradient_checkpointing")
-"""Training settings that all rows of a pass have in common."""
 
 HELD = ".tuning"
 """In the folder of a joint recipe's outputs: the folder that is held while it is tuned. No adapter's name begins with a
@@ -60,6 +61,7 @@ def tune_many(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
+    callbacks: Mapping[str, Sequence[Callback]] = MappingProxyType({}),
     **training: Any,
 ) -> dict[str, Adapter]:
     """Tune several adapters at once, with shared forward passes of the backbone.
@@ -72,6 +74,8 @@ def tune_many(
         resume: continue interrupted runs. Finished adapters are not trained again.
         overwrite: replace existing outputs, and discard interrupted runs.
         progress: report progress on standard error: with bars on a terminal, otherwise with a line every few seconds.
+        callbacks: as for `tune`, by the names of adapters. They are called in threads, one after the other; what one
+            raises ends the run of its adapter.
         training: fields of `TrainingSettings`, as defaults for all adapters.
 
     Returns:
@@ -91,7 +95,13 @@ def tune_many(
         {"backbone": backbone.name, "train": training, "adapters": given}, origin="the arguments of tune_many"
     )
     return tune_joint_recipe(
-        joint, output=output, backbone=backbone, resume=resume, overwrite=overwrite, progress=progress
+        joint,
+        output=output,
+        backbone=backbone,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+        callbacks=callbacks,
     )
 
 
@@ -103,27 +113,29 @@ def tune_joint_recipe(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
+    callbacks: Mapping[str, Sequence[Callback]] = MappingProxyType({}),
 ) -> dict[str, Adapter]:
     """Tune the adapters of a joint recipe.
 
     Args:
         joint: the joint recipe.
-        output, resume, overwrite, progress: as for `tune_many`.
+        output, resume, overwrite, progress, callbacks: as for `tune_many`.
         backbone: the backbone, if it is loaded already. None: the one that the joint recipe names is loaded.
     """
+    told = callbacks_by_name(callbacks, list(joint.recipes))
     if output is None:
         if resume:
             raise OutputError("runs without an output cannot be resumed", change="--output")
         with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
             outputs = {name: Output(Path(folder) / name) for name in joint.recipes}
             with _held(outputs, Path(folder), resume=False, overwrite=False):
-                return _tune(joint, outputs, backbone, resume=False, progress=progress, saved=False)
+                return _tune(joint, outputs, backbone, told, resume=False, progress=progress, saved=False)
     if resume and overwrite:
         raise OutputError("--resume keeps what is there, and --overwrite does not", expected="one of the two")
     outputs = {name: Output(Path(output) / name) for name in joint.recipes}
     try:
         with _held(outputs, Path(output).resolve(), resume=resume, overwrite=overwrite):
-            return _tune(joint, outputs, backbone, resume=resume, progress=progress)
+            return _tune(joint, outputs, backbone, told, resume=resume, progress=progress)
     except KeyboardInterrupt as stop:
         raise _interruption(outputs) from stop
 
@@ -132,6 +144,7 @@ def _tune(
     joint: JointRecipe,
     outputs: Mapping[str, Output],
     backbone: Backbone | None,
+    callbacks: Mapping[str, Sequence[TrainerCallback]],
     *,
     resume: bool,
     progress: bool,
@@ -146,13 +159,14 @@ def _tune(
         if backbone is None:
             display.say(of_loading(joint.backbone))
             backbone = Backbone.load(joint.backbone, dtype=joint.dtype)
-        return _tune_on(backbone, joint, outputs, display, resume=resume, saved=saved)
+        return _tune_on(backbone, joint, outputs, callbacks, display, resume=resume, saved=saved)
 
 
 def _tune_on(
     backbone: Backbone,
     joint: JointRecipe,
     outputs: Mapping[str, Output],
+    callbacks: Mapping[str, Sequence[TrainerCallback]],
     display: Display,
     *,
     resume: bool,
@@ -164,9 +178,7 @@ def _tune_on(
         with _named(name):
             recipes[name] = recipe.resolved(backbone, recipe.find_task(), recipe.find_method())
             refuse_idle(recipe, backbone)
-    _refuse_different_backbones(recipes)
-    _refuse_caches(recipes)
-    _refuse_compiling(recipes)
+    refuse_unlike(recipes)
     found: dict[str, Adapter] = {}
     for name, recipe in recipes.items():
         if outputs[name].finished:
@@ -185,7 +197,8 @@ def _tune_on(
                     task = recipe.find_task()
                     key = task.model_dump_json()
                     data = loaded[key] = loaded.get(key) or load(task)
-                    members.append(_Member(model, name, recipe, data, outputs[name], resume=resume, display=display))
+                    own = (outputs[name], callbacks[name])
+                    members.append(_Member(model, name, recipe, data, *own, resume=resume, display=display))
             if members:
                 display.say(of_backbone(backbone))
             for member in members:
@@ -238,6 +251,7 @@ class _Member:
         recipe: Recipe,
         data: TaskData,
         output: Output,
+        callbacks: Sequence[TrainerCallback],
         *,
         resume: bool,
         display: Display,
@@ -248,7 +262,17 @@ class _Member:
         self.random_source = RandomSource(model.device)
         self.coroutine = ThreadCoroutine(lambda: self.run.train(), name=f"tuning {name}")
         with self.random_source.own():
-            self.run = Run(model, name, recipe, data, output, resume=resume, display=display, coroutine=self.coroutine)
+            self.run = Run(
+                model,
+                name,
+                recipe,
+                data,
+                output,
+                resume=resume,
+                display=display,
+                callbacks=callbacks,
+                coroutine=self.coroutine,
+            )
         model.in_training(name).random_source = self.random_source
 
     def next_step(self, answer: Any) -> Step | None:
@@ -344,46 +368,6 @@ def _interruption(outputs: Mapping[str, Output]) -> InterruptedRunError:
         "interrupted; " + ("; ".join(facts) if facts else "nothing is kept, as no checkpoint had been saved"),
         resumable=bool(facts),
     )
-
-
-def _refuse_different_backbones(recipes: Mapping[str, Recipe]) -> None:
-    """Refuse recipes that ask different things of the backbone in training, which is one."""
-    [(first, one), *others] = recipes.items()
-    for name, recipe in others:
-        for setting in OF_THE_BACKBONE:
-            here, there = getattr(one.train, setting), getattr(recipe.train, setting)
-            if here != there:
-                raise RecipeError(
-                    f"adapters {first!r} and {name!r} cannot be tuned at once: train.{setting} is {here!r} of "
-                    f"{first!r} and {there!r} of {name!r}, and they share one backbone",
-                    expected="the same of all adapters (fine-tuning of the backbone's own weights keeps its dropout "
-                    "by default)",
-                    change=f"train.{setting} of one of them",
-                )
-
-
-def _refuse_caches(recipes: Mapping[str, Recipe]) -> None:
-    """Refuse recipes that ask for a prefix cache: passes that several share begin at the input."""
-    asking = [name for name, recipe in recipes.items() if recipe.train.prefix_cache == "on"]
-    if asking:
-        raise RecipeError(
-            f"adapter {asking[0]!r} cannot have a prefix cache: passes that several adapters share begin at the input",
-            expected="auto or off",
-            change="train.prefix_cache, or tune it alone",
-        )
-
-
-def _refuse_compiling(recipes: Mapping[str, Recipe]) -> None:
-    """Refuse recipes that ask for compiled layers: which adapters share a pass changes from step to step, and with it
-    what would be compiled."""
-    asking = [name for name, recipe in recipes.items() if recipe.train.torch_compile]
-    if asking:
-        raise RecipeError(
-            f"adapter {asking[0]!r} cannot be tuned with torch_compile: which adapters share a pass changes from step "
-            "to step, and each time another pass would be compiled",
-            expected="false",
-            change="train.torch_compile, or tune it alone",
-        )
 
 
 @contextmanager

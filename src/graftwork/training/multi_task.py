@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from graftwork.adapters import Adapter
 from graftwork.adapters.folder import RECIPE
 from graftwork.backbones import Backbone
@@ -19,6 +21,7 @@ from graftwork.errors import RecipeError
 from graftwork.methods import Houlsby, Method, as_method
 from graftwork.settings.yamlfile import read_yaml
 from graftwork.tasks import Task, load
+from graftwork.training.callbacks import Callback, checked_callbacks
 from graftwork.training.display import shown_on_stderr
 from graftwork.training.held_output import held_output
 from graftwork.training.multi_task_folder import (
@@ -48,6 +51,7 @@ def tune_tasks(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
+    callbacks: Sequence[Callback] = (),
     **training: Any,
 ) -> dict[str, Adapter]:
     """Tune one adapter for several tasks together: multi-task training.
@@ -69,6 +73,7 @@ def tune_tasks(
         resume: continue an interrupted run to the same output.
         overwrite: replace an existing output, and discard an interrupted run.
         progress: report progress on standard error.
+        callbacks: as for `tune`.
         training: fields of `TrainingSettings`. The checkpoint is chosen by the mean of the tasks' main metrics: those
             of which lower is better, such as a loss, count as 1 / (1 + value), and BLEU and chrF as a hundredth.
 
@@ -94,7 +99,13 @@ def tune_tasks(
         origin="the arguments of tune_tasks",
     )
     return tune_multi_task_recipe(
-        recipe, output=output, backbone=backbone, resume=resume, overwrite=overwrite, progress=progress
+        recipe,
+        output=output,
+        backbone=backbone,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+        callbacks=callbacks,
     )
 
 
@@ -110,12 +121,13 @@ def tune_multi_task_recipe(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Adapter]:
     """Tune one adapter for several tasks from a recipe.
 
     Args:
         recipe: the backbone, tasks, method and settings.
-        output, resume, overwrite, progress: as for `tune_tasks`.
+        output, resume, overwrite, progress, callbacks: as for `tune_tasks`.
         backbone: the backbone, if it is loaded already. None: the one that the recipe names is loaded.
 
     Returns:
@@ -124,14 +136,16 @@ def tune_multi_task_recipe(
     Raises:
         GraftworkError: as `tune_tasks`.
     """
+    told = checked_callbacks(callbacks)
     with held_output(output, resume=resume, overwrite=overwrite, config=TASKS_FILE) as place:
-        return _run(recipe, backbone, place, resume=resume, overwrite=overwrite, progress=progress)
+        return _run(recipe, backbone, place, told, resume=resume, overwrite=overwrite, progress=progress)
 
 
 def _run(
     recipe: MultiTaskRecipe,
     backbone: Backbone | None,
     place: Output,
+    callbacks: Sequence[TrainerCallback],
     *,
     resume: bool,
     overwrite: bool,
@@ -152,7 +166,7 @@ def _run(
         data = {name: load(own.find_task()) for name, own in resolved.recipes.items()}
         model = adapted_for(backbone, resolved.first.train)
         try:
-            run = MultiTaskRun(model, resolved, data, place, resume=resume, display=display)
+            run = MultiTaskRun(model, resolved, data, place, resume=resume, display=display, callbacks=callbacks)
             display.say(joined(of_backbone(backbone), run.about), *run.summary(recipe.first))
             run.measure_baselines()
             with quiet_transformers():

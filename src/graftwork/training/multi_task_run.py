@@ -1,12 +1,12 @@
 """A run in which several tasks train one adapter: made ready, trained, and finished. See `multi_task`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from graftwork.adapters import Adapter
@@ -16,6 +16,7 @@ from graftwork.kinds import KINDS
 from graftwork.model import AdaptedModel
 from graftwork.tasks import TaskData
 from graftwork.training.baseline import Scores, baseline
+from graftwork.training.callbacks import with_scores_kept
 from graftwork.training.display import Display
 from graftwork.training.examples import examples, lengths_of
 from graftwork.training.finishing import finish
@@ -44,6 +45,7 @@ class MultiTaskRun:
         place: held, in whose working folder the run works.
         resume: go on from the last checkpoint there.
         display: where it shows how far it is.
+        callbacks: what is told of its steps.
 
     Raises:
         RecipeError: the tasks cannot share the method's parameters; or the run to resume was begun with another recipe.
@@ -58,6 +60,7 @@ class MultiTaskRun:
         *,
         resume: bool,
         display: Display,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.model, self.recipe, self.data, self.display = model, recipe, data, display
         self.baselines: dict[str, Scores] = {name: {} for name in data}
@@ -67,7 +70,7 @@ class MultiTaskRun:
         self.scorers = {name: self._scorer(name, "validation", own.validation) for name, own in data.items()}
         self.weights = {name: recipe.mixing.task_weights.get(name, 1.0) for name in data}
         self.sizes = {name: len(own.train) for name, own in data.items()}
-        self.trainer = self._trainer(place.working)
+        self.trainer = self._trainer(place.working, callbacks)
 
     @property
     def about(self) -> str:
@@ -158,7 +161,7 @@ class MultiTaskRun:
             display=self.display,
         )
 
-    def _trainer(self, working: Path) -> MultiTaskTrainer:
+    def _trainer(self, working: Path, callbacks: Sequence[TrainerCallback]) -> MultiTaskTrainer:
         settings, model = self.recipe.first.train, self.model
         encoders = {name: model.encoder(name) for name in self.data}
         rows = {name: examples(encoders[name], own.task.kind, own.train) for name, own in self.data.items()}
@@ -180,7 +183,7 @@ class MultiTaskRun:
             train_dataset=MixedRows(rows),
             eval_dataset=next(iter(self.scorers.values())).encoded,
             data_collator=MixedCollator({name: encoder.collate for name, encoder in encoders.items()}),
-            callbacks=[Log(working / LOG)],
+            callbacks=[*with_scores_kept(callbacks), Log(working / LOG)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ProgressBar(f"{len(self.data)} tasks", SCORE, self.display))

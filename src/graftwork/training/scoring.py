@@ -75,7 +75,7 @@ class Scorer:
         self.counts = model.residents.named(name).adapter.head.step_counts(self.encoder.labels(self.encoded))
 
     @property
-    def _head(self) -> Head:
+    def head(self) -> Head:
         """The adapter's, as it is by now."""
         return self.model.residents.named(self.name).adapter.head
 
@@ -89,35 +89,16 @@ class Scorer:
         Raises:
             DivergedError: the loss, a score or an output of the model is not finite.
         """
-        said: dict[int, Any] = {}
-        total = 0.0
-        inference = self.model.inference(self.name)
+        answers, inference = Answers(self), self.model.inference(self.name)
         with self.display.bar(self.label, len(self.encoded), "rows", stays=False) as bar:
             for places, batch in self.encoder.batches(self.encoded, self.batch_size):
-                output = inference.output(batch, self.name, self.counts)
-                # What the batch adds to the mean over all of them.
-                total += output.require("loss").item()
-                if not math.isfinite(total):
-                    raise DivergedError.of(f"the loss is {total} over rows that are scored")
-                said.update(zip(places, self._read(inference, output, places), strict=True))
+                answers.add(places, inference, inference.output(batch, self.name, self.counts))
                 bar.advance(len(places))
         if self.kind.generates:
             self.outcome = self._generated() if generate else None
         else:
-            self.outcome = self.kind.outcome(self.task, self._head, said, self.rows)
-        made = {} if self.outcome is None else compute(self.task.metrics, self.task.kind, *self.outcome)
-        scores = {"loss": total, **made}
-        wrong = [name for name, score in scores.items() if not math.isfinite(score)]
-        if wrong:
-            raise DivergedError.of(f"{wrong[0]} is {scores[wrong[0]]} over the rows that are scored")
-        return scores
-
-    def _read(self, inference: Inference, output: AdaptedOutput, places: Sequence[int]) -> Sequence[Any]:
-        """What each row of a batch needs for the metrics."""
-        if self.kind.generates:
-            return [None] * len(places)
-        rows = [self.encoded[place] for place in places]
-        return self.kind.outputs(inference, self.name, self.task.labels or (), output.require("logits"), rows)
+            self.outcome = answers.outcome()
+        return answers.scores(self.outcome)
 
     def _generated(self) -> tuple[list[str], list[list[str]]] | None:
         if set(self.task.metrics) == {"loss"}:
@@ -134,3 +115,64 @@ class Scorer:
         with self.display.bar(f"{self.label}, generating", count, "texts", stays=False) as bar:
             made = inference.texts(sources, self.name, batch_size=self.batch_size, advance=bar.advance, **self.options)
         return made, references_of(self.rows)[:count]
+
+
+class Answers:
+    """What is said of the rows of a scorer, pass by pass, and the scores of it.
+
+    Args:
+        scorer: it knows the rows and their task.
+
+    Attributes:
+        loss: what the passes so far add to the mean over all rows.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.loss = 0.0
+        self._said: dict[int, Any] = {}
+
+    def add(self, places: Sequence[int], inference: Inference, output: AdaptedOutput) -> None:
+        """What a pass says.
+
+        Args:
+            places: of its rows.
+            inference: it ran the pass.
+            output: with the loss, over the counts of all rows.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        self.loss += output.require("loss").item()
+        if not math.isfinite(self.loss):
+            raise DivergedError.of(f"the loss is {self.loss} over rows that are scored")
+        self._said.update(zip(places, self._read(places, inference, output), strict=True))
+
+    def outcome(self) -> tuple[Any, Any]:
+        """Predictions and labels, as `compute` takes them, once all rows are there; not for generation."""
+        own = self.scorer
+        return own.kind.outcome(own.task, own.head, self._said, own.rows)
+
+    def scores(self, outcome: tuple[Any, Any] | None) -> dict[str, float]:
+        """The loss and the task's metrics.
+
+        Args:
+            outcome: predictions and labels; None: there is only the loss.
+
+        Raises:
+            DivergedError: a score is not finite.
+        """
+        task = self.scorer.task
+        scores = {"loss": self.loss, **({} if outcome is None else compute(task.metrics, task.kind, *outcome))}
+        wrong = [name for name, score in scores.items() if not math.isfinite(score)]
+        if wrong:
+            raise DivergedError.of(f"{wrong[0]} is {scores[wrong[0]]} over the rows that are scored")
+        return scores
+
+    def _read(self, places: Sequence[int], inference: Inference, output: AdaptedOutput) -> Sequence[Any]:
+        """What each row of a pass needs for the metrics."""
+        own = self.scorer
+        if own.kind.generates:
+            return [None] * len(places)
+        rows = [own.encoded[place] for place in places]
+        return own.kind.outputs(inference, own.name, own.task.labels or (), output.require("logits"), rows)

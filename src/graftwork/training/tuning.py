@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from graftwork.adapters import Adapter, TaskIdentity
@@ -27,6 +27,7 @@ from graftwork.methods import Method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import Task, TaskData
 from graftwork.training.baseline import Scores, baseline
+from graftwork.training.callbacks import Callback, checked_callbacks, with_scores_kept
 from graftwork.training.compiling import compiled
 from graftwork.training.coroutine import ThreadCoroutine
 from graftwork.training.display import Display, shown_on_stderr
@@ -61,6 +62,7 @@ def tune(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
+    callbacks: Sequence[Callback] = (),
     **training: Any,
 ) -> Adapter:
     """Tune an adapter for one task.
@@ -78,6 +80,8 @@ def tune(
         resume: continue an interrupted run to the same output.
         overwrite: replace an existing output, and discard an interrupted run.
         progress: report progress on standard error: with bars on a terminal, otherwise with a line every few seconds.
+        callbacks: transformers' own (`transformers.TrainerCallback`), which are told of each step, evaluation and log,
+            and can stop the run. They are no part of the recipe. What they raise ends the run.
         training: fields of `TrainingSettings`: seed, learning_rate, num_train_epochs, …
 
     Returns:
@@ -89,7 +93,15 @@ def tune(
     recipe = recipe_of(
         backbone, task=task, method=method, data=data, pooling=pooling, add_tokens=add_tokens, training=training
     )
-    return tune_recipe(recipe, output=output, backbone=backbone, resume=resume, overwrite=overwrite, progress=progress)
+    return tune_recipe(
+        recipe,
+        output=output,
+        backbone=backbone,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+        callbacks=callbacks,
+    )
 
 
 def tune_recipe(
@@ -100,12 +112,13 @@ def tune_recipe(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Adapter:
     """Tune an adapter from a recipe.
 
     Args:
         recipe: the backbone, task, method and training settings.
-        output, resume, overwrite, progress: as for `tune`.
+        output, resume, overwrite, progress, callbacks: as for `tune`.
         backbone: the backbone, if it is loaded already. None: the one that the recipe names is loaded.
 
     Returns:
@@ -114,15 +127,22 @@ def tune_recipe(
     Raises:
         GraftworkError: as `tune`.
     """
+    told = checked_callbacks(callbacks)
     with held_output(output, resume=resume, overwrite=overwrite) as place:
-        adapter, log = _run(recipe, backbone, place, resume=resume, progress=progress)
+        adapter, log = _run(recipe, backbone, place, resume=resume, progress=progress, callbacks=told)
         if output is not None and not place.finished:
             place.write(adapter, log, overwrite=overwrite)
         return adapter
 
 
 def _run(
-    recipe: Recipe, backbone: Backbone | None, place: Output, *, resume: bool, progress: bool
+    recipe: Recipe,
+    backbone: Backbone | None,
+    place: Output,
+    *,
+    resume: bool,
+    progress: bool,
+    callbacks: Sequence[TrainerCallback],
 ) -> tuple[Adapter, str]:
     """The finished adapter and its log, which is not told anew of one that was finished before."""
     method, task = recipe.find_method(), recipe.find_task()
@@ -139,7 +159,17 @@ def _run(
         data, lesson = load_lesson(resolved, backbone, place.working, display)
         model = adapted_for(backbone, resolved.train)
         try:
-            run = Run(model, task.name, resolved, data, place, resume=resume, display=display, lesson=lesson)
+            run = Run(
+                model,
+                task.name,
+                resolved,
+                data,
+                place,
+                resume=resume,
+                display=display,
+                lesson=lesson,
+                callbacks=callbacks,
+            )
             about, training = run.summary(recipe.train)
             display.say(joined(of_backbone(backbone), about), training)
             run.baseline = run.measure_baseline()
@@ -183,6 +213,7 @@ class Run:
         resume: go on from the last checkpoint there.
         display: where it shows how far it is.
         lesson: what the adapter learns from besides its rows' labels.
+        callbacks: what is told of its steps.
         coroutine: what it runs in, where it is one of several.
 
     Attributes:
@@ -203,6 +234,7 @@ class Run:
         resume: bool,
         display: Display,
         lesson: Lesson | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
         coroutine: ThreadCoroutine | None = None,
     ) -> None:
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, coroutine is None
@@ -219,7 +251,7 @@ class Run:
         place.begin(recipe, resume=resume)
         self.checkpoint = last_checkpoint(place.working) if resume else None
         self.scorer = self._scorer("validation", data.validation)
-        self.trainer = _trainer(model, name, data, settings, place.working, self.scorer, coroutine)
+        self.trainer = _trainer(model, name, data, settings, place.working, self.scorer, callbacks, coroutine)
         if lesson is not None:
             model.in_training(name).learn(lesson.loss)
             self.trainer.lesson = lesson
@@ -313,6 +345,7 @@ def _trainer(
     settings: TrainingSettings,
     working: Path,
     scorer: Scorer,
+    callbacks: Sequence[TrainerCallback],
     coroutine: ThreadCoroutine | None,
 ) -> AdapterTrainer:
     task, encoder = data.task, model.inference(name).encoder(name)
@@ -336,7 +369,8 @@ def _trainer(
         train_dataset=rows,
         eval_dataset=scorer.encoded,
         data_collator=encoder.collate,
-        callbacks=[Log(working / LOG)],
+        # The log notes what others ask for.
+        callbacks=[*with_scores_kept(callbacks), Log(working / LOG)],
     )
     trainer.remove_callback(PrinterCallback)
     if settings.early_stopping_patience is not None:

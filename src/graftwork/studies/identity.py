@@ -1,0 +1,67 @@
+"""What a run is known by: a hash of what determines it, and not of what things are called or where they lie."""
+
+import json
+from collections.abc import Mapping
+from hashlib import blake2b, sha256
+from typing import Any
+
+import graftwork
+from graftwork.tasks import TaskData
+from graftwork.training.recipe import Recipe
+
+IDLE = ("report_to", "logging_steps", "prefix_cache_gb", "baseline")
+"""Training settings that change nothing of the result."""
+
+NAMES = ("name", "data")
+"""Fields of a task that say what it is called and where its data lie. The data count by their content."""
+
+DIGITS = 16
+
+
+def fingerprint_of_data(data: TaskData) -> str:
+    """A hash of the rows of all splits, as they are trained on and scored.
+
+    Args:
+        data: the task's data, as they were loaded.
+    """
+    state = blake2b(digest_size=16)
+    for split, rows in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        state.update(f"\n{split} {None if rows is None else len(rows)}".encode())
+        if rows is None:
+            continue
+        # Arrow's own values: images as their bytes, and none decoded.
+        table: Any = rows.with_format("arrow")[:]
+        for name in sorted(table.column_names):
+            state.update(f"\n{name}\n".encode())
+            for value in table.column(name).to_pylist():
+                state.update(json.dumps(value, sort_keys=True, default=_bytes).encode() + b"\n")
+    return state.hexdigest()
+
+
+def hash_of(recipe: Recipe, *, data: str, backbone: str) -> str:
+    """The name of a run's folder.
+
+    Args:
+        recipe: resolved.
+        data: the fingerprint of the task's data.
+        backbone: the backbone's.
+    """
+    values = recipe.model_dump(mode="json")
+    task: Mapping[str, Any] = values["task"]
+    content = {
+        "graftwork": graftwork.__version__,
+        "backbone": backbone,
+        "dtype": values["dtype"],
+        "data": data,
+        "task": {key: value for key, value in task.items() if key not in NAMES},
+        "method": values["method"],
+        "pooling": values["pooling"],
+        "train": {key: value for key, value in values["train"].items() if key not in IDLE},
+    }
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGITS]
+
+
+def _bytes(value: object) -> str:
+    if isinstance(value, bytes):
+        return blake2b(value, digest_size=16).hexdigest()
+    return repr(value)

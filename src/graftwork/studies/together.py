@@ -1,0 +1,95 @@
+"""Runs of a study that share passes: the seeds of one method and setting, or what its search tries, tuned at once."""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from hashlib import sha256
+from pathlib import Path
+
+from graftwork.adapters.folder import CONFIG
+from graftwork.errors import InProgressError, TuneManyError
+from graftwork.folders import write_whole
+from graftwork.studies.arms import Job
+from graftwork.studies.claims import Claim, claimed
+from graftwork.studies.records import RUNS, Store
+from graftwork.studies.running import SHARED, SPENT, WORK
+from graftwork.training.joint_recipe import JointRecipe
+from graftwork.training.many import HELD, tune_joint_recipe
+
+MOST = 8
+"""So many runs are tuned at once: each has its own parameters, optimiser and activations in memory."""
+
+
+def groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Runs that can share passes: those of one arm. A run that can share none is alone."""
+    found: dict[int, list[Job]] = {}
+    for job in jobs:
+        if can_share(job):
+            found.setdefault(id(job.arm), []).append(job)
+        else:
+            yield [job]
+    for own in found.values():
+        for start in range(0, len(own), MOST):
+            yield own[start : start + MOST]
+
+
+def can_share(job: Job) -> bool:
+    """Whether passes with others save anything, and are allowed."""
+    settings = job.recipe.train
+    frozen = job.recipe.find_method().frozen_backbone
+    return frozen and not settings.torch_compile and settings.prefix_cache != "on"
+
+
+def tune_together(jobs: Sequence[Job], store: Store) -> None:
+    """Tune what can be had of some runs at once. Their adapters are then where each run finds its own, as if it had
+    been cut after training; one that failed is left for its run to be tuned alone, which tells its error.
+
+    Args:
+        jobs: two or more, of one arm, none of which has ended.
+        store: where their working folders are.
+    """
+    place = store.folder / RUNS / f".{_name(jobs)}.shared"
+    with ExitStack() as stack:
+        held = [(job, stack.enter_context(claimed(store.working(job.hash), f"run {job.hash}"))) for job in jobs]
+        mine = [(job, claim) for job, claim in held if claim is not None and store.find(job.hash) is None]
+        fresh = [(job, claim) for job, claim in mine if not (place / job.hash / CONFIG).is_file()]
+        fresh = [(job, claim) for job, claim in fresh if not (claim.folder / WORK).exists() and not _begun(claim)]
+        start = time.monotonic()
+        recipes = {job.hash: job.recipe for job, _ in fresh}
+        begun = any((place / f".{name}.tuning").is_dir() for name in recipes)
+        if len(fresh) > 1 or begun:
+            first = fresh[0][0].recipe
+            # Each that failed is tuned alone, and has its own error then; so is what another process has begun here.
+            with suppress(TuneManyError, InProgressError):
+                tune_joint_recipe(
+                    JointRecipe(first.backbone, first.dtype, recipes),
+                    output=place,
+                    backbone=fresh[0][0].arm.backbone,
+                    resume=begun,
+                    overwrite=not begun,
+                )
+        seconds = (time.monotonic() - start) / max(1, len(fresh))
+        for job, claim in mine:
+            if (place / job.hash / CONFIG).is_file():
+                write_whole(claim.folder / SHARED, str(len(jobs)))
+                write_whole(claim.folder / SPENT, f"{seconds:.3f}")
+                (place / job.hash).rename(claim.folder / WORK)
+        if len(mine) == len(jobs) and not any(path.name != HELD for path in _inside(place)):
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _begun(claim: Claim) -> bool:
+    """Whether the run was begun alone."""
+    return (claim.folder / f".{WORK}.tuning").is_dir()
+
+
+def _inside(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _name(jobs: Sequence[Job]) -> str:
+    """Of the folder in which they are tuned: the same for all runs of an arm, whichever have ended."""
+    arm = jobs[0].arm
+    text = f"{arm.job({}, arm.task.seeds[0]).hash} {arm.search}"
+    return sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,232 @@
+"""Studies of a tiny backbone, run to their tables: once, again, after failures, and after changes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from comparing import tables_of
+
+import graftwork as gw
+from graftwork.errors import FailedRunsError, GraftworkError, TuneManyError
+from graftwork.studies import read_results, running, together, working
+from graftwork.studies.predictions import read_predictions, score
+from graftwork.studies.records import run_folders
+
+
+@pytest.fixture(scope="module")
+def small(values):
+    """The values of a study of one task: two settings, two rates, two seeds."""
+
+    def small(**changes):
+        tasks = {"words": values()["tasks"]["words"]}
+        return values(**{"tasks": tasks, "methods": {"lora": {"rank": [1, 2]}}, **changes})
+
+    return small
+
+
+@pytest.fixture(scope="module")
+def done(small, tmp_path_factory):
+    """A study that has ended; its folder is not to be changed."""
+    folder = tmp_path_factory.mktemp("done") / "out"
+    return gw.compare(small(), output=folder)
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    def run(*arguments):
+        raise AssertionError("something was run")
+
+    monkeypatch.setattr(working, "run", run)
+
+
+def rows_of(file):
+    header, *lines = file.read_text().splitlines()
+    return [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
+
+
+def test_a_study_compares_the_chosen_rate_over_all_seeds(done):
+    assert [(own.task, own.label, own.seed) for own in done.results] == [
+        *(("words", "lora (rank=1)", 0), ("words", "lora (rank=1)", 1)),
+        *(("words", "lora (rank=2)", 0), ("words", "lora (rank=2)", 1)),
+    ]
+    assert (done.failed, done.open) == ((), 0)
+    assert len(run_folders(done.folder)) == 6
+    assert read_results(done.folder) == done.results
+    search = rows_of(done.folder / "search.csv")
+    assert len(search) == 4
+    assert "test" not in search[0]
+    for setting in ("rank=1", "rank=2"):
+        tried = [row for row in search if row["setting"] == setting]
+        best = max(tried, key=lambda row: float(row["validation"]))
+        assert [row["run"] for row in tried if row["chosen"] == "true"] == [best["run"]]
+        rates = {own.learning_rate for own in done.results if own.setting == setting}
+        assert [f"train.learning_rate={rate:g}" for rate in rates] == [best["tried"]]
+
+
+def test_a_runs_folder_has_what_made_it(done):
+    result = done.results[0]
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        *("adapter", "environment.json", "metrics.jsonl", "predictions.jsonl", "recipe.yaml", "result.json"),
+    ]
+    adapter = gw.Adapter.load(result.folder / "adapter")
+    assert yaml.safe_load((result.folder / "recipe.yaml").read_text()) == dict(adapter.recipe)
+    assert dict(adapter.metrics["test"]) == result.test
+    assert result.trained_parameters == adapter.num_parameters
+    said, labels = read_predictions(result.folder)
+    assert len(said) == adapter.rows["test"]
+    assert score(adapter.recipe["task"], "accuracy", said, labels) == result.test["accuracy"]
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    measured = [line["accuracy"] for line in lines if line["split"] == "validation" and line["step"]]
+    assert max(measured) == result.validation["accuracy"]
+    assert json.loads((result.folder / "environment.json").read_text())["versions"]["torch"]
+
+
+def test_what_is_done_is_not_done_again(small, done, nothing_runs):
+    before = tables_of(done.folder)
+    assert gw.compare(small(), output=done.folder) == done
+    assert tables_of(done.folder) == before
+
+
+def test_names_and_places_are_no_part_of_a_run(small, done, nothing_runs, tmp_path):
+    words = small()["tasks"]["words"]["task"]
+    moved = tmp_path / "elsewhere.csv"
+    moved.write_bytes(Path(words["data"]).read_bytes())
+    renamed = small(
+        tasks={"other": {"task": {**words, "data": str(moved)}}}, methods={"mine": {"name": "lora", "rank": [1, 2]}}
+    )
+    found = gw.compare(renamed, output=done.folder)
+    assert [(own.task, own.method) for own in found.results[:1]] == [("other", "mine")]
+    assert [own.test for own in found.results] == [own.test for own in done.results]
+    gw.compare(small(), output=done.folder)
+
+
+def test_other_data_and_settings_make_other_runs(small, done, tmp_path):
+    words = small()["tasks"]["words"]["task"]
+    moved = tmp_path / "words.csv"
+    moved.write_text(Path(words["data"]).read_text().replace("one", "two", 1))
+    names = {path.name for path in run_folders(done.folder)}
+    one = {"methods": {"lora": {"rank": 1}}, "search": None, "seeds": 1}
+    other = gw.compare(small(tasks={"words": {"task": {**words, "data": str(moved)}}}, **one), output=tmp_path / "a")
+    assert not names & {path.name for path in run_folders(other.folder)}
+    rows = gw.compare(small(tasks={"words": {"task": words, "max_rows": {"train": 20}}}, **one), output=tmp_path / "b")
+    assert not names & {path.name for path in run_folders(rows.folder)}
+
+
+def test_one_failure_does_not_stop_a_study_and_is_tried_again_on_request(small, tmp_path, monkeypatch):
+    plain, broken = running.tune_recipe, [True]
+
+    def tune_recipe(recipe, **options):
+        if recipe.train.seed == 1 and broken[0]:
+            raise MemoryError("no room")
+        return plain(recipe, **options)
+
+    monkeypatch.setattr(running, "tune_recipe", tune_recipe)
+    study = small(methods={"lora": {"rank": 1}}, search=None, seeds=3)
+    with pytest.raises(
+        FailedRunsError, match=r"1 of 3 runs failed(.|\n)*MemoryError: no room(.|\n)*--retry-failed"
+    ) as end:
+        gw.compare(study, output=tmp_path / "out")
+    assert [own.seed for own in end.value.finished.results] == [0, 2]
+    [failed] = end.value.finished.failed
+    folder = tmp_path / "out" / "runs" / failed.hash
+    assert "Traceback" in json.loads((folder / "result.json").read_text())["error"]["traceback"]
+    assert not (folder / "adapter").exists()
+    broken[0] = False
+    with pytest.raises(FailedRunsError):  # not on request
+        gw.compare(study, output=tmp_path / "out")
+    found = gw.compare(study, output=tmp_path / "out", retry_failed=True)
+    assert [own.seed for own in found.results] == [0, 1, 2]
+    kept = json.loads((folder / "result.json").read_text())
+    assert (kept["state"], kept["error"]) == ("done", None)
+    assert [error["message"] for error in kept["earlier_errors"]] == ["MemoryError: no room"]
+    assert [path.name for path in (tmp_path / "out" / "runs").iterdir() if path.name.startswith(".")] == []
+
+
+def test_hours_that_are_spent_end_a_study(small, tmp_path, capsys):
+    study = small(methods={"lora": {"rank": 1}}, search=None, seeds=3, budget={"hours": 1e-6})
+    found = gw.compare(study, output=tmp_path / "out", progress=True)
+    assert (len(found.results), found.open) == (1, 2)
+    assert "2 runs have not been begun, as the budget is spent" in capsys.readouterr().err
+    more = gw.compare({**study, "budget": {"hours": 1}}, output=tmp_path / "out")
+    assert (len(more.results), more.open) == (3, 0)
+
+
+def test_seeds_share_passes_where_the_study_says_so(small, tmp_path, monkeypatch):
+    study = small(methods={"lora": {"rank": 1}}, search=None, seeds=3)
+    alone = gw.compare(study, output=tmp_path / "alone")
+    found = gw.compare({**study, "share_passes": True}, output=tmp_path / "shared")
+    assert [own.folder.name for own in found.results] == [own.folder.name for own in alone.results]
+    for one, other in zip(found.results, alone.results, strict=True):
+        # Sums over more rows are rounded otherwise, which training makes more of.
+        assert one.test["loss"] == pytest.approx(other.test["loss"], rel=1e-3)
+        facts = json.loads((one.folder / "result.json").read_text())
+        assert (facts["shared"], facts["peak_memory"]) == (3, None)
+    assert [path.name for path in (tmp_path / "shared" / "runs").iterdir() if path.name.startswith(".")] == []
+
+    def fail(*arguments, **options):
+        raise TuneManyError("all failed", change="", finished={})
+
+    monkeypatch.setattr(together, "tune_joint_recipe", fail)
+    again = gw.compare({**study, "share_passes": True, "seeds": 2}, output=tmp_path / "again")
+    assert [own.test for own in again.results] == [own.test for own in alone.results[:2]]
+
+
+BAD = {
+    "an unknown task": ({"tasks": ["sts"]}, r"task 'sts': unknown task(.|\n)*tasks.sts"),
+    "an unknown method": ({"methods": ["lorra"]}, r"unknown method 'lorra'(.|\n)*lora(.|\n)*methods.lorra"),
+    "an unknown key": ({"seed": 3}, r"unknown key 'seed' \(expected for example seeds"),
+    "an unknown key of a task": ({"tasks": {"cola": {"dta": "x"}}}, r"unknown key 'tasks.cola.dta'"),
+    "an unknown setting": ({"methods": {"lora": {"rnak": 3}}}, r"method 'lora': (.|\n)*rnak"),
+    "an unknown training setting": ({"train": {"epochs": 3}}, r"train(.|\n)*unknown key 'epochs'"),
+    "an empty grid": ({"search": {"grid": {}}}, r"search.grid(.|\n)*empty"),
+    "an empty list of rates": ({"search": {"grid": {"learning_rate": []}}}, r"learning_rate is empty"),
+    "an empty list of a setting": ({"methods": {"lora": {"rank": []}}}, r"rank is an empty list"),
+    "a value twice": ({"methods": {"lora": {"rank": [2, 2]}}}, r"rank has a value twice"),
+    "no tasks": ({"tasks": {}}, r"tasks"),
+    "no seeds": ({"seeds": 0}, r"at least one seed"),
+    "a seed twice": ({"seeds": [1, 1]}, r"a seed is repeated"),
+    "a seed elsewhere": ({"train": {"seed": 1}}, r"train(.|\n)*a study's seeds are its key seeds"),
+    "a value that does not suit": ({"search": {"grid": {"learning_rate": [-1.0]}}}, r"learning_rate=-1.0"),
+    "a key that is not searched": ({"search": {"grid": {"rank": [1, 2]}}}, r"method.KEY"),
+    "what is set and searched": (
+        {"methods": {"lora": {"rank": 2}}, "search": {"grid": {"method.rank": [1, 2]}}},
+        r"method.rank is both set and searched",
+    ),
+    "optuna without trials": (
+        {"search": {"optuna": {"learning_rate": {"low": 0.1, "high": 0.2}}}},
+        r"trials is missing",
+    ),
+    "a range upside down": (
+        {"search": {"optuna": {"learning_rate": {"low": 0.3, "high": 0.2}}, "trials": 3}},
+        r"expected low < high",
+    ),
+    "more runs than the budget": ({"budget": {"runs": 5}}, r"takes 6 runs \(4 of its search\), and its budget is 5"),
+    "a longer search than the budget": ({"budget": {"search_runs": 3}}, r"takes 4 runs, and the budget of each method"),
+    "more seeds of the search": (
+        {"search": {"grid": {"learning_rate": [0.1]}, "seeds": 3}},
+        r"the search wants 3 seeds",
+    ),
+    "one method twice": (
+        {"methods": {"lora": {"rank": 4}, "mine": {"name": "LoRA", "rank": [2, 4]}}},
+        r"words: lora and words: mine \(rank=4\) are the same method",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_study_is_refused_before_anything_runs(case, small, nothing_runs, tmp_path):
+    changes, said = BAD[case]
+    with pytest.raises(GraftworkError, match=said):
+        gw.compare(small(**changes), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_file_under_two_names_is_refused(small, nothing_runs, tmp_path):
+    words = small()["tasks"]["words"]
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(Path(words["task"]["data"]).read_bytes())
+    for other in (words, {"task": {**words["task"], "data": str(copy)}}):
+        with pytest.raises(GraftworkError, match="tasks 'words' and 'more' are the same rows"):
+            gw.compare(small(tasks={"words": words, "more": other}), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
