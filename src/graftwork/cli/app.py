@@ -29,6 +29,7 @@ from graftwork.cli.methods import methods
 from graftwork.cli.plan import plan
 from graftwork.cli.predict import predict
 from graftwork.cli.settings import gather_settings
+from graftwork.cli.tasks import tasks
 from graftwork.cli.tune import tune
 from graftwork.cli.tune_many import tune_many
 from graftwork.errors import GraftworkError, InterruptedRunError
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_adapters,
     "plan": plan,
     "methods": methods,
+    "tasks": tasks,
     "env": env,
 }
 for name, command in COMMANDS.items():
