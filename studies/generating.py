@@ -48,7 +48,7 @@ def measure(how: str, rate: str, seed: int, *, data: Path, work: Path) -> Mappin
     begun = time.process_time()
     domains.write(data, work / "data")
     backbone = gw.Backbone.load("minilm")
-    names = domains.names(data)
+    names = domains.names()
     tasks = {name: domains.task(work / "data", name) for name in names[:-HELD_OUT]}
     few: dict[str, dict[str, dict[str, float]]] = {}
     if how == "single":
