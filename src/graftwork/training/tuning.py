@@ -22,6 +22,7 @@ from graftwork.adapters.new import identity_of
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
 from graftwork.backbones.quiet import quiet_transformers
+from graftwork.errors import RecipeError
 from graftwork.kinds import KINDS
 from graftwork.methods import Method
 from graftwork.model import AdaptedModel
@@ -37,12 +38,14 @@ from graftwork.training.held_output import held_output
 from graftwork.training.joint_passes import OneAdapter
 from graftwork.training.outputs import LOG, Output
 from graftwork.training.prefix_cache import prefix_cache
+from graftwork.training.processes import ALONE, Processes
 from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
 from graftwork.training.recipe import Recipe, recipe_of
 from graftwork.training.run_summary import joined, of_backbone, of_loading, of_pooling, of_task, of_training
 from graftwork.training.sampling import Batches, LengthGrouped, Shuffled, TokenBudget
 from graftwork.training.scoring import Scorer
 from graftwork.training.settings import TrainingSettings
+from graftwork.training.shared_trainer import SharedTrainer
 from graftwork.training.task_features import with_features
 from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoint, tell_of_late_thawing
 
@@ -114,24 +117,29 @@ def tune_recipe(
     Raises:
         GraftworkError: as `tune`.
     """
+    processes = Processes.here()
+    if not processes.first:  # the first one writes, reports, and knows what is to be resumed
+        output, resume, overwrite, progress = None, False, False, False
     with held_output(output, resume=resume, overwrite=overwrite) as place:
-        adapter, log = _run(recipe, backbone, place, resume=resume, progress=progress)
+        adapter, log = _run(recipe, backbone, place, resume=resume, progress=progress, processes=processes)
         if output is not None and not place.finished:
             place.write(adapter, log, overwrite=overwrite)
         return adapter
 
 
 def _run(
-    recipe: Recipe, backbone: Backbone | None, place: Output, *, resume: bool, progress: bool
+    recipe: Recipe, backbone: Backbone | None, place: Output, *, resume: bool, progress: bool, processes: Processes
 ) -> tuple[Adapter, str]:
     """The finished adapter and its log, which is not told anew of one that was finished before."""
     method, task = recipe.find_method(), recipe.find_task()
+    refuse_sharing(recipe, processes)
     with shown_on_stderr(shown=progress) as display:
         if backbone is None:
             display.say(of_loading(recipe.backbone))
             backbone = Backbone.load(recipe.backbone, dtype=recipe.dtype)
-        if place.finished:
-            return place.finished_adapter(recipe.resolved(backbone, task, method)), ""
+        if processes.of_first(place.finished):
+            resolved = recipe.resolved(backbone, task, method)
+            return processes.by_first(lambda: place.finished_adapter(resolved)), ""
         refuse_idle(recipe, backbone)
         resolved = recipe.resolved(backbone, task, method)
         if resolved.distill is not None:  # teachers may be asked for hours, and what they say is kept
@@ -139,13 +147,14 @@ def _run(
         data, lesson = load_lesson(resolved, backbone, place.working, display)
         model = adapted_for(backbone, resolved.train)
         try:
-            run = Run(model, task.name, resolved, data, place, resume=resume, display=display, lesson=lesson)
-            about, training = run.summary(recipe.train)
-            display.say(joined(of_backbone(backbone), about), training)
-            run.baseline = run.measure_baseline()
+            about = (model, task.name, resolved, data, place)
+            run = Run(*about, resume=resume, display=display, lesson=lesson, processes=processes)
+            summary, training = run.summary(recipe.train)
+            display.say(joined(of_backbone(backbone), summary), training)
+            run.baseline = processes.by_first(run.measure_baseline)
             with quiet_transformers():
                 run.train()
-            return run.finish()
+            return processes.by_first(run.finish)
         finally:
             model.detach()
 
@@ -161,6 +170,25 @@ def refuse_idle(recipe: Recipe, backbone: Backbone) -> None:
         return  # there is a classifier, however many labels the data have
     declared = declare(backbone, method, recipe.head(task, method, backbone), added=len(recipe.add_tokens or ()))
     refuse_nothing_to_train(method, task.kind, backbone, sum(counts(declared).values()))
+
+
+def refuse_sharing(recipe: Recipe, processes: Processes) -> None:
+    """Refuse what several processes cannot do together.
+
+    Raises:
+        RecipeError: teachers are asked, or the states of a frozen prefix are to be cached.
+    """
+    if not processes.several:
+        return
+    started = f"the run was started as {processes.count} processes"
+    if recipe.distill is not None:
+        raise RecipeError(f"{started}, which cannot ask teachers", expected="one process", change="the section distill")
+    if recipe.train.prefix_cache == "on":
+        raise RecipeError(
+            f"{started}, which keep no states of a frozen prefix",
+            expected="one process, or auto or off",
+            change="--train.prefix_cache",
+        )
 
 
 def adapted_for(backbone: Backbone, settings: TrainingSettings) -> AdaptedModel:
@@ -184,6 +212,7 @@ class Run:
         display: where it shows how far it is.
         lesson: what the adapter learns from besides its rows' labels.
         coroutine: what it runs in, where it is one of several.
+        processes: those that train the adapter together.
 
     Attributes:
         baseline: what the adapter is compared with; empty for nothing.
@@ -204,7 +233,9 @@ class Run:
         display: Display,
         lesson: Lesson | None = None,
         coroutine: ThreadCoroutine | None = None,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, coroutine is None
         self.display = display
         self.baseline: Scores = {}
@@ -215,11 +246,11 @@ class Run:
         new = with_features(new, model.backbone, data.train)
         if recipe.start is not None:
             new = recipe.start.begin(new)
-        model.add(name, new, trainable=True)
+        model.add(name, processes.of_first(new), trainable=True)
         place.begin(recipe, resume=resume)
-        self.checkpoint = last_checkpoint(place.working) if resume else None
+        self.checkpoint = processes.of_first(last_checkpoint(place.working) if resume else None)
         self.scorer = self._scorer("validation", data.validation)
-        self.trainer = _trainer(model, name, data, settings, place.working, self.scorer, coroutine)
+        self.trainer = _trainer(model, name, data, settings, place.working, self.scorer, coroutine, processes)
         if lesson is not None:
             model.in_training(name).learn(lesson.loss)
             self.trainer.lesson = lesson
@@ -255,7 +286,9 @@ class Run:
             return
         # Passes that several share begin where all of them begin: at the input.
         cache = partial(prefix_cache, self.trainer, self.scorer, self.recipe.train, self.display)
-        kept = cache() if self.alone else nullcontext()
+        kept = cache() if self.alone and not self.processes.several else nullcontext()
+        if self.processes.several:
+            self.processes.share_randomness()
         with on(self.model.device), compiled(self.model) if self.recipe.train.torch_compile else nullcontext(), kept:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -314,6 +347,7 @@ def _trainer(
     working: Path,
     scorer: Scorer,
     coroutine: ThreadCoroutine | None,
+    processes: Processes,
 ) -> AdapterTrainer:
     task, encoder = data.task, model.inference(name).encoder(name)
     arguments = settings.arguments(
@@ -321,10 +355,13 @@ def _trainer(
         metric=task.main_metric,
         greater_is_better=KINDS[task.kind].metrics[task.main_metric].greater_is_better,
         device=model.device,
+        shared=processes.several,
     )
     rows = examples(encoder, task.kind, data.train)
     # Generating is slow: unless it chooses the checkpoint, it is done once, at the end.
-    trainer = AdapterTrainer(
+    apart = settings.backbone_dropout == "keep"
+    kind = partial(SharedTrainer, processes=processes, apart=apart) if processes.several else AdapterTrainer
+    trainer = kind(
         model=model if coroutine is None else OneAdapter(model, name),
         args=arguments,
         adapter_name=name,
