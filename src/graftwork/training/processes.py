@@ -74,7 +74,7 @@ class Processes:
         if not self.several:
             return cast(T, value)
         told = [value]
-        dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(told, src=0)
         return cast(T, told[0])
 
     def by_first(self, function: Callable[[], T]) -> T:
