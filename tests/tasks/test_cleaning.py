@@ -2,12 +2,13 @@
 
 import logging
 
+import datasets
 import pytest
 
 from graftwork.data.mojibake import repair
 from graftwork.data.table import Table
 from graftwork.errors import DataError, RecipeError
-from graftwork.tasks import Cleaning, Task, load, load_split
+from graftwork.tasks import Cleaning, Task, find_task, load, load_split
 
 
 def misread(text):
@@ -90,6 +91,7 @@ def test_rows_of_the_hubs_classes_are_spelled_as_others():
     ("fields", "message"),
     [
         ({"encodings": "utf-9"}, "Python knows no encoding 'utf-9'"),
+        ({"encodings": "hex"}, "Python knows no encoding 'hex'"),
         ({"encodings": ()}, "at least 1"),
         ({"drop": True}, "unknown key 'drop'"),
     ],
@@ -153,11 +155,34 @@ def test_rows_without_any_of_several_labels_are_kept(tmp_path):
     assert (len(data.train) + len(data.validation), data.dropped) == (23, {})
 
 
+def test_targets_are_texts_and_numbers_may_be_missing(tmp_path):
+    rows = [(f"a {i}", "donâ€™t ") for i in range(20)]
+    path = written(tmp_path / "rows.csv", rows)
+    assert set(load(task(path, kind="generation", cleaning={"repair_mojibake": True})).train["target"]) == {"don’t"}
+    numbers = datasets.Dataset.from_dict(
+        {"text": [f"{i}" for i in range(20)], "label": [1.0, 2.0] * 9 + [None, float("nan")]}
+    )
+    numbers.to_parquet(tmp_path / "rows.parquet")
+    data = load(task(tmp_path / "rows.parquet", kind="regression", cleaning={"drop_missing": True}))
+    assert (len(data.train) + len(data.validation), data.dropped) == (
+        18,
+        {"train": {"nothing in column 'label'": [19, 20]}},
+    )
+
+
 def test_a_test_split_without_labels_is_no_split(tmp_path, caplog):
     for name, rows in (("train", ROWS), ("validation", ROWS), ("test", [("a", ""), ("b", "")])):
         written(tmp_path / f"{name}.csv", rows)
     assert load(task(tmp_path, cleaning={"drop_missing": True})).test is None
     assert "has no labels" in caplog.text
+
+
+def test_a_benchmarks_folder_is_read_in_other_encodings_as_well(tmp_path):
+    rows = "".join(f"a {i} £\t{i % 2}\n" for i in range(4))
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_bytes(f"sentence\tlabel\n{rows}".encode("cp1252"))
+    own = find_task("sst2").override(data=str(tmp_path), cleaning={"encodings": "cp1252"})
+    assert load(own).train["text"][0] == "a 0 £"
 
 
 # Lines of fields

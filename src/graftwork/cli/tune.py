@@ -146,6 +146,7 @@ def run_recipe(
     say_start(quiet=run.quiet)
     from graftwork.settings.yamlfile import read_yaml
     from graftwork.training.multi_task_recipe import TASKS
+    from graftwork.training.processes import Processes
     from graftwork.training.recipe import Recipe, override
     from graftwork.training.tuning import tune_recipe
 
@@ -166,7 +167,8 @@ def run_recipe(
         resolved = Recipe.parse(override({}, overrides), origin="the command line", given=overrides)
     start = time.perf_counter()
     adapter = tune_recipe(resolved, output=output, resume=run.resume, overwrite=run.overwrite, progress=not run.quiet)
-    _report(adapter, output, time.perf_counter() - start, as_json=run.json)
+    if Processes.here().first:
+        _report(adapter, output, time.perf_counter() - start, as_json=run.json)
 
 
 def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) -> None:

@@ -8,20 +8,11 @@ not have became _.
 import re
 from collections.abc import Iterable
 
-_UNASSIGNED = {chr(byte): byte for byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D)}
+_UNASSIGNED = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
 """Bytes that cp1252 does not have."""
 
-
-def _byte(character: str) -> int | None:
-    """The byte that cp1252 reads as a character."""
-    try:
-        return _UNASSIGNED.get(character) or character.encode("cp1252")[0]
-    except UnicodeEncodeError:
-        return None
-
-
-_BYTES = {character: byte for code in range(0x80, 0x2200) if (byte := _byte(character := chr(code))) is not None}
-_IN_MAC_ROMAN = {bytes([byte]).decode("mac_roman"): byte for byte in _UNASSIGNED.values()}
+_BYTES = {chr(byte) if byte in _UNASSIGNED else bytes([byte]).decode("cp1252"): byte for byte in range(0x80, 0x100)}
+_IN_MAC_ROMAN = {bytes([byte]).decode("mac_roman"): byte for byte in _UNASSIGNED}
 
 _LEADS = {character: byte for character, byte in _BYTES.items() if 0xC2 <= byte <= 0xF4}
 _PLAIN = {character: byte for character, byte in _BYTES.items() if 0x80 <= byte <= 0xBF}

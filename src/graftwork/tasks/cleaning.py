@@ -3,7 +3,6 @@
 Every row that is left out is counted, with its reason, in `Table.dropped`.
 """
 
-import codecs
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,8 +42,8 @@ class Cleaning(Checked):
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             try:
-                codecs.lookup(name)
-            except LookupError:
+                b" ".decode(name, "replace")
+            except LookupError:  # of none, or of one from bytes to bytes
                 raise ValueError(f"Python knows no encoding {name!r}") from None
         return names
 
@@ -106,6 +105,8 @@ class Cleaning(Checked):
 
     def _label(self, value: Any) -> Any:
         value = (value.strip() or None) if isinstance(value, str) else value
+        if isinstance(value, float) and value != value:  # NaN: what a column of floats has where one is missing
+            return None
         if not self.of_labels or value is None or isinstance(value, list):
             return value
         name = label_text(value)

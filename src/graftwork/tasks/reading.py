@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from graftwork.data.columns import TEXT
 from graftwork.data.files import READERS, from_columns, from_rows, read_file, read_lines
 from graftwork.data.table import SPLIT_NAMES, SplitName, Splits, Table
 from graftwork.errors import DataError, RecipeError, first_line, nearest
@@ -74,9 +75,11 @@ def _clean(task: Task, table: Table) -> Table:
         return table
     kind, texts = KINDS[task.kind], [column for columns in task.inputs.values() for column in columns]
     optional = {column for name, columns in task.inputs.items() if kind.inputs[name].optional for column in columns}
-    needed = [column for column in (*texts, task.label) if column not in optional]
-    if kind.label.optional:
-        needed.remove(task.label)
+    needed = [column for column in texts if column not in optional]
+    if not kind.label.optional:
+        needed.append(task.label)
+    if kind.label is TEXT:
+        texts.append(task.label)
     return task.cleaning.apply(table, texts=texts, label=task.label, needed=needed)
 
 
@@ -122,7 +125,7 @@ def _read_split(path: Path, task: Task, wanted: frozenset[str]) -> Table:
         return read_conll(path, task)
     if task.layout == "lines":
         if path.suffix.lower() in _SELF_NAMED:
-            return read_file(path, wanted)
+            return read_file(path, wanted, task.decoding)
         lines = read_lines(path, task.decoding)
         header = list(task.header) if task.header is not None else lines[0]
         first = 0 if task.header is not None else 1
@@ -200,10 +203,10 @@ def _e2e_splits(folder: Path, task: Task, wanted: frozenset[str]) -> Splits:
             expected="the E2E release's folder",
             change="--data, or the task's splits",
         )
-    return {split: partial(_read_e2e, path, split, wanted) for split, path in files.items()}
+    return {split: partial(_read_e2e, path, task, split, wanted) for split, path in files.items()}
 
 
-def _read_e2e(path: Path, split: SplitName, wanted: frozenset[str]) -> Table:
+def _read_e2e(path: Path, task: Task, split: SplitName, wanted: frozenset[str]) -> Table:
     # Missing, it is an error only where it is needed, and is not made good by another file unless the task says so.
     if not path.is_file():
         there = sorted(file.name for file in path.parent.glob("*.csv"))
@@ -212,7 +215,7 @@ def _read_e2e(path: Path, split: SplitName, wanted: frozenset[str]) -> Table:
             expected=f"the E2E release's file, or another in its place (there are {', '.join(there)})",
             change=f"--data, or --task.splits.{split} FILE (a split whose own file is taken is held out of training)",
         )
-    return read_file(path, wanted)
+    return read_file(path, wanted, task.decoding)
 
 
 def _glue_splits(root: Path, task: Task, wanted: frozenset[str]) -> Splits:
@@ -239,11 +242,11 @@ def _glue_splits(root: Path, task: Task, wanted: frozenset[str]) -> Splits:
         )
     # A file that is missing counts as a split all the same, so that needing it is an error, and is never made good by
     # holding out training rows: the numbers would no longer be GLUE's.
-    return {split: partial(_read_glue, path, layout, wanted) for split, path in files.items()}
+    return {split: partial(_read_glue, path, task, layout, wanted) for split, path in files.items()}
 
 
-def _read_glue(path: Path, layout: GlueFolder, wanted: frozenset[str]) -> Table:
-    lines = read_lines(path)
+def _read_glue(path: Path, task: Task, layout: GlueFolder, wanted: frozenset[str]) -> Table:
+    lines = read_lines(path, task.decoding)
     header = list(layout.header) if layout.header is not None else lines.pop(0)
     numbers = list(range(1 if layout.header is not None else 2, len(lines) + 2))[: len(lines)]
     broken: list[int] = []
@@ -274,7 +277,7 @@ def _packaged_reviews() -> Path:
 
 def _read_reviews(path: Path, task: Task) -> Table:
     text = str(task.text)
-    table = read_file(path, frozenset({*task.columns, "source"}))
+    table = read_file(path, frozenset({*task.columns, "source"}), task.decoding)
     lacking = {text, "source"} - set(table.names)
     if lacking:
         raise DataError(

@@ -118,8 +118,12 @@ class AdapterTrainer(Trainer):
             collate_fn=collate if lesson is None else partial(lesson.collate, collate),
             pin_memory=self.args.dataloader_pin_memory,
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        return self.prepared(loader)
+
+    def prepared(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        """The loader as accelerate has it."""
+        found: DataLoader[Any] = self.accelerator.prepare(loader)
+        return found
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The batches of a step, and what the terms of their loss are means over, all of them together."""
