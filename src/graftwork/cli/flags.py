@@ -52,7 +52,7 @@ class Run:
     overwrite: Annotated[bool, Switch] = False
     """Replace an existing output, and discard an interrupted run."""
     quiet: Annotated[bool, Switch] = False
-    """Print neither what is tuned nor how far it is."""
+    """Print neither what is done nor how far it is."""
     json: Annotated[bool, Switch] = False
     """Print the result as JSON."""
 

@@ -13,7 +13,7 @@ not in their numbers.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -92,6 +92,33 @@ class Bodies(ABC):
     def combined(self, coefficients: Sequence[float], rank: int | None = None) -> Body:
         """The body of Σ c_i τ_i."""
         return self.written(linear(self.vectors, coefficients), rank)
+
+    @classmethod
+    def refuse_other_sums(cls, coefficients: Sequence[float]) -> None:
+        """Refuse sums that make no sense of these vectors.
+
+        Raises:
+            MethodError: it is one.
+        """
+        return
+
+    @classmethod
+    def refuse_formula(cls, adapters: Collection[str], formula: str) -> None:
+        """Refuse formulas where nothing but sums makes sense.
+
+        Args:
+            adapters: names, for the message.
+            formula: what it is called.
+
+        Raises:
+            MethodError: so it is.
+        """
+        if cls.linear_only:
+            raise MethodError(
+                f"{', '.join(adapters)} are merged by a mean only, and not by {formula}: {cls.linear_only}",
+                expected="no formula",
+                change="the merge method: average",
+            )
 
     def refuse_rank(self, rank: int | None) -> None:
         """Refuse a rank where no LoRA is made.
@@ -233,13 +260,17 @@ class BottleneckBodies(ParameterBodies):
         return {name: replace(adapter, tensors={**adapter.tensors, **own}) for (name, adapter), own in pairs}
 
     def combined(self, coefficients: Sequence[float], rank: int | None = None) -> Body:
+        self.refuse_other_sums(coefficients)
+        return super().combined(coefficients, rank)
+
+    @classmethod
+    def refuse_other_sums(cls, coefficients: Sequence[float]) -> None:
         if abs(sum(coefficients) - 1.0) > 1e-6 or min(coefficients) < 0.0:
             raise MethodError(
-                f"bottlenecks are merged by a mean only: {self.linear_only}",
+                f"bottlenecks are merged by a mean only: {cls.linear_only}",
                 expected="coefficients of 0 or more that add up to 1",
                 change="--weights, --method.scale",
             )
-        return super().combined(coefficients, rank)
 
 
 def bodies_of(adapters: Mapping[str, Adapter], backbone: Backbone, *, align: Align = "auto") -> Bodies:
@@ -256,8 +287,24 @@ def bodies_of(adapters: Mapping[str, Adapter], backbone: Backbone, *, align: Ali
     """
     if not adapters:
         raise AdapterError("no adapters are given", expected="two or more")
-    for name, adapter in adapters.items():
+    for adapter in adapters.values():
         adapter.check(backbone)
+    kind = kind_of_bodies(adapters, align=align)
+    return BottleneckBodies(adapters, backbone, align=align) if kind is BottleneckBodies else kind(adapters, backbone)
+
+
+def kind_of_bodies(adapters: Mapping[str, Adapter], *, align: Align = "auto") -> "type[Bodies]":
+    """As what adapters are calculated with, which their methods and sites decide.
+
+    Args:
+        adapters: by the name that messages have for them.
+        align: of bottlenecks, whether their units are permuted to match.
+
+    Raises:
+        AdapterError: one has added tokens.
+        MethodError: methods that cannot be merged; names them.
+    """
+    for name, adapter in adapters.items():
         if adapter.task.added_tokens:
             raise AdapterError(
                 f"adapter {name!r} has embeddings of added tokens ({', '.join(adapter.task.added_tokens[:3])}), which "
@@ -269,17 +316,15 @@ def bodies_of(adapters: Mapping[str, Adapter], backbone: Backbone, *, align: Ali
     alike = all(_computes_as(method, first) for method in methods.values())
     if alike and isinstance(first, tuple(NEUTRAL)):
         _refuse_other_sites(adapters)
-        return ParameterBodies(adapters, backbone)
+        return ParameterBodies
     if alike and isinstance(first, DenseBottleneck):
         _refuse_other_sites(adapters)
-        return BottleneckBodies(adapters, backbone, align=align)
+        return BottleneckBodies
     if align != "auto":
         raise MethodError(f"align={align!r} would do nothing: the adapters have no bottlenecks", change="--align")
     for name, method in methods.items():
         _refuse_unmergeable(name, method, alike=alike)
-    if all(is_low_rank_method(method) for method in methods.values()):
-        return LowRankBodies(adapters, backbone)
-    return WeightBodies(adapters, backbone)
+    return LowRankBodies if all(is_low_rank_method(method) for method in methods.values()) else WeightBodies
 
 
 def is_low_rank_method(method: Method) -> bool:

@@ -44,6 +44,7 @@ def fishers_of(
     """
     in_weights = isinstance(bodies, LowRankBodies | WeightBodies)
     names = [*bodies.vectors[0]]
+    how = {name: getattr(settings, name) for name in FisherSettings.model_fields}  # and not how it is merged
     return [
         fisher_information(
             adapter,
@@ -55,7 +56,7 @@ def fishers_of(
             kept=Kept(
                 working,
                 f"fisher.{name}",
-                {"adapter": adapter.digest, "rows": rows[name].origin, "names": names, **settings.model_dump()},
+                {"adapter": adapter.digest, "rows": rows[name].origin, "names": names, **how},
             ),
             display=display,
             label=name,

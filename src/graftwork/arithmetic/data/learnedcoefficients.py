@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.bodies import bodies_of
+from graftwork.arithmetic.adapters.bodies import Bodies, bodies_of
 from graftwork.arithmetic.adapters.commonbasis import Formula, Vector
 from graftwork.arithmetic.adapters.heads import head_groups
 from graftwork.arithmetic.adapters.merging import MergedAdapters, name_of, named_adapters, with_heads
@@ -89,15 +89,8 @@ def adamerging(
     """
     own = settings or AdaMergingSettings()
     named = named_adapters(adapters)
-    for name, adapter in named.items():
-        if answer_type(adapter.head) not in ("classes", "labels"):
-            raise MethodError(
-                f"the answers of adapter {name!r}, of kind {adapter.kind}, have no entropy over classes",
-                expected="tasks of classification, multi-label classification or multiple choice",
-            )
     bodies = bodies_of(named, backbone)
-    if bodies.linear_only:
-        raise MethodError(f"adapters {', '.join(named)} cannot be summed: {bodies.linear_only}")
+    refuse_unlearnable(named, type(bodies))
     form = linear_form(bodies, None if elect is None else elected(bodies.vectors, elect))
     count = len(form.names) if own.coefficients == "layer" else 1
     with shown_on_stderr(shown=progress) as display:
@@ -142,6 +135,26 @@ def adamerging(
         transductive,
         inductive,
     )
+
+
+def refuse_unlearnable(adapters: Mapping[str, Adapter], kind: type[Bodies]) -> None:
+    """Refuse adapters of which no coefficients can be learned.
+
+    Args:
+        adapters: by name.
+        kind: as what they are calculated with.
+
+    Raises:
+        MethodError: a head has no entropy over classes, or sums of them make no sense.
+    """
+    for name, adapter in adapters.items():
+        if answer_type(adapter.head) not in ("classes", "labels"):
+            raise MethodError(
+                f"the answers of adapter {name!r}, of kind {adapter.kind}, have no entropy over classes",
+                expected="tasks of classification, multi-label classification or multiple choice",
+            )
+    if kind.linear_only:
+        raise MethodError(f"adapters {', '.join(adapters)} cannot be summed: {kind.linear_only}")
 
 
 def elected(vectors: Sequence[Vector], elect: Formula) -> tuple[Vector, ...]:

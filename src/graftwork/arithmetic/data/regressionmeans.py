@@ -102,12 +102,7 @@ def regmean_adapters(
     own = settings or RegMeanSettings()
     named = named_adapters(adapters)
     bodies = bodies_of(named, backbone)
-    if not isinstance(bodies, LowRankBodies | WeightBodies):
-        first = next(iter(named.values()))
-        raise MethodError(
-            f"adapters of method {first.method.name!r} have no weights of linear maps that RegMean could merge",
-            expected="adapters of LoRA, full fine-tuning or another method that is merged into weights",
-        )
+    refuse_weightless(named, type(bodies))
     groups = head_groups(named, heads)
     folder = None if working is None else Path(working)
     with shown_on_stderr(shown=progress) as display:
@@ -124,6 +119,24 @@ def regmean_adapters(
             )
     body = bodies.written(regmean(bodies.vectors, grams, own.alpha), rank)
     return with_heads(body, groups, named, backbone, {"regmean": own.model_dump()})
+
+
+def refuse_weightless(adapters: Mapping[str, Adapter], kind: type[Bodies]) -> None:
+    """Refuse adapters that change no weights.
+
+    Args:
+        adapters: by name.
+        kind: as what they are calculated with.
+
+    Raises:
+        MethodError: they change none.
+    """
+    if not issubclass(kind, LowRankBodies | WeightBodies):
+        first = next(iter(adapters.values()))
+        raise MethodError(
+            f"adapters of method {first.method.name!r} have no weights of linear maps that RegMean could merge",
+            expected="adapters of LoRA, full fine-tuning or another method that is merged into weights",
+        )
 
 
 def grams_of(

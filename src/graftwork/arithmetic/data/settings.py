@@ -81,3 +81,37 @@ class AdaMergingSettings(DataSettings):
     batches: PositiveInt = 2
     share: float = Field(default=0.5, gt=0.0, lt=1.0)
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+class FisherMergeSettings(FisherSettings):
+    """Fisher merging: each parameter counts by how much its model's answers depend on it.
+
+    Attributes:
+        normalise: divide each weight by the norm of its model's information.
+    """
+
+    normalise: bool = True
+
+
+class DonorSettings(FisherSettings):
+    """Donor merging: the first adapter becomes better by a share of the second, chosen on the first's validation rows.
+
+    Attributes:
+        by: `fisher` information, or the `mean`.
+        points: how many shares are tried.
+    """
+
+    by: Literal["fisher", "mean"] = "fisher"
+    points: int = Field(default=50, ge=2)
+
+
+class AdaMergingMergeSettings(AdaMergingSettings):
+    """AdaMerging: how much each adapter counts is learned by the entropy of answers on texts without labels.
+
+    Attributes:
+        keep: for AdaMerging++, the share of numbers that TIES keeps of each vector. None: all are learned with.
+        split: whose texts are learned on, and scored.
+    """
+
+    keep: PositiveFloat | None = Field(default=None, le=1.0)
+    split: Literal["train", "validation", "test"] = "validation"

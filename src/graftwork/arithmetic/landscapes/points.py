@@ -12,8 +12,9 @@ from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.declared import usable_sites
-from graftwork.arithmetic.alignment.matching import MatchingSettings, weight_matching
+from graftwork.arithmetic.alignment.matching import weight_matching
 from graftwork.arithmetic.alignment.permutations import Factor, Segment, Specification
+from graftwork.arithmetic.alignment.settings import MatchingSettings
 from graftwork.arithmetic.alignment.specifications import specification_of
 from graftwork.arithmetic.landscapes.landscape import Weights
 from graftwork.backbones import Backbone

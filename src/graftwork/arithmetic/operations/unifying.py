@@ -73,6 +73,11 @@ def emr(vectors: Sequence[M]) -> EMR[M]:
     return EMR(unified, tuple(cast(M, mask) for mask in given), scales)
 
 
+def vector_of_task(vectors: Sequence[M], *, task: int = 0) -> M:
+    """What a task has of the unified vector: `emr(vectors).vector(task)`."""
+    return emr(vectors).vector(task)
+
+
 class _Mask(Source):
     """Where a vector has the sign of the unified one: true and false, of trained tensors."""
 
