@@ -5,8 +5,7 @@
   (ones for IA3, zeros for the others).
 - Bottlenecks with one list of settings: their parameters, where they began alike, or after their units are permuted to
   match.
-- Others that can be merged into weights (full fine-tuning, DoRA, HyperGrid), and different methods among them:
-  differences to the weights.
+- Others that can be merged into weights (full fine-tuning, DoRA, HyperGrid), and different methods: differences to them.
 
 Nothing else can be calculated with, and is refused by name: what two prompts, gates or hypernetworks have in common is
 not in their numbers.
@@ -22,10 +21,11 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.commonbasis import Formula, Vector, knots_of_factors
-from graftwork.arithmetic.adapters.differences import as_full, as_lora, dense, factors_of, is_low_rank, weights_of
+from graftwork.arithmetic.adapters.commonbasis import Formula, knots_of_factors
+from graftwork.arithmetic.adapters.differences import as_full, as_lora, factors_of, is_low_rank
 from graftwork.arithmetic.adapters.lowrank import Factors, best_of_rank, concatenated, truncated
 from graftwork.arithmetic.adapters.units import matched
+from graftwork.arithmetic.adapters.vectors import Computed, Vector, changes_of, nothing
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, MethodError
 from graftwork.methods import IA3, BitFit, HeadOnly, LayerNormTuning, Method
@@ -135,14 +135,14 @@ class Bodies(ABC):
             )
 
 
-def linear(vectors: Sequence[Vector], coefficients: Sequence[float]) -> dict[str, Tensor]:
-    """Σ c_i τ_i, in float32."""
-    return {
-        name: torch.stack([c * vector[name].float() for vector, c in zip(vectors, coefficients, strict=True)]).sum(
-            dim=0
-        )
-        for name in vectors[0]
-    }
+def linear(vectors: Sequence[Vector], coefficients: Sequence[float]) -> Vector:
+    """Σ c_i τ_i, in float32, each when it is asked for."""
+
+    def summed(name: str) -> Tensor:
+        pairs = zip(vectors, coefficients, strict=True)
+        return torch.stack([c * vector[name].float() for vector, c in pairs]).sum(dim=0)
+
+    return Computed([*vectors[0]], summed)
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,9 @@ class WeightBodies(Bodies):
 
     @cached_property
     def vectors(self) -> tuple[Vector, ...]:
-        each = [weights_of(adapter, self.backbone) for adapter in self.adapters.values()]
+        each = [changes_of(adapter, self.backbone) for adapter in self.adapters.values()]
         shapes = {name: t.shape for one in each for name, t in one.items()}
-        return tuple({name: one.get(name, torch.zeros(shape)) for name, shape in shapes.items()} for one in each)
+        return tuple({name: one.get(name, nothing(shape)) for name, shape in shapes.items()} for one in each)
 
     def written(self, vector: Vector, rank: int | None = None) -> Body:
         if rank is None:
@@ -397,4 +397,4 @@ def _refuse_unmergeable(name: str, method: Method, *, alike: bool) -> None:
 
 
 def _full(bodies: Bodies, vector: Vector) -> Body:
-    return Body(*as_full(dense(vector), bodies.backbone, [adapter.head for adapter in bodies.adapters.values()]))
+    return Body(*as_full(vector, bodies.backbone, [adapter.head for adapter in bodies.adapters.values()]))

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from graftwork.arithmetic.adapters.lowrank import Factors
-
-Vector = Mapping[str, Tensor]
-"""Tensors by name, with which people calculate."""
+from graftwork.arithmetic.adapters.vectors import Vector
 
 Formula = Callable[[Sequence[Vector]], Vector]
 """Makes one vector of several that have the same names and shapes: TIES, DARE and others, with their settings bound."""

@@ -151,11 +151,6 @@ def is_low_rank(name: str, backbone: Backbone) -> bool:
     return site is not None and site.kind == "linear" and site.layer is not None and name == f"{site.name}.weight"
 
 
-def dense(vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A vector in float32, on the CPU."""
-    return {name: tensor.float().cpu() for name, tensor in vector.items()}
-
-
 def _exact_ops(adapter: Adapter, backbone: Backbone) -> Ops:
     """An adapter's ops in float64, by site, as they are in use."""
     exact = {name: tensor.to(backbone.device, torch.float64) for name, tensor in adapter.tensors.items()}

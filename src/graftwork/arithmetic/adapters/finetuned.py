@@ -20,7 +20,8 @@ from graftwork.adapters import Adapter
 from graftwork.adapters.contents import misfits
 from graftwork.adapters.identity import BackboneIdentity
 from graftwork.adapters.new import identity_of
-from graftwork.arithmetic.adapters.differences import as_full, weights_of
+from graftwork.arithmetic.adapters.differences import as_full
+from graftwork.arithmetic.adapters.vectors import changes_of
 from graftwork.arithmetic.values.saving import refuse_existing
 from graftwork.backbones import Backbone, Pooling
 from graftwork.backbones.checkpoints import UNREADABLE
@@ -206,7 +207,7 @@ def save_finetuned(
     wrong = misfits({n: t.shape for n, t in mine.items()}, {n: t.shape for n, t in head.items()})
     if wrong:
         raise AdapterError(f"{str(like)!r} has another head than the adapter: it {wrong[0]}", expected="the same head")
-    differences = weights_of(adapter, backbone)
+    differences = changes_of(adapter, backbone)
     with torch.no_grad():
         for name, tensor in own.weights.items():
             tied = backbone.weights.where(name).tied

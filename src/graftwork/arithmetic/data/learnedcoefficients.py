@@ -10,8 +10,9 @@ The authors learn λ on the very inputs on which they score. Here a part of the 
 are given on that part (transductive) and on the others (inductive) apart.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adapters.bodies import Bodies, bodies_of
-from graftwork.arithmetic.adapters.commonbasis import Formula, Vector
+from graftwork.arithmetic.adapters.commonbasis import Formula
 from graftwork.arithmetic.adapters.heads import head_groups
 from graftwork.arithmetic.adapters.merging import MergedAdapters, name_of, named_adapters, with_heads
 from graftwork.arithmetic.adapters.scores import scores_on
-from graftwork.arithmetic.data.keeping import Kept
+from graftwork.arithmetic.adapters.vectors import Vector
+from graftwork.arithmetic.data.keeping import Kept, put_by
 from graftwork.arithmetic.data.likelihoods import answer_type, entropies
 from graftwork.arithmetic.data.linearforms import Interpolated, LinearForm, linear_form
 from graftwork.arithmetic.data.reading import Rows, rows_of, source_for
@@ -91,7 +93,12 @@ def adamerging(
     named = named_adapters(adapters)
     bodies = bodies_of(named, backbone)
     refuse_unlearnable(named, type(bodies))
-    form = linear_form(bodies, None if elect is None else elected(bodies.vectors, elect))
+    folder = None if working is None else Path(working)
+    form = linear_form(
+        bodies,
+        None if elect is None else elected(bodies.vectors, elect),
+        put=partial(put_by, folder) if folder is not None else lambda name, tensors: tensors,
+    )
     count = len(form.names) if own.coefficients == "layer" else 1
     with shown_on_stderr(shown=progress) as display:
         parts = {}
@@ -99,7 +106,7 @@ def adamerging(
             rows = rows_of(adapter, backbone, split, data=(data or {}).get(name), labelled=False)
             parts[name] = _parted(rows, own.share, own.seed)
         kept = Kept(
-            None if working is None else Path(working),
+            folder,
             "coefficients",
             {
                 "adapters": {name: adapter.digest for name, adapter in named.items()},
@@ -157,21 +164,19 @@ def refuse_unlearnable(adapters: Mapping[str, Adapter], kind: type[Bodies]) -> N
         raise MethodError(f"adapters {', '.join(adapters)} cannot be summed: {kind.linear_only}")
 
 
-def elected(vectors: Sequence[Vector], elect: Formula) -> tuple[Vector, ...]:
+def elected(vectors: Sequence[Vector], elect: Formula) -> Iterator[Vector]:
     """Vectors less the entries that a merge of them leaves out: those that it trimmed, or whose sign it did not elect
-    (AdaMerging++).
+    (AdaMerging++). Each is made when it is asked for.
 
     Args:
         vectors: τ_i.
         elect: such as TIES: the sign of what it makes of all is the elected one, and what it makes of a vector alone is
             what it trims that to.
     """
-    signs = {name: tensor.sign() for name, tensor in elect(vectors).items()}
-    trimmed = [elect([vector]) for vector in vectors]
-    return tuple(
-        {n: t.where((t.sign() == signs[n]) & (left[n] != 0), 0.0) for n, t in vector.items()}
-        for vector, left in zip(vectors, trimmed, strict=True)
-    )
+    signs = {name: tensor.sign().to(torch.int8) for name, tensor in elect(vectors).items()}
+    for vector in vectors:
+        left = elect([vector])
+        yield {n: t.where((t.sign() == signs[n]) & (left[n] != 0), 0.0) for n, t in vector.items()}
 
 
 class _Learner:

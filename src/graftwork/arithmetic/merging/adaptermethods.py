@@ -18,9 +18,10 @@ from graftwork.errors import MethodError, RecipeError
 if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.arithmetic.adapters.bodies import Align
-    from graftwork.arithmetic.adapters.commonbasis import Formula, Vector
+    from graftwork.arithmetic.adapters.commonbasis import Formula
     from graftwork.arithmetic.adapters.heads import HeadsMode
     from graftwork.arithmetic.adapters.merging import MergedAdapters
+    from graftwork.arithmetic.adapters.vectors import Vector
     from graftwork.backbones import Backbone
 
 
@@ -274,7 +275,7 @@ def _formula(chosen: ChosenMethod, weights: Sequence[Any] | None) -> "Formula":
         made = chosen.combine(given, weights)
         if isinstance(chosen.settings, OfVectors):
             made = made.scaled(resolved(chosen.settings.factor, made.shapes, "scale"))
-        return {name: made[name] for name in made}
+        return made
 
     combined.__name__ = described(chosen)
     return combined

@@ -16,7 +16,7 @@ from graftwork.arithmetic.adapters.merging import (
     refuse_output,
 )
 from graftwork.arithmetic.adapters.scores import score_table, scores_of_merged
-from graftwork.arithmetic.data.keeping import working_folder
+from graftwork.arithmetic.data.keeping import put_by, working_folder
 from graftwork.arithmetic.merging.adaptermethods import (
     AdapterOperands,
     AdapterResult,
@@ -34,6 +34,9 @@ from graftwork.tasks import Task, find_task
 from graftwork.training.display import Display, shown_on_stderr
 
 INNER = ".model"
+
+LARGE = 16 * 2**20
+"""Bytes of an adapter from which on it is not held in memory."""
 
 
 def merge_folders(
@@ -66,9 +69,14 @@ def merge_folders(
     with working_folder(target, resume=resume, overwrite=overwrite) as working:
         base = base_of(paths, models, recipe.base)
         frozen = Backbone.load(base, dtype="float32")
+        # One at a time is in memory; then it is on disk.
         loaded = [
-            finetuned_adapter(path, frozen, task=task) if model else _for_task(Adapter.load(path), task)
-            for path, model, task in zip(paths, models, each, strict=True)
+            _put_by(
+                finetuned_adapter(path, frozen, task=task) if model else _for_task(Adapter.load(path), task),
+                working,
+                f"operand-{i}",
+            )
+            for i, (path, model, task) in enumerate(zip(paths, models, each, strict=True))
         ]
         adapters = named(paths, loaded)
         operands = AdapterOperands(
@@ -99,6 +107,13 @@ def checked(recipe: MergeRecipe) -> tuple[ChosenMethod, dict[str, Any]]:
     check_adapters(chosen, len(recipe.models), weights=recipe.weights, **options)
     recipe.check_sweep(scored=True)
     return chosen, options
+
+
+def _put_by(adapter: Adapter, working: Path, name: str) -> Adapter:
+    """An adapter; a large one with its tensors on disk in the place of memory."""
+    if adapter.num_bytes < LARGE:
+        return adapter
+    return replace(adapter, tensors=put_by(working, name, adapter.tensors))
 
 
 def tasks_of(recipe: MergeRecipe) -> list[Task | None]:
