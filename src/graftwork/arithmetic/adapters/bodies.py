@@ -5,7 +5,7 @@
   (ones for IA3, zeros for the others).
 - Bottlenecks with one list of settings: their parameters, where they began alike, or after their units are permuted to
   match.
-- Others that can be merged into weights (full fine-tuning, DoRA, HyperGrid), and different methods: differences to them.
+- Others that can be merged into weights (full fine-tuning, DoRA, HyperGrid), also different ones: differences to them.
 
 Nothing else can be calculated with, and is refused by name: what two prompts, gates or hypernetworks have in common is
 not in their numbers.

@@ -178,7 +178,8 @@ class _Scoring:
         found: dict[str, Scores] = {}
         for one in self._plan.operands if self._scores is not None else ():
             weights = _stored(one)
-            bare = one is self._plan.base and not len(weights.head) and len(self._scores.tasks) == 1
+            alone = one is self._plan.base and len(self._scores.tasks) == 1
+            bare = alone and not len(weights.head) and not self._scores.by_language  # whose head may be tied
             found[_called(self._plan, one)] = {} if bare else self._scores.of(weights, one)
         return found
 
