@@ -238,7 +238,9 @@ def tensor_cuts(vectors: Vectors, name: str, counts: list[int]) -> list[list[Cut
     if len(pieces) == 1:
         return [[cut_of(row, count) for count in counts] for row in vectors.read(pieces[0])]
     wanted = [(i, count) for i in size for count in counts]
-    cuts = iter(cuts_of(vectors.rows, lambda work: map(work, pieces), pieces, wanted, vectors.dtype))
+    whole = vectors.units[name] == 1
+    found = cuts_of(vectors.rows, lambda work: map(work, pieces), pieces, wanted, vectors.dtype, sampled=whole)
+    cuts = iter(found)
     return [[next(cuts)[name] for _ in counts] for _ in size]
 
 
@@ -246,7 +248,12 @@ def global_cuts(vectors: Vectors, count: int, display: Display) -> list[dict[str
     """Where the so many largest numbers of each whole vector end, by tensor."""
     pieces, wanted = vectors.pieces(vectors.names), [(i, count) for i in range(len(vectors.sources))]
     return cuts_of(
-        vectors.rows, lambda work: vectors.over_all(work, display, "thresholds"), pieces, wanted, vectors.dtype
+        vectors.rows,
+        lambda work: vectors.over_all(work, display, "thresholds"),
+        pieces,
+        wanted,
+        vectors.dtype,
+        sampled=all(vectors.units[name] == 1 for name in vectors.names),
     )
 
 
