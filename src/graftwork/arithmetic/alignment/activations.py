@@ -1,5 +1,5 @@
 """Activation matching: the permutations under which the units of two networks are most alike on the same inputs
-(Ainsworth et al. 2023, "Git Re-Basin", arXiv:2209.04836, section 3.1), and batch norms of merged networks.
+(Ainsworth et al. 2023, "Git Re-Basin", arXiv:2209.04836), and batch norms of merged networks.
 
     argmax_P Σ_i S[i, P[i]],  S[i, j] = E[a_i b_j]  or their correlation (Li et al. 2016, "Convergent Learning"),
 
@@ -80,7 +80,7 @@ def activation_matching(
 def recompute_batch_norm(network: nn.Module, batches: Iterable[Batch]) -> None:
     """Replace the running statistics of a network's batch norms by those on the given inputs, as the mean over batches.
     What is merged of several networks needs it: the activations of a mean vary less than each network's did (Ainsworth
-    et al. 2023, section 4; Jordan et al. 2023, "REPAIR", arXiv:2211.08403). Dropout is off.
+    et al. 2023; Jordan et al. 2023, "REPAIR", arXiv:2211.08403). Dropout is off.
 
     Raises:
         WeightsError: the network has no batch norms with statistics, or there are no batches. Then, and where the

@@ -1,7 +1,7 @@
 """Donor merging: a task's adapter becomes better by a share of another task's, which is chosen on validation rows.
 
-Matena & Raffel 2022, "Merging Models with Fisher-Weighted Averaging", section 4.3 (intermediate-task training by a
-merge): target ← merge(target, donor; λ, 1 - λ), λ from 50 points. The head is the target's.
+Matena & Raffel 2022, "Merging Models with Fisher-Weighted Averaging" (intermediate-task training by a merge): target ←
+merge(target, donor; λ, 1 - λ), λ from 50 points. The head is the target's.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Fisher merging: a mean of models in which each parameter counts by how much its model's answers depend on it.
 
-Matena & Raffel 2022, "Merging Models with Fisher-Weighted Averaging", arXiv:2111.09832, section 3, eq. 1:
+Matena & Raffel 2022, "Merging Models with Fisher-Weighted Averaging", arXiv:2111.09832:
     θ^j = Σ_i λ_i F_i^j θ_i^j / Σ_i λ_i F_i^j.
 """
 

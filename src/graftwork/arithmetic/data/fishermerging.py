@@ -30,7 +30,7 @@ def fisher_adapters(
     working: str | Path | None = None,
     progress: bool = False,
 ) -> MergedAdapters:
-    """Merge adapters, or fully fine-tuned models, by their Fisher information (Matena & Raffel 2022, eq. 1).
+    """Merge adapters, or fully fine-tuned models, by their Fisher information (Matena & Raffel 2022).
 
     Adapters that are merged as differences to weights have the information of those weights; IA3, BitFit, norms and
     bottlenecks that of their own parameters.

@@ -1,9 +1,9 @@
 """AdaMerging: how much each adapter counts in a merge is learned from texts without labels.
 
-Yang et al. 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning", arXiv:2310.02575, section 3:
+Yang et al. 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning", arXiv:2310.02575:
     θ^l = θ_0^l + Σ_i λ_i^l τ_i^l,    λ minimises Σ_tasks mean over x of H(softmax f_task(x; θ)),
 with each task's own head frozen. One λ for each adapter (task-wise), or for each adapter and tensor (layer-wise, as the
-authors' code has it); with ++ the τ are trimmed and their signs elected before (section 3.2). λ starts at 0.3 and is
+authors' code has it); with ++ the τ are trimmed and their signs elected before. λ starts at 0.3 and is
 trained by Adam, 1e-3, 500 steps of two batches of 16 a task. It is not clamped: a clamped λ has no gradient.
 
 The authors learn λ on the very inputs on which they score. Here a part of the split's rows is learned on, and scores

@@ -1,9 +1,9 @@
 """RegMean: the linear map that is nearest to each model's own on what enters it there.
 
-Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models", arXiv:2212.09849, section 3, eq. 2:
+Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models", arXiv:2212.09849:
     W = (Σ_i W_i G_i) (Σ_i G_i)⁻¹,    G_i = X_iᵀ X_i / n_i,
-over the n_i tokens X_i that enter the map in model i, with the off-diagonal entries of G_i multiplied by α (section
-3.3). It needs no labels and no gradients. What is no weight of a linear map is averaged.
+over the n_i tokens X_i that enter the map in model i, with the off-diagonal entries of G_i multiplied by α. It needs no
+labels and no gradients. What is no weight of a linear map is averaged.
 
 Computed as mean + (Σ_i (W_i - mean) G_i) (Σ_i G_i)⁺: the same, and where nothing ever enters along a direction, the
 mean. All of it is in float64.

@@ -27,7 +27,7 @@ class DataSettings(Checked, ABC):
 
 
 class FisherSettings(DataSettings):
-    """How Fisher information is computed (Matena & Raffel 2022, section 3).
+    """How Fisher information is computed (Matena & Raffel 2022).
 
     Attributes:
         kind: over which answers: `exact`, all; `sampled`, one that the model draws; `empirical`, the label.
@@ -44,7 +44,7 @@ class FisherSettings(DataSettings):
 
 
 class RegMeanSettings(DataSettings):
-    """How RegMean reads what enters linear maps (Jin et al. 2023, section 4.1).
+    """How RegMean reads what enters linear maps (Jin et al. 2023).
 
     Attributes:
         alpha: the factor of the off-diagonal entries of XᵀX, from 0 to 1; the paper has 0.1 for T5.
@@ -60,7 +60,7 @@ class RegMeanSettings(DataSettings):
 
 
 class AdaMergingSettings(DataSettings):
-    """How coefficients are learned (Yang et al. 2024, section 4.1).
+    """How coefficients are learned (Yang et al. 2024).
 
     Attributes:
         coefficients: one for each adapter (`task`), or for each adapter and tensor (`layer`).

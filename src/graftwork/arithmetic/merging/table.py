@@ -90,7 +90,7 @@ _METHODS = (
         reads="scores",
         acts=("models",),
         least=2,
-        paper="Wortsman et al. 2022, arXiv:2203.05482, algorithm 1",
+        paper="Wortsman et al. 2022, arXiv:2203.05482",
         when="many runs of one task, some of them bad",
     ),
     MergeMethod(
@@ -130,7 +130,7 @@ _METHODS = (
         settings="merging.settings.Analogy",
         least=3,
         most=3,
-        paper="Ilharco et al. 2023, arXiv:2212.04089, section 5",
+        paper="Ilharco et al. 2023, arXiv:2212.04089",
         when="a domain or task without data",
     ),
     MergeMethod(

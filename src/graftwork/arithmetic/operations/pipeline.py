@@ -1,6 +1,6 @@
 """The pipeline of most papers on task vectors: weigh, trim, elect a sign, merge. A paper is one of its settings.
 
-TIES (Yadav et al. 2023, arXiv:2306.01708, section 4): the largest numbers of each vector are kept; each place takes the
+TIES (Yadav et al. 2023, arXiv:2306.01708): the largest numbers of each vector are kept; each place takes the
 sign of the sum over the vectors; of the vectors with that sign, the mean is taken. Of a sum of 0 the sign is that of
 most places, and where these are as many on both sides the result is 0, so that f(−τ) = −f(τ).
 """

@@ -1,5 +1,5 @@
 """EMR-merging: one unified vector, and for each task a mask of one bit a number and one scale (Huang et al. 2024,
-"EMR-Merging: Tuning-Free High-Performance Model Merging", arXiv:2405.17461, section 3.2).
+"EMR-Merging: Tuning-Free High-Performance Model Merging", arXiv:2405.17461).
 
     unified  ε = γ · max over the tasks with sign γ of |τᵢ|, where γ is the sign of Σ τᵢ
     mask     Mᵢ = (τᵢ ⊙ ε > 0)
