@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfile
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -70,6 +70,9 @@ LAYOUTS: Mapping[str, HeadLayout] = {
 }
 """Models with a task head, by class."""
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Of batch norms."""
+
 BESIDE = (".json", ".txt", ".model", ".jinja")
 """Ends of the names of files that make a tokenizer."""
 
@@ -89,6 +92,7 @@ def finetuned_adapter(
     name: str | None = None,
     pairs: bool = False,
     max_length: int = 128,
+    statistics: Literal["refuse", "drop"] = "refuse",
 ) -> Adapter:
     """A fine-tuned model as an adapter of full fine-tuning, whose differences are those to the backbone.
 
@@ -101,6 +105,8 @@ def finetuned_adapter(
         name: of the task. None: that of `task`, or the folder's.
         pairs: whether inputs are pairs of texts; those of `task` are as it says.
         max_length: maximum number of tokens of a text or pair.
+        statistics: of batch norms, where they are not the backbone's: refuse the model, or leave them out, for who
+            computes them anew.
 
     Raises:
         AdapterError: the model has a head that graftwork has not, lacks weights, or has other tensors than the
@@ -112,7 +118,7 @@ def finetuned_adapter(
     layout = LAYOUTS.get(architecture)
     with quiet_transformers():
         own = Backbone(model if layout is None else model.base_model, name=str(folder))
-    differences = _differences(own, backbone, folder)
+    differences = _differences(own, backbone, folder, drop=statistics == "drop")
     return _as_adapter(
         folder, model, architecture, backbone, differences, task=task, name=name, pairs=pairs, max_length=max_length
     )
@@ -288,13 +294,14 @@ def _refuse_other_shapes(own: Backbone, backbone: Backbone, folder: Path) -> Non
         )
 
 
-def _differences(own: Backbone, backbone: Backbone, folder: Path) -> dict[str, Tensor]:
+def _differences(own: Backbone, backbone: Backbone, folder: Path, *, drop: bool) -> dict[str, Tensor]:
     """What the model's tensors are more than the backbone's, by canonical name. Each of tied ones is counted once."""
     _refuse_other_shapes(own, backbone, folder)
     found: dict[str, Tensor] = {}
     for name, tensor in own.weights.items():
         location = backbone.weights.where(name)
-        if location.buffer and not torch.equal(tensor.cpu(), backbone.weights[name].to("cpu", tensor.dtype)):
+        kept = location.buffer and not (drop and name.rpartition(".")[2] in STATISTICS)
+        if kept and not torch.equal(tensor.cpu(), backbone.weights[name].to("cpu", tensor.dtype)):
             raise AdapterError(
                 f"{str(folder)!r} has a buffer of its own, {name}, which no adapter can have",
                 expected="a model whose statistics of batch norms were not changed in training",

@@ -90,27 +90,53 @@ def recompute_batch_norm(network: nn.Module, batches: Iterable[Batch]) -> None:
     if not norms:
         raise WeightsError("the network has no batch norm whose statistics could be recomputed")
     modes = {module: module.training for module in network.modules()}
-    momenta = {norm: norm.momentum for norm in norms}
-    before = [{name: own.clone() for name, own in norm.named_buffers()} for norm in norms]
     try:
         network.eval()
+        recompute_statistics(norms, batches, lambda batch: run(network, batch))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def recompute_statistics(norms: Sequence[Any], batches: Iterable[Batch], passed: Callable[[Batch], Any]) -> None:
+    """Replace the running statistics of batch norms by those on the given inputs, as the mean over batches.
+
+    Args:
+        norms: the batch norms, of a network in evaluation mode.
+        batches: the inputs.
+        passed: has the network compute a batch.
+
+    Raises:
+        WeightsError: there are no batches. Then, and where the network cannot be run, the statistics are as before.
+    """
+    modes, momenta = {norm: norm.training for norm in norms}, {norm: norm.momentum for norm in norms}
+    before = statistics_of(norms)
+    try:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean of all batches
             norm.train()
         with torch.no_grad():
             for batch in _some(batches, "to compute statistics on"):
-                run(network, batch)
+                passed(batch)
     except BaseException:
-        for norm, statistics in zip(norms, before, strict=True):
-            for name, own in statistics.items():
-                norm.get_buffer(name).copy_(own)
+        put_statistics(norms, before)
         raise
     finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
+        for norm in norms:
+            norm.momentum, norm.training = momenta[norm], modes[norm]
+
+
+def statistics_of(norms: Sequence[nn.Module]) -> list[dict[str, Tensor]]:
+    """A copy of the statistics of batch norms."""
+    return [{name: own.clone() for name, own in norm.named_buffers()} for norm in norms]
+
+
+def put_statistics(norms: Sequence[nn.Module], statistics: Sequence[Mapping[str, Tensor]]) -> None:
+    """Have batch norms have these statistics."""
+    for norm, own in zip(norms, statistics, strict=True):
+        for name, tensor in own.items():
+            norm.get_buffer(name).copy_(tensor)
 
 
 def run(network: nn.Module, batch: Batch) -> Any:
