@@ -120,12 +120,13 @@ def own_result(backbone: Any, task: Any, method: str, rate: str, seed: int, work
 def merged_by(how: str, settings: Mapping[str, Any], own: Mapping[str, Any], backbone: Any) -> Any:
     """The merged body, with the head of one of the tasks."""
     from graftwork.arithmetic import merge_adapters
-    from graftwork.arithmetic.merging.adaptermethods import AdapterOperands, make_adapter_method
+    from graftwork.arithmetic.merging.adaptermethods import AdapterOperands, run_on_adapters
+    from graftwork.arithmetic.merging.method import make_merge_method
 
     if how == "pre-trained":
         return next(iter(merge_adapters(own, backbone, coefficients=[0.0] * len(own), heads="keep").adapters.values()))
     operands = {name: one for name, one in own.items() if how != "adamerging" or name not in NO_ENTROPY}
-    found = make_adapter_method(how, settings).run(AdapterOperands(adapters=operands, backbone=backbone))
+    found = run_on_adapters(make_merge_method(how, settings), AdapterOperands(adapters=operands, backbone=backbone))
     return next(iter(found.merged.adapters.values()))
 
 

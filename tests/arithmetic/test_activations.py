@@ -10,8 +10,9 @@ from torch import nn
 from torch.func import functional_call
 
 from graftwork.arithmetic.alignment.activations import activation_matching, recompute_batch_norm
-from graftwork.arithmetic.alignment.matching import MatchingSettings, mean, weight_matching
+from graftwork.arithmetic.alignment.matching import mean, weight_matching
 from graftwork.arithmetic.alignment.permutations import Specification
+from graftwork.arithmetic.alignment.settings import MatchingSettings
 from graftwork.arithmetic.alignment.specifications import sequential_specification, specification_of
 from graftwork.arithmetic.alignment.straightthrough import StraightThroughSettings, straight_through
 from graftwork.errors import DivergedError, WeightsError

@@ -390,7 +390,7 @@ def test_vectors_are_cut_where_their_sign_is_not_elected():
 def test_what_ties_trims_from_a_vector_is_cut_though_another_has_its_sign():
     one = torch.tensor([5.0, 0.1, -4.0, 1.0])
     other = torch.tensor([0.2, 3.0, -2.0, 4.0])
-    cut = elected([{"w": one}, {"w": other}], partial(ties, keep=0.5))
+    cut = [*elected([{"w": one}, {"w": other}], partial(ties, keep=0.5))]
     assert cut[0]["w"].tolist() == [5.0, 0.0, -4.0, 0.0]
     assert cut[1]["w"].tolist() == [0.0, 3.0, 0.0, 4.0]
 
@@ -404,7 +404,7 @@ def test_adamerging_plus_learns_on_what_is_elected(backbone, tuned):
     settings = AdaMergingSettings(coefficients="task", steps=1, batch_size=4)
     found = adamerging(own, backbone, settings=settings, elect=total, split="train")
     mix = [found.coefficients[name]["all"] for name in own]
-    vectors = elected(bodies_of(own, backbone).vectors, total)
+    vectors = [*elected(bodies_of(own, backbone).vectors, total)]
     made = weights_of(found.merged.adapters["mood"], backbone)
     for name, tensor in made.items():
         close(tensor, mix[0] * vectors[0][name] + mix[1] * vectors[1][name], 16, what=name)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -9,13 +10,20 @@ import torch.nn.functional as F
 from closeness import close
 from safetensors.torch import load_file
 from tiny import make_config, randomised, save_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from training.kinds import make_images
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    ViTImageProcessor,
+)
 
 from graftwork import Adapter, Backbone, Task, evaluate
-from graftwork.arithmetic import landscape
+from graftwork.arithmetic import landscape, recompute_batch_norm
 from graftwork.arithmetic.landscapes.landscape import around, direction, interpolate, line, plane
+from graftwork.arithmetic.landscapes.surveying import read_operands
 from graftwork.errors import WeightsError
-from graftwork.tasks import load_split
+from graftwork.tasks import find_task, load_split
 
 FILES = {"landscape.csv", "landscape.json", "landscape.png", "landscape.svg"}
 
@@ -232,3 +240,47 @@ def test_fine_tuned_models_have_landscapes(graftwork, data, tmp_path):
     three = fine_tuned(tmp_path / "three", 3, num_labels=3)
     wrong = graftwork("landscape", three, *usual[:-1], tmp_path / "no")
     assert "has 2 labels, and the model 3 outputs" in wrong.err
+
+
+def test_statistics_of_batch_norms_are_those_of_each_point(tmp_path):
+    """Against transformers alone: models between two, whose statistics are those on the training images."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = AutoModelForImageClassification.from_config(make_config("resnet", num_labels=2))
+    models = {}
+    for seed, name in enumerate(("base", "a", "b")):
+        own = models[name] = deepcopy(base)
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for parameter in own.parameters() if name != "base" else ():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        for buffer in own.buffers():
+            if buffer.is_floating_point() and name != "base":
+                buffer.add_(1.0)  # statistics of its own
+        own.save_pretrained(tmp_path / name)
+        ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / name)
+    images = make_images(tmp_path / "images", count=24)
+    lines = ["name: light", "kind: image-classification", f"data: {images}", "labels: [bright, dark]"]
+    task = tmp_path / "light.yaml"
+    task.write_text("\n".join(lines) + "\n")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    adapters, frozen = read_operands(folders, task=str(task), backbone=str(tmp_path / "base"), dtype="float32")
+    before = {name: own.clone() for name, own in frozen.model.named_buffers()}
+    made = landscape(adapters, backbone=frozen, task=str(task), points=3, batch_size=100)
+    assert "batch norms" in made.about["statistics"]
+    assert all(torch.equal(own, before[name]) for name, own in frozen.model.named_buffers())
+    data = {split: load_split(find_task(str(task)), split, grouped=True) for split in ("train", "validation")}
+    processor = ViTImageProcessor.from_pretrained(tmp_path / "a")
+    pixels = {
+        split: processor([image.convert("RGB") for image in own["image"]], return_tensors="pt")["pixel_values"]
+        for split, own in data.items()
+    }
+    for alpha, found in zip(made.alphas, made.curves["as they are"], strict=True):
+        model, ends = deepcopy(models["a"]), [dict(models[name].named_parameters()) for name in "ab"]
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_((1 - alpha) * ends[0][name] + alpha * ends[1][name])
+            recompute_batch_norm(model, [{"pixel_values": pixels["train"]}])
+            logits = model.eval()(pixels["validation"]).logits
+        loss = F.cross_entropy(logits, torch.tensor(data["validation"]["label"]))
+        assert found["loss"] == pytest.approx(float(loss), rel=1e-4)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tiny import CONFIGS, GENERATORS, make_backbone, randomised
 from torch import nn
 
-from graftwork.arithmetic.alignment.matching import MatchingSettings, mean, merge_many, weight_matching
+from graftwork.arithmetic.alignment.matching import mean, merge_many, weight_matching
 from graftwork.arithmetic.alignment.permutations import Permutations, Specification
+from graftwork.arithmetic.alignment.settings import MatchingSettings
 from graftwork.arithmetic.alignment.specifications import sequential_specification, specification_of
 from graftwork.arithmetic.alignment.straightthrough import StraightThroughSettings
 from graftwork.errors import MethodError, WeightsError

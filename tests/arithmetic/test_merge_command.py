@@ -2,8 +2,10 @@
 
 import ast
 import json
+import math
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ from transformers import BertForSequenceClassification
 from graftwork import Adapter, Houlsby, LoRA, arithmetic, tune
 from graftwork.arithmetic import finetuned_adapter
 from graftwork.arithmetic.adapters.differences import weights_of
-from graftwork.arithmetic.merging.adaptermethods import DATA_METHODS
-from graftwork.arithmetic.merging.registry import MERGE_METHODS
+from graftwork.arithmetic.merging.method import settings_of
+from graftwork.arithmetic.merging.table import MERGE_METHODS
 from graftwork.cli.app import app
 from graftwork.settings.yamlfile import read_value
 from graftwork.tasks import Task
@@ -162,13 +164,13 @@ def test_fine_tuned_models_are_merged_into_models(
 def test_the_documented_settings_and_defaults_are_so():
     page = (Path(__file__).parents[2] / "docs" / "merging-adapters.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([\w-]+)` \| (`\w+` [^|]*) \|$", page, re.MULTILINE))
-    assert rows.keys() == DATA_METHODS.keys()
+    assert rows.keys() == {name for name, own in MERGE_METHODS.items() if own.over == "adapters"}
     for name, text in rows.items():
         written = {
             key: None if value == "none" else read_value(value) for key, value in re.findall(r"`(\w+)` ([\w.]+)", text)
         }
-        assert written.keys() == DATA_METHODS[name].model_fields.keys()
-        assert DATA_METHODS[name](**written) == DATA_METHODS[name]()
+        assert written.keys() == settings_of(name).model_fields.keys()
+        assert settings_of(name)(**written) == settings_of(name)()
 
 
 def test_a_single_head_of_models_is_a_model_s_folder(graftwork, backbone, backbone_folder, models, tasks, tmp_path):
@@ -225,7 +227,11 @@ def test_an_interrupted_merge_is_resumed_by_command(graftwork, adapters, tmp_pat
     ("arguments", "said"),
     [
         (["fisher", "--dtype", "bfloat16"], "--dtype would do nothing in a merge of adapters"),
-        (["average", "--dry-run"], "--dry-run would do nothing"),
+        (["average", "--heads", "base"], "--heads base would do nothing in a merge of adapters"),
+        (["donor", "--rank", "2", "--heads", "keep"], "--heads would do nothing: donor"),
+        (["donor", "EXTRA"], "donor was given 3 adapters"),
+        (["soup", "--task", "x"], "'soup' is for whole models"),
+        (["interpolate", "--sweep", "s=0,1"], "interpolate has no setting 's'"),
         (["regmean", "--weights", "1,2"], "--weights would do nothing: regmean has no use for it"),
         (["adamerging", "--heads", "keep"], "--heads would do nothing: adamerging"),
         (["slerp"], "'slerp' is for whole models"),
@@ -236,7 +242,7 @@ def test_an_interrupted_merge_is_resumed_by_command(graftwork, adapters, tmp_pat
     ],
 )
 def test_what_does_not_suit_adapters_is_refused(graftwork, adapters, tmp_path, arguments, said):
-    method, *rest = arguments
+    method, *rest = [adapters / "mood-houlsby" if one == "EXTRA" else one for one in arguments]
     ran = graftwork("merge", method, adapters / "mood", adapters / "pace", "--output", tmp_path / "x", *rest, "--quiet")
     assert (ran.status, said in ran.err) == (2, True), ran.err
     assert names_in(tmp_path) == []
@@ -245,11 +251,183 @@ def test_what_does_not_suit_adapters_is_refused(graftwork, adapters, tmp_path, a
 def test_every_flag_that_a_message_names_is_there():
     commands = [app[name] for name in ("merge", "extract", "landscape")]
     known = {flag for own in commands for one in own.assemble_argument_collection() for flag in one.names}
-    methods = [*MERGE_METHODS.values(), *DATA_METHODS.values()]
-    known |= {f"--method.{name}" for method in methods for name in method.model_fields}
+    known |= {f"--method.{name}" for method in MERGE_METHODS for name in settings_of(method).model_fields}
     package = Path(arithmetic.__file__).parent
     for file in package.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "change" and isinstance(node.value, ast.Constant):
                 named = re.findall(r"--[a-z][a-z_.-]*[a-z]", str(node.value.value))
                 assert not {*named} - known, f"{file.name} says {node.value.value!r}"
+
+
+# -- dry runs, recipes, sweeps ---------------------------------------------------------------------------------------
+
+
+def made_of(folder):
+    """The tensors of a merge's folder as a plan calls them, with their shapes."""
+    if (folder / "adapter.json").is_file():
+        return {name: tuple(t.shape) for name, t in Adapter.load(folder).tensors.items()}
+    found = {}
+    for own in sorted(folder.glob("*/adapter.json")):
+        for name, tensor in Adapter.load(own.parent).tensors.items():
+            found[f"{own.parent.name}/{name}" if name.startswith("head.") else name] = tuple(tensor.shape)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "names", "more"),
+    [
+        ("average", ["mood", "pace"], []),
+        ("average", ["mood", "pace"], ["--rank", 2]),
+        ("average", ["mood", "mood-again"], []),
+        ("average", ["mood-houlsby", "pace-houlsby"], []),
+        ("interpolate", ["mood"], []),
+        ("ties", ["mood", "pace"], ["--heads", "keep"]),
+        ("ties", ["mood", "pace"], ["--rank", 4]),
+        ("arithmetic", ["mood", "pace"], ["--weights", "1,-1"]),
+        ("knots", ["mood", "pace"], []),
+        ("fisher", ["mood", "pace"], ["--method.examples", 6]),
+        ("donor", ["mood", "pace"], ["--method.examples", 6, "--method.points", 2]),
+        ("regmean", ["mood", "pace"], ["--method.examples", 6, "--rank", 3]),
+        ("adamerging", ["mood", "pace"], ["--method.steps", 1, "--method.split", "train"]),
+    ],
+)
+def test_a_dry_run_of_adapters_tells_every_tensor_and_head(graftwork, adapters, tmp_path, method, names, more):
+    if not (adapters / "mood-again").exists():
+        shutil.copytree(adapters / "mood", adapters / "mood-again")
+    own = [adapters / name for name in names]
+    told = graftwork("merge", method, *own, *more, "--dry-run", "--json")
+    ran = graftwork("merge", method, *own, *more, "--output", tmp_path / "out", "--quiet", "--json")
+    assert (told.status, told.err) == (ran.status, ran.err) == (0, "")
+    plan, found = json.loads(told.out), made_of(tmp_path / "out")
+    planned = {one["name"]: tuple(one["shape"]) for one in plan["tensors"]}
+    assert planned.keys() == found.keys()
+    assert {head["name"] for head in plan["heads"]} == json.loads(ran.out)["heads"].keys()
+    first = next(iter(json.loads(ran.out)["heads"].values()))
+    assert plan["method"] == first["method"]
+    if plan["at_most"]:
+        assert all(a <= b for name in found for a, b in zip(found[name], planned[name], strict=True))
+    else:
+        assert planned == found
+    assert plan["bytes"] == sum(4 * math.prod(shape) for shape in planned.values())
+    assert bool(plan["reads"]) == (method in ("fisher", "donor", "regmean", "adamerging"))
+    text = graftwork("merge", method, *own, *more, "--dry-run")
+    assert text.status == 0
+    assert f"gives {plan['method']}" in text.out
+
+
+@pytest.mark.parametrize(
+    ("method", "names", "more"),
+    [
+        ("average", ["mood", "mood-houlsby"], []),
+        ("ties", ["mood-houlsby", "pace-houlsby"], []),
+        ("average", ["mood-houlsby", "pace-houlsby"], ["--rank", 2]),
+        ("average", ["mood", "pace"], ["--heads", "average"]),
+        ("average", ["mood", "pace"], ["--align", "units"]),
+        ("knots", ["mood", "pace"], ["--method.kep", 1]),
+        ("arithmetic", ["mood-houlsby", "pace-houlsby"], []),
+        ("adamerging", ["mood-houlsby", "pace-houlsby"], []),
+        ("regmean", ["mood-houlsby", "pace-houlsby"], []),
+    ],
+)
+def test_a_dry_run_refuses_what_the_merge_would(graftwork, adapters, tmp_path, method, names, more):
+    own = [adapters / name for name in names]
+    told = graftwork("merge", method, *own, *more, "--dry-run")
+    ran = graftwork("merge", method, *own, *more, "--output", tmp_path / "out", "--quiet")
+    assert told.status == ran.status == 2
+    assert told.err == ran.err
+
+
+def test_a_dry_run_reads_no_numbers(graftwork, adapters, models, tasks, backbone_folder, tmp_path):
+    """Neither of adapters nor of models."""
+    for name in ("mood", "pace"):
+        shutil.copytree(adapters / name, tmp_path / name)
+        (tmp_path / name / "adapter.safetensors").write_bytes(b"")
+        shutil.copytree(models / name, tmp_path / f"model-{name}")
+        (tmp_path / f"model-{name}" / "model.safetensors").unlink()
+    ran = graftwork("merge", "ties", tmp_path / "mood", tmp_path / "pace", "--dry-run")
+    assert (ran.status, ran.err) == (0, "")
+    assert "merged" in ran.out
+    own = [tmp_path / "model-mood", tmp_path / "model-pace"]
+    scored = [part for file in tasks.values() for part in ("--task", file)]
+    more = ["--base", backbone_folder, *scored, "--dry-run"]
+    ran = graftwork("merge", "fisher", *own, *more)
+    assert (ran.status, ran.err) == (0, "")
+    assert "pace/head.classifier.weight" in ran.out
+    assert "reads texts and labels of mood" in ran.out
+    ran = graftwork("merge", "fisher", *own, *more, "--heads", "average")
+    assert (ran.status, "cannot be averaged" in ran.err) == (2, True)
+    assert names_in(tmp_path) == ["model-mood", "model-pace", "mood", "pace"]
+
+
+def test_a_recipe_of_adapters_makes_the_same_again(graftwork, adapters, tmp_path):
+    lines = ["method: {name: ties, keep: 0.5}", "rank: 3", f"models: [{adapters / 'mood'}, pace]", "heads: keep"]
+    shutil.copytree(adapters / "pace", tmp_path / "pace")
+    (tmp_path / "merge.yaml").write_text("\n".join(lines) + "\n")
+    ran = graftwork("merge", tmp_path / "merge.yaml", "--method.scale", 0.5, "--output", tmp_path / "out", "--quiet")
+    assert (ran.status, ran.err) == (0, "")
+    again = graftwork("merge", tmp_path / "out" / "heads.yaml", "--output", tmp_path / "again", "--quiet")
+    assert (again.status, again.err) == (0, "")
+    once = graftwork("merge", tmp_path / "out" / "mood" / "recipe.yaml", "--output", tmp_path / "once", "--quiet")
+    assert (once.status, once.err) == (0, "")
+    for name in ("mood", "pace"):
+        digests = {Adapter.load(tmp_path / folder / name).digest for folder in ("out", "again", "once")}
+        assert len(digests) == 1
+    said = Adapter.load(tmp_path / "again" / "mood").recipe["merged"]["recipe"]
+    expected = {"keep": 0.5, "scale": 0.5, "scope": "global", "combined": "mean"}
+    assert said["method"] == {"name": "ties", **expected}
+    assert (said["rank"], said["heads"]) == (3, "keep")
+
+
+def test_a_sweep_takes_the_value_that_scores_best(graftwork, adapters, tasks, tmp_path):
+    """Every value's scores are those of the merge with it."""
+    values = (0.0, 0.4, 1.0)
+    command = ["merge", "interpolate", adapters / "mood", "--task", tasks["mood"], "--quiet", "--json"]
+    ran = graftwork(*command, "--sweep", "t=0,0.4,1", "--output", tmp_path / "swept")
+    assert (ran.status, ran.err) == (0, "")
+    swept = json.loads(ran.out)
+    assert [one["value"] for one in swept["sweep"]] == list(values)
+    single = {}
+    for value in values:
+        own = graftwork(*command, "--method.t", value, "--output", tmp_path / f"t-{value}")
+        assert own.status == 0, own.err
+        single[value] = json.loads(own.out)["scores"]["merged"]["mood accuracy"]
+    assert [one["mood accuracy"] for one in swept["sweep"]] == list(single.values())
+    best = max(values, key=lambda value: (single[value], -value))
+    assert swept["method"]["t"] == best
+    found = Adapter.load(tmp_path / "swept")
+    assert found.digest == Adapter.load(tmp_path / f"t-{best}").digest
+    assert "sweep" not in found.recipe["merged"]["recipe"]
+    text = graftwork(*command[:-1], "--sweep", "t=0,1", "--output", tmp_path / "text")
+    assert text.out.splitlines()[0].split() == ["value", "mood", "accuracy"]
+
+
+def test_interpolation_of_adapters_goes_from_one_to_the_other(graftwork, backbone, adapters, tmp_path):
+    a, b = (weights_of(Adapter.load(adapters / name), backbone) for name in ("mood", "pace"))
+    own = [adapters / "mood", adapters / "pace"]
+    for t in ("0.25", '[{"filter": "layers.0.*", "value": 0.0}, {"value": 1.0}]'):
+        out = tmp_path / f"{len(t)}"
+        ran = graftwork("merge", "interpolate", *own, "--method.t", t, "--output", out, "--heads", "keep", "--quiet")
+        assert (ran.status, ran.err) == (0, "")
+        found = weights_of(Adapter.load(out / "mood"), backbone)
+        for name, tensor in found.items():
+            share = 0.25 if t == "0.25" else float(name.split(".")[1] != "0")
+            close(tensor, (1 - share) * a[name] + share * b[name], 64, what=name)
+
+
+def test_the_table_of_methods_is_documented():
+    folder = Path(__file__).parents[2] / "docs"
+    page, other = ((folder / name).read_text(encoding="utf-8") for name in ("arithmetic.md", "merging-adapters.md"))
+    page = page.replace("greedy ", "").replace("uniform ", "")
+    for name, own in MERGE_METHODS.items():
+        start = "one start" if own.start else "any"
+        acts = " and ".join(own.acts)
+        assert f"| `{name}` | {acts} | {own.base} | {own.reads} | {start} | {own.when} |" in page
+        assert f"| {own.paper.partition(', arXiv')[0]}" in page.replace("soup, ", "").replace("WiSE-FT, ", "") or (
+            own.over == "adapters" and own.paper.partition(" et al.")[0].partition(" &")[0] in other
+        )
+
+
+def test_the_help_has_every_method(graftwork):
+    said = " ".join(graftwork("merge", "--help").out.split())
+    assert all(name in said for name in MERGE_METHODS)

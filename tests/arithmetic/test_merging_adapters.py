@@ -31,7 +31,8 @@ from graftwork.arithmetic import Weights, dare_merge, fisher_merge, knots, merge
 from graftwork.arithmetic.adapters.differences import weights_of
 from graftwork.arithmetic.adapters.lowrank import Factors, best_of_rank, concatenated, truncated
 from graftwork.arithmetic.adapters.units import matched, permuted
-from graftwork.arithmetic.merging.adaptermethods import AdapterOperands, make_adapter_method
+from graftwork.arithmetic.merging.adaptermethods import AdapterOperands, run_on_adapters
+from graftwork.arithmetic.merging.method import make_merge_method
 from graftwork.errors import AdapterError, MethodError, OutputError
 
 F32 = torch.finfo(torch.float32).eps
@@ -274,7 +275,7 @@ def test_knots_is_the_formula_in_the_common_basis():
 def test_knots_of_adapters_that_change_nothing_says_so(backbone):
     own = {name: make_adapter(backbone, LoRA(rank=2), seed=i) for i, name in enumerate("ab")}
     with pytest.raises(MethodError, match="the adapters change no linear map"):
-        make_adapter_method("knots", {}).run(AdapterOperands(adapters=own, backbone=backbone))
+        run_on_adapters(make_merge_method("knots"), AdapterOperands(adapters=own, backbone=backbone))
 
 
 def test_knots_of_factors_is_that_of_what_they_make(backbone):

@@ -31,8 +31,10 @@ from graftwork.arithmetic import (
     ties,
     tsv_m,
 )
+from graftwork.arithmetic.operations import selection
 from graftwork.arithmetic.operations.selection import ALL, NONE, cut_of, cuts_of
 from graftwork.arithmetic.values.running import Piece
+from graftwork.arithmetic.values.sources import Held
 from graftwork.errors import RecipeError, WeightsError
 from graftwork.training.display import SILENT
 
@@ -129,6 +131,50 @@ def test_exactly_so_many_are_kept_and_the_first_of_equal_ones(numbers, data):
     )
     found = [cuts[piece.name].above(parts[piece.name][piece.start : piece.stop], piece.start) for piece in pieces]
     assert torch.equal(torch.cat(found) & (row != 0), expected & (row != 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["normal", "few values", "two halves", "sorted"])
+@pytest.mark.parametrize("share", [1e-4, 0.2, 0.9])
+def test_many_are_cut_in_one_pass_at_the_same_number(monkeypatch, dtype, kind, share):
+    """As a sort has it; of numbers whose sample misleads in as many passes as without one."""
+    size = 40_000
+    row = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    if kind == "few values":
+        row = row.round(decimals=1)
+    if kind == "two halves":
+        row[size // 2 :] *= 1e6
+    if kind == "sorted":
+        row = row.sort().values
+    monkeypatch.setattr(selection, "SAMPLED", 0)
+    pieces = [Piece(name, i, i + 1000) for name in "ab" for i in range(0, size // 2, 1000)]
+    parts, passes, count = {"a": row[: size // 2], "b": row[size // 2 :]}, [], round(share * size)
+
+    def read(piece):
+        passes.append(piece.stop - piece.start)
+        return [-row, parts[piece.name][piece.start : piece.stop]]
+
+    (cuts,) = cuts_of(read, lambda work: map(work, pieces), pieces, [(1, count)], dtype, sampled=True)
+    found = [cuts[piece.name].above(parts[piece.name][piece.start : piece.stop], piece.start) for piece in pieces]
+    assert torch.equal(torch.cat(found), formulas.top(row, count))
+    if kind == "normal":
+        assert sum(passes) < 1.1 * size
+
+
+def test_what_vectors_have_in_common_is_read_once(monkeypatch):
+    base, *models = (Weights.of(random_tensors(seed)) for seed in range(3))
+    counts = {}
+    plain = Held.read
+
+    def counted(self, piece):
+        counts[id(self), piece] = counts.get((id(self), piece), 0) + 1
+        return plain(self, piece)
+
+    merged = ties([model - base for model in models], scope="tensor")
+    monkeypatch.setattr(Held, "read", counted)
+    assert merged["layers.0.weight"].isfinite().all()
+    assert {*counts.values()} == {2}  # once for the thresholds and once for the merge, of each of the three
+    assert len(counts) == 3
 
 
 def test_none_and_all():

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor
 
@@ -192,6 +193,25 @@ def read_record(folder: Path) -> dict[str, Any]:
         "seed": config.seed,
         "recipe": recipe,
         "versions": config.versions,
+    }
+
+
+def read_outline(folder: Path) -> dict[str, Any]:
+    """The fields of the `Record` in a folder but for the numbers: tensors have shapes alone (torch's device `meta`).
+
+    Raises:
+        AdapterError: as `read_record`, of the files but that of the tensors.
+    """
+    _, config = _read_config(folder)
+    settings = dict(config.method)
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in config.tensors.items()}
+    return {
+        **{name: getattr(config, name) for name in ("head", "task", "backbone", "metrics", "seed", "versions")},
+        "method": make_method(str(settings.pop("name", "")), settings),
+        "sites": tuple(config.sites),
+        "tensors": tensors,
+        "fixed": tuple(config.fixed),
+        "recipe": _read_recipe(folder / RECIPE),
     }
 
 

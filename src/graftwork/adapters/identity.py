@@ -31,12 +31,17 @@ class BackboneIdentity(BaseModel):
 
     @classmethod
     def of(cls, backbone: Backbone) -> "BackboneIdentity":
+        return cls.of_outline(backbone).model_copy(update={"fingerprint": backbone.fingerprint})
+
+    @classmethod
+    def of_outline(cls, backbone: Backbone) -> "BackboneIdentity":
+        """Of one that may have no weights, and so no fingerprint."""
         return cls(
             name=backbone.name,
             model_type=backbone.config.model_type,
             hidden_size=backbone.hidden_size,
             num_layers=backbone.sites.num_layers,
-            fingerprint=backbone.fingerprint,
+            fingerprint="",
         )
 
     def check(self, backbone: Backbone, *, allow_mismatch: bool = False) -> None:

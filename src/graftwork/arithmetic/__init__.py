@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from graftwork.arithmetic.adapters.finetuned import finetuned_adapter, save_finetuned
     from graftwork.arithmetic.adapters.merging import MergedAdapters, merge_adapters
     from graftwork.arithmetic.alignment.activations import activation_matching, recompute_batch_norm
-    from graftwork.arithmetic.alignment.matching import MatchingSettings, merge_many, weight_matching
+    from graftwork.arithmetic.alignment.matching import merge_many, weight_matching
     from graftwork.arithmetic.alignment.permutations import Permutations, Specification
+    from graftwork.arithmetic.alignment.settings import MatchingSettings
     from graftwork.arithmetic.alignment.specifications import (
         checkpoint_specification,
         sequential_specification,
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from graftwork.arithmetic.landscapes.files import Line, Surface
     from graftwork.arithmetic.landscapes.landscape import around, line, plane
     from graftwork.arithmetic.landscapes.surveying import landscape
-    from graftwork.arithmetic.merging.merging import MergeResult, merge
+    from graftwork.arithmetic.merging.merging import merge
     from graftwork.arithmetic.merging.recipe import MergeRecipe
+    from graftwork.arithmetic.merging.result import MergeResult
     from graftwork.arithmetic.operations.operations import (
         analogy,
         average,
@@ -59,9 +61,9 @@ _HOMES = {
     "FisherSettings": "data.settings",
     "GreedySoup": "operations.soups",
     "Line": "landscapes.files",
-    "MatchingSettings": "alignment.matching",
+    "MatchingSettings": "alignment.settings",
     "MergeRecipe": "merging.recipe",
-    "MergeResult": "merging.merging",
+    "MergeResult": "merging.result",
     "MergedAdapters": "adapters.merging",
     "Permutations": "alignment.permutations",
     "RegMeanSettings": "data.settings",

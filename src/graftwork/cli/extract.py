@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from graftwork.cli.flags import PLAIN, Written
 from graftwork.cli.settings import Switch
 from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
@@ -23,9 +24,7 @@ def extract(
     task: str | None = None,
     pairs: Annotated[bool, Switch] = False,
     max_length: int | None = None,
-    overwrite: Annotated[bool, Switch] = False,
-    quiet: Annotated[bool, Switch] = False,
-    json: Annotated[bool, Switch] = False,
+    written: Written = PLAIN,
 ) -> None:
     """Extract the best LoRA adapter of a rank from what a fine-tuned model, or an adapter, changes in the weights.
 
@@ -50,21 +49,15 @@ def extract(
         For a model: its inputs are pairs of texts.
     max_length
         For a model: maximum number of tokens of a text. Default: 128.
-    overwrite
-        Replace an existing output.
-    quiet
-        Print nothing but the result.
-    json
-        Print the result as JSON.
     """
-    say_start(quiet=quiet)
+    say_start(quiet=written.quiet)
     from graftwork.adapters import Adapter
     from graftwork.adapters.folder import refuse_existing
     from graftwork.arithmetic import extract_lora, finetuned_adapter
     from graftwork.arithmetic.adapters.finetuned import is_model_folder
     from graftwork.backbones import Backbone
 
-    refuse_existing(output, overwrite=overwrite)
+    refuse_existing(output, overwrite=written.overwrite)
     patterns = None if targets is None else tuple(part.strip() for part in targets.split(","))
     if is_model_folder(source):
         if backbone is None:
@@ -87,8 +80,8 @@ def extract(
             )
         frozen = Backbone.load(backbone or adapter.backbone.name, dtype="float32")
     found = extract_lora(adapter, frozen, rank, targets=patterns, rest=rest)
-    found.adapter.save(output, overwrite=overwrite)
-    _report(found, output, rank, as_json=json)
+    found.adapter.save(output, overwrite=written.overwrite)
+    _report(found, output, rank, as_json=written.json)
 
 
 def _report(found: "Extracted", output: Path, rank: int, *, as_json: bool) -> None:

@@ -44,20 +44,29 @@ class EveryColumn(Columns):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """How a run behaves that makes an output."""
+class Written:
+    """How a command behaves that writes an output at once."""
+
+    overwrite: Annotated[bool, Switch] = False
+    """Replace an existing output."""
+    quiet: Annotated[bool, Switch] = False
+    """Print neither what is done nor how far it is."""
+    json: Annotated[bool, Switch] = False
+    """Print the result as JSON."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Run(Written):
+    """How a run behaves that makes an output, and can be interrupted."""
 
     resume: Annotated[bool, Switch] = False
     """Resume an interrupted run to the same output."""
     overwrite: Annotated[bool, Switch] = False
     """Replace an existing output, and discard an interrupted run."""
-    quiet: Annotated[bool, Switch] = False
-    """Print neither what is tuned nor how far it is."""
-    json: Annotated[bool, Switch] = False
-    """Print the result as JSON."""
 
 
-NO_COLUMNS, NO_COLUMN_AT_ALL, PLAIN_RUN = Columns(), EveryColumn(), Run()
+NO_COLUMNS, NO_COLUMN_AT_ALL, PLAIN, PLAIN_RUN = Columns(), EveryColumn(), Written(), Run()
 """Where no flag is given."""
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from graftwork.cli.flags import NO_COLUMN_AT_ALL, EveryColumn
+from graftwork.cli.flags import NO_COLUMN_AT_ALL, PLAIN, EveryColumn, Written
 from graftwork.cli.settings import Switch
 from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
@@ -28,9 +28,7 @@ def landscape(
     backbone: str | None = None,
     dtype: str = "auto",
     batch_size: PositiveInt = 64,
-    overwrite: Annotated[bool, Switch] = False,
-    quiet: Annotated[bool, Switch] = False,
-    json: Annotated[bool, Switch] = False,
+    written: Written = PLAIN,
 ) -> None:
     """Measure loss and scores between results or around one; write a table (CSV), a figure (PNG, SVG) and a record.
 
@@ -75,12 +73,6 @@ def landscape(
         Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
     batch_size
         Rows in one forward pass.
-    overwrite
-        Replace an existing landscape.
-    quiet
-        Print neither what is measured nor how far it is.
-    json
-        Print the record as JSON.
     """
     if not 1 <= len(adapters) <= 3:
         raise RecipeError(f"{len(adapters)} adapters are given", expected="one, two or three adapters' folders")
@@ -96,7 +88,7 @@ def landscape(
             raise RecipeError(f"{flag} does nothing here", expected=f"{flag} {where}", change=flag)
     if points is not None and points < 2:
         raise RecipeError(f"--points {points} makes no landscape", expected="2 or more", change="--points")
-    say_start(quiet=quiet)
+    say_start(quiet=written.quiet)
     from json import dumps
 
     from graftwork.arithmetic.landscapes.files import Line, refuse
@@ -104,7 +96,7 @@ def landscape(
     from graftwork.arithmetic.landscapes.surveying import read_operands
     from graftwork.cli.table import print_pairs, print_table
 
-    refuse(output, overwrite=overwrite)
+    refuse(output, overwrite=written.overwrite)
     loaded, frozen = read_operands(adapters, task=task, backbone=backbone, dtype=dtype)
     made = measure(
         loaded,
@@ -121,10 +113,10 @@ def landscape(
         margin=0.2 if margin is None else margin,
         seed=seed or 0,
         batch_size=batch_size,
-        progress=not quiet,
+        progress=not written.quiet,
     )
-    made.save(output, overwrite=overwrite)
-    if json:
+    made.save(output, overwrite=written.overwrite)
+    if written.json:
         print(dumps(made.record()))
         return
     if isinstance(made, Line):

@@ -1,23 +1,34 @@
-"""`graftwork merge`: merge whole models into one."""
+"""`graftwork merge`: merge whole models, or adapters, into one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from graftwork.arithmetic.merging.table import MERGE_METHODS
+from graftwork.cli.flags import PLAIN_RUN, Run
+from graftwork.cli.merge_shown import plan_of, show_result
 from graftwork.cli.settings import Settings, Switch, parse_settings
 from graftwork.cli.starting import say_start
 from graftwork.errors import RecipeError
 
-if TYPE_CHECKING:
-    from graftwork.arithmetic.merging.merging import MergeResult
-    from graftwork.arithmetic.merging.plan import Plan
-
 RECIPES = (".yaml", ".yml")
 
 
+def _named(*acts: str) -> str:
+    """The methods that act on that alone."""
+    return ", ".join(name for name, own in MERGE_METHODS.items() if own.acts == acts)
+
+
+METHOD = (
+    f"For models and adapters: {_named('models', 'adapters')}. For models: {_named('models')}. Settings: --method.KEY "
+    "VALUE. Or a recipe (YAML), and nothing else."
+)
+"""The help of the method."""
+
+
 def merge(
-    method: str,
+    method: Annotated[str, Parameter(help=METHOD)],
     /,
     *models: Path,
     output: Path | None = None,
@@ -30,20 +41,13 @@ def merge(
     task: list[str] = [],  # noqa: B006 (cyclopts makes a new list for each call)
     sweep: str | None = None,
     dry_run: Annotated[bool, Switch] = False,
-    resume: Annotated[bool, Switch] = False,
-    overwrite: Annotated[bool, Switch] = False,
-    quiet: Annotated[bool, Switch] = False,
-    json: Annotated[bool, Switch] = False,
+    run: Run = PLAIN_RUN,
     settings: Settings = [],  # noqa: B006 (cyclopts makes a new list for each call)
 ) -> None:
-    """Merge whole models into one, of any size at bounded memory; or adapters, by what they change.
+    """Merge whole models into one, or adapters by what they change.
 
     Parameters
     ----------
-    method
-        average, soup, interpolate, slerp, arithmetic, analogy, ties, dare, breadcrumbs, della, sce, model-stock, iso-c,
-        tsv-m, emr or rebasin; settings: --method.KEY VALUE. Or a recipe (YAML). For adapters, and for models with a
-        head for their task: also knots, fisher, donor, regmean or adamerging.
     models
         Their folders, or .safetensors files. Or adapters' folders.
     output
@@ -68,41 +72,15 @@ def merge(
         A setting and values, such as t=0,0.25,0.5,1: the one of which the result scores best is taken.
     dry_run
         Read headers only, and show what would be done with each tensor, and its bytes.
-    resume
-        Go on with an interrupted merge that reads data, to the same output.
-    overwrite
-        Replace an existing output, and discard an interrupted merge.
-    quiet
-        Print neither what is done nor how far it is.
-    json
-        Print the result as JSON.
     """
-    from graftwork.cli.merge_adapters import are_adapters, merge_adapters
-
-    if are_adapters(method, models):
-        idle = {
-            "--dtype": dtype,
-            "--sweep": sweep,
-            "--dry-run": dry_run or None,
-            "--heads base": heads == "base" or None,
-        }
-        _refuse_idle(idle, "of adapters")
-        asked: dict[str, Any] = {"heads": heads, "rank": rank, "align": align}
-        options = {name: value for name, value in asked.items() if value is not None}
-        if weights is not None:
-            options["weights"] = [entry["weight"] for entry in _weighted([str(model) for model in models], weights)]
-        flags = {"resume": resume, "overwrite": overwrite, "quiet": quiet, "as_json": json}
-        merge_adapters(method, models, output, base, task, parse_settings(settings), options, **flags)
-        return
-    _refuse_idle(
-        {"--rank": rank, "--align": align, "--resume": resume or None, "--heads auto": heads == "auto" or None},
-        "of whole models",
-    )
     from graftwork.arithmetic.merging.recipe import MergeRecipe
 
     if output is None and not dry_run:
         raise RecipeError("no output is given", expected="a folder, or --dry-run", change="--output")
-    given = {"base": base, "heads": heads, "dtype": dtype, "tasks": tuple(task) or None, "sweep": _swept(sweep)}
+    given = {
+        **{"base": base, "heads": heads, "dtype": dtype, "rank": rank, "align": align},
+        **{"tasks": tuple(task) or None, "sweep": _swept(sweep)},
+    }
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     dotted = parse_settings(settings)
     wrong = [key for key in dotted if not key.startswith("method.")]
@@ -121,21 +99,14 @@ def merge(
         entries = _weighted([str(model) for model in models], weights)
         recipe = MergeRecipe.parse({"method": own, "models": entries, **changes}, origin="the command line")
     if dry_run:
-        _show_plan(recipe.plan(), as_json=json)
+        plan_of(recipe, as_json=run.json)
         return
     assert output is not None
-    say_start(quiet=quiet)
-    from graftwork.arithmetic.merging.merging import merge as run
+    say_start(quiet=run.quiet)
+    from graftwork.arithmetic.merging.merging import merge as start
 
-    result = run(recipe, output, overwrite=overwrite, progress=not quiet)
-    _show_result(result, as_json=json)
-
-
-def _refuse_idle(given: dict[str, Any], of: str) -> None:
-    """Refuse flags that a merge does not have."""
-    idle = [flag for flag, value in given.items() if value is not None]
-    if idle:
-        raise RecipeError(f"{', '.join(idle)} would do nothing in a merge {of}", change=", ".join(idle))
+    result = start(recipe, output, resume=run.resume, overwrite=run.overwrite, progress=not run.quiet)
+    show_result(result, as_json=run.json)
 
 
 def _weighted(models: list[str], weights: str | None) -> list[dict[str, Any]]:
@@ -166,75 +137,3 @@ def _swept(sweep: str | None) -> dict[str, list[Any]] | None:
         raise RecipeError(f"--sweep {sweep!r} names no values", expected="KEY=VALUE,VALUE,…", change="--sweep")
     own = name.removeprefix("method.")
     return {own: read_value(values) if values.startswith("[") else [read_value(v.strip()) for v in values.split(",")]}
-
-
-def _show_plan(plan: "Plan", *, as_json: bool) -> None:
-    from dataclasses import asdict
-    from json import dumps
-
-    from graftwork.cli.table import print_table, readable_bytes
-
-    left_out = {plan.operands[i].name: [*names] for i, names in plan.left_out.items()}
-    if as_json:
-        content = {
-            "tensors": [asdict(tensor) for tensor in plan.tensors],
-            "left_out": left_out,
-            "bytes_read": plan.bytes_read,
-            "bytes": plan.nbytes,
-        }
-        print(dumps(content))
-        return
-    print_table(
-        [
-            {
-                "tensor": tensor.name,
-                "role": tensor.role,
-                "shape": "x".join(map(str, tensor.shape)) or "-",
-                "type": tensor.dtype,
-                "bytes": f"{tensor.nbytes:,}",
-                "is": tensor.action + (f" from {tensor.source}" if tensor.source else ""),
-            }
-            for tensor in plan.tensors
-        ]
-    )
-    for name, names in left_out.items():
-        print(f"left out of {name}: {', '.join(names)}")
-    counts = {action: len(plan.named(action)) for action in ("merged", "averaged", "kept")}
-    print(
-        f"{len(plan.tensors)} tensors ({', '.join(f'{count} {action}' for action, count in counts.items() if count)}), "
-        f"{readable_bytes(plan.nbytes)}; {readable_bytes(plan.bytes_read)} are read"
-    )
-
-
-def _show_result(result: "MergeResult", *, as_json: bool) -> None:
-    from json import dumps
-
-    from graftwork.cli.table import print_table, readable_bytes
-
-    chosen = {"name": result.method.name, **result.method.model_dump(mode="json", exclude_none=True)}
-    if as_json:
-        content = {
-            "output": str(result.output),
-            "method": chosen,
-            "tensors": len(result.plan.tensors),
-            "bytes": result.plan.nbytes,
-            "scores": {name: dict(scores) for name, scores in result.scores.items()},
-            "sweep": [{"value": value, **scores} for value, scores in result.swept],
-        }
-        print(dumps(content))
-        return
-    if result.swept:
-        print_table([{"value": str(value), **_cells(scores)} for value, scores in result.swept])
-    if result.scores:
-        columns = dict.fromkeys(key for scores in result.scores.values() for key in scores)
-        print_table(
-            [
-                {"model": name, **{key: f"{scores[key]:.4f}" if key in scores else "-" for key in columns}}
-                for name, scores in result.scores.items()
-            ]
-        )
-    print(f"saved in {result.output} ({len(result.plan.tensors)} tensors, {readable_bytes(result.plan.nbytes)})")
-
-
-def _cells(scores: Any) -> dict[str, str]:
-    return {name: f"{value:.4f}" for name, value in scores.items()}

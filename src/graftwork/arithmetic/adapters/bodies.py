@@ -5,15 +5,14 @@
   (ones for IA3, zeros for the others).
 - Bottlenecks with one list of settings: their parameters, where they began alike, or after their units are permuted to
   match.
-- Others that can be merged into weights (full fine-tuning, DoRA, HyperGrid), and different methods among them:
-  differences to the weights.
+- Others that can be merged into weights (full fine-tuning, DoRA, HyperGrid), also different ones: differences to them.
 
 Nothing else can be calculated with, and is refused by name: what two prompts, gates or hypernetworks have in common is
 not in their numbers.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -22,10 +21,11 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.commonbasis import Formula, Vector, knots_of_factors
-from graftwork.arithmetic.adapters.differences import as_full, as_lora, dense, factors_of, is_low_rank, weights_of
+from graftwork.arithmetic.adapters.commonbasis import Formula, knots_of_factors
+from graftwork.arithmetic.adapters.differences import as_full, as_lora, factors_of, is_low_rank
 from graftwork.arithmetic.adapters.lowrank import Factors, best_of_rank, concatenated, truncated
 from graftwork.arithmetic.adapters.units import matched
+from graftwork.arithmetic.adapters.vectors import Computed, Vector, changes_of, nothing
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, MethodError
 from graftwork.methods import IA3, BitFit, HeadOnly, LayerNormTuning, Method
@@ -93,6 +93,33 @@ class Bodies(ABC):
         """The body of Σ c_i τ_i."""
         return self.written(linear(self.vectors, coefficients), rank)
 
+    @classmethod
+    def refuse_other_sums(cls, coefficients: Sequence[float]) -> None:
+        """Refuse sums that make no sense of these vectors.
+
+        Raises:
+            MethodError: it is one.
+        """
+        return
+
+    @classmethod
+    def refuse_formula(cls, adapters: Collection[str], formula: str) -> None:
+        """Refuse formulas where nothing but sums makes sense.
+
+        Args:
+            adapters: names, for the message.
+            formula: what it is called.
+
+        Raises:
+            MethodError: so it is.
+        """
+        if cls.linear_only:
+            raise MethodError(
+                f"{', '.join(adapters)} are merged by a mean only, and not by {formula}: {cls.linear_only}",
+                expected="no formula",
+                change="the merge method: average",
+            )
+
     def refuse_rank(self, rank: int | None) -> None:
         """Refuse a rank where no LoRA is made.
 
@@ -108,14 +135,14 @@ class Bodies(ABC):
             )
 
 
-def linear(vectors: Sequence[Vector], coefficients: Sequence[float]) -> dict[str, Tensor]:
-    """Σ c_i τ_i, in float32."""
-    return {
-        name: torch.stack([c * vector[name].float() for vector, c in zip(vectors, coefficients, strict=True)]).sum(
-            dim=0
-        )
-        for name in vectors[0]
-    }
+def linear(vectors: Sequence[Vector], coefficients: Sequence[float]) -> Vector:
+    """Σ c_i τ_i, in float32, each when it is asked for."""
+
+    def summed(name: str) -> Tensor:
+        pairs = zip(vectors, coefficients, strict=True)
+        return torch.stack([c * vector[name].float() for vector, c in pairs]).sum(dim=0)
+
+    return Computed([*vectors[0]], summed)
 
 
 @dataclass(frozen=True)
@@ -159,9 +186,9 @@ class WeightBodies(Bodies):
 
     @cached_property
     def vectors(self) -> tuple[Vector, ...]:
-        each = [weights_of(adapter, self.backbone) for adapter in self.adapters.values()]
+        each = [changes_of(adapter, self.backbone) for adapter in self.adapters.values()]
         shapes = {name: t.shape for one in each for name, t in one.items()}
-        return tuple({name: one.get(name, torch.zeros(shape)) for name, shape in shapes.items()} for one in each)
+        return tuple({name: one.get(name, nothing(shape)) for name, shape in shapes.items()} for one in each)
 
     def written(self, vector: Vector, rank: int | None = None) -> Body:
         if rank is None:
@@ -233,13 +260,17 @@ class BottleneckBodies(ParameterBodies):
         return {name: replace(adapter, tensors={**adapter.tensors, **own}) for (name, adapter), own in pairs}
 
     def combined(self, coefficients: Sequence[float], rank: int | None = None) -> Body:
+        self.refuse_other_sums(coefficients)
+        return super().combined(coefficients, rank)
+
+    @classmethod
+    def refuse_other_sums(cls, coefficients: Sequence[float]) -> None:
         if abs(sum(coefficients) - 1.0) > 1e-6 or min(coefficients) < 0.0:
             raise MethodError(
-                f"bottlenecks are merged by a mean only: {self.linear_only}",
+                f"bottlenecks are merged by a mean only: {cls.linear_only}",
                 expected="coefficients of 0 or more that add up to 1",
                 change="--weights, --method.scale",
             )
-        return super().combined(coefficients, rank)
 
 
 def bodies_of(adapters: Mapping[str, Adapter], backbone: Backbone, *, align: Align = "auto") -> Bodies:
@@ -256,8 +287,24 @@ def bodies_of(adapters: Mapping[str, Adapter], backbone: Backbone, *, align: Ali
     """
     if not adapters:
         raise AdapterError("no adapters are given", expected="two or more")
-    for name, adapter in adapters.items():
+    for adapter in adapters.values():
         adapter.check(backbone)
+    kind = kind_of_bodies(adapters, align=align)
+    return BottleneckBodies(adapters, backbone, align=align) if kind is BottleneckBodies else kind(adapters, backbone)
+
+
+def kind_of_bodies(adapters: Mapping[str, Adapter], *, align: Align = "auto") -> "type[Bodies]":
+    """As what adapters are calculated with, which their methods and sites decide.
+
+    Args:
+        adapters: by the name that messages have for them.
+        align: of bottlenecks, whether their units are permuted to match.
+
+    Raises:
+        AdapterError: one has added tokens.
+        MethodError: methods that cannot be merged; names them.
+    """
+    for name, adapter in adapters.items():
         if adapter.task.added_tokens:
             raise AdapterError(
                 f"adapter {name!r} has embeddings of added tokens ({', '.join(adapter.task.added_tokens[:3])}), which "
@@ -269,17 +316,15 @@ def bodies_of(adapters: Mapping[str, Adapter], backbone: Backbone, *, align: Ali
     alike = all(_computes_as(method, first) for method in methods.values())
     if alike and isinstance(first, tuple(NEUTRAL)):
         _refuse_other_sites(adapters)
-        return ParameterBodies(adapters, backbone)
+        return ParameterBodies
     if alike and isinstance(first, DenseBottleneck):
         _refuse_other_sites(adapters)
-        return BottleneckBodies(adapters, backbone, align=align)
+        return BottleneckBodies
     if align != "auto":
         raise MethodError(f"align={align!r} would do nothing: the adapters have no bottlenecks", change="--align")
     for name, method in methods.items():
         _refuse_unmergeable(name, method, alike=alike)
-    if all(is_low_rank_method(method) for method in methods.values()):
-        return LowRankBodies(adapters, backbone)
-    return WeightBodies(adapters, backbone)
+    return LowRankBodies if all(is_low_rank_method(method) for method in methods.values()) else WeightBodies
 
 
 def is_low_rank_method(method: Method) -> bool:
@@ -352,4 +397,4 @@ def _refuse_unmergeable(name: str, method: Method, *, alike: bool) -> None:
 
 
 def _full(bodies: Bodies, vector: Vector) -> Body:
-    return Body(*as_full(dense(vector), bodies.backbone, [adapter.head for adapter in bodies.adapters.values()]))
+    return Body(*as_full(vector, bodies.backbone, [adapter.head for adapter in bodies.adapters.values()]))

@@ -1,6 +1,6 @@
 """KnOTS: differences to one weight, seen in one basis before they are merged.
 
-Stoica et al. 2024, "Model merging with SVD to tie the Knots", arXiv:2410.19735, section 4, eq. 3:
+Stoica et al. 2024, "Model merging with SVD to tie the Knots", arXiv:2410.19735:
     [Δ_1 … Δ_N] = U [S V_1ᵀ … S V_Nᵀ],    merged = U · formula(S V_1ᵀ, …, S V_Nᵀ).
 Adapters of low rank change directions of their own, so that their entries hardly meet; in the basis U, which all of
 them have in common, entries with one place mean one direction.
@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from graftwork.arithmetic.adapters.lowrank import Factors
-
-Vector = Mapping[str, Tensor]
-"""Tensors by name, with which people calculate."""
+from graftwork.arithmetic.adapters.vectors import Vector
 
 Formula = Callable[[Sequence[Vector]], Vector]
 """Makes one vector of several that have the same names and shapes: TIES, DARE and others, with their settings bound."""

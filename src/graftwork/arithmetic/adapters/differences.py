@@ -107,7 +107,7 @@ def as_full(
     method = FullFineTuning()
     reached: set[str] = set()
     tensors: dict[str, Tensor] = {}
-    sites = {site.name: site for head in heads for site in method.sites(usable_sites(backbone, head))}
+    sites = sites_of_full(backbone, heads)
     for site in (site for name, site in sites.items() if site.owner == name):
         for parameter, shape in site.parameters.items():
             held = tensors[f"{site.name}.{parameter}"] = torch.zeros(shape)
@@ -129,16 +129,26 @@ def as_full(
     return method, tensors
 
 
+def sites_of_full(backbone: Backbone, heads: Sequence[Head]) -> dict[str, Site]:
+    """The sites of a full fine-tuning whose output one of the heads reads, by name."""
+    return {site.name: site for head in heads for site in FullFineTuning().sites(usable_sites(backbone, head))}
+
+
+def ranks_of(adapter: Adapter, backbone: Backbone) -> dict[str, tuple[int, int, int]]:
+    """The rank of what an adapter of low rank adds to each weight, and the weight's outputs and inputs; read off shapes
+    alone, so that neither needs numbers (torch's device `meta`)."""
+    found = {}
+    for site, acting in _exact_ops(adapter, backbone).items():
+        own = [_factors(op) for op in acting]
+        found[f"{site}.weight"] = (sum(one.rank for one in own), len(own[0].B), own[0].A.shape[1])
+    return found
+
+
 def is_low_rank(name: str, backbone: Backbone) -> bool:
     """Whether a tensor is the weight of a linear map in the layers, which LoRA can adapt."""
     location = backbone.weights.where(name)
     site = None if location.site is None else backbone.sites[location.site]
     return site is not None and site.kind == "linear" and site.layer is not None and name == f"{site.name}.weight"
-
-
-def dense(vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A vector in float32, on the CPU."""
-    return {name: tensor.float().cpu() for name, tensor in vector.items()}
 
 
 def _exact_ops(adapter: Adapter, backbone: Backbone) -> Ops:

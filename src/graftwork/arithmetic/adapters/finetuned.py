@@ -5,10 +5,11 @@ says for each class of model how it makes one vector of a text, and where the he
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfile
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -19,7 +20,8 @@ from graftwork.adapters import Adapter
 from graftwork.adapters.contents import misfits
 from graftwork.adapters.identity import BackboneIdentity
 from graftwork.adapters.new import identity_of
-from graftwork.arithmetic.adapters.differences import as_full, weights_of
+from graftwork.arithmetic.adapters.differences import as_full
+from graftwork.arithmetic.adapters.vectors import changes_of
 from graftwork.arithmetic.values.saving import refuse_existing
 from graftwork.backbones import Backbone, Pooling
 from graftwork.backbones.checkpoints import UNREADABLE
@@ -68,6 +70,9 @@ LAYOUTS: Mapping[str, HeadLayout] = {
 }
 """Models with a task head, by class."""
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Of batch norms."""
+
 BESIDE = (".json", ".txt", ".model", ".jinja")
 """Ends of the names of files that make a tokenizer."""
 
@@ -87,6 +92,7 @@ def finetuned_adapter(
     name: str | None = None,
     pairs: bool = False,
     max_length: int = 128,
+    statistics: Literal["refuse", "drop"] = "refuse",
 ) -> Adapter:
     """A fine-tuned model as an adapter of full fine-tuning, whose differences are those to the backbone.
 
@@ -99,6 +105,8 @@ def finetuned_adapter(
         name: of the task. None: that of `task`, or the folder's.
         pairs: whether inputs are pairs of texts; those of `task` are as it says.
         max_length: maximum number of tokens of a text or pair.
+        statistics: of batch norms, where they are not the backbone's: refuse the model, or leave them out, for who
+            computes them anew.
 
     Raises:
         AdapterError: the model has a head that graftwork has not, lacks weights, or has other tensors than the
@@ -110,7 +118,51 @@ def finetuned_adapter(
     layout = LAYOUTS.get(architecture)
     with quiet_transformers():
         own = Backbone(model if layout is None else model.base_model, name=str(folder))
-    differences = _differences(own, backbone, folder)
+    differences = _differences(own, backbone, folder, drop=statistics == "drop")
+    return _as_adapter(
+        folder, model, architecture, backbone, differences, task=task, name=name, pairs=pairs, max_length=max_length
+    )
+
+
+def finetuned_outline(folder: str | Path, backbone: Backbone, *, task: Task | None = None) -> Adapter:
+    """`finetuned_adapter` from the model's configuration alone: its tensors have shapes and no numbers (torch's device
+    `meta`).
+
+    Args:
+        folder: the model's.
+        backbone: the model that it was tuned from; its weights are not read.
+        task: what it was tuned for.
+
+    Raises:
+        AdapterError, BackboneError: as there.
+    """
+    folder = Path(folder)
+    config, architecture = _configured(folder)
+    with quiet_transformers(), torch.device("meta"):
+        model = getattr(transformers, architecture)(config)
+        own = Backbone(model if architecture not in LAYOUTS else model.base_model, name=str(folder))
+    _refuse_other_shapes(own, backbone, folder)
+    found = _as_adapter(
+        folder, model, architecture, backbone, {}, task=task, identity=BackboneIdentity.of_outline(backbone)
+    )
+    return replace(found, tensors={name: t.to("meta") for name, t in found.tensors.items()})
+
+
+def _as_adapter(
+    folder: Path,
+    model: Any,
+    architecture: str,
+    backbone: Backbone,
+    differences: Mapping[str, Tensor],
+    *,
+    task: Task | None,
+    name: str | None = None,
+    pairs: bool = False,
+    max_length: int = 128,
+    identity: BackboneIdentity | None = None,
+) -> Adapter:
+    """A model's differences and its head as an adapter."""
+    layout = LAYOUTS.get(architecture)
     head, kind, labels = _head(model, architecture, layout, backbone, folder)
     if task is not None:
         labels = _labels_for(task, kind, labels, folder)
@@ -128,7 +180,7 @@ def finetuned_adapter(
             max_length=max_length,
             name=name or folder.name,
         ),
-        backbone=BackboneIdentity.of(backbone),
+        backbone=identity or BackboneIdentity.of(backbone),
         sites=tuple(site.name for site in method.sites(backbone.sites.without(head.unused_sites(backbone)))),
         tensors={**tensors, **({} if layout is None else _head_tensors(model, layout))},
         recipe={} if task is None else {"task": task.resolved().model_dump(mode="json", exclude_none=True)},
@@ -161,7 +213,7 @@ def save_finetuned(
     wrong = misfits({n: t.shape for n, t in mine.items()}, {n: t.shape for n, t in head.items()})
     if wrong:
         raise AdapterError(f"{str(like)!r} has another head than the adapter: it {wrong[0]}", expected="the same head")
-    differences = weights_of(adapter, backbone)
+    differences = changes_of(adapter, backbone)
     with torch.no_grad():
         for name, tensor in own.weights.items():
             tied = backbone.weights.where(name).tied
@@ -184,26 +236,39 @@ def is_model_folder(folder: str | Path) -> bool:
     return (Path(folder) / "config.json").is_file()
 
 
-def _loaded(folder: Path) -> tuple[Any, str]:
-    """A model with its head in float32, and the name of its class."""
+def _configured(folder: Path) -> tuple[Any, str]:
+    """A model's configuration, and the name of its class."""
+    with _readable(folder), quiet_transformers():
+        config = AutoConfig.from_pretrained(folder)
+    architecture = (config.architectures or [""])[0]
+    generates = architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+    if architecture not in LAYOUTS and not generates:
+        raise AdapterError(
+            f"{str(folder)!r} is a {architecture or 'model without a head'}, whose head no adapter can have",
+            expected=f"a model with a language-model head, or one of {', '.join(sorted(LAYOUTS))}",
+        )
+    return config, architecture
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Inside, what transformers cannot read is told as an error of ours."""
     try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder)
-            architecture = (config.architectures or [""])[0]
-            generates = architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
-            if architecture not in LAYOUTS and not generates:
-                raise AdapterError(
-                    f"{str(folder)!r} is a {architecture or 'model without a head'}, whose head no adapter can have",
-                    expected=f"a model with a language-model head, or one of {', '.join(sorted(LAYOUTS))}",
-                )
-            model, report = getattr(transformers, architecture).from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
+        yield
     except UNREADABLE as error:
         raise BackboneError(
             f"{str(folder)!r} cannot be loaded: {first_line(error)}",
             expected="a Hugging Face model's folder with config.json and weights",
         ) from error
+
+
+def _loaded(folder: Path) -> tuple[Any, str]:
+    """A model with its head in float32, and the name of its class."""
+    _, architecture = _configured(folder)
+    with _readable(folder), quiet_transformers():
+        model, report = getattr(transformers, architecture).from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
     lacking = sorted(report["missing_keys"])
     if lacking:
         raise AdapterError(
@@ -213,8 +278,8 @@ def _loaded(folder: Path) -> tuple[Any, str]:
     return model, architecture
 
 
-def _differences(own: Backbone, backbone: Backbone, folder: Path) -> dict[str, Tensor]:
-    """What the model's tensors are more than the backbone's, by canonical name. Each of tied ones is counted once."""
+def _refuse_other_shapes(own: Backbone, backbone: Backbone, folder: Path) -> None:
+    """Refuse a model that has other tensors than the backbone."""
     shapes, theirs = ({n: tuple(b.weights[n].shape) for n in b.weights} for b in (own, backbone))
     wrong = [
         f"{n} is {shapes[n]} instead of {theirs[n]}" for n in shapes.keys() & theirs.keys() if shapes[n] != theirs[n]
@@ -227,10 +292,16 @@ def _differences(own: Backbone, backbone: Backbone, folder: Path) -> dict[str, T
             expected="a model that was tuned from this backbone",
             change="--backbone",
         )
+
+
+def _differences(own: Backbone, backbone: Backbone, folder: Path, *, drop: bool) -> dict[str, Tensor]:
+    """What the model's tensors are more than the backbone's, by canonical name. Each of tied ones is counted once."""
+    _refuse_other_shapes(own, backbone, folder)
     found: dict[str, Tensor] = {}
     for name, tensor in own.weights.items():
         location = backbone.weights.where(name)
-        if location.buffer and not torch.equal(tensor.cpu(), backbone.weights[name].to("cpu", tensor.dtype)):
+        kept = location.buffer and not (drop and name.rpartition(".")[2] in STATISTICS)
+        if kept and not torch.equal(tensor.cpu(), backbone.weights[name].to("cpu", tensor.dtype)):
             raise AdapterError(
                 f"{str(folder)!r} has a buffer of its own, {name}, which no adapter can have",
                 expected="a model whose statistics of batch norms were not changed in training",

@@ -202,13 +202,7 @@ def _with_head(body: Body, group: HeadGroup, backbone: Backbone, merged: Mapping
 
 
 def _by_formula(bodies: Bodies, formula: Formula, *, basis: bool, scale: float, rank: int | None) -> Body:
-    if bodies.linear_only:
-        names = ", ".join(bodies.adapters)
-        raise MethodError(
-            f"{names} are merged by a mean only, and not by {name_of(formula)}: {bodies.linear_only}",
-            expected="no formula",
-            change="the merge method: average",
-        )
+    bodies.refuse_formula(bodies.adapters, name_of(formula))
     if basis and isinstance(bodies, LowRankBodies):
         return bodies.knotted(formula, scale, rank)
     merged = knots(bodies.vectors, formula) if basis else formula(bodies.vectors)

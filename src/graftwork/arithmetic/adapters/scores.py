@@ -137,6 +137,29 @@ def score_table(
     return {name: scores for name, scores in found.items() if scores}
 
 
+def scores_of_merged(
+    adapters: Mapping[str, Adapter], merged: MergedAdapters, backbone: Backbone, *, display: Display = SILENT
+) -> tuple[dict[str, float], float]:
+    """The scores of a merge on the task of each adapter whose head it has, by `task metric`; and how good their first
+    metrics are in the mean, the more the better.
+
+    Args:
+        adapters: what was merged, by name.
+        merged: the result.
+        backbone: of all of them. It is in use meanwhile.
+        display: where it is shown how far it is.
+    """
+    found: dict[str, float] = {}
+    worth = []
+    for head, names in merged.members.items():
+        for name in names:
+            with scorer_for(adapters[name], backbone, display=display) as scorer:
+                scores = scorer(merged.adapters[head])
+                found |= {f"{name} {metric}": value for metric, value in scores.items()}
+                worth.append(METRICS[scorer.task.main_metric].goodness(scores[scorer.task.main_metric]))
+    return found, sum(worth) / len(worth)
+
+
 def with_head_of(body: Adapter, head: Adapter) -> Adapter:
     """The method of one adapter with the head of another one."""
     if body is head:

@@ -1,7 +1,7 @@
 """Units of bottlenecks: which unit of one bottleneck does what which unit of another one does.
 
 σ acts on each unit by itself, so that a bottleneck U σ(D x + b) computes the same when its units stand in another
-order: D and b by rows, U by columns (Ainsworth et al. 2023, "Git Re-Basin", arXiv:2209.04836, section 3, within a
+order: D and b by rows, U by columns (Ainsworth et al. 2023, "Git Re-Basin", arXiv:2209.04836, within a
 bottleneck). Two bottlenecks that began differently have their units in different orders, and their mean is that of
 units that have nothing to do with each other; with the units of one permuted to match, it is not.
 

@@ -1,5 +1,5 @@
 """Activation matching: the permutations under which the units of two networks are most alike on the same inputs
-(Ainsworth et al. 2023, "Git Re-Basin", arXiv:2209.04836, section 3.1), and batch norms of merged networks.
+(Ainsworth et al. 2023, "Git Re-Basin", arXiv:2209.04836), and batch norms of merged networks.
 
     argmax_P Σ_i S[i, P[i]],  S[i, j] = E[a_i b_j]  or their correlation (Li et al. 2016, "Convergent Learning"),
 
@@ -80,7 +80,7 @@ def activation_matching(
 def recompute_batch_norm(network: nn.Module, batches: Iterable[Batch]) -> None:
     """Replace the running statistics of a network's batch norms by those on the given inputs, as the mean over batches.
     What is merged of several networks needs it: the activations of a mean vary less than each network's did (Ainsworth
-    et al. 2023, section 4; Jordan et al. 2023, "REPAIR", arXiv:2211.08403). Dropout is off.
+    et al. 2023; Jordan et al. 2023, "REPAIR", arXiv:2211.08403). Dropout is off.
 
     Raises:
         WeightsError: the network has no batch norms with statistics, or there are no batches. Then, and where the
@@ -90,27 +90,53 @@ def recompute_batch_norm(network: nn.Module, batches: Iterable[Batch]) -> None:
     if not norms:
         raise WeightsError("the network has no batch norm whose statistics could be recomputed")
     modes = {module: module.training for module in network.modules()}
-    momenta = {norm: norm.momentum for norm in norms}
-    before = [{name: own.clone() for name, own in norm.named_buffers()} for norm in norms]
     try:
         network.eval()
+        recompute_statistics(norms, batches, lambda batch: run(network, batch))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def recompute_statistics(norms: Sequence[Any], batches: Iterable[Batch], passed: Callable[[Batch], Any]) -> None:
+    """Replace the running statistics of batch norms by those on the given inputs, as the mean over batches.
+
+    Args:
+        norms: the batch norms, of a network in evaluation mode.
+        batches: the inputs.
+        passed: has the network compute a batch.
+
+    Raises:
+        WeightsError: there are no batches. Then, and where the network cannot be run, the statistics are as before.
+    """
+    modes, momenta = {norm: norm.training for norm in norms}, {norm: norm.momentum for norm in norms}
+    before = statistics_of(norms)
+    try:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean of all batches
             norm.train()
         with torch.no_grad():
             for batch in _some(batches, "to compute statistics on"):
-                run(network, batch)
+                passed(batch)
     except BaseException:
-        for norm, statistics in zip(norms, before, strict=True):
-            for name, own in statistics.items():
-                norm.get_buffer(name).copy_(own)
+        put_statistics(norms, before)
         raise
     finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
+        for norm in norms:
+            norm.momentum, norm.training = momenta[norm], modes[norm]
+
+
+def statistics_of(norms: Sequence[nn.Module]) -> list[dict[str, Tensor]]:
+    """A copy of the statistics of batch norms."""
+    return [{name: own.clone() for name, own in norm.named_buffers()} for norm in norms]
+
+
+def put_statistics(norms: Sequence[nn.Module], statistics: Sequence[Mapping[str, Tensor]]) -> None:
+    """Have batch norms have these statistics."""
+    for norm, own in zip(norms, statistics, strict=True):
+        for name, tensor in own.items():
+            norm.get_buffer(name).copy_(tensor)
 
 
 def run(network: nn.Module, batch: Batch) -> Any:

@@ -9,42 +9,18 @@ nothing grows. Each is a linear assignment; of attention heads, an assignment of
 
 import string
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BeforeValidator, Field, PositiveInt
 from torch import Tensor
 
 from graftwork.arithmetic.alignment.assignment import Names, solve, value_of
 from graftwork.arithmetic.alignment.permutations import Permutations, Segment, Specification
-from graftwork.errors import MethodError, WeightsError, nearest
-from graftwork.settings.checked import Checked, split_commas
-from graftwork.settings.problems import describe
+from graftwork.arithmetic.alignment.settings import MatchingSettings
+from graftwork.errors import WeightsError, nearest
 
 GAIN = 1e-12
 """A permutation is replaced where the similarity grows by more than this, relative to its size."""
-
-
-class MatchingSettings(Checked):
-    """How weights are matched.
-
-    Attributes:
-        rounds: maximum number of times that every group is matched.
-        start: `spread`: the groups are first matched one by one from the inputs on, each by the weights whose other
-            axes are in order already; `identity`, the paper's: all begin as they are.
-        fixed: names of groups that are not moved, such as `residual`.
-        seed: of the order in which groups are matched.
-    """
-
-    rounds: PositiveInt = 100
-    start: Literal["spread", "identity"] = "spread"
-    fixed: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = ()
-    seed: int = Field(default=0, ge=0)
-
-    @classmethod
-    def refusal(cls, details: Sequence[Any]) -> MethodError:
-        return MethodError(f"invalid settings of matching: {describe(details, cls)}")
 
 
 def weight_matching(

@@ -2,7 +2,7 @@
 
 A group is a set of units that can be put in any order, such as the units of a hidden layer, if every axis that lies
 along them is put in that order. A group may stand within another one: each attention head has an order of its own
-units. Ainsworth et al. 2023, "Git Re-Basin", arXiv:2209.04836, section 3.
+units. Ainsworth et al. 2023, "Git Re-Basin", arXiv:2209.04836.
 
 Notation: P a permutation, as an array with new[i] = old[P[i]]; of a group within another one P[h, i], h the new place
 of the outer unit.

@@ -13,8 +13,9 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from graftwork.arithmetic.alignment.matching import MatchingSettings, mean, owners_of, tells, weight_matching
+from graftwork.arithmetic.alignment.matching import mean, owners_of, tells, weight_matching
 from graftwork.arithmetic.alignment.permutations import Permutations, Specification
+from graftwork.arithmetic.alignment.settings import MatchingSettings
 from graftwork.errors import DivergedError, MethodError, WeightsError
 from graftwork.settings.checked import Checked
 from graftwork.settings.problems import describe

@@ -1,24 +1,26 @@
 """Donor merging: a task's adapter becomes better by a share of another task's, which is chosen on validation rows.
 
-Matena & Raffel 2022, "Merging Models with Fisher-Weighted Averaging", section 4.3 (intermediate-task training by a
-merge): target ← merge(target, donor; λ, 1 - λ), λ from 50 points. The head is the target's.
+Matena & Raffel 2022, "Merging Models with Fisher-Weighted Averaging" (intermediate-task training by a merge): target ←
+merge(target, donor; λ, 1 - λ), λ from 50 points. The head is the target's.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adapters.bodies import Align, Bodies, Body, bodies_of
-from graftwork.arithmetic.adapters.commonbasis import Vector
 from graftwork.arithmetic.adapters.heads import head_groups
 from graftwork.arithmetic.adapters.merging import with_heads
 from graftwork.arithmetic.adapters.scores import SplitScorer, scorer_for
-from graftwork.arithmetic.data.fisher import FLOOR, fisher_merge
+from graftwork.arithmetic.adapters.vectors import Computed, Vector
+from graftwork.arithmetic.data.fisher import FLOOR, fisher_means
 from graftwork.arithmetic.data.information import fishers_of
 from graftwork.arithmetic.data.keeping import Kept
 from graftwork.arithmetic.data.reading import rows_of
@@ -136,15 +138,19 @@ def _merger(
     display: Display,
 ) -> Callable[[float], Vector]:
     """What makes the vector of a λ."""
-    ones = [{name: torch.ones_like(t) for name, t in vector.items()} for vector in bodies.vectors]
     if by == "mean":
-        return lambda mix: fisher_merge(bodies.vectors, ones, [mix, 1.0 - mix], normalise=False)
+        ones = [Computed([*vector], partial(_ones, vector)) for vector in bodies.vectors]
+        return lambda mix: fisher_means(bodies.vectors, ones, [mix, 1.0 - mix], normalise=False)
     rows = {
         name: rows_of(adapter, bodies.backbone, "train", data=own, examples=settings.examples, seed=settings.seed)
         for (name, adapter), own in zip(bodies.aligned.items(), data, strict=True)
     }
     fishers = fishers_of(bodies, rows, settings, working=folder, display=display)
-    return lambda mix: fisher_merge(bodies.vectors, fishers, [mix, 1.0 - mix], floor=FLOOR)
+    return lambda mix: fisher_means(bodies.vectors, fishers, [mix, 1.0 - mix], floor=FLOOR)
+
+
+def _ones(vector: Vector, name: str) -> Tensor:
+    return torch.ones_like(vector[name])
 
 
 def _with_targets_head(body: Body, bodies: Bodies, said: Mapping[str, Any]) -> Adapter:

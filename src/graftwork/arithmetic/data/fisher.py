@@ -1,6 +1,6 @@
 """Fisher merging: a mean of models in which each parameter counts by how much its model's answers depend on it.
 
-Matena & Raffel 2022, "Merging Models with Fisher-Weighted Averaging", arXiv:2111.09832, section 3, eq. 1:
+Matena & Raffel 2022, "Merging Models with Fisher-Weighted Averaging", arXiv:2111.09832:
     θ^j = Σ_i λ_i F_i^j θ_i^j / Σ_i λ_i F_i^j.
 """
 
@@ -11,11 +11,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from graftwork.arithmetic.adapters.commonbasis import M, Vector, given_back
+from graftwork.arithmetic.adapters.commonbasis import M, given_back
+from graftwork.arithmetic.adapters.vectors import Computed, Vector
 from graftwork.errors import MethodError
 
 FLOOR = 1e-6
 """What a Fisher information is at least, as in the authors' code."""
+
+CHUNK = 2**20
+"""Numbers of a tensor that are calculated with at once, in float64."""
 
 
 def fisher_merge(
@@ -46,22 +50,59 @@ def fisher_merge(
     Raises:
         MethodError: names, shapes or numbers do not fit; or no λ is above 0.
     """
+    merged = fisher_means(weights, fishers, lambdas, normalise=normalise, floor=floor, floored=floored)
+    return given_back(weights, dict(merged))
+
+
+def fisher_means(
+    weights: Sequence[Vector],
+    fishers: Sequence[Vector],
+    lambdas: Sequence[float],
+    *,
+    normalise: bool = True,
+    floor: float = FLOOR,
+    floored: Literal["all", "target"] = "all",
+) -> Vector:
+    """What `fisher_merge` makes, each tensor when it is asked for."""
     _check(weights, fishers, lambdas)
-    norms = [sqrt(sum(float(t.double().square().sum()) for t in f.values())) for f in fishers] if normalise else []
+    norms = [sqrt(sum(_square(t) for t in f.values())) for f in fishers] if normalise else []
     factors = [own / norm if norm else own for own, norm in zip(lambdas, norms or [1.0] * len(fishers), strict=True)]
-    merged: dict[str, Tensor] = {}
-    for name, target in weights[0].items():
-        raw = [f[name].double() for f in fishers]
-        counted = [f.clamp_min(floor) if floored == "all" or i == 0 else f for i, f in enumerate(raw)]
-        above = torch.zeros_like(target, dtype=torch.float64)
-        below = torch.zeros_like(above)
-        for factor, information, vector in zip(factors, counted, weights, strict=True):
-            above += factor * information * vector[name].double()
-            below += factor * information
-        nothing = torch.stack(raw).amax(dim=0) == 0
-        value = torch.where(nothing | (below == 0), target.double(), above / below.where(below != 0, 1.0))
-        merged[name] = value.float()
-    return given_back(weights, merged)
+
+    def mean(name: str) -> Tensor:
+        rows = [[vector[name].reshape(-1) for vector in own] for own in (weights, fishers)]
+        found = torch.empty(rows[0][0].shape)
+        for start in range(0, len(found), CHUNK):
+            part = slice(start, start + CHUNK)
+            values, informations = ([row[part].double() for row in own] for own in rows)
+            found[part] = _mean_of(values, informations, factors, floor, floored)
+        return found.view(weights[0][name].shape)
+
+    return Computed([*weights[0]], mean)
+
+
+def _mean_of(
+    values: Sequence[Tensor],
+    informations: Sequence[Tensor],
+    factors: Sequence[float],
+    floor: float,
+    floored: Literal["all", "target"],
+) -> Tensor:
+    """Σ λ F θ / Σ λ F of some numbers."""
+    target = values[0]
+    above, below = torch.zeros_like(target), torch.zeros_like(target)
+    nothing = torch.ones_like(target, dtype=torch.bool)
+    for i, (factor, raw, value) in enumerate(zip(factors, informations, values, strict=True)):
+        counted = raw.clamp_min(floor) if floored == "all" or i == 0 else raw
+        above += factor * counted * value
+        below += factor * counted
+        nothing &= raw == 0
+    return torch.where(nothing | (below == 0), target, above / below.where(below != 0, 1.0))
+
+
+def _square(tensor: Tensor) -> float:
+    """‖t‖², in float64, without a copy of it all."""
+    flat = tensor.reshape(-1)
+    return sum(float(flat[start : start + CHUNK].double().square().sum()) for start in range(0, len(flat), CHUNK))
 
 
 def _check(weights: Sequence[Vector], fishers: Sequence[Vector], lambdas: Sequence[float]) -> None:

@@ -7,7 +7,7 @@ from graftwork.adapters import Adapter
 from graftwork.arithmetic.adapters.bodies import Align, bodies_of
 from graftwork.arithmetic.adapters.heads import HeadsMode, head_groups
 from graftwork.arithmetic.adapters.merging import MergedAdapters, named_adapters, with_heads
-from graftwork.arithmetic.data.fisher import fisher_merge
+from graftwork.arithmetic.data.fisher import fisher_means
 from graftwork.arithmetic.data.information import fishers_of
 from graftwork.arithmetic.data.reading import rows_of
 from graftwork.arithmetic.data.settings import FisherSettings
@@ -30,7 +30,7 @@ def fisher_adapters(
     working: str | Path | None = None,
     progress: bool = False,
 ) -> MergedAdapters:
-    """Merge adapters, or fully fine-tuned models, by their Fisher information (Matena & Raffel 2022, eq. 1).
+    """Merge adapters, or fully fine-tuned models, by their Fisher information (Matena & Raffel 2022).
 
     Adapters that are merged as differences to weights have the information of those weights; IA3, BitFit, norms and
     bottlenecks that of their own parameters.
@@ -74,6 +74,6 @@ def fisher_adapters(
     with shown_on_stderr(shown=progress) as display:
         folder = None if working is None else Path(working)
         fishers = fishers_of(bodies, rows, settings, working=folder, display=display)
-    body = bodies.written(fisher_merge(bodies.vectors, fishers, mix, normalise=normalise), rank)
+    body = bodies.written(fisher_means(bodies.vectors, fishers, mix, normalise=normalise), rank)
     said = {"fisher": {**settings.model_dump(), "normalise": normalise}, "lambdas": mix}
     return with_heads(body, groups, named, backbone, said)

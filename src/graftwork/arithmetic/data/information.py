@@ -14,7 +14,8 @@ from torch import Generator, Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adapters.bodies import Bodies, LowRankBodies, WeightBodies
-from graftwork.arithmetic.data.keeping import Kept
+from graftwork.arithmetic.adapters.vectors import Computed, Vector
+from graftwork.arithmetic.data.keeping import Kept, release_memory
 from graftwork.arithmetic.data.likelihoods import kind_for, scores_of
 from graftwork.arithmetic.data.reading import Rows, source_for
 from graftwork.arithmetic.data.settings import FisherKind, FisherSettings
@@ -32,8 +33,9 @@ def fishers_of(
     *,
     working: Path | None = None,
     display: Display = SILENT,
-) -> list[dict[str, Tensor]]:
-    """The Fisher information of each of several adapters, with the names and shapes of their vectors.
+) -> list[Vector]:
+    """The Fisher information of each of several adapters, with the names and shapes of their vectors. One adapter at a
+    time is in memory; with a working folder, what is found of it is then on disk.
 
     Args:
         bodies: the adapters as vectors.
@@ -44,6 +46,7 @@ def fishers_of(
     """
     in_weights = isinstance(bodies, LowRankBodies | WeightBodies)
     names = [*bodies.vectors[0]]
+    how = {name: getattr(settings, name) for name in FisherSettings.model_fields}  # and not how it is merged
     return [
         fisher_information(
             adapter,
@@ -55,7 +58,7 @@ def fishers_of(
             kept=Kept(
                 working,
                 f"fisher.{name}",
-                {"adapter": adapter.digest, "rows": rows[name].origin, "names": names, **settings.model_dump()},
+                {"adapter": adapter.digest, "rows": rows[name].origin, "names": names, **how},
             ),
             display=display,
             label=name,
@@ -75,8 +78,9 @@ def fisher_information(
     kept: Kept | None = None,
     display: Display = SILENT,
     label: str = "adapter",
-) -> dict[str, Tensor]:
-    """The diagonal of the Fisher information of an adapter, float32 on the CPU.
+) -> Vector:
+    """The diagonal of the Fisher information of an adapter, float32 on the CPU. Where it is kept, each tensor is read
+    from there when it is asked for.
 
     Args:
         adapter: the adapter. It is on the backbone while this lasts.
@@ -94,13 +98,15 @@ def fisher_information(
         DivergedError: a gradient is not finite.
     """
     kind = kind_for(adapter.head, settings.kind)
+    state = None if kept is None else kept.read()
+    if state is not None and int(state[1]["done"]) == len(rows):
+        return _means(state[0], names, len(rows))
     model = AdaptedModel(backbone)
     squares: _InWeights | _InParameters
     try:
         make = _InWeights if in_weights else _InParameters
         squares = make(model, adapter, kind, settings.batch_size)
         sums = {name: torch.zeros(shape, device=backbone.device) for name, shape in squares.shapes(names).items()}
-        state = kept.read() if kept is not None else None
         done = 0
         if state is not None:
             done = int(state[1]["done"])
@@ -114,11 +120,18 @@ def fisher_information(
                     kept.write(sums, {"done": count}, now=count == len(rows))
     finally:
         model.detach()
-    found = {name: (tensor / len(rows)).cpu() for name, tensor in sums.items()}
-    wrong = next((name for name, tensor in found.items() if not bool(tensor.isfinite().all())), None)
+    del model, squares
+    release_memory()
+    wrong = next((name for name, tensor in sums.items() if not bool(tensor.isfinite().all())), None)
     if wrong is not None:
         raise DivergedError(f"the Fisher information of {wrong} is not finite", change="the adapter, or its rows")
-    return found
+    whole = None if kept is None else kept.read()
+    return _means(sums if whole is None else whole[0], names, len(rows))
+
+
+def _means(sums: Mapping[str, Tensor], names: Sequence[str], count: int) -> Vector:
+    """Means over examples, each when it is asked for."""
+    return Computed(names, lambda name: (sums[name] / count).cpu())
 
 
 class _InWeights:

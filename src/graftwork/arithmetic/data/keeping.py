@@ -3,8 +3,10 @@
 A file is written whole or not at all, and says what it is of: what belongs to another computation is not taken up.
 """
 
+import gc
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,12 +14,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from graftwork.errors import InterruptedRunError, OutputError
-from graftwork.folders import HeldFolder, make_folder, write_whole, writing
+from graftwork.folders import HeldFolder, make_folder, writing
 
 SUFFIX = ".kept"
 
@@ -43,14 +45,13 @@ class Kept:
         self._written = time.monotonic()
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The tensors and plain values that were kept last; None where there are none of this computation."""
+        """The tensors and plain values that were kept last; None where there are none of this computation. The tensors
+        are mapped from the file, and take no memory before they are read."""
         if self.file is None or not self.file.is_file():
             return None
         try:
-            content = self.file.read_bytes()
-            tensors = load(content)
-            length = int.from_bytes(content[:8], "little")
-            said = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["state"])
+            tensors, metadata = _mapped(self.file)
+            said = json.loads(metadata["state"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             logger.warning("%s is damaged, and is computed again: %s", self.file, error)
             return None
@@ -70,9 +71,55 @@ class Kept:
         state = json.dumps({"key": self.key, "values": dict(values)})
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         make_folder(self.file.parent)
-        with writing(self.file):
-            write_whole(self.file, save(held, metadata={"state": state}))
+        _write(self.file, held, {"state": state}, lasting=True)
         self._written = time.monotonic()
+
+
+def put_by(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on disk in the place of those in memory: the same ones, mapped from a file. They can be read as long as
+    somebody holds them, also when the file has gone.
+
+    Args:
+        folder: where.
+        name: of the file.
+        tensors: by name.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    release_memory()
+    make_folder(folder)
+    file = folder / f"{name}.tensors"
+    _write(file, {own: tensor.detach().cpu().contiguous() for own, tensor in tensors.items()}, {}, lasting=False)
+    return _mapped(file)[0]
+
+
+def release_memory() -> None:
+    """Have what nobody holds any more go now. The parts of a model, and of what watches it, hold each other, so that it
+    would stay until Python looks for such circles: of several models that are read in turn, several."""
+    gc.collect()
+
+
+def _mapped(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A file's tensors, of which nothing is read yet, and what it says of them."""
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118 (it is no dict)
+
+
+def _write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, lasting: bool) -> None:
+    """Write tensors from where they lie, whole or not at all; also where the machine stops, if that is to last."""
+    temporary = file.with_name(f".{file.name}")
+    with writing(file):
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise OutputError(
+                f"{str(file)!r} cannot be written: {error}", change="--output, or make room on the disk"
+            ) from error
+        if lasting:
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+        os.replace(temporary, file)
 
 
 @contextmanager

@@ -1,29 +1,31 @@
 """AdaMerging: how much each adapter counts in a merge is learned from texts without labels.
 
-Yang et al. 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning", arXiv:2310.02575, section 3:
+Yang et al. 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning", arXiv:2310.02575:
     θ^l = θ_0^l + Σ_i λ_i^l τ_i^l,    λ minimises Σ_tasks mean over x of H(softmax f_task(x; θ)),
 with each task's own head frozen. One λ for each adapter (task-wise), or for each adapter and tensor (layer-wise, as the
-authors' code has it); with ++ the τ are trimmed and their signs elected before (section 3.2). λ starts at 0.3 and is
+authors' code has it); with ++ the τ are trimmed and their signs elected before. λ starts at 0.3 and is
 trained by Adam, 1e-3, 500 steps of two batches of 16 a task. It is not clamped: a clamped λ has no gradient.
 
 The authors learn λ on the very inputs on which they score. Here a part of the split's rows is learned on, and scores
 are given on that part (transductive) and on the others (inductive) apart.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.bodies import bodies_of
-from graftwork.arithmetic.adapters.commonbasis import Formula, Vector
+from graftwork.arithmetic.adapters.bodies import Bodies, bodies_of
+from graftwork.arithmetic.adapters.commonbasis import Formula
 from graftwork.arithmetic.adapters.heads import head_groups
 from graftwork.arithmetic.adapters.merging import MergedAdapters, name_of, named_adapters, with_heads
 from graftwork.arithmetic.adapters.scores import scores_on
-from graftwork.arithmetic.data.keeping import Kept
+from graftwork.arithmetic.adapters.vectors import Vector
+from graftwork.arithmetic.data.keeping import Kept, put_by
 from graftwork.arithmetic.data.likelihoods import answer_type, entropies
 from graftwork.arithmetic.data.linearforms import Interpolated, LinearForm, linear_form
 from graftwork.arithmetic.data.reading import Rows, rows_of, source_for
@@ -89,16 +91,14 @@ def adamerging(
     """
     own = settings or AdaMergingSettings()
     named = named_adapters(adapters)
-    for name, adapter in named.items():
-        if answer_type(adapter.head) not in ("classes", "labels"):
-            raise MethodError(
-                f"the answers of adapter {name!r}, of kind {adapter.kind}, have no entropy over classes",
-                expected="tasks of classification, multi-label classification or multiple choice",
-            )
     bodies = bodies_of(named, backbone)
-    if bodies.linear_only:
-        raise MethodError(f"adapters {', '.join(named)} cannot be summed: {bodies.linear_only}")
-    form = linear_form(bodies, None if elect is None else elected(bodies.vectors, elect))
+    refuse_unlearnable(named, type(bodies))
+    folder = None if working is None else Path(working)
+    form = linear_form(
+        bodies,
+        None if elect is None else elected(bodies.vectors, elect),
+        put=partial(put_by, folder) if folder is not None else lambda name, tensors: tensors,
+    )
     count = len(form.names) if own.coefficients == "layer" else 1
     with shown_on_stderr(shown=progress) as display:
         parts = {}
@@ -106,7 +106,7 @@ def adamerging(
             rows = rows_of(adapter, backbone, split, data=(data or {}).get(name), labelled=False)
             parts[name] = _parted(rows, own.share, own.seed)
         kept = Kept(
-            None if working is None else Path(working),
+            folder,
             "coefficients",
             {
                 "adapters": {name: adapter.digest for name, adapter in named.items()},
@@ -144,21 +144,39 @@ def adamerging(
     )
 
 
-def elected(vectors: Sequence[Vector], elect: Formula) -> tuple[Vector, ...]:
+def refuse_unlearnable(adapters: Mapping[str, Adapter], kind: type[Bodies]) -> None:
+    """Refuse adapters of which no coefficients can be learned.
+
+    Args:
+        adapters: by name.
+        kind: as what they are calculated with.
+
+    Raises:
+        MethodError: a head has no entropy over classes, or sums of them make no sense.
+    """
+    for name, adapter in adapters.items():
+        if answer_type(adapter.head) not in ("classes", "labels"):
+            raise MethodError(
+                f"the answers of adapter {name!r}, of kind {adapter.kind}, have no entropy over classes",
+                expected="tasks of classification, multi-label classification or multiple choice",
+            )
+    if kind.linear_only:
+        raise MethodError(f"adapters {', '.join(adapters)} cannot be summed: {kind.linear_only}")
+
+
+def elected(vectors: Sequence[Vector], elect: Formula) -> Iterator[Vector]:
     """Vectors less the entries that a merge of them leaves out: those that it trimmed, or whose sign it did not elect
-    (AdaMerging++).
+    (AdaMerging++). Each is made when it is asked for.
 
     Args:
         vectors: τ_i.
         elect: such as TIES: the sign of what it makes of all is the elected one, and what it makes of a vector alone is
             what it trims that to.
     """
-    signs = {name: tensor.sign() for name, tensor in elect(vectors).items()}
-    trimmed = [elect([vector]) for vector in vectors]
-    return tuple(
-        {n: t.where((t.sign() == signs[n]) & (left[n] != 0), 0.0) for n, t in vector.items()}
-        for vector, left in zip(vectors, trimmed, strict=True)
-    )
+    signs = {name: tensor.sign().to(torch.int8) for name, tensor in elect(vectors).items()}
+    for vector in vectors:
+        left = elect([vector])
+        yield {n: t.where((t.sign() == signs[n]) & (left[n] != 0), 0.0) for n, t in vector.items()}
 
 
 class _Learner:

@@ -2,7 +2,7 @@
 
 The diagonal of an example's Fisher information is F = E_{y ~ p(y|x)} (∂ log p(y|x) / ∂θ)². It is the sum of the squared
 gradients of the numbers below, by kind of outputs (Matena & Raffel 2022, "Merging Models with Fisher-Weighted
-Averaging", section 3; p, and what stands before a product, are constants in the gradient):
+Averaging"; p, and what stands before a product, are constants in the gradient):
 
 | outputs | exact | sampled, y ~ p | empirical |
 |---|---|---|---|

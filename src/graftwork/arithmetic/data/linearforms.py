@@ -4,7 +4,7 @@ The tensors are base + Σ_i λ_i τ_i, one λ for each adapter, or for each adap
 adapter like any other, which is lowered anew in each pass.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import final
@@ -14,15 +14,18 @@ from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adapters.bodies import Bodies, Body, LowRankBodies
-from graftwork.arithmetic.adapters.commonbasis import Vector
 from graftwork.arithmetic.adapters.differences import as_lora
 from graftwork.arithmetic.adapters.lowrank import concatenated
+from graftwork.arithmetic.adapters.vectors import Vector, nothing
 from graftwork.backbones import Backbone
 from graftwork.bank import Resident
 from graftwork.heads.objectives import supervised_loss
 from graftwork.methods import Method
 from graftwork.ops.op import Ops
 from graftwork.ops.slabs import Packed
+
+Put = Callable[[str, Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Puts tensors by under a name, and gives them as they are then."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,12 @@ class LinearForm:
     Attributes:
         method: the method.
         base: by name; those of no τ are constant.
-        parts: all τ_i, (N, …), by the names that λ scales.
+        parts: all τ_i, by the names that λ scales. They may be mapped from a file.
     """
 
     method: Method
     base: Mapping[str, Tensor]
-    parts: Mapping[str, Tensor]
+    parts: Mapping[str, tuple[Tensor, ...]]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,12 +56,16 @@ class LinearForm:
         each = coefficients.expand(len(coefficients), len(self.parts)).unbind(dim=1)
         found = dict(self.base)
         for (name, parts), own in zip(self.parts.items(), each, strict=True):
-            found[name] = self.base[name] + torch.tensordot(own.to(parts), parts, dims=1)
+            total = self.base[name]
+            for factor, part in zip(own.to(total), parts, strict=True):
+                total = total + factor * part
+            found[name] = total
         return found
 
     def to(self, device: torch.device) -> "LinearForm":
         """The same on a device."""
-        base, parts = ({name: t.to(device) for name, t in own.items()} for own in (self.base, self.parts))
+        base = {name: t.to(device) for name, t in self.base.items()}
+        parts = {name: tuple(part.to(device) for part in own) for name, own in self.parts.items()}
         return LinearForm(self.method, base, parts)
 
     def body(self, coefficients: Tensor) -> Body:
@@ -68,22 +75,34 @@ class LinearForm:
             return Body(self.method, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
-def linear_form(bodies: Bodies, vectors: tuple[Vector, ...] | None = None) -> LinearForm:
+def linear_form(
+    bodies: Bodies, vectors: Iterable[Vector] | None = None, *, put: Put = lambda name, tensors: tensors
+) -> LinearForm:
     """The bodies of adapters as one sum.
 
     Args:
         bodies: vectors of which sums are bodies again.
-        vectors: others in the place of theirs (trimmed, elected), with the same names and shapes.
+        vectors: others in the place of theirs (trimmed, elected), with the same names and shapes; one at a time is
+            asked for.
+        put: puts the tensors of each body by under a name, and gives them as they are then, such as on disk.
     """
     if isinstance(bodies, LowRankBodies) and vectors is None:
         return _of_factors(bodies)
-    given = bodies.vectors if vectors is None else vectors
-    nothing = bodies.written({name: torch.zeros_like(t) for name, t in given[0].items()})
-    written = [bodies.written(vector) for vector in given]
-    # A body is its vector and what is there when that is zero.
-    parts = [{name: own.tensors[name] - nothing.tensors[name] for name in nothing.tensors} for own in written]
-    moved = [name for name in nothing.tensors if any(bool(part[name].any()) for part in parts)]
-    return LinearForm(nothing.method, nothing.tensors, {n: torch.stack([part[n] for part in parts]) for n in moved})
+    unchanged = bodies.written({name: nothing(t.shape) for name, t in bodies.vectors[0].items()})
+    base = {name: _without_memory(tensor) for name, tensor in unchanged.tensors.items()}
+    parts = []
+    for i, vector in enumerate(bodies.vectors if vectors is None else vectors):
+        tensors = bodies.written(vector).tensors
+        # A body is its vector and what is there when that is zero.
+        moved = {name: own - base[name] if bool(base[name].any()) else own for name, own in tensors.items()}
+        parts.append(put(f"part-{i}", moved))
+    names = [name for name in base if any(bool(part[name].any()) for part in parts)]
+    return LinearForm(unchanged.method, base, {name: tuple(part[name] for part in parts) for name in names})
+
+
+def _without_memory(tensor: Tensor) -> Tensor:
+    """A tensor; one of zeros as such that take none."""
+    return tensor if bool(tensor.any()) else nothing(tensor.shape)
 
 
 def _of_factors(bodies: LowRankBodies) -> LinearForm:
@@ -98,7 +117,7 @@ def _of_factors(bodies: LowRankBodies) -> LinearForm:
     own = [lora([float(i == j) for j in range(count)])[1] for i in range(count)]
     scaled = [name for name in whole if name.endswith(".B")]
     base = {name: torch.zeros_like(t) if name in scaled else t for name, t in whole.items()}
-    return LinearForm(method, base, {name: torch.stack([one[name] for one in own]) for name in scaled})
+    return LinearForm(method, base, {name: tuple(one[name] for one in own) for name in scaled})
 
 
 @final

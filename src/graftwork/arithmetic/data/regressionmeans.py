@@ -1,9 +1,9 @@
 """RegMean: the linear map that is nearest to each model's own on what enters it there.
 
-Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models", arXiv:2212.09849, section 3, eq. 2:
+Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models", arXiv:2212.09849:
     W = (Σ_i W_i G_i) (Σ_i G_i)⁻¹,    G_i = X_iᵀ X_i / n_i,
-over the n_i tokens X_i that enter the map in model i, with the off-diagonal entries of G_i multiplied by α (section
-3.3). It needs no labels and no gradients. What is no weight of a linear map is averaged.
+over the n_i tokens X_i that enter the map in model i, with the off-diagonal entries of G_i multiplied by α. It needs no
+labels and no gradients. What is no weight of a linear map is averaged.
 
 Computed as mean + (Σ_i (W_i - mean) G_i) (Σ_i G_i)⁺: the same, and where nothing ever enters along a direction, the
 mean. All of it is in float64.
@@ -22,11 +22,12 @@ from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adapters.bodies import Bodies, LowRankBodies, WeightBodies, bodies_of
-from graftwork.arithmetic.adapters.commonbasis import M, Vector, given_back
+from graftwork.arithmetic.adapters.commonbasis import M, given_back
 from graftwork.arithmetic.adapters.heads import HeadsMode, head_groups
 from graftwork.arithmetic.adapters.merging import MergedAdapters, named_adapters, with_heads
+from graftwork.arithmetic.adapters.vectors import Computed, Vector
 from graftwork.arithmetic.data.fisher import refuse_other_shapes
-from graftwork.arithmetic.data.keeping import Kept
+from graftwork.arithmetic.data.keeping import Kept, release_memory
 from graftwork.arithmetic.data.reading import Rows, rows_of
 from graftwork.arithmetic.data.settings import RegMeanSettings
 from graftwork.backbones import Backbone
@@ -60,16 +61,28 @@ def regmean(weights: Sequence[M], grams: Sequence[Vector], alpha: float = 0.9) -
         )
     refuse_other_shapes(weights)
     refuse_other_shapes(grams)
-    merged: dict[str, Tensor] = {}
-    for name in weights[0]:
-        each = torch.stack([vector[name].double() for vector in weights])
-        mean = each.mean(dim=0)
-        if name in grams[0]:
-            scaled = [_off_diagonal(own[name].double(), alpha) for own in grams]
-            apart = torch.stack([(w - mean) @ g for w, g in zip(each, scaled, strict=True)]).sum(dim=0)
-            mean = mean + apart @ torch.linalg.pinv(torch.stack(scaled).sum(dim=0), rtol=NOTHING, hermitian=True)
-        merged[name] = mean.float()
-    return given_back(weights, merged)
+    return given_back(weights, dict(regression_means(weights, grams, alpha)))
+
+
+def regression_means(weights: Sequence[Vector], grams: Sequence[Vector], alpha: float = 0.9) -> Vector:
+    """What `regmean` makes, each tensor when it is asked for."""
+
+    def merged(name: str) -> Tensor:
+        mean = torch.zeros_like(weights[0][name], dtype=torch.float64)
+        for vector in weights:
+            mean += vector[name]
+        mean /= len(weights)
+        if name not in grams[0]:
+            return mean.float()
+        total, apart = torch.zeros_like(grams[0][name], dtype=torch.float64), torch.zeros_like(mean)
+        for vector, own in zip(weights, grams, strict=True):
+            scaled = _off_diagonal(own[name].double(), alpha)
+            total += scaled
+            apart += (vector[name].double() - mean) @ scaled
+        inverse: Tensor = torch.linalg.pinv(total, rtol=NOTHING, hermitian=True)
+        return (mean + apart @ inverse).float()
+
+    return Computed([*weights[0]], merged)
 
 
 def regmean_adapters(
@@ -102,12 +115,7 @@ def regmean_adapters(
     own = settings or RegMeanSettings()
     named = named_adapters(adapters)
     bodies = bodies_of(named, backbone)
-    if not isinstance(bodies, LowRankBodies | WeightBodies):
-        first = next(iter(named.values()))
-        raise MethodError(
-            f"adapters of method {first.method.name!r} have no weights of linear maps that RegMean could merge",
-            expected="adapters of LoRA, full fine-tuning or another method that is merged into weights",
-        )
+    refuse_weightless(named, type(bodies))
     groups = head_groups(named, heads)
     folder = None if working is None else Path(working)
     with shown_on_stderr(shown=progress) as display:
@@ -122,8 +130,26 @@ def regmean_adapters(
             grams.append(
                 grams_of(adapter, bodies, rows, batch_size=own.batch_size, kept=kept, display=display, label=name)
             )
-    body = bodies.written(regmean(bodies.vectors, grams, own.alpha), rank)
+    body = bodies.written(regression_means(bodies.vectors, grams, own.alpha), rank)
     return with_heads(body, groups, named, backbone, {"regmean": own.model_dump()})
+
+
+def refuse_weightless(adapters: Mapping[str, Adapter], kind: type[Bodies]) -> None:
+    """Refuse adapters that change no weights.
+
+    Args:
+        adapters: by name.
+        kind: as what they are calculated with.
+
+    Raises:
+        MethodError: they change none.
+    """
+    if not issubclass(kind, LowRankBodies | WeightBodies):
+        first = next(iter(adapters.values()))
+        raise MethodError(
+            f"adapters of method {first.method.name!r} have no weights of linear maps that RegMean could merge",
+            expected="adapters of LoRA, full fine-tuning or another method that is merged into weights",
+        )
 
 
 def grams_of(
@@ -135,8 +161,9 @@ def grams_of(
     kept: Kept | None = None,
     display: Display = SILENT,
     label: str = "adapter",
-) -> dict[str, Tensor]:
-    """XᵀX / n of what enters the linear maps under an adapter, by the name of the weight, float32 on the CPU.
+) -> Vector:
+    """XᵀX / n of what enters the linear maps under an adapter, by the name of the weight, float32 on the CPU. Those
+    that are kept are read when they are asked for.
 
     Padding does not count.
 
@@ -151,12 +178,15 @@ def grams_of(
     """
     backbone = bodies.backbone
     names = [name for name in bodies.vectors[0] if _is_linear(name, backbone)]
+    paths = {name: backbone.weights.where(name).path for name in names}
+    state = None if kept is None else kept.read()
+    done = 0 if state is None else int(state[1]["done"])
+    if state is not None and done == len(rows):
+        return _means(state[0], paths)
     model = AdaptedModel(backbone)
     try:
         model.add("a", adapter)
         inputs = _Inputs(model, names)
-        state = None if kept is None else kept.read()
-        done = 0 if state is None else int(state[1]["done"])
         if state is not None:
             inputs.restore(state[0])
         with display.bar(f"{label}, inputs of linear maps", len(rows), "rows", done=done, stays=False) as bar:
@@ -168,7 +198,26 @@ def grams_of(
                     kept.write(inputs.state(), {"done": count}, now=count == len(rows))
     finally:
         model.detach()
-    return inputs.means()
+    del model
+    whole = None if kept is None else kept.read()
+    if whole is not None:
+        inputs.sums.clear()
+    release_memory()
+    return _means(inputs.state() if whole is None else whole[0], paths)
+
+
+def _means(state: Mapping[str, Tensor], paths: Mapping[str, str]) -> Vector:
+    """XᵀX / n of what is kept, each when it is asked for.
+
+    Args:
+        state: see `_Inputs.state`.
+        paths: the module of each weight.
+    """
+
+    def mean(name: str) -> Tensor:
+        return (state[f"sum.{paths[name]}"] / max(1, int(state[f"count.{paths[name]}"]))).float()
+
+    return Computed([*paths], mean)
 
 
 class _Inputs:
@@ -177,7 +226,6 @@ class _Inputs:
     def __init__(self, model: AdaptedModel, names: Sequence[str]) -> None:
         self.model = model
         places = {name: model.backbone.weights.where(name) for name in names}
-        self.paths = {name: place.path for name, place in places.items()}
         self.sums = {
             place.path: torch.zeros(place.shape[1], place.shape[1], dtype=torch.float64) for place in places.values()
         }
@@ -213,9 +261,6 @@ class _Inputs:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self.sums = {path: state[f"sum.{path}"].clone() for path in self.sums}
         self.counts = {path: int(state[f"count.{path}"]) for path in self.counts}
-
-    def means(self) -> dict[str, Tensor]:
-        return {name: (self.sums[path] / max(1, self.counts[path])).float() for name, path in self.paths.items()}
 
 
 def _is_linear(name: str, backbone: Backbone) -> bool:

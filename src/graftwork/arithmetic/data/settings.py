@@ -27,7 +27,7 @@ class DataSettings(Checked, ABC):
 
 
 class FisherSettings(DataSettings):
-    """How Fisher information is computed (Matena & Raffel 2022, section 3).
+    """How Fisher information is computed (Matena & Raffel 2022).
 
     Attributes:
         kind: over which answers: `exact`, all; `sampled`, one that the model draws; `empirical`, the label.
@@ -44,7 +44,7 @@ class FisherSettings(DataSettings):
 
 
 class RegMeanSettings(DataSettings):
-    """How RegMean reads what enters linear maps (Jin et al. 2023, section 4.1).
+    """How RegMean reads what enters linear maps (Jin et al. 2023).
 
     Attributes:
         alpha: the factor of the off-diagonal entries of XᵀX, from 0 to 1; the paper has 0.1 for T5.
@@ -60,7 +60,7 @@ class RegMeanSettings(DataSettings):
 
 
 class AdaMergingSettings(DataSettings):
-    """How coefficients are learned (Yang et al. 2024, section 4.1).
+    """How coefficients are learned (Yang et al. 2024).
 
     Attributes:
         coefficients: one for each adapter (`task`), or for each adapter and tensor (`layer`).
@@ -81,3 +81,37 @@ class AdaMergingSettings(DataSettings):
     batches: PositiveInt = 2
     share: float = Field(default=0.5, gt=0.0, lt=1.0)
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+class FisherMergeSettings(FisherSettings):
+    """Fisher merging: each parameter counts by how much its model's answers depend on it.
+
+    Attributes:
+        normalise: divide each weight by the norm of its model's information.
+    """
+
+    normalise: bool = True
+
+
+class DonorSettings(FisherSettings):
+    """Donor merging: the first adapter becomes better by a share of the second, chosen on the first's validation rows.
+
+    Attributes:
+        by: `fisher` information, or the `mean`.
+        points: how many shares are tried.
+    """
+
+    by: Literal["fisher", "mean"] = "fisher"
+    points: int = Field(default=50, ge=2)
+
+
+class AdaMergingMergeSettings(AdaMergingSettings):
+    """AdaMerging: how much each adapter counts is learned by the entropy of answers on texts without labels.
+
+    Attributes:
+        keep: for AdaMerging++, the share of numbers that TIES keeps of each vector. None: all are learned with.
+        split: whose texts are learned on, and scored.
+    """
+
+    keep: PositiveFloat | None = Field(default=None, le=1.0)
+    split: Literal["train", "validation", "test"] = "validation"

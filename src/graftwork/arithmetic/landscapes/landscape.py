@@ -1,10 +1,10 @@
 """Loss landscapes: loss and scores along the line between two results, over the plane of three, and around one.
 
 - Line: (1−α) A + α B, α from 0 to 1 (Goodfellow et al. 2015, arXiv:1412.6544). The barrier is the largest loss on it
-  minus the mean of the losses at its ends (Ainsworth et al. 2023, arXiv:2209.04836, section 2).
+  minus the mean of the losses at its ends (Ainsworth et al. 2023, arXiv:2209.04836).
 - Plane: A + x û + y v̂, u = B − A, v = C − A without its part along u (Garipov et al. 2018, arXiv:1802.10026).
 - Around: A + x d + y e, with random directions whose filters are as long as those of A (Li et al. 2018,
-  arXiv:1712.09913, section 4): d_f = ‖A_f‖ n_f / ‖n_f‖, n normal, a filter being an output row of a tensor. Those of
+  arXiv:1712.09913): d_f = ‖A_f‖ n_f / ‖n_f‖, n normal, a filter being an output row of a tensor. Those of
   tensors with one dimension (biases, norms) are 0.
 """
 

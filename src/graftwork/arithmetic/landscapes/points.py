@@ -7,13 +7,16 @@ of any other method it is the method's tensors. The head is a part of it.
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch.nn as nn
 from pydantic import BaseModel
 from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.declared import usable_sites
-from graftwork.arithmetic.alignment.matching import MatchingSettings, weight_matching
+from graftwork.arithmetic.alignment.activations import BATCH_NORMS
+from graftwork.arithmetic.alignment.matching import weight_matching
 from graftwork.arithmetic.alignment.permutations import Factor, Segment, Specification
+from graftwork.arithmetic.alignment.settings import MatchingSettings
 from graftwork.arithmetic.alignment.specifications import specification_of
 from graftwork.arithmetic.landscapes.landscape import Weights
 from graftwork.backbones import Backbone
@@ -61,6 +64,12 @@ class Points:
         self._base = {
             name: backbone.model.get_parameter(key).detach().float().cpu() for name, key in self._keys.items()
         }
+
+    @property
+    def batch_norms(self) -> list[nn.Module]:
+        """The batch norms whose statistics depend on a point's weights: of full fine-tuning, all of the backbone's."""
+        modules = self.backbone.modules.values() if self._keys else ()
+        return [own for own in modules if isinstance(own, BATCH_NORMS) and own.track_running_stats]
 
     def weights(self, adapter: Adapter) -> dict[str, Tensor]:
         """The tensors of an adapter as a point: of full fine-tuning, the weights themselves by key of the model's state

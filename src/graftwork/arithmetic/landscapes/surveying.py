@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adapters.finetuned import finetuned_adapter, is_model_folder
+from graftwork.arithmetic.alignment.activations import put_statistics, recompute_statistics, statistics_of
 from graftwork.arithmetic.landscapes.files import Line, Surface, Values
 from graftwork.arithmetic.landscapes.landscape import Measure, Weights, around, line, plane
 from graftwork.arithmetic.landscapes.points import Points
@@ -21,6 +23,9 @@ from graftwork.training.display import SILENT, Display, shown_on_stderr
 from graftwork.training.evaluation import task_of
 from graftwork.training.run_summary import of_loading
 from graftwork.training.scoring import Scorer
+
+SEEN = 256
+"""Training rows on which the statistics of batch norms are computed, the first ones."""
 
 POINTS = {1: 11, 2: 25, 3: 11}
 """By number of adapters, the points of a line, or along each side of a grid."""
@@ -87,6 +92,8 @@ def landscape(
         about: dict[str, Any] = {"task": found.name, "split": split, "rows": len(measured)}
         if align:
             about |= {"aligned": True, "fixed": [*fixed], "seed": seed}
+        if space.batch_norms:
+            about |= {"statistics": f"of batch norms, at each point anew on up to {SEEN} training rows"}
         with measuring(space, found, measured, batch_size=batch_size) as measure:
             made: Line | Surface
             if len(own) == 1:
@@ -187,7 +194,8 @@ def read_operands(
     short = len({folder.name for folder in folders}) == len(folders)
     pairs = named is not None and named.text_pair is not None
     return {
-        folder.name if short else str(folder): adapter or finetuned_adapter(folder, frozen, pairs=pairs)
+        folder.name if short else str(folder): adapter
+        or finetuned_adapter(folder, frozen, pairs=pairs, statistics="drop")
         for folder, adapter in held.items()
     }, frozen
 
@@ -222,6 +230,10 @@ def measuring(
 ) -> Iterator[Measure]:
     """Inside, what measures the loss and the task's metrics at a point; of generation, the loss alone.
 
+    Where a point is the weights of a network with batch norms, their statistics are computed anew at each, on training
+    rows: the activations between two networks vary less than theirs (Ainsworth et al. 2023; Jordan et al. 2023,
+    "REPAIR", arXiv:2211.08403). Afterwards the backbone has its own again.
+
     Args:
         points: the adapters.
         task: with the adapters' labels.
@@ -232,16 +244,39 @@ def measuring(
     Raises:
         DivergedError: the loss or a score is not finite.
     """
+    norms = points.batch_norms
+    before = statistics_of(norms)
     model = AdaptedModel(points.backbone)
     name = "point"
     try:
         model.add(name, points.adapters[0])
         scorer = Scorer(model, name, task, rows, batch_size=batch_size, display=display)
 
+        seen = _seen(task, scorer, batch_size) if norms else []
+
+        def passed(batch: Any) -> Any:
+            return model(**batch, adapters=name)
+
         def measure(weights: Weights) -> Values:
             model.replace(name, points.adapter(weights))
-            return scorer(generate=False)
+            if not norms:
+                return scorer(generate=False)
+            try:
+                recompute_statistics(norms, seen, passed)
+                return scorer(generate=False)
+            finally:
+                put_statistics(norms, before)  # with others, the backbone is another one
 
         yield measure
     finally:
         model.detach()
+
+
+def _seen(task: Task, scorer: Scorer, batch_size: int) -> list[dict[str, Tensor]]:
+    """Training rows as batches, on which the statistics of batch norms are computed."""
+    rows = load_split(task, "train", grouped=True)
+    inputs = scorer.kind.inputs_of(rows.select(range(min(SEEN, len(rows)))))
+    encoder = scorer.encoder
+    device = encoder.backbone.device
+    batches = encoder.batches(encoder.encode(inputs, None), batch_size)
+    return [{name: tensor.to(device) for name, tensor in batch.items()} for _, batch in batches]

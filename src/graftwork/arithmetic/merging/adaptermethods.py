@@ -1,25 +1,27 @@
-"""Merge methods for adapters, by name: those that read data, and all of `graftwork merge` that are over vectors."""
+"""Merge methods on adapters: those that are over adapters, and those of models and vectors on what adapters change."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, PositiveFloat
-
-from graftwork.arithmetic.data.settings import AdaMergingSettings, DataSettings, FisherSettings, RegMeanSettings
-from graftwork.arithmetic.merging.method import OfVectors
-from graftwork.arithmetic.merging.registry import MERGE_METHODS, Analogy, Arithmetic, Average, Ties, make_merge_method
-from graftwork.arithmetic.values.filters import Number
-from graftwork.errors import MethodError, RecipeError, nearest
+from graftwork.arithmetic.data.settings import (
+    AdaMergingMergeSettings,
+    DonorSettings,
+    FisherMergeSettings,
+    RegMeanSettings,
+)
+from graftwork.arithmetic.merging.method import ChosenMethod, make_merge_method
+from graftwork.arithmetic.merging.settings import Knots, MergeSettings, OfVectors
+from graftwork.errors import MethodError, RecipeError
 
 if TYPE_CHECKING:
     from graftwork.adapters import Adapter
     from graftwork.arithmetic.adapters.bodies import Align
-    from graftwork.arithmetic.adapters.commonbasis import Vector
+    from graftwork.arithmetic.adapters.commonbasis import Formula
     from graftwork.arithmetic.adapters.heads import HeadsMode
     from graftwork.arithmetic.adapters.merging import MergedAdapters
+    from graftwork.arithmetic.adapters.vectors import Vector
     from graftwork.backbones import Backbone
 
 
@@ -48,20 +50,15 @@ class AdapterOperands:
     working: Path | None = None
     progress: bool = False
 
-    def require(self, name: str, *, weighs: bool = True, aligns: bool = True, heads: bool = True) -> None:
-        """Refuse what a method does not take.
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every function over adapters is given beside them."""
+        return {"rank": self.rank, "heads": self.heads, "align": self.align}
 
-        Raises:
-            RecipeError: names the flag.
-        """
-        wrong = {
-            "--weights": not weighs and self.weights is not None,
-            "--align": not aligns and self.align != "auto",
-            "--heads": not heads and self.heads != "auto",
-        }
-        given = [flag for flag, found in wrong.items() if found]
-        if given:
-            raise RecipeError(f"{', '.join(given)} would do nothing: {name} has no use for it", change=", ".join(given))
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What every function is given that reads data."""
+        return {"data": self.data, "working": self.working, "progress": self.progress}
 
 
 @dataclass(frozen=True)
@@ -79,287 +76,209 @@ class AdapterResult:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-class AdapterMethod(ABC):
-    """A way to merge adapters. Its settings are fields of the class.
+def check_adapters(
+    chosen: ChosenMethod,
+    count: int,
+    *,
+    weights: Sequence[Any] | None = None,
+    rank: int | None = None,
+    heads: str = "auto",
+    align: str = "auto",
+) -> None:
+    """Refuse what a method on adapters does not take.
 
-    Attributes:
-        name: its name.
-        paper: where it comes from.
-        when: when to use it.
+    Raises:
+        MethodError: it is for whole models.
+        RecipeError: other numbers of adapters, or a flag that it has no use for.
     """
-
-    name: ClassVar[str]
-    paper: ClassVar[str]
-    when: ClassVar[str]
-
-    @abstractmethod
-    def run(self, operands: AdapterOperands) -> AdapterResult:
-        """Merge adapters."""
-
-
-@dataclass(frozen=True)
-class Vectors(AdapterMethod):
-    """A method of whole models, applied to what adapters change.
-
-    Attributes:
-        method: the method, with its settings.
-        basis: whether it is applied in the basis that all have in common (KnOTS).
-    """
-
-    method: Any
-    basis: bool = False
-
-    def run(self, operands: AdapterOperands) -> AdapterResult:
-        from graftwork.arithmetic.adapters.merging import merge_adapters
-
-        given = operands.weights
-        own: dict[str, Any] = {"rank": operands.rank, "heads": operands.heads, "align": operands.align}
-        plain = given is None or all(isinstance(one, int | float) for one in given)
-        count, scale = len(operands.adapters), getattr(self.method.settled(), "scale", 1.0)
-        if isinstance(self.method, Analogy):
-            operands.require("analogy", weighs=False)
-            self.method.check(count, base=False, weights=False, tasks=0)
-            return AdapterResult(self._merge(merge_adapters, operands, coefficients=[-1.0, 1.0, 1.0], **own))
-        if isinstance(self.method, Average | Arithmetic) and plain and not isinstance(scale, Mapping | list | tuple):
-            numbers = [1.0] * count if given is None else [float(one) for one in given]
-            total = sum(numbers) if isinstance(self.method, Average) else 1.0
-            if not total:
-                raise RecipeError("the weights of a mean add up to 0", change="--weights")
-            shares = [one / total for one in numbers]
-            return AdapterResult(self._merge(merge_adapters, operands, coefficients=shares, scale=float(scale), **own))
-        if not isinstance(self.method, OfVectors):
-            raise MethodError(
-                f"merge method {self.method.name!r} is for whole models, not for adapters",
-                expected="average, or a method over what training changed",
-                change="METHOD",
-            )
-        if given is not None and not self.method.weighs:
-            operands.require(self.method.name, weighs=False)
-        return AdapterResult(
-            self._merge(merge_adapters, operands, formula=self._formula(given), basis=self.basis, **own)
+    method = chosen.method
+    if "adapters" not in method.acts:
+        raise MethodError(
+            f"merge method {method.name!r} is for whole models, not for adapters",
+            expected="average, or a method over what training changed",
+            change="METHOD",
         )
+    given = {
+        "--weights": weights is not None,
+        "--align": align != "auto",
+        "--heads": heads != "auto",
+        "--rank": rank is not None,
+    }
+    known = {*method.takes} | ({"align", "heads", "rank"} if method.over != "adapters" else set())
+    idle = [flag for flag, there in given.items() if there and flag.removeprefix("--") not in known]
+    if idle:
+        raise RecipeError(
+            f"{', '.join(idle)} would do nothing: {method.name} has no use for it", change=", ".join(idle)
+        )
+    # The backbone is the base; from it to one adapter, or from one adapter to another.
+    base = method.base == "needed" or (method.base == "optional" and count == 1)
+    chosen.check(count, base=base, weights=weights is not None, tasks=0, what="adapters")
 
-    def _merge(self, merge: Any, operands: AdapterOperands, **options: Any) -> "MergedAdapters":
-        found: MergedAdapters = merge(operands.adapters, operands.backbone, **options)
+
+def run_on_adapters(chosen: ChosenMethod, operands: AdapterOperands) -> AdapterResult:
+    """Merge adapters.
+
+    Raises:
+        MethodError, RecipeError: the method does not take them, or they cannot be merged.
+    """
+    check_adapters(chosen, len(operands.adapters), weights=operands.weights, **operands.options)
+    if chosen.method.over == "adapters":
+        found: AdapterResult = chosen.function()(operands, chosen.settings)
         return found
-
-    def _formula(self, weights: Sequence[Any] | None) -> Any:
-        """What makes one vector of several, its scale included."""
-        method = self.method
-
-        def combined(vectors: "Sequence[Vector]") -> "Vector":
-            from graftwork.arithmetic.values.filters import resolved
-            from graftwork.arithmetic.values.weights import Weights
-
-            made = method.combine([Weights.of(vector) for vector in vectors], weights)
-            scaled = made.scaled(resolved(method.settled().scale, made.shapes, "scale"))
-            return {name: scaled[name] for name in scaled}
-
-        settings = ", ".join(
-            f"{key}={value}" for key, value in method.model_dump(mode="json", exclude_none=True).items()
-        )
-        combined.__name__ = f"{method.name}({settings})"
-        return combined
+    return _by_changes(chosen, operands)
 
 
-class Knots(DataSettings, AdapterMethod):
-    """KnOTS: a formula in the basis that what the adapters change has in common.
-
-    Attributes:
-        formula: `ties` or `dare`, with their usual settings but for these.
-        keep: share of the numbers that TIES keeps.
-        drop: probability with which DARE drops a number.
-        scale: λ, by which the result is multiplied.
-        seed: of what DARE draws.
-    """
-
-    name: ClassVar[str] = "knots"
-    paper: ClassVar[str] = "Stoica et al. 2024, arXiv:2410.19735"
-    when: ClassVar[str] = "LoRA adapters of several tasks"
-
-    formula: Literal["ties", "dare"] = "ties"
-    keep: Number = 0.2
-    drop: Number = 0.9
-    scale: Number = 1.0
-    seed: int = Field(default=0, ge=0, lt=2**32)
-
-    def run(self, operands: AdapterOperands) -> AdapterResult:
-        inner: Any = (
-            Ties(keep=self.keep, scale=self.scale)
-            if self.formula == "ties"
-            else make_merge_method("dare", {"drop": self.drop, "seed": self.seed, "scale": self.scale})
-        )
-        return Vectors(inner, basis=True).run(operands)
+def knots(operands: AdapterOperands, settings: Knots) -> AdapterResult:
+    """KnOTS: a formula in the basis that what the adapters change has in common."""
+    return _by_changes(make_merge_method(settings.formula, settings.inner()), operands, basis=True)
 
 
-class Fisher(FisherSettings, AdapterMethod):
-    """Fisher merging: each parameter counts by how much its model's answers depend on it.
+def fisher(operands: AdapterOperands, settings: FisherMergeSettings) -> AdapterResult:
+    """Fisher merging: each parameter counts by how much its model's answers depend on it."""
+    from graftwork.arithmetic.data.fishermerging import fisher_adapters
 
-    Attributes:
-        normalise: divide each weight by the norm of its model's information.
-    """
-
-    name: ClassVar[str] = "fisher"
-    paper: ClassVar[str] = "Matena & Raffel 2022, arXiv:2111.09832"
-    when: ClassVar[str] = "several tasks, with labelled rows"
-
-    normalise: bool = True
-
-    def run(self, operands: AdapterOperands) -> AdapterResult:
-        from graftwork.arithmetic.data.fishermerging import fisher_adapters
-
-        merged = fisher_adapters(
+    return AdapterResult(
+        fisher_adapters(
             operands.adapters,
             operands.backbone,
             lambdas=operands.weights,
-            fisher=FisherSettings(**{name: getattr(self, name) for name in FisherSettings.model_fields}),
-            normalise=self.normalise,
-            rank=operands.rank,
-            heads=operands.heads,
-            align=operands.align,
-            data=operands.data,
-            working=operands.working,
-            progress=operands.progress,
+            fisher=settings,
+            normalise=settings.normalise,
+            **operands.options,
+            **operands.reading,
         )
-        return AdapterResult(merged)
+    )
 
 
-class Donor(FisherSettings, AdapterMethod):
-    """Donor merging: the first adapter becomes better by a share of the second, chosen on the first's validation rows.
+def donor(operands: AdapterOperands, settings: DonorSettings) -> AdapterResult:
+    """Donor merging: a share of the second adapter makes the first better, chosen on the first's validation rows."""
+    from graftwork.arithmetic.adapters.merging import MergedAdapters
+    from graftwork.arithmetic.data.donors import donor_merge
 
-    Attributes:
-        by: `fisher` information, or the `mean`.
-        points: how many shares are tried.
-    """
-
-    name: ClassVar[str] = "donor"
-    paper: ClassVar[str] = "Matena & Raffel 2022, section 4.3"
-    when: ClassVar[str] = "a small task that a larger one can help"
-
-    by: Literal["fisher", "mean"] = "fisher"
-    points: int = Field(default=50, ge=2)
-
-    def run(self, operands: AdapterOperands) -> AdapterResult:
-        from graftwork.arithmetic.adapters.merging import MergedAdapters
-        from graftwork.arithmetic.data.donors import donor_merge
-
-        operands.require("donor", weighs=False, heads=False)
-        if len(operands.adapters) != 2:
-            raise RecipeError(
-                f"donor was given {len(operands.adapters)} adapters",
-                expected="the target, and the donor",
-                change="the adapters",
-            )
-        (name, target), (other, donor) = operands.adapters.items()
-        merge = donor_merge(
-            target,
-            donor,
-            operands.backbone,
-            by=self.by,
-            points=self.points,
-            fisher=FisherSettings(**{own: getattr(self, own) for own in FisherSettings.model_fields}),
-            rank=operands.rank,
-            align=operands.align,
-            data=operands.data.get(name),
-            donor_data=operands.data.get(other),
-            working=operands.working,
-            progress=operands.progress,
-        )
-        points = [{"weight": mix, **scores} for mix, scores in merge.points]
-        said = f"{name} counts {merge.weight:.2f}, {other} {1 - merge.weight:.2f}"
-        return AdapterResult(
-            MergedAdapters({name: merge.adapter}, {name: (name,)}), (said,), {"weight": merge.weight, "points": points}
-        )
+    (name, target), (other, giver) = operands.adapters.items()
+    merge = donor_merge(
+        target,
+        giver,
+        operands.backbone,
+        by=settings.by,
+        points=settings.points,
+        fisher=settings,
+        rank=operands.rank,
+        align=operands.align,
+        data=operands.data.get(name),
+        donor_data=operands.data.get(other),
+        working=operands.working,
+        progress=operands.progress,
+    )
+    points = [{"weight": mix, **scores} for mix, scores in merge.points]
+    said = f"{name} counts {merge.weight:.2f}, {other} {1 - merge.weight:.2f}"
+    merged = MergedAdapters({name: merge.adapter}, {name: (name,)})
+    return AdapterResult(merged, (said,), {"weight": merge.weight, "points": points})
 
 
-class RegMean(RegMeanSettings, AdapterMethod):
-    """RegMean: each linear map is the nearest to the models' own on what enters them. It needs no labels."""
+def regmean(operands: AdapterOperands, settings: RegMeanSettings) -> AdapterResult:
+    """RegMean: each linear map is the nearest to the models' own on what enters it. It needs no labels."""
+    from graftwork.arithmetic.data.regressionmeans import regmean_adapters
 
-    name: ClassVar[str] = "regmean"
-    paper: ClassVar[str] = "Jin et al. 2023, arXiv:2212.09849"
-    when: ClassVar[str] = "several tasks, with texts alone"
-
-    def run(self, operands: AdapterOperands) -> AdapterResult:
-        from graftwork.arithmetic.data.regressionmeans import regmean_adapters
-
-        operands.require("regmean", weighs=False, aligns=False)
-        merged = regmean_adapters(
+    return AdapterResult(
+        regmean_adapters(
             operands.adapters,
             operands.backbone,
-            settings=RegMeanSettings(**self.model_dump()),
+            settings=settings,
             rank=operands.rank,
             heads=operands.heads,
-            data=operands.data,
-            working=operands.working,
-            progress=operands.progress,
+            **operands.reading,
         )
-        return AdapterResult(merged)
+    )
 
 
-class AdaMerging(AdaMergingSettings, AdapterMethod):
-    """AdaMerging: how much each adapter counts is learned by the entropy of answers on texts without labels.
+def adamerging(operands: AdapterOperands, settings: AdaMergingMergeSettings) -> AdapterResult:
+    """AdaMerging: how much each adapter counts is learned by the entropy of answers on texts without labels."""
+    from functools import partial
 
-    Attributes:
-        keep: for AdaMerging++, the share of numbers that TIES keeps of each vector. None: all are learned with.
-        split: whose texts are learned on, and scored.
-    """
+    from graftwork.arithmetic.data import learnedcoefficients
+    from graftwork.arithmetic.operations.operations import ties
 
-    name: ClassVar[str] = "adamerging"
-    paper: ClassVar[str] = "Yang et al. 2024, arXiv:2310.02575"
-    when: ClassVar[str] = "several tasks of classes, with texts alone"
-
-    keep: PositiveFloat | None = Field(default=None, le=1.0)
-    split: Literal["train", "validation", "test"] = "validation"
-
-    def run(self, operands: AdapterOperands) -> AdapterResult:
-        from functools import partial
-
-        from graftwork.arithmetic.data.learnedcoefficients import adamerging
-        from graftwork.arithmetic.operations.operations import ties
-
-        operands.require("adamerging", weighs=False, aligns=False, heads=False)
-        if operands.rank is not None:
-            raise RecipeError("a rank would do nothing: adamerging gives the exact sum", change="--rank")
-        found = adamerging(
-            operands.adapters,
-            operands.backbone,
-            settings=AdaMergingSettings(**{own: getattr(self, own) for own in AdaMergingSettings.model_fields}),
-            elect=None if self.keep is None else partial(ties, keep=self.keep),
-            split=self.split,
-            data=operands.data,
-            working=operands.working,
-            progress=operands.progress,
-        )
-        said = []
-        for name in operands.adapters:
-            before, after = found.entropy[name]
-            said.append(f"{name}: entropy {before:.4f} -> {after:.4f}; {_scores(found, name)}")
-        details = {
-            "coefficients": {name: dict(own) for name, own in found.coefficients.items()},
-            "entropy": {name: list(own) for name, own in found.entropy.items()},
-            "transductive": {name: dict(own) for name, own in found.transductive.items()},
-            "inductive": {name: dict(own) for name, own in found.inductive.items()},
-        }
-        return AdapterResult(found.merged, tuple(said), details)
+    found = learnedcoefficients.adamerging(
+        operands.adapters,
+        operands.backbone,
+        settings=settings,
+        elect=None if settings.keep is None else partial(ties, keep=settings.keep),
+        split=settings.split,
+        **operands.reading,
+    )
+    said = []
+    for name in operands.adapters:
+        before, after = found.entropy[name]
+        said.append(f"{name}: entropy {before:.4f} -> {after:.4f}; {_scores(found, name)}")
+    details = {
+        "coefficients": {name: dict(own) for name, own in found.coefficients.items()},
+        "entropy": {name: list(own) for name, own in found.entropy.items()},
+        "transductive": {name: dict(own) for name, own in found.transductive.items()},
+        "inductive": {name: dict(own) for name, own in found.inductive.items()},
+    }
+    return AdapterResult(found.merged, tuple(said), details)
 
 
-DATA_METHODS: Mapping[str, type[Any]] = {own.name: own for own in (Knots, Fisher, Donor, RegMean, AdaMerging)}
-"""The methods that adapters and fully fine-tuned models have beside those of whole models, by name."""
-
-
-def make_adapter_method(name: str, settings: Mapping[str, Any] | None = None) -> AdapterMethod:
-    """A method for adapters by its name, with settings.
+def coefficients_of(chosen: ChosenMethod, weights: Sequence[Any] | None, count: int) -> list[float] | None:
+    """The numbers by which what adapters change is multiplied before it is added up; None where a merge is no sum of
+    that kind.
 
     Raises:
-        MethodError: there is no such method, or a setting is unknown or of the wrong type.
+        RecipeError: a mean's weights add up to 0.
     """
-    if name in DATA_METHODS:
-        found: AdapterMethod = DATA_METHODS[name](**(settings or {}))
-        return found
-    if name not in MERGE_METHODS:
-        known = [*MERGE_METHODS, *DATA_METHODS]
-        raise MethodError(f"unknown merge method {name!r}", expected=nearest(name, known), change="METHOD")
-    return Vectors(make_merge_method(name, settings))
+    own = chosen.settings
+    plain = weights is None or all(isinstance(one, int | float) for one in weights)
+    if not plain or not isinstance(own, MergeSettings):
+        return None
+    numbers = None if weights is None else [float(one) for one in weights]
+    if chosen.name == "average" and numbers is not None and not sum(numbers):
+        raise RecipeError("the weights of a mean add up to 0", change="--weights")
+    return own.coefficients(numbers, count)
+
+
+def scale_of(chosen: ChosenMethod) -> float:
+    """By what a sum of what adapters change is multiplied."""
+    factor = chosen.settings.factor if isinstance(chosen.settings, OfVectors) else 1.0
+    assert isinstance(factor, int | float)  # else it is no such sum
+    return float(factor)
+
+
+def described(chosen: ChosenMethod) -> str:
+    """A method as a formula, with its settings."""
+    settings = chosen.settings.model_dump(mode="json", exclude_none=True)
+    return f"{chosen.name}({', '.join(f'{key}={value}' for key, value in settings.items())})"
+
+
+def _by_changes(chosen: ChosenMethod, operands: AdapterOperands, *, basis: bool = False) -> AdapterResult:
+    """A method of models or vectors on what adapters change."""
+    from graftwork.arithmetic.adapters.merging import merge_adapters
+
+    given = None if basis else coefficients_of(chosen, operands.weights, len(operands.adapters))
+    if given is not None:
+        how: dict[str, Any] = {"coefficients": given, "scale": scale_of(chosen)}
+    else:
+        how = {"formula": _formula(chosen, operands.weights), "basis": basis}
+    return AdapterResult(merge_adapters(operands.adapters, operands.backbone, **how, **operands.options))
+
+
+def _formula(chosen: ChosenMethod, weights: Sequence[Any] | None) -> "Formula":
+    """What makes one vector of several, its scale included."""
+
+    def combined(vectors: "Sequence[Vector]") -> "Vector":
+        from graftwork.arithmetic.values.filters import resolved
+        from graftwork.arithmetic.values.weights import Weights
+
+        given = [Weights.of(vector) for vector in vectors]
+        if chosen.method.base == "optional" and len(given) == 1:
+            given = [given[0] * 0.0, *given]  # from the backbone, which changes nothing
+        made = chosen.combine(given, weights)
+        if isinstance(chosen.settings, OfVectors):
+            made = made.scaled(resolved(chosen.settings.factor, made.shapes, "scale"))
+        return made
+
+    combined.__name__ = described(chosen)
+    return combined
 
 
 def _scores(found: Any, name: str) -> str:

@@ -1,11 +1,11 @@
 """The model card that is saved with every merged model."""
 
-from graftwork.arithmetic.merging.method import MergeMethod
+from graftwork.arithmetic.merging.method import ChosenMethod
 from graftwork.arithmetic.merging.plan import Plan
 from graftwork.arithmetic.merging.recipe import MergeRecipe
 
 
-def merge_card(recipe: MergeRecipe, plan: Plan, method: MergeMethod) -> str:
+def merge_card(recipe: MergeRecipe, plan: Plan, chosen: ChosenMethod) -> str:
     """A README for the folder, with the front matter that model hubs read. The same merge gives the same text."""
     operands = "\n".join(f"- {operand.path}" for operand in plan.operands)
     models = "\n".join(
@@ -22,16 +22,16 @@ base_model:
 tags:
 - merge
 - graftwork
-- {method.name}
+- {chosen.name}
 ---
 
-# A merge of {len(plan.models)} model{"" if len(plan.models) == 1 else "s"}: {method.name}
+# A merge of {len(plan.models)} model{"" if len(plan.models) == 1 else "s"}: {chosen.name}
 
 | model | weight |
 |---|---|
 {models}
 
-{base}- Method: {method.name} ({method.paper})
+{base}- Method: {chosen.name} ({chosen.method.paper})
 - Heads: {recipe.heads}
 - Tensors: {done}
 

@@ -3,15 +3,16 @@ written with the card and the recipe.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from graftwork.arithmetic.merging.card import merge_card
-from graftwork.arithmetic.merging.method import MergeMethod, Operands
+from graftwork.arithmetic.merging.folders import merge_folders
+from graftwork.arithmetic.merging.method import ChosenMethod, Operands
 from graftwork.arithmetic.merging.plan import Plan
 from graftwork.arithmetic.merging.recipe import FILE, MergeRecipe
+from graftwork.arithmetic.merging.result import MergeResult, Scores
 from graftwork.arithmetic.operations.operations import average
 from graftwork.arithmetic.values.checkpoint import Checkpoint
 from graftwork.arithmetic.values.filters import Number
@@ -24,35 +25,22 @@ from graftwork.training.display import Display, shown_on_stderr
 
 logger = logging.getLogger(__name__)
 
-Scores = Mapping[str, float]
 
-
-@dataclass(frozen=True)
-class MergeResult:
-    """What `merge` gives.
-
-    Attributes:
-        output: the folder.
-        plan: what was done with each tensor.
-        method: the method, with the setting that was chosen if there was a sweep.
-        scores: of the result, the base and each model, by name, where tasks were given; the result comes first.
-        swept: the scores for each value of the setting that was swept.
-    """
-
-    output: Path
-    plan: Plan
-    method: MergeMethod
-    scores: Mapping[str, Scores] = field(default_factory=dict)
-    swept: Sequence[tuple[Any, Scores]] = ()
-
-
-def merge(recipe: MergeRecipe, output: str | Path, *, overwrite: bool = False, progress: bool = False) -> MergeResult:
-    """Merge models, and write the result as a model's folder, completely or not at all.
+def merge(
+    recipe: MergeRecipe,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> MergeResult:
+    """Merge models or adapters, and write the result as a folder of the same kind, completely or not at all.
 
     Args:
         recipe: what is merged, and how.
         output: the folder.
-        overwrite: replace an existing folder of a model.
+        resume: go on with an interrupted merge that reads data, to the same output.
+        overwrite: replace an existing folder of the same kind, and discard an interrupted merge.
         progress: report progress on standard error.
 
     Returns:
@@ -60,29 +48,32 @@ def merge(recipe: MergeRecipe, output: str | Path, *, overwrite: bool = False, p
 
     Raises:
         RecipeError, MethodError: the recipe contradicts itself.
-        WeightsError: the operands cannot be read, or do not fit each other.
+        WeightsError, AdapterError: the operands cannot be read, or do not fit each other.
         OutputError: the folder exists and `overwrite` is off, or it cannot be written. What was there is unchanged.
         DataError: a task's data cannot be read.
     """
     folder = Path(output)
+    if recipe.of_adapters:
+        return merge_folders(recipe, folder, resume=resume, overwrite=overwrite, progress=progress)
+    recipe.refuse({"--resume": resume or None})
     plan = recipe.plan()
     refuse_existing(folder, overwrite=overwrite)
     if any(folder.resolve() == operand.path.resolve() for operand in plan.operands):
         raise OutputError(
             f"output {str(folder)!r} is one of the operands", expected="another folder", change="--output"
         )
-    method = recipe.find_method()
+    chosen = recipe.find_method()
     with shown_on_stderr(shown=progress) as display:
         score = _Scoring(recipe, plan, display)
         scores = score.of_operands()  # before anything is written, so that what cannot be scored is told first
         swept: list[tuple[Any, Scores]] = []
         for name, values in (recipe.sweep or {}).items():
-            swept = [(own, score(merged(plan, recipe.find_method(**{name: own}), recipe.weights))) for own in values]
-            best = max(range(len(swept)), key=lambda i: (score.goodness(swept[i][1]), -i))
-            method = recipe.find_method(**{name: swept[best][0]})
-        whole = merged(plan, method, recipe.weights, score=score.good if recipe.tasks else None, tell=display.say)
-        own = recipe.resolved(plan, method)
-        beside = {FILE: own.as_text(), CARD: merge_card(own, plan, method)}
+            each = [chosen.with_settings({name: own}) for own in values]
+            swept = [(own, score(merged(plan, one, recipe.weights))) for own, one in zip(values, each, strict=True)]
+            chosen = each[max(range(len(swept)), key=lambda i: (score.goodness(swept[i][1]), -i))]
+        whole = merged(plan, chosen, recipe.weights, score=score.good if recipe.tasks else None, tell=display.say)
+        own = recipe.resolved([one.path for one in plan.models], None if plan.base is None else plan.base.path, chosen)
+        beside = {FILE: own.as_text(), CARD: merge_card(own, plan, chosen)}
         save_model(
             whole.source,
             plan.like,
@@ -94,12 +85,12 @@ def merge(recipe: MergeRecipe, output: str | Path, *, overwrite: bool = False, p
         )
         if recipe.tasks:
             scores = {"result": score.of_folder(folder), **scores}
-    return MergeResult(folder, plan, method, scores, swept)
+    return MergeResult(folder, chosen, scores, swept, plan=plan)
 
 
 def merged(
     plan: Plan,
-    method: MergeMethod,
+    chosen: ChosenMethod,
     weights: Sequence[Number] | None = None,
     *,
     score: Callable[[Weights], float] | None = None,
@@ -109,7 +100,7 @@ def merged(
 
     Args:
         plan: what is done with each tensor.
-        method: the method.
+        chosen: the method.
         weights: a number for each model.
         score: how good weights of the output are, for a method that chooses by it.
         tell: told in a sentence what was chosen.
@@ -122,7 +113,7 @@ def merged(
         score=None if score is None else lambda own: score(_completed(plan, own)),
         tell=tell,
     )
-    return _completed(plan, method.merge(operands), weights)
+    return _completed(plan, chosen.merge(operands), weights)
 
 
 def _completed(plan: Plan, result: Weights, weights: Sequence[Number] | None = None) -> Weights:
@@ -187,7 +178,8 @@ class _Scoring:
         found: dict[str, Scores] = {}
         for one in self._plan.operands if self._scores is not None else ():
             weights = _stored(one)
-            bare = one is self._plan.base and not len(weights.head) and len(self._scores.tasks) == 1
+            alone = one is self._plan.base and len(self._scores.tasks) == 1
+            bare = alone and not len(weights.head) and not self._scores.by_language  # whose head may be tied
             found[_called(self._plan, one)] = {} if bare else self._scores.of(weights, one)
         return found
 

@@ -1,18 +1,19 @@
-"""What a merge method is: its settings, what it takes, and what it makes of it.
+"""A merge method with its settings: what is wrong with what it is to merge, and what it makes of it.
 
-A method says what it is before anything is read; what computes is imported when a merge begins.
+What computes is imported when a merge begins.
 """
 
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+from graftwork.arithmetic.merging.settings import MergeSettings, OfVectors
+from graftwork.arithmetic.merging.table import MERGE_METHODS, MergeMethod
 from graftwork.arithmetic.values.filters import Number
-from graftwork.errors import GraftworkError, MethodError, RecipeError
+from graftwork.errors import MethodError, RecipeError, nearest
 from graftwork.settings.checked import Checked
-from graftwork.settings.problems import describe, flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from graftwork.arithmetic.values.weights import Weights
 
 logger = logging.getLogger(__name__)
-
-Base = Literal["needed", "optional", "none"]
-"""Whether a method needs the model that the others come from."""
 
 
 @dataclass(frozen=True)
@@ -43,111 +41,127 @@ class Operands:
     score: "Callable[[Weights], float] | None" = None
     tell: "Callable[[str], None]" = logger.info
 
-    def vectors(self) -> "list[Weights]":
-        """The task vectors: what each model differs by from the base."""
-        assert self.base is not None
-        return [model - self.base for model in self.models]
 
-
-class MergeMethod(Checked, ABC):
+@dataclass(frozen=True)
+class ChosenMethod:
     """A method with its settings.
 
     Attributes:
-        name: its name.
-        paper: where it comes from.
-        when: when to use it.
-        base: whether it needs the model that the others come from.
-        least, most: how many models it takes.
-        weighs: whether models may have weights.
-        scored: whether it chooses by scores on a task.
+        method: the line of the table.
+        settings: its settings.
     """
 
-    name: ClassVar[str]
-    paper: ClassVar[str]
-    when: ClassVar[str]
-    base: ClassVar[Base] = "needed"
-    least: ClassVar[int] = 1
-    most: ClassVar[int | None] = None
-    weighs: ClassVar[bool] = True
-    scored: ClassVar[bool] = False
+    method: MergeMethod
+    settings: Checked
 
-    @abstractmethod
-    def merge(self, operands: Operands) -> "Weights":
-        """What is made of the operands."""
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.method.name
 
-    def check(self, models: int, *, base: bool, weights: bool, tasks: int) -> None:
+    def check(self, count: int, *, base: bool, weights: bool, tasks: int, what: str = "models") -> None:
         """Refuse operands that the method does not take.
+
+        Args:
+            count: how many are merged.
+            base: whether that is given which they come from.
+            weights: whether they have weights.
+            tasks: how many tasks are given.
+            what: what is merged.
 
         Raises:
             RecipeError: names what is missing or too much.
         """
-        count = models + (base and self.base == "optional")
-        if count < self.least or (self.most is not None and count > self.most):
-            wanted = f"{self.least}" if self.least == self.most else f"{self.least} or more"
-            raise RecipeError(f"{self.name} was given {count} models", expected=wanted, change="the models")
-        if self.base == "needed" and not base:
+        own = self.method
+        given = count + (base and own.base == "optional")
+        if given < own.least or (own.most is not None and given > own.most):
+            wanted = f"{own.least}" if own.least == own.most else f"{own.least} or more"
+            raise RecipeError(f"{own.name} was given {given} {what}", expected=wanted, change=f"the {what}")
+        if own.base == "needed" and not base:
             raise RecipeError(
-                f"{self.name} merges what training changed, and what the models come from is not given",
+                f"{own.name} merges what training changed, and what the models come from is not given",
                 expected="the pre-trained model",
                 change="--base",
             )
-        if self.base == "none" and base:
-            raise RecipeError(f"{self.name} does not use a base", expected="the models alone", change="--base")
-        if weights and not self.weighs:
-            raise RecipeError(f"{self.name} takes no weights of models", expected="none", change="--weights")
-        if self.scored and not tasks:
-            raise RecipeError(f"{self.name} chooses models by their scores, and no task is given", change="--task")
+        if own.base == "none" and base:
+            raise RecipeError(f"{own.name} does not use a base", expected="the models alone", change="--base")
+        if weights and not own.weighs:
+            raise RecipeError(f"{own.name} takes no weights of {what}", expected="none", change="--weights")
+        if own.scored and not tasks:
+            raise RecipeError(f"{own.name} chooses models by their scores, and no task is given", change="--task")
 
-    def settled(self) -> "MergeMethod":
+    def with_settings(self, changes: dict[str, Any]) -> "ChosenMethod":
+        """The same with some settings changed.
+
+        Raises:
+            MethodError: one is unknown or of the wrong type.
+        """
+        return make_merge_method(self.name, {**self.settings.model_dump(exclude_unset=True), **changes})
+
+    def settled(self) -> "ChosenMethod":
         """The method with every default filled in."""
-        return self
+        own = self.settings
+        return replace(self, settings=own.settled()) if isinstance(own, MergeSettings) else self
 
-    @property
-    def vectors(self) -> bool:
-        """Whether differences from the base are merged."""
-        return self.base == "needed"
+    def described(self) -> dict[str, Any]:
+        """Its name and settings, with every default filled in, as a file has them."""
+        return {"name": self.name, **self.settled().settings.model_dump(mode="json", exclude_none=True)}
 
-    @classmethod
-    def refusal(cls, details: Sequence[Any]) -> GraftworkError:
-        return MethodError(
-            f"invalid settings of merge method {cls.name}: {describe(details, cls)}", change=flags(details, "method")
-        )
+    def function(self) -> Any:
+        """What merges."""
+        return _found(self.method.function)
 
-
-class OfModels(MergeMethod):
-    """A method over models themselves."""
-
-    base: ClassVar[Base] = "none"
-
-
-class OfVectors(MergeMethod):
-    """A method over task vectors, τ = θ − base: the base and a multiple of what is made of them.
-
-    Attributes:
-        scale: λ, by which that is multiplied. None: 1 of a mean, 0.3 of a sum.
-    """
-
-    scale: Number | None = None
-
-    @property
-    def sums(self) -> bool:
-        """Whether it is a sum, which grows with the number of models."""
-        return False
-
-    @abstractmethod
-    def combine(self, vectors: "list[Weights]", weights: Sequence[Number] | None) -> "Weights":
-        """One vector of several."""
+    def combine(self, vectors: "Sequence[Weights]", weights: Sequence[Number] | None = None) -> "Weights":
+        """What the function makes of models or vectors, without a scale."""
+        return self._call([*vectors], Operands(vectors, weights=weights))
 
     def merge(self, operands: Operands) -> "Weights":
+        """What is made of models."""
         from graftwork.arithmetic.values.filters import resolved
 
+        if self.method.over == "models":
+            return self._call([*([] if operands.base is None else [operands.base]), *operands.models], operands)
+        assert self.method.over == "vectors", operands.base is not None
         assert operands.base is not None
-        vector = self.combine(operands.vectors(), operands.weights)
-        return operands.base + vector.scaled(resolved(self._factor, vector.shapes, "scale"))
+        vector = self._call([model - operands.base for model in operands.models], operands)
+        assert isinstance(self.settings, OfVectors)
+        return operands.base + vector.scaled(resolved(self.settings.factor, vector.shapes, "scale"))
 
-    def settled(self) -> MergeMethod:
-        return self.model_copy(update={"scale": self._factor})
+    def _call(self, values: "list[Weights]", operands: Operands) -> "Weights":
+        own = self.settings
+        arguments = own.arguments() if isinstance(own, MergeSettings) else {"settings": own}
+        made: Weights = self.function()(
+            values, **arguments, **{one: getattr(operands, one) for one in self.method.takes}
+        )
+        return made
 
-    @property
-    def _factor(self) -> Number:
-        return self.scale if self.scale is not None else 0.3 if self.sums else 1.0
+
+def make_merge_method(name: str, settings: dict[str, Any] | None = None) -> ChosenMethod:
+    """A method by its name, with settings.
+
+    Raises:
+        MethodError: there is no such method, or a setting is unknown or of the wrong type.
+    """
+    if name not in MERGE_METHODS:
+        raise MethodError(f"unknown merge method {name!r}", expected=nearest(name, MERGE_METHODS), change="METHOD")
+    method = MERGE_METHODS[name]
+    try:
+        own: Checked = _found(method.settings)(**(settings or {}))
+    except MethodError as error:
+        problem = error.problem.partition(": ")[2]
+        raise MethodError(
+            f"invalid settings of merge method {name}: {problem}", expected=error.expected, change=error.change
+        ) from None
+    return ChosenMethod(method, own)
+
+
+def settings_of(name: str) -> type[Checked]:
+    """The class of a method's settings."""
+    found: type[Checked] = _found(MERGE_METHODS[name].settings)
+    return found
+
+
+def _found(place: str) -> Any:
+    """A function or class by its place below `graftwork.arithmetic`."""
+    module, _, name = place.rpartition(".")
+    return getattr(import_module(f"graftwork.arithmetic.{module}"), name)

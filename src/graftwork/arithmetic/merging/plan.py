@@ -28,8 +28,8 @@ class PlannedTensor:
     Attributes:
         name: its name in the output.
         role: body, head or buffer.
-        action: merged, averaged or kept.
-        source: whose it is, where it is kept.
+        action: merged, averaged or kept; of adapters also unchanged, where nothing is changed in the backbone.
+        source: whose it is, where it is kept, or made of some operands only.
         shape: its shape.
         dtype: its type in the output, as safetensors calls it.
         nbytes: its size in the output.
@@ -37,7 +37,7 @@ class PlannedTensor:
 
     name: str
     role: Role
-    action: Literal["merged", "averaged", "kept"]
+    action: Literal["merged", "averaged", "kept", "unchanged"]
     source: str
     shape: tuple[int, ...]
     dtype: str

@@ -5,7 +5,8 @@ Matching compares all units with all others, so that the models are held in memo
 
 from collections.abc import Callable, Sequence
 
-from graftwork.arithmetic.alignment.matching import MatchingSettings, merge_many
+from graftwork.arithmetic.alignment.matching import merge_many
+from graftwork.arithmetic.alignment.settings import MatchingSettings
 from graftwork.arithmetic.alignment.specifications import checkpoint_specification
 from graftwork.arithmetic.operations.operations import average
 from graftwork.arithmetic.values.filters import Number

@@ -1,14 +1,15 @@
-"""A merge as a checked and saved file: method, models with their weights, base, and what becomes of heads and types."""
+"""A merge as a checked and saved file: method, models or adapters with their weights, base, and what becomes of heads
+and types.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
-from graftwork.arithmetic.merging.method import MergeMethod
+from graftwork.arithmetic.merging.method import ChosenMethod, make_merge_method, settings_of
 from graftwork.arithmetic.merging.plan import Heads, Plan, planned
-from graftwork.arithmetic.merging.registry import make_merge_method
 from graftwork.arithmetic.values.checkpoint import Checkpoint
 from graftwork.arithmetic.values.filters import Number
 from graftwork.errors import RecipeError, nearest
@@ -18,9 +19,15 @@ from graftwork.settings.yamlfile import dump_yaml, read_yaml
 
 FILE = "recipe.yaml"
 
+ADAPTER = "adapter.json"
+"""The file by which an adapter's folder is known."""
+
+MERGED, RECIPE = "merged", "recipe"
+"""Where the recipe is in those of adapters, which say first what they were tuned on."""
+
 
 class MergedModel(BaseModel):
-    """A model that is merged.
+    """A model, or an adapter, that is merged.
 
     Attributes:
         model: its folder or file.
@@ -38,10 +45,13 @@ class MergeRecipe(BaseModel):
 
     Attributes:
         method: `name` and settings of the method.
-        models: the models, each a path, or a path with its weight.
+        models: the models or adapters, each a path, or a path with its weight.
         base: the model that they come from.
-        heads: what becomes of heads: `average`, `keep` (the first model's), or `base`.
+        heads: what becomes of heads: `average`, `keep` (the first model's; of adapters, one for each), `base`, or, of
+            adapters, `auto` (averaged where the labels agree). None: `average`, or of adapters `auto`.
         dtype: type of the output's numbers. None: as in the operands.
+        rank: of adapters, rank of the LoRA that the result is to be. None: the result says the merge exactly.
+        align: of bottleneck adapters, whether their units are permuted to match. None: `auto`.
         tasks: tasks by which the result and the operands are scored.
         sweep: name and values of a setting; the value of which the result scores best is taken.
     """
@@ -51,8 +61,10 @@ class MergeRecipe(BaseModel):
     method: dict[str, Any]
     models: tuple[MergedModel, ...] = Field(min_length=1)
     base: str | None = None
-    heads: Heads = "average"
+    heads: Heads | Literal["auto"] | None = None
     dtype: str | None = None
+    rank: PositiveInt | None = None
+    align: Literal["auto", "units", "none"] | None = None
     tasks: tuple[str, ...] = ()
     sweep: dict[str, tuple[Number, ...]] | None = Field(default=None, min_length=1, max_length=1)
 
@@ -88,7 +100,8 @@ class MergeRecipe(BaseModel):
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "MergeRecipe":
-        """Read a recipe from a YAML file. Relative paths are looked up beside the file first.
+        """Read a recipe from a YAML file; also from that of a merged adapter, or of a folder of several. Relative paths
+        are looked up beside the file first.
 
         Args:
             path: the file.
@@ -99,6 +112,8 @@ class MergeRecipe(BaseModel):
         """
         file = Path(path)
         values = read_yaml(file)
+        if "method" not in values and isinstance(values.get(MERGED), dict) and RECIPE in values[MERGED]:
+            values = dict(values[MERGED][RECIPE])
         if isinstance(values.get("models"), list):
             values["models"] = [_beside(file, one) for one in values["models"]]
         if isinstance(values.get("tasks"), list):
@@ -114,17 +129,24 @@ class MergeRecipe(BaseModel):
                 values[key] = value
         return cls.parse(values, origin=str(path))
 
-    def find_method(self, **changes: Any) -> MergeMethod:
+    def find_method(self) -> ChosenMethod:
         """The method that it names.
-
-        Args:
-            changes: settings in the place of those that it has.
 
         Raises:
             MethodError: the name is missing or unknown, or settings are.
         """
-        settings = {**self.method, **changes}
+        settings = dict(self.method)
         return make_merge_method(str(settings.pop("name", "")), settings)
+
+    @property
+    def of_adapters(self) -> bool:
+        """Whether it is a merge of adapters, or of fully fine-tuned models as such: by its operands, or its method.
+
+        Raises:
+            MethodError: there is no such method.
+        """
+        over = self.find_method().method.over
+        return over == "adapters" or any((Path(one.model) / ADAPTER).is_file() for one in self.models)
 
     @property
     def weights(self) -> list[Number] | None:
@@ -139,47 +161,71 @@ class MergeRecipe(BaseModel):
             RecipeError: the method does not take these operands, or has not the setting that is swept.
             WeightsError: the operands do not fit each other.
         """
-        method = self.find_method()
-        method.check(
+        chosen = self.find_method()
+        self.refuse({"--rank": self.rank, "--align": self.align, "--heads auto": self.heads == "auto" or None})
+        chosen.check(
             len(self.models), base=self.base is not None, weights=self.weights is not None, tasks=len(self.tasks)
         )
-        for name in self.sweep or ():
-            if name not in type(method).model_fields:
-                raise RecipeError(
-                    f"{method.name} has no setting {name!r}",
-                    expected=nearest(name, type(method).model_fields),
-                    change="--sweep",
-                )
-            if not self.tasks:
-                raise RecipeError("a sweep chooses by scores, and no task is given", change="--task")
+        self.check_sweep(scored=bool(self.tasks))
         models = [Checkpoint.read(one.model) for one in self.models]
         base = None if self.base is None else Checkpoint.read(self.base)
-        return planned(models, base, heads=self.heads, dtype=self.dtype, vectors=method.vectors)
+        heads = self.heads or "average"
+        assert heads != "auto"
+        return planned(models, base, heads=heads, dtype=self.dtype, vectors=chosen.method.over == "vectors")
 
-    def resolved(self, plan: Plan, method: MergeMethod | None = None) -> "MergeRecipe":
+    def refuse(self, given: Mapping[str, Any], of: str = "of whole models") -> None:
+        """Refuse flags that a merge has no use for.
+
+        Raises:
+            RecipeError: one of them is given; names them.
+        """
+        idle = [flag for flag, value in given.items() if value is not None]
+        if idle:
+            raise RecipeError(f"{', '.join(idle)} would do nothing in a merge {of}", change=", ".join(idle))
+
+    def check_sweep(self, *, scored: bool) -> None:
+        """Refuse a sweep over what the method has not, or with nothing to choose by.
+
+        Args:
+            scored: whether there is a task to score on.
+
+        Raises:
+            RecipeError: names what is wrong.
+        """
+        name = self.find_method().name
+        known = settings_of(name).model_fields
+        for key in self.sweep or ():
+            if key not in known:
+                raise RecipeError(f"{name} has no setting {key!r}", expected=nearest(key, known), change="--sweep")
+            if not scored:
+                raise RecipeError("a sweep chooses by scores, and no task is given", change="--task")
+
+    def resolved(self, paths: Sequence[Path], base: str | Path | None, chosen: ChosenMethod) -> "MergeRecipe":
         """The recipe with every default filled in, and with paths that are valid from any folder.
 
         Args:
-            plan: its own.
-            method: the one that was chosen in a sweep, which is then over.
+            paths: of the models or adapters.
+            base: what they come from.
+            chosen: the method; with the setting that was chosen where there was a sweep, which is then over.
         """
-        chosen = (self.find_method() if method is None else method).settled()
-        models = [
-            MergedModel(model=str(checkpoint.path), weight=one.weight)
-            for checkpoint, one in zip(plan.models, self.models, strict=True)
-        ]
+        models = [MergedModel(model=str(path), weight=one.weight) for path, one in zip(paths, self.models, strict=True)]
         changes = {
-            "method": {"name": chosen.name, **chosen.model_dump(mode="json", exclude_none=True)},
+            "method": chosen.described(),
             "models": tuple(models),
-            "base": None if plan.base is None else str(plan.base.path),
+            "base": None if base is None else str(base),
+            "heads": self.heads or ("auto" if self.of_adapters else "average"),
             "tasks": tuple(resolved_path(Path(task)) if Path(task).is_file() else task for task in self.tasks),
             "sweep": None,
         }
         return self.model_copy(update=changes)
 
+    def plain(self) -> dict[str, Any]:
+        """What its file holds."""
+        return self.model_dump(mode="json", exclude_none=True, exclude=None if self.tasks else {"tasks"})
+
     def as_text(self) -> str:
         """Its file's text."""
-        return dump_yaml(self.model_dump(mode="json", exclude_none=True, exclude=None if self.tasks else {"tasks"}))
+        return dump_yaml(self.plain())
 
 
 def _beside(file: Path, given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Scores of checkpoints with a task head on the rows of tasks.
+"""Scores of checkpoints with a task head, or with a language-model head, on the rows of tasks.
 
 A model is scored by what lies in its folder, as anybody would load it. Where each of several models has its own task, a
 model is scored on each of them by the head of that task's model over its own body.
@@ -14,26 +14,37 @@ from typing import Any
 import numpy as np
 import torch
 
+from graftwork.adapters import Adapter
 from graftwork.arithmetic.values.checkpoint import Checkpoint
 from graftwork.arithmetic.values.roles import matching
 from graftwork.arithmetic.values.saving import save_model
 from graftwork.arithmetic.values.sources import Stored
 from graftwork.arithmetic.values.weights import Weights, aligned
+from graftwork.backbones import Backbone
 from graftwork.distillation.pretrained import PretrainedTeacher
 from graftwork.errors import RecipeError
 from graftwork.kinds import KINDS
 from graftwork.kinds.scoring import METRICS, compute
+from graftwork.methods import LayerNormTuning
+from graftwork.model import AdaptedModel
 from graftwork.tasks import SplitName, Task, find_task, load_split
 from graftwork.training.display import SILENT, Display
+from graftwork.training.scoring import Scorer
 
 
 def scored_kinds() -> list[str]:
-    """The kinds of task that models with a task head are scored on: answers about a text, or about its words."""
+    """The kinds of task that models are scored on: by a task head, answers about a text or about its words; by a
+    language-model head, texts, and choices by their likelihood."""
     return [
         name
         for name, kind in KINDS.items()
-        if "text" in kind.inputs and (kind.pooled or kind.by_token) and not kind.generates
+        if "text" in kind.inputs and (kind.pooled or kind.by_token or name in scored_by_language())
     ]
+
+
+def scored_by_language() -> list[str]:
+    """Those that models are scored on by their language-model head."""
+    return [name for name, kind in KINDS.items() if kind.generates or "choices" in kind.inputs]
 
 
 class TaskScores:
@@ -68,6 +79,11 @@ class TaskScores:
         self.tasks = [_Rows(find_task(name), split) for name in tasks]
         self.heads = [*models] if len(tasks) > 1 else [None]
         self.max_length, self.display = max_length, display
+
+    @property
+    def by_language(self) -> bool:
+        """Whether models are scored by their language-model head."""
+        return all(rows.task.kind in scored_by_language() for rows in self.tasks)
 
     def of(self, weights: Weights, like: Checkpoint) -> dict[str, float]:
         """A model's scores, by `task metric`.
@@ -136,6 +152,8 @@ class _Rows:
     def score(self, folder: Path, max_length: int, display: Display) -> dict[str, float]:
         """The scores of the model in a folder."""
         task, kind = self.task, KINDS[self.task.kind]
+        if task.kind in scored_by_language():
+            return self._by_language(folder, max_length, display)
         inputs = kind.inputs_of(self.rows)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with _of_a_model():
@@ -162,6 +180,33 @@ class _Rows:
                     change="--task",
                 )
         return compute(task.metrics, task.kind, said, there)
+
+    def _by_language(self, folder: Path, max_length: int, display: Display) -> dict[str, float]:
+        """The scores of the language model in a folder: as an adapter's on it, that changes nothing."""
+        backbone = Backbone.load(str(folder), dtype="float32")
+        if not backbone.generates:
+            raise RecipeError(
+                f"{folder.name!r} has no language-model head, by which task {self.task.name!r} is scored",
+                expected="models with a language-model head",
+                change="--task",
+            )
+        task = self.task
+        own = Adapter.new(
+            backbone,
+            LayerNormTuning(),
+            kind=task.kind,
+            labels=task.labels,
+            name=task.name,
+            max_length=min(max_length, backbone.max_length or max_length),
+            separator=task.separator,
+        )
+        model = AdaptedModel(backbone, {task.name: own})
+        try:
+            scorer = Scorer(model, task.name, task, self.rows, batch_size=16, split=self._split, display=display)
+            scores = scorer()
+        finally:
+            model.detach()
+        return {name: scores[name] for name in task.metrics}
 
 
 @contextmanager

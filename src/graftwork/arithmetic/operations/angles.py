@@ -47,7 +47,7 @@ class Slerp(Step):
 
 class ModelStock(Step):
     """The mean of N fine-tuned models drawn towards the pre-trained one, by how far they point apart (Jang et al. 2024,
-    "Model Stock", arXiv:2403.19522, eq. 3): t = N cos θ / (1 + (N − 1) cos θ) of the mean of the vectors is left, where
+    "Model Stock", arXiv:2403.19522): t = N cos θ / (1 + (N − 1) cos θ) of the mean of the vectors is left, where
     cos θ is the mean cosine of two of them.
     """
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from graftwork.arithmetic.values.dtypes import computed_in
 from graftwork.arithmetic.values.roles import role_of
 from graftwork.arithmetic.values.running import Piece, counted_bytes, in_threads, pieces_of
-from graftwork.arithmetic.values.sources import Coefficient, Source, at, tied_in_all, together
+from graftwork.arithmetic.values.sources import Coefficient, Linear, Source, at, tied_in_all, together
 from graftwork.training.display import SILENT, Display
 
 FEW = 2**20
@@ -101,8 +101,16 @@ class Vectors:
         """A piece of all of them, weighed."""
         dtype = self.dtype
         stack = torch.empty((len(self.sources), piece.stop - piece.start), dtype=dtype)
+        read: dict[Source, Tensor] = {}  # what several have in common is read once
         for row, source, weight in zip(stack, self.sources, self.weights_at(piece.name), strict=True):
-            row.copy_(source.read(piece))
+            pair = source.difference(piece.name) if isinstance(source, Linear) else None
+            if pair is not None and source.dtypes[piece.name] == dtype:
+                one, other = pair
+                if other not in read:
+                    read[other] = other.read(piece).to(dtype)
+                torch.sub(one.read(piece).to(dtype), read[other], out=row)
+            else:
+                row.copy_(source.read(piece))
             if weight != 1.0:
                 row.mul_(weight)
         return stack

@@ -50,7 +50,7 @@ def average(models: Sequence[M], *, weights: Numbers = None) -> M:
 
 def interpolate(models: Sequence[M], *, t: Any = 0.5) -> M:
     """The way from one model to another on a straight line, (1 − t) θ₀ + t θ₁. From a pre-trained model to what was
-    fine-tuned of it, heads included, this is WiSE-FT (Wortsman et al. 2022, arXiv:2109.01903, eq. 2, where t is α).
+    fine-tuned of it, heads included, this is WiSE-FT (Wortsman et al. 2022, arXiv:2109.01903, where t is α).
 
     Args:
         models: two of them.
@@ -95,7 +95,7 @@ def task_arithmetic(vectors: Sequence[M], *, weights: Numbers = None) -> M:
 
 
 def analogy(models: Sequence[M]) -> M:
-    """C + B − A for models A, B, C: A is to B as C is to the result (Ilharco et al. 2023, section 5).
+    """C + B − A for models A, B, C: A is to B as C is to the result (Ilharco et al. 2023).
 
     Args:
         models: A, B and C.
@@ -112,7 +112,7 @@ def ties(
     merge: Taken = "mean",
     weights: Numbers = None,
 ) -> M:
-    """TIES: trim, elect a sign, merge those that have it (Yadav et al. 2023, arXiv:2306.01708, section 4).
+    """TIES: trim, elect a sign, merge those that have it (Yadav et al. 2023, arXiv:2306.01708).
 
     Args:
         vectors: task vectors.
@@ -127,7 +127,7 @@ def ties(
 
 
 def dare(vector: M, *, drop: Any = 0.9, seed: int = 0) -> M:
-    """DARE: drop numbers at random, and let those that are left grow by 1 / (1 − drop) (Yu et al. 2024, section 3).
+    """DARE: drop numbers at random, and let those that are left grow by 1 / (1 − drop) (Yu et al. 2024).
 
     Args:
         vector: a task vector. Those of several tasks should be given different seeds.
@@ -159,7 +159,7 @@ def breadcrumbs(
     vectors: Sequence[M], *, keep: Any = 0.85, outliers: Any = 0.01, elect: bool = False, weights: Numbers = None
 ) -> M:
     """The sum of task vectors without their largest and their smallest numbers (Davari and Belilovsky 2024, "Model
-    Breadcrumbs", arXiv:2312.06795, section 3.2).
+    Breadcrumbs", arXiv:2312.06795).
 
     Args:
         vectors: task vectors.
@@ -176,7 +176,7 @@ def breadcrumbs(
 
 def della(vectors: Sequence[M], *, drop: Any = 0.7, spread: Any = 0.2, seed: int = 0, weights: Numbers = None) -> M:
     """DELLA: drop numbers at random, small ones of a row more often, elect a sign, and take the mean (Deep et al. 2024,
-    arXiv:2406.11617, section 3).
+    arXiv:2406.11617).
 
     Args:
         vectors: task vectors.
@@ -205,7 +205,7 @@ def della(vectors: Sequence[M], *, drop: Any = 0.7, spread: Any = 0.2, seed: int
 
 def sce(vectors: Sequence[M], *, keep: Any = 0.1, weights: Numbers = None) -> M:
     """SCE: select the numbers that vary most over the vectors, calculate each vector's weight by their squares, erase
-    those against the sign of the sum (Wan et al. 2024, "FuseChat", arXiv:2408.07990, section 3.3).
+    those against the sign of the sum (Wan et al. 2024, "FuseChat", arXiv:2408.07990).
 
     Args:
         vectors: task vectors.
@@ -218,7 +218,7 @@ def sce(vectors: Sequence[M], *, keep: Any = 0.1, weights: Numbers = None) -> M:
 
 def model_stock(vectors: Sequence[M]) -> M:
     """Model Stock: the mean of task vectors, shortened by how far they point apart, tensor by tensor (Jang et al. 2024,
-    arXiv:2403.19522, eq. 3).
+    arXiv:2403.19522).
 
     Args:
         vectors: two or more task vectors.
@@ -239,7 +239,7 @@ def iso_c(vectors: Sequence[M], *, weights: Numbers = None) -> M:
 
 def tsv_m(vectors: Sequence[M], *, weights: Numbers = None) -> M:
     """TSV-M: the first singular triples of each task matrix, made orthogonal to one another; other tensors are averaged
-    (Gargiulo et al. 2025, arXiv:2412.00081, algorithm 1).
+    (Gargiulo et al. 2025, arXiv:2412.00081).
 
     Args:
         vectors: task vectors.
@@ -250,7 +250,7 @@ def tsv_m(vectors: Sequence[M], *, weights: Numbers = None) -> M:
 
 def elected(vectors: Sequence[M]) -> M:
     """The unified vector of EMR: at each place the elected sign, and the largest magnitude of those that have it (Huang
-    et al. 2024, arXiv:2405.17461, section 3.2). See `emr` for what makes a task's model of it.
+    et al. 2024, arXiv:2405.17461). See `emr` for what makes a task's model of it.
 
     Args:
         vectors: task vectors.

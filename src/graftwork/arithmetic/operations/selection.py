@@ -1,5 +1,8 @@
 """The largest numbers of a tensor or of all tensors, exactly so many, found without sorting and without holding them.
 
+Of many numbers, a sample says between which two the k-th largest is; one pass counts those above and collects those
+between, of which the k-th is found. Where there are few, or where it is not between them, it is found digit by digit.
+
 A float's bits without its sign, read as a whole number, are ordered as magnitudes are. The k-th largest is found digit
 by digit: a pass counts how often each value of the first 15 bits occurs, which says in which of them the k-th lies; the
 next passes count the next 16 bits of the numbers there. Two passes find it among float32 numbers, four among float64.
@@ -8,6 +11,7 @@ Where more numbers than wanted have the k-th's very magnitude, those in the firs
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +24,16 @@ from graftwork.arithmetic.values.running import Piece
 
 DIGIT = 16
 """Bits that are counted in one pass; one less in the first, which has no sign."""
+
+SAMPLED = 2**19
+"""So many numbers are too few to be sampled."""
+
+SHARE = 64
+"""One number of so many is in a sample."""
+
+WIDE = 6.0
+"""How far the two numbers are from the sample's own k-th, in standard deviations of its rank among as many numbers that
+are drawn by themselves; those that lie beside each other are more alike, so that it is not a little."""
 
 Keys = np.ndarray[Any, np.dtype[Any]]
 """Whole numbers, one for each number. numpy finds a few among many several times as fast as torch."""
@@ -150,7 +164,13 @@ Run = Callable[[Callable[[Piece], Any]], Iterable[Any]]
 
 
 def cuts_of(
-    read: Read, run: Run, pieces: Sequence[Piece], counts: Sequence[tuple[int, int]], dtype: torch.dtype
+    read: Read,
+    run: Run,
+    pieces: Sequence[Piece],
+    counts: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+    *,
+    sampled: bool = False,
 ) -> list[dict[str, Cut]]:
     """Where the largest numbers of vectors end that are not held, in each tensor.
 
@@ -160,13 +180,17 @@ def cuts_of(
         pieces: the same ones, in their order.
         counts: for each cut, the number of a vector, and how many numbers are wanted of it.
         dtype: of the numbers, float32 or float64.
+        sampled: whether a part of a piece can be read by itself, so that many numbers can be sampled.
     """
     names = [*dict.fromkeys(piece.name for piece in pieces)]
     total = sum(piece.stop - piece.start for piece in pieces)
     searches = [Search(vector, count) for vector, count in counts]
     going = [search for search in searches if 0 < search.left < total]
-    for shift, bits in _digits(dtype) if going else ():
-        for search, own in zip(going, _counted(read, run, going, shift, bits), strict=True):
+    lost = going
+    if sampled and total >= SAMPLED and going:
+        lost = _between(read, run, going, total)
+    for shift, bits in _digits(dtype) if lost else ():
+        for search, own in zip(lost, _counted(read, run, lost, shift, bits), strict=True):
             search.settle(own, bits)
     ends = _ends(read, run, pieces, [search for search in going if search.key != 0 and search.left < search.equal])
     found = []
@@ -179,6 +203,69 @@ def cuts_of(
             cuts |= dict.fromkeys(names[names.index(name) + 1 :], Cut(search.key, -1))
         found.append(cuts)
     return found
+
+
+def _between(read: Read, run: Run, searches: Sequence[Search], total: int) -> list[Search]:
+    """Settle searches in one pass, between bounds that a sample says; gives those whose number is not between them."""
+    vectors = sorted({search.vector for search in searches})
+    samples: dict[int, list[Keys]] = {vector: [] for vector in vectors}
+    for found in run(lambda piece: _keys(read, _part(piece), vectors)):
+        for vector, keys in found.items():
+            samples[vector].append(keys)
+    whole = {vector: np.sort(np.concatenate(own)) for vector, own in samples.items()}
+    bounds = {search: _bounds(whole[search.vector], search.left / total) for search in searches}
+
+    def look(piece: Piece) -> list[tuple[int, Keys]]:
+        keys = _keys(read, piece, vectors)
+        return [_seen(keys[search.vector], *bounds[search]) for search in searches]
+
+    above = dict.fromkeys(searches, 0)
+    inside: dict[Search, list[Keys]] = {search: [] for search in searches}
+    for seen in run(look):
+        for search, (count, keys) in zip(searches, seen, strict=True):
+            above[search] += count
+            inside[search].append(keys)
+    return [search for search in searches if not _settled(search, above[search], np.concatenate(inside[search]))]
+
+
+def _keys(read: Read, piece: Piece, vectors: Sequence[int]) -> dict[int, Keys]:
+    rows = read(piece)
+    return {vector: keys_of(rows[vector]) for vector in vectors}
+
+
+def _part(piece: Piece) -> Piece:
+    """A part of a piece for the sample; where it is differs from piece to piece, and is always the same."""
+    size = piece.stop - piece.start
+    length = -(-size // SHARE)
+    place = blake2b(f"{piece.name} {piece.start}".encode(), digest_size=8).digest()
+    start = piece.start + int.from_bytes(place, "little") % (size - length + 1)
+    return Piece(piece.name, start, start + length)
+
+
+def _bounds(sample: Keys, share: float) -> tuple[int, int]:
+    """Between which keys that lies of which that share of all is larger, as far as a sorted sample says it."""
+    size = len(sample)
+    apart = 1 + WIDE * (size * share * (1 - share)) ** 0.5
+    low, high = int(size * (1 - share) - apart), int(size * (1 - share) + apart) + 1
+    top = np.iinfo(sample.dtype).max
+    return (int(sample[low]) if low >= 0 else 0, int(sample[high]) if high < size else int(top))
+
+
+def _seen(keys: Keys, low: int, high: int) -> tuple[int, Keys]:
+    """How many keys are above the bounds, and those between them."""
+    near = np.flatnonzero((keys >= low) & (keys <= high)) if high > low else np.flatnonzero(keys == low)
+    return int(np.count_nonzero(keys > high)), keys[near]
+
+
+def _settled(search: Search, above: int, inside: Keys) -> bool:
+    """Find a search's number among the keys between the bounds; false where it is not there."""
+    wanted = search.left - above
+    if not 0 < wanted <= len(inside):
+        return False
+    search.key = int(np.partition(inside, len(inside) - wanted)[len(inside) - wanted])
+    search.equal = int(np.count_nonzero(inside == search.key))
+    search.left = wanted - int(np.count_nonzero(inside > search.key))
+    return True
 
 
 class _Counter:

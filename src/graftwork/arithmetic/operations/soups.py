@@ -26,7 +26,7 @@ class GreedySoup(Generic[M]):
 
 
 def greedy_soup(models: Sequence[M], score: Callable[[M], float]) -> GreedySoup[M]:
-    """A greedy soup (Wortsman et al. 2022, "Model soups", arXiv:2203.05482, algorithm 1): the best model, and of the
+    """A greedy soup (Wortsman et al. 2022, "Model soups", arXiv:2203.05482): the best model, and of the
     others, from the better to the worse, each with which the mean scores no less.
 
     Args:

@@ -36,7 +36,7 @@ class IsoC(_Spectral):
 
 class TSVM(_Spectral):
     """The first singular triples of each task matrix, side by side, their vectors made orthogonal to one another
-    (Gargiulo et al. 2025, "Task Singular Vectors", arXiv:2412.00081, algorithm 1): of N tasks each has min(m, n) / N of
+    (Gargiulo et al. 2025, "Task Singular Vectors", arXiv:2412.00081): of N tasks each has min(m, n) / N of
     them, and U = [U₁ … U_N] becomes the orthogonal matrix next to it, as does V."""
 
     def matrix(self, stack: Float[Tensor, "N m n"]) -> Float[Tensor, "m n"]:

@@ -85,7 +85,7 @@ class Largest(Trim):
 
 class Random(Trim):
     """Each number is dropped with probability p, and those that are left grow by 1 / (1 − p) (DARE, Yu et al. 2024,
-    "Language Models are Super Mario", section 3): in the mean over all masks the vector is as it was.
+    "Language Models are Super Mario"): in the mean over all masks the vector is as it was.
 
     What is dropped depends on the seed, the vector's number and the tensor's name alone.
 
@@ -111,7 +111,7 @@ class Random(Trim):
 
 class Band(Trim):
     """In each tensor, the largest and the smallest magnitudes are dropped (Davari and Belilovsky 2024, "Model
-    Breadcrumbs", section 3.2).
+    Breadcrumbs").
 
     Args:
         keep: share of the numbers that are left.
@@ -140,7 +140,7 @@ class Band(Trim):
 
 class Ranked(Trim):
     """Each number is dropped with a probability that falls with the rank of its magnitude in its row, and those that
-    are left grow by the inverse of theirs (DELLA's MagPrune, Deep et al. 2024, arXiv:2406.11617, section 3.1).
+    are left grow by the inverse of theirs (DELLA's MagPrune, Deep et al. 2024, arXiv:2406.11617).
 
     Args:
         drop: p, the mean probability.
@@ -186,7 +186,7 @@ class Energies:
 
 class Varied(Trim):
     """In each tensor, the numbers whose variance over the vectors is largest are left, the same ones of all, and each
-    vector is weighed by its share of their squares (SCE, Wan et al. 2024, "FuseChat", arXiv:2408.07990, section 3.3).
+    vector is weighed by its share of their squares (SCE, Wan et al. 2024, "FuseChat", arXiv:2408.07990).
 
     Args:
         keep: share of the numbers that are left.
@@ -238,7 +238,9 @@ def tensor_cuts(vectors: Vectors, name: str, counts: list[int]) -> list[list[Cut
     if len(pieces) == 1:
         return [[cut_of(row, count) for count in counts] for row in vectors.read(pieces[0])]
     wanted = [(i, count) for i in size for count in counts]
-    cuts = iter(cuts_of(vectors.rows, lambda work: map(work, pieces), pieces, wanted, vectors.dtype))
+    whole = vectors.units[name] == 1
+    found = cuts_of(vectors.rows, lambda work: map(work, pieces), pieces, wanted, vectors.dtype, sampled=whole)
+    cuts = iter(found)
     return [[next(cuts)[name] for _ in counts] for _ in size]
 
 
@@ -246,7 +248,12 @@ def global_cuts(vectors: Vectors, count: int, display: Display) -> list[dict[str
     """Where the so many largest numbers of each whole vector end, by tensor."""
     pieces, wanted = vectors.pieces(vectors.names), [(i, count) for i in range(len(vectors.sources))]
     return cuts_of(
-        vectors.rows, lambda work: vectors.over_all(work, display, "thresholds"), pieces, wanted, vectors.dtype
+        vectors.rows,
+        lambda work: vectors.over_all(work, display, "thresholds"),
+        pieces,
+        wanted,
+        vectors.dtype,
+        sampled=all(vectors.units[name] == 1 for name in vectors.names),
     )
 
 

@@ -1,5 +1,5 @@
 """EMR-merging: one unified vector, and for each task a mask of one bit a number and one scale (Huang et al. 2024,
-"EMR-Merging: Tuning-Free High-Performance Model Merging", arXiv:2405.17461, section 3.2).
+"EMR-Merging: Tuning-Free High-Performance Model Merging", arXiv:2405.17461).
 
     unified  ε = γ · max over the tasks with sign γ of |τᵢ|, where γ is the sign of Σ τᵢ
     mask     Mᵢ = (τᵢ ⊙ ε > 0)
@@ -71,6 +71,11 @@ def emr(vectors: Sequence[M]) -> EMR[M]:
     given = masks if any(isinstance(vector, Weights) for vector in vectors) else [dict(mask) for mask in masks]
     scales = tuple(length / left if left > 0 else 1.0 for length, left in lengths)
     return EMR(unified, tuple(cast(M, mask) for mask in given), scales)
+
+
+def vector_of_task(vectors: Sequence[M], *, task: int = 0) -> M:
+    """What a task has of the unified vector: `emr(vectors).vector(task)`."""
+    return emr(vectors).vector(task)
 
 
 class _Mask(Source):

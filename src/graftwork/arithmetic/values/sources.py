@@ -273,6 +273,13 @@ class Linear(Source):
         assert change is not None
         return change.add_(start) if affine else change
 
+    def difference(self, name: str) -> tuple[Source, Source] | None:
+        """The two sources of whose tensors it is the difference; None where it is none."""
+        terms = [(source, own) for source, by in self.terms if (own := at(by, name)) != 0.0]
+        if [own for _, own in terms] != [1.0, -1.0] or not self.floating(name):
+            return None
+        return terms[0][0], terms[1][0]
+
     @property
     def tied(self) -> list[frozenset[str]]:
         common = tied_in_all([source for source, _ in self.terms] or [self.frame])
