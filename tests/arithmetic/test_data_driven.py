@@ -32,7 +32,7 @@ from graftwork.arithmetic.data.learnedcoefficients import elected
 from graftwork.arithmetic.data.linearforms import linear_form
 from graftwork.arithmetic.data.reading import rows_of, source_for
 from graftwork.arithmetic.data.regressionmeans import grams_of
-from graftwork.errors import DataError, MethodError, RecipeError
+from graftwork.errors import AdapterError, DataError, MethodError, RecipeError
 
 __all__ = ["backbone", "backbone_folder", "data", "one_thread"]
 
@@ -117,6 +117,17 @@ def test_the_weights_of_a_merge_are_between_those_of_its_operands(backbone, tune
         slack = 1e-6 * pair.abs().max()
         assert bool((merged.tensors[name] >= pair.amin(dim=0) - slack).all()), name
         assert bool((merged.tensors[name] <= pair.amax(dim=0) + slack).all()), name
+
+
+@pytest.mark.parametrize("merge", [fisher_adapters, regmean_adapters, adamerging], ids=lambda own: own.__name__)
+def test_fine_tunings_that_change_nothing_are_refused(backbone, tuned, merge):
+    """As those of a run of one step, whose rate is still zero."""
+    own = {}
+    for name, adapter in tuned("full").items():
+        heads = {key: tensor for key, tensor in adapter.tensors.items() if key.startswith("head.")}
+        own[name] = replace(adapter, tensors={key: torch.zeros_like(t) for key, t in adapter.tensors.items()} | heads)
+    with pytest.raises(AdapterError, match="mood, pace change nothing of the backbone"):
+        merge(own, backbone)
 
 
 @pytest.mark.parametrize("method", ["full", "houlsby"])

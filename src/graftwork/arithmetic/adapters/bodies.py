@@ -293,6 +293,23 @@ def bodies_of(adapters: Mapping[str, Adapter], backbone: Backbone, *, align: Ali
     return BottleneckBodies(adapters, backbone, align=align) if kind is BottleneckBodies else kind(adapters, backbone)
 
 
+def changing_bodies_of(adapters: Mapping[str, Adapter], backbone: Backbone, *, align: Align = "auto") -> Bodies:
+    """As `bodies_of`, for merges that read data, which say nothing of adapters that change nothing.
+
+    Raises:
+        AdapterError: as `bodies_of`; or no adapter changes anything of the backbone.
+        MethodError: as `bodies_of`.
+    """
+    bodies = bodies_of(adapters, backbone, align=align)
+    if not any(bodies.vectors):
+        raise AdapterError(
+            f"{', '.join(adapters)} change nothing of the backbone",
+            expected="adapters of which one changes something",
+            change="the adapters",
+        )
+    return bodies
+
+
 def kind_of_bodies(adapters: Mapping[str, Adapter], *, align: Align = "auto") -> "type[Bodies]":
     """As what adapters are calculated with, which their methods and sites decide.
 

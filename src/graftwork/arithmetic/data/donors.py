@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.bodies import Align, Bodies, Body, bodies_of
+from graftwork.arithmetic.adapters.bodies import Align, Bodies, Body, changing_bodies_of
 from graftwork.arithmetic.adapters.heads import head_groups
 from graftwork.arithmetic.adapters.merging import with_heads
 from graftwork.arithmetic.adapters.scores import SplitScorer, scorer_for
@@ -90,7 +90,7 @@ def donor_merge(
     folder = None if working is None else Path(working)
     settings = fisher or FisherSettings()
     adapters = {TARGET: target, DONOR: donor}
-    bodies = bodies_of(adapters, backbone, align=align)
+    bodies = changing_bodies_of(adapters, backbone, align=align)
     with shown_on_stderr(shown=progress) as display:
         merge = _merger(bodies, by, settings, (data, donor_data), folder, display)
         said: dict[str, Any] = {

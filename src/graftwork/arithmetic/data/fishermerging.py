@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.bodies import Align, bodies_of
+from graftwork.arithmetic.adapters.bodies import Align, changing_bodies_of
 from graftwork.arithmetic.adapters.heads import HeadsMode, head_groups
 from graftwork.arithmetic.adapters.merging import MergedAdapters, named_adapters, with_heads
 from graftwork.arithmetic.data.fisher import fisher_means
@@ -63,7 +63,7 @@ def fisher_adapters(
             expected=f"{len(named)} numbers",
             change="--weights",
         )
-    bodies = bodies_of(named, backbone, align=align)
+    bodies = changing_bodies_of(named, backbone, align=align)
     groups = head_groups(named, heads, mix)
     rows = {
         name: rows_of(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.bodies import Bodies, bodies_of
+from graftwork.arithmetic.adapters.bodies import Bodies, changing_bodies_of
 from graftwork.arithmetic.adapters.commonbasis import Formula
 from graftwork.arithmetic.adapters.heads import head_groups
 from graftwork.arithmetic.adapters.merging import MergedAdapters, name_of, named_adapters, with_heads
@@ -91,7 +91,7 @@ def adamerging(
     """
     own = settings or AdaMergingSettings()
     named = named_adapters(adapters)
-    bodies = bodies_of(named, backbone)
+    bodies = changing_bodies_of(named, backbone)
     refuse_unlearnable(named, type(bodies))
     folder = None if working is None else Path(working)
     form = linear_form(

@@ -21,7 +21,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.bodies import Bodies, LowRankBodies, WeightBodies, bodies_of
+from graftwork.arithmetic.adapters.bodies import Bodies, LowRankBodies, WeightBodies, changing_bodies_of
 from graftwork.arithmetic.adapters.commonbasis import M, given_back
 from graftwork.arithmetic.adapters.heads import HeadsMode, head_groups
 from graftwork.arithmetic.adapters.merging import MergedAdapters, named_adapters, with_heads
@@ -114,7 +114,7 @@ def regmean_adapters(
     """
     own = settings or RegMeanSettings()
     named = named_adapters(adapters)
-    bodies = bodies_of(named, backbone)
+    bodies = changing_bodies_of(named, backbone)
     refuse_weightless(named, type(bodies))
     groups = head_groups(named, heads)
     folder = None if working is None else Path(working)
