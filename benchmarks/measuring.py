@@ -101,6 +101,16 @@ def where_time_goes(run: Callable[[], Any], *, rows: int = 10) -> str:
     return "\n".join(f"{spent[key] / total:>7.1%}  {calls[key]:>6} x  {key}" for key in largest)
 
 
+def peak_memory() -> int:
+    """Return the most bytes that this process has had in memory, as Linux counts them.
+
+    What `resource.getrusage` says begins, for a new process, with the peak of the one that started it.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    [line] = [line for line in lines if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
 def describe_machine() -> dict[str, Any]:
     """Return the processor's name, the number of cores this process may use, the GPU's name, and the versions."""
     cpu = platform.processor() or platform.machine()

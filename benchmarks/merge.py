@@ -11,7 +11,6 @@ model is run, so that `--device` and `--dtype`, which every benchmark takes, mak
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.measuring import TINY, add_places, at_least, at_most, check, in_turns, ratio, report
+from benchmarks.measuring import TINY, add_places, at_least, at_most, check, in_turns, peak_memory, ratio, report
 from graftwork.arithmetic import Weights, average, ties
 
 COUNT = 3
@@ -143,9 +142,9 @@ def measure(folder: Path, name: str) -> None:
     """Print the memory that a merge takes in this process."""
     opened = merges(folder)
     (2 * Weights.of({"x": torch.zeros(4)}))["x"]  # what is imported late
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     opened[name].save(folder / "measured")
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1_000)
+    print((peak_memory() - before) / 1e6)
     shutil.rmtree(folder / "measured")
 
 

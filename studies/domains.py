@@ -6,6 +6,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from graftwork.data.table import Table
+from graftwork.tasks.extra import DOMAINS, REVIEWS
+from graftwork.tasks.reading import open_splits
+
 TRAIN, VALIDATION, TEST = 400, 200, 400
 """Rows of each domain at most: of its training file the first are trained on, and the next choose the checkpoint."""
 
@@ -18,18 +22,19 @@ T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """By the number of seeds, Student's t for intervals of 95 %."""
 
 
-def names(data: Path) -> list[str]:
+def names() -> list[str]:
     """The domains, in the order of their names."""
-    return sorted(file.name.partition(".")[0] for file in (data / "fdu_mtl").glob("*.task.train"))
+    return sorted(DOMAINS)
 
 
 def write(data: Path, folder: Path) -> None:
     """Write each domain's rows as a task's folder, unless they are there."""
-    for name in names(data):
+    for name in names():
         own = folder / name
         if own.exists():
             continue
-        train, test = (_rows(data / "fdu_mtl" / f"{name}.task.{split}") for split in ("train", "test"))
+        read = open_splits(REVIEWS[f"fdu_mtl_{name.lower()}"].override(data=str(data / "fdu_mtl")))
+        train, test = (_rows(read[split]()) for split in ("train", "test"))
         splits = {"train": train[:TRAIN], "validation": train[TRAIN : TRAIN + VALIDATION], "test": test[:TEST]}
         temporary = folder / f".{name}"
         temporary.mkdir(parents=True, exist_ok=True)
@@ -103,8 +108,6 @@ def scores_of(adapter: Any, metric: str = "accuracy") -> Mapping[str, float]:
     return {split: round(adapter.metrics[split][metric], 4) for split in ("validation", "test")}
 
 
-def _rows(file: Path) -> list[tuple[str, str]]:
-    """Label and text of each line; a line ends at a line feed only."""
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    found = [line.partition("\t") for line in lines if line.strip()]
-    return [(label.strip(), text.strip()) for label, tab, text in found if tab and text.strip()]
+def _rows(table: Table) -> list[tuple[str, str]]:
+    """Label and text of each row."""
+    return list(zip(table.columns["label"], table.columns["text"], strict=True))

@@ -48,7 +48,7 @@ def measure(how: str, rate: str, seed: int, *, data: Path, work: Path) -> Mappin
     begun = time.process_time()
     domains.write(data, work / "data")
     backbone = gw.Backbone.load("minilm")
-    names = domains.names(data)
+    names = domains.names()
     tasks = {name: domains.task(work / "data", name) for name in names[:-HELD_OUT]}
     few: dict[str, dict[str, dict[str, float]]] = {}
     if how == "single":
@@ -97,7 +97,7 @@ def _few(given: str | Path, backbone: Any, names: list[str], work: Path, seed: i
                     adapter = gw.tune(backbone, task=few, method=given, **steps, **training)
                 else:
                     adapter = gw.generate_adapter(given, task, examples=file, backbone=backbone, **training).adapter
-            scored = evaluate(adapter, backbone=backbone, split="test", data=str(work / "data" / name))
+            scored = evaluate(adapter, backbone=backbone, data=str(work / "data" / name / "test.jsonl"))
             found.setdefault(f"{shots}", {})[name] = round(scored["accuracy"], 4)
     return found
 

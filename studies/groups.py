@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from studies import domains
-from studies.labelled import TASKS, Labelled, glue
+from studies.labelled import TASKS, Labelled, known
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "domains": (),
@@ -16,7 +16,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """By group, its tasks among `LABELLED`; those of the reviews are their domains."""
 
-LABELLED = {**TASKS, "sst2": Labelled("sentiment, 2 classes", glue("SST-2/train.tsv", 0, 1))}
+LABELLED = {**TASKS, "sst2": Labelled("sentiment, 2 classes", known("sst2", "glue"))}
 
 ROWS: dict[str, Mapping[str, int]] = {
     "domains": domains.ROWS,
@@ -36,7 +36,7 @@ def tasks_of(group: str, data: Path, work: Path) -> dict[str, Any]:
     """
     if group == "domains":
         domains.write(data, work / "data")
-        return {name: domains.task(work / "data", name) for name in domains.names(data)}
+        return {name: domains.task(work / "data", name) for name in domains.names()}
     found = {}
     for name in GROUPS[group]:
         folder = work / group / "data" / name

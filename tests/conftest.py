@@ -17,8 +17,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: threads would only w
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
+import typechecks
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
 # How long it takes to make an example says how busy the machine is, and not how good the code is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -32,11 +32,15 @@ if dtype := os.environ.get("GRAFTWORK_TEST_DTYPE"):
 [source] = find_spec("graftwork").submodule_search_locations
 shaped = [path for path in Path(source).rglob("*.py") if "jaxtyping import" in path.read_text(encoding="utf-8")]
 names = [".".join(["graftwork", *path.relative_to(source).with_suffix("").parts]) for path in shaped]
-install_import_hook(names, "typechecks.checked")
+typechecks.install(names)
 
 
 def pytest_addoption(parser):
     parser.addoption("--stress-seconds", type=float, default=0.0, help="how long threads are let loose on one model")
+
+
+def pytest_runtest_setup():
+    typechecks.begin()
 
 
 def pytest_collection_finish():

@@ -12,7 +12,7 @@ from graftwork import ops
 from graftwork.backbones.families import FAMILIES
 from graftwork.kinds import KINDS
 from graftwork.methods import METHODS, NAMED, known_methods, make_method
-from graftwork.tasks import BUILTIN, Task
+from graftwork.tasks import BUILTIN, Cleaning, Task
 from graftwork.tasks import METRICS as METRIC_TABLE
 from graftwork.training.planning import survey
 
@@ -171,7 +171,15 @@ def test_every_built_in_task_is_documented_as_it_is():
     for name, kind, columns, labels, metrics, _ in rows:
         task = BUILTIN[name]
         assert (kind, columns, metrics) == (task.kind, ", ".join(task.columns), ", ".join(task.metrics))
-        assert task.labels is None if labels in ("numbers", "texts") else int(labels) == len(task.labels)
+        assert task.labels is None if labels in ("numbers", "texts", "of the data") else int(labels) == len(task.labels)
+
+
+def test_every_key_of_cleaning_is_documented_with_its_default():
+    ((_, rows),) = tables(DOCS / "tasks.md", "key")
+    assert [row[0] for row in rows] == list(Cleaning.model_fields)
+    for name, default, _ in rows:
+        field = Cleaning.model_fields[name].get_default(call_default_factory=True)
+        assert field == {"none": type(field)(), "[utf-8]": ("utf-8",), "false": False}[default], name
 
 
 def test_every_kind_of_task_is_documented():

@@ -6,8 +6,9 @@ from functools import partial
 
 import pytest
 
-from studies import basins, epochs, every_method, fast_step, pooling, rates, table_to_text
+from studies import basins, domains, epochs, every_method, fast_step, pooling, rates, table_to_text
 from studies.grid import Grid, markdown
+from studies.labelled import TASKS
 
 
 def measure(letter, number, *, calls):
@@ -116,3 +117,28 @@ def test_a_published_page_is_that_of_its_records(grid):
     if not grid.records.exists():
         pytest.skip("this study was not run")
     assert grid.page.read_text(encoding="utf-8") == grid.report(grid.recorded())
+
+
+def test_studies_read_their_tasks_as_graftwork_does(tmp_path):
+    (tmp_path / "crowdflower").mkdir()
+    rows = [f"tweet {i // 2},{('Y', 'Yes', 'N', 'No', 'NA', 'N/A', '')[i // 2 % 7]}\n" for i in range(140)]
+    (tmp_path / "crowdflower" / "1377884570_tweet_global_warming.csv").write_text("tweet,existence\n" + "".join(rows))
+    TASKS["warming"].write(tmp_path, tmp_path)
+    texts = [(tmp_path / f"{name}.jsonl").read_text() for name in ("train", "validation", "test")]
+    found = [json.loads(line) for line in "".join(texts).splitlines()]
+    assert len(found) == len({row["text"] for row in found}) == 60, "each text once, and none without a label"
+    assert {row["label"] for row in found} == {"Yes", "No", "N/A"}
+
+
+def test_domains_are_read_as_graftwork_does(tmp_path):
+    (tmp_path / "fdu_mtl").mkdir()
+    for name in domains.names():
+        for split, count in (("train", 650), ("test", 410)):
+            lines = "".join(f"{i % 2}\t{split} review {i} of {name}\n" for i in range(count))
+            (tmp_path / "fdu_mtl" / f"{name}.task.{split}").write_text(lines)
+    domains.write(tmp_path, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(domains.names())
+    own = {split: (tmp_path / "out" / "books" / f"{split}.jsonl").read_text().splitlines() for split in domains.ROWS}
+    assert {split: len(rows) for split, rows in own.items()} == domains.ROWS
+    assert json.loads(own["validation"][0]) == {"text": "train review 400 of books", "label": "negative"}
+    assert len({row["label"] for row in TASKS["domains"].read(tmp_path)}) == 16

@@ -1,6 +1,7 @@
 """The tasks that come with the library, over files in GLUE's own layout and over the packaged reviews."""
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
@@ -71,8 +72,11 @@ def test_glue_layout(tmp_path, name):
 
 def test_glue_lines_that_the_hub_leaves_out_are_reported(tmp_path, caplog):
     write_glue(tmp_path, "qqp")
-    load_split(find_task("qqp").override(data=str(tmp_path)), "train")
-    assert "left out 2 broken lines" in caplog.text
+    task = find_task("qqp").override(data=str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        load_split(task, "train")
+    assert "left out 2 of 4 rows: 2 with too few fields" in caplog.text
+    assert load(task).dropped["train"] == {"too few fields, as the hub's copy has left them out": [3, 4]}
 
 
 @pytest.mark.parametrize("missing", ["train.tsv", "dev.tsv"])

@@ -10,6 +10,7 @@ from graftwork.errors import RecipeError
 from graftwork.settings.yamlfile import read_yaml
 from graftwork.tasks import BUILTIN, METRICS, Task, find_task
 from graftwork.tasks.builtin import GLUE_FOLDERS
+from graftwork.tasks.extra import EXTRA, REVIEWS
 
 
 def write(path, text):
@@ -56,7 +57,7 @@ def test_json_round_trip():
         ({"kind": "multiple-choice", "choices": "a,b", "labels": "A,B,C"}, "labels: 2 are needed, one for each column"),
         ({"kind": "multiple-choice", "choices": "a,a"}, "text, choices, label: each needs a separate column"),
         ({"kind": "token-classification", "labels": ("O", "NN")}, "for tags that mark spans .*'NN'.*token_accuracy"),
-        ({"kind": "token-classification", "header": "text,label"}, "header: .* layout conll"),
+        ({"kind": "token-classification", "header": "text,label"}, "header: .* layouts conll and lines"),
         ({"kind": "token-classification", "layout": "conll", "header": "text,pos"}, "header: 'label' is not in it"),
         ({"kind": "token-classification", "layout": "conll", "header": "text,text,label"}, "header: each field"),
         ({"layout": "conll"}, "layout: conll is for token-classification"),
@@ -155,7 +156,9 @@ def test_unknown_task_names_the_nearest():
 
 
 def test_built_in_tasks():
-    assert set(BUILTIN) == {"movie-reviews", *GLUE_FOLDERS, "conll2003", "e2e_nlg", "digits"}
+    assert set(BUILTIN) == {"movie-reviews", *GLUE_FOLDERS, "conll2003", "e2e_nlg", "digits", *EXTRA, *REVIEWS}
+    assert (len(EXTRA), len(REVIEWS)) == (17, 16)
+    assert all(name == task.name for name, task in BUILTIN.items())
     assert len(GLUE_FOLDERS) == 9
     assert find_task("cola").main_metric == "matthews_correlation"
     assert find_task("mrpc").main_metric == find_task("qqp").main_metric == "f1"

@@ -8,8 +8,10 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -34,6 +36,9 @@ def fork(*arguments: str) -> int:
             main(list(arguments))
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(status)
 
@@ -123,6 +128,56 @@ def kills(recipe: str) -> Any:
     return found
 
 
+def fork_together(count: int, *arguments: str) -> list[int]:
+    """Begin a command as several processes, in the environment that torchrun makes; gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = []
+    for rank in range(count):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in own.items()})
+        found.append(fork(*arguments))
+    for name in own:
+        del os.environ[name]
+    return found
+
+
+SHARED = {
+    # The last batch of an epoch has one row, so that a process has none.
+    "odd": [
+        *("--train.per_device_train_batch_size", "107", "--train.gradient_accumulation_steps", "2"),
+        *("--train.num_train_epochs", "4", "--train.max_steps", "4", "--train.eval_steps", "2"),
+    ],
+    # Which of its modules a pass takes is drawn: gradients of the others are none.
+    "drawn": ["--method", "adamix", "--train.max_steps", "8", "--train.eval_steps", "2"],
+}
+
+
+def together(recipe: str) -> Any:
+    """Runs of one process, and the same of two; one of two that are killed and gone on with; one that is refused."""
+    # What is imported by the way is imported once.
+    tune_recipe(Recipe.from_yaml(recipe, {"train.max_steps": 1, "train.eval_steps": 1}))
+    found: dict[str, Any] = {}
+    for name, flags in SHARED.items():
+        one, said = wait(fork(*command(recipe, f"one-{name}", *flags, "--json")))
+        two = [wait(process) for process in fork_together(2, *command(recipe, f"two-{name}", *flags, "--json"))]
+        found[name] = {"statuses": [one, *(status for status, _ in two)], "said": [said, *(said for _, said in two)]}
+    flags = SHARED["drawn"]
+    running = fork_together(2, *command(recipe, "cut", *flags))
+    while not list(Path().glob(".cut.tuning/checkpoint-2/trainer_state.json")):
+        time.sleep(0.001)
+    for process in running:
+        os.kill(process, signal.SIGKILL)
+        wait(process)
+    resumed = [wait(process)[0] for process in fork_together(2, *command(recipe, "cut", *flags, "--resume"))]
+    found["cut"] = {"statuses": resumed, "same": digest("cut") == digest("two-drawn")}
+    refused = [wait(process) for process in fork_together(2, *command(recipe, "no", "--train.prefix_cache", "on"))]
+    found["refused"] = {"statuses": [status for status, _ in refused], "said": refused[0][1]}
+    found["names"] = sorted(path.name for path in Path().iterdir() if path.suffix != ".log")
+    return found
+
+
 def methods(recipe: str) -> Any:
     """What some methods make, as digests."""
     found = {}
@@ -134,5 +189,11 @@ def methods(recipe: str) -> Any:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    chosen: dict[str, Callable[[str], Any]] = {"pairs": pairs, "live": live, "kills": kills, "methods": methods}
+    chosen: dict[str, Callable[[str], Any]] = {
+        "pairs": pairs,
+        "live": live,
+        "kills": kills,
+        "methods": methods,
+        "together": together,
+    }
     print(json.dumps(chosen[sys.argv[1]](sys.argv[2])))

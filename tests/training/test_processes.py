@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from training.workbench import FAST
 
 from graftwork.settings.yamlfile import dump_yaml
@@ -64,6 +65,32 @@ def test_kills_leave_the_old_adapter_or_the_new_one(processes):
     assert found["strange"] == 0
     assert found["killed"] > 3
     assert found["resumed"] > 3
+
+
+def test_two_processes_tune_one_adapter_as_one_does(processes, tmp_path):
+    found = processes("together")
+    here = tmp_path / "here"
+    for name in ("odd", "drawn"):
+        assert found[name]["statuses"] == [0, 0, 0], found[name]["said"]
+        one, first, second = found[name]["said"]
+        assert "classes" not in second, "one of them reports"
+        scores = [json.loads(said.splitlines()[-1])["metrics"]["validation"] for said in (one, first)]
+        assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+        alone, shared = (load_file(here / f"{who}-{name}" / "adapter.safetensors") for who in ("one", "two"))
+        assert alone.keys() == shared.keys()
+        for key, tensor in alone.items():
+            # A sum of two sums is rounded otherwise, and Adam divides by what may be small.
+            assert (tensor - shared[key]).abs().max() <= 1e-4 * tensor.abs().max(), key
+        logs = [(here / f"{who}-{name}" / "log.jsonl").read_text().splitlines() for who in ("one", "two")]
+        for left, right in zip(*(map(json.loads, log) for log in logs), strict=True):
+            assert left == pytest.approx(right, rel=1e-3)
+        files = [{path.name for path in (here / f"{who}-{name}").iterdir()} for who in ("one", "two")]
+        assert files[0] == files[1]
+        assert (here / f"one-{name}" / "recipe.yaml").read_text() == (here / f"two-{name}" / "recipe.yaml").read_text()
+    assert found["cut"] == {"statuses": [0, 0], "same": True}, "killed and gone on with, to the bit"
+    assert found["refused"]["statuses"] == [2, 2]
+    assert "--train.prefix_cache" in found["refused"]["said"]
+    assert found["names"] == ["cut", "one-drawn", "one-odd", "recipe.yml", "two-drawn", "two-odd"]
 
 
 def test_methods_are_the_same_whatever_hashes_are(processes):

@@ -231,6 +231,12 @@ def test_a_run_that_ends_too_early_says_so(backbone, classes, caplog):
     assert "num_train_epochs" not in caplog.text
 
 
+def test_part_of_an_epoch_is_not_too_early_where_all_is_trained_from_the_start(backbone, classes, caplog):
+    with caplog.at_level(logging.WARNING, "graftwork"):
+        tune(backbone, task=classes, method=LoRA(), **{**FAST, "num_train_epochs": 0.5})
+    assert "unfrozen" not in caplog.text
+
+
 # Resuming
 
 

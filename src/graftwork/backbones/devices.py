@@ -72,8 +72,11 @@ def on(device: torch.device) -> AbstractContextManager[object]:
 
 
 def best_device() -> str:
-    """A GPU when there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """A GPU when there is one; of several processes that were started together, each has its own."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    local = os.environ.get("LOCAL_RANK", "") if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    return f"cuda:{int(local) % torch.cuda.device_count()}" if local.isdecimal() else "cuda"
 
 
 def best_dtype(device: torch.device) -> torch.dtype:

@@ -7,6 +7,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
+    PreTrainedTokenizerBase,
 )
 
 from graftwork.backbones.checkpoints import (
@@ -56,8 +57,8 @@ def load_parts(name: str, *, dtype: str, device: str, revision: str | None, trus
                 expected=f"{', '.join(EMBEDDED)}, a folder with config.json and weights, or a hub id",
                 change="--backbone",
             ) from error
-    if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
-        tokenizer = None  # transformers makes one up, without words, where the files are missing
+    if tokenizer is not None and not _has_words(tokenizer):
+        tokenizer = None
     model.to(device=place)  # type: ignore[call-arg]
     return {
         "model": model,
@@ -67,6 +68,36 @@ def load_parts(name: str, *, dtype: str, device: str, revision: str | None, trus
         "declared": declared,
         "fingerprint": fingerprint,
     }
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, without its weights.
+
+    Args:
+        name: as for `Backbone.load`.
+
+    Raises:
+        BackboneError: the checkpoint cannot be found, or has no tokenizer.
+    """
+    with quiet_transformers():
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(as_folder(source_of(name)))
+        except UNREADABLE as error:
+            raise BackboneError(
+                f"the tokenizer of backbone {name!r} cannot be loaded: {first_line(error)}",
+                expected=f"{', '.join(EMBEDDED)}, a folder with a tokenizer, or a hub id",
+                change="--backbone",
+            ) from error
+    if not _has_words(tokenizer):
+        raise BackboneError(
+            f"backbone {name!r} has no tokenizer", expected="a folder or hub id with one", change="--backbone"
+        )
+    return tokenizer
+
+
+def _has_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it is more than the one, without words, that transformers makes up where the files are missing."""
+    return len(tokenizer) > len(set(tokenizer.all_special_tokens))
 
 
 def outline_parts(name: str, *, trust_remote_code: bool) -> dict[str, Any]:

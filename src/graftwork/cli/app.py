@@ -34,6 +34,7 @@ from graftwork.cli.predict import predict
 from graftwork.cli.report import report
 from graftwork.cli.runs import runs
 from graftwork.cli.settings import gather_settings
+from graftwork.cli.tasks import tasks
 from graftwork.cli.tune import tune
 from graftwork.cli.tune_many import tune_many
 from graftwork.errors import GraftworkError, InterruptedRunError
@@ -66,6 +67,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_adapters,
     "plan": plan,
     "methods": methods,
+    "tasks": tasks,
     "env": env,
 }
 for name, command in COMMANDS.items():

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from graftwork.tasks import Task
 
 
-OF_EXAMPLES = ("data", "splits", "layout", "source", "subset", "header", "test_fraction", "validation_fraction")
+OF_EXAMPLES = (
+    *("data", "splits", "layout", "source", "subset", "header", "homepage"),
+    *("test_fraction", "validation_fraction"),
+)
 """Settings of a task about where its rows are and which are held out, of which examples have none."""
 
 

@@ -48,16 +48,15 @@ def tune(
     output
         Folder for the adapter. It must not exist.
     task
-        A built-in task (movie-reviews, cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, conll2003, e2e_nlg, digits)
-        or a task file (YAML). Given several times, the tasks train one adapter together, each with a head of its own;
-        what is said of data and columns is then of all of them.
+        A built-in task (`graftwork tasks` lists them) or a task file (YAML). Given several times, the tasks train one
+        adapter together, each with a head of its own; what is said of data and columns is then of all of them.
     sampling_temperature
         T, with several tasks: a task of N rows has a share of the training rows in proportion to N^(1/T). Default: 10.
     task_weight
         NAME=NUMBER, with several tasks: the factor of a task's loss. May be repeated.
     data
-        A file (CSV, TSV, JSON lines, Parquet), a folder, or a hub id. For a GLUE task, a local GLUE folder; for
-        conll2003 and e2e_nlg, the folder with their files; for images, a folder with one folder per class.
+        A file (CSV, TSV, JSON lines, Parquet), a folder, or a hub id. For a built-in task, its file or the folder that
+        holds it (`graftwork tasks` says where it can be had); for images, a folder with one folder per class.
     kind
         The kind of task, which decides the head; see docs/tasks.md. Default: classification.
     backbone
@@ -147,6 +146,7 @@ def run_recipe(
     say_start(quiet=run.quiet)
     from graftwork.settings.yamlfile import read_yaml
     from graftwork.training.multi_task_recipe import TASKS
+    from graftwork.training.processes import Processes
     from graftwork.training.recipe import Recipe, override
     from graftwork.training.tuning import tune_recipe
 
@@ -167,7 +167,8 @@ def run_recipe(
         resolved = Recipe.parse(override({}, overrides), origin="the command line", given=overrides)
     start = time.perf_counter()
     adapter = tune_recipe(resolved, output=output, resume=run.resume, overwrite=run.overwrite, progress=not run.quiet)
-    _report(adapter, output, time.perf_counter() - start, as_json=run.json)
+    if Processes.here().first:
+        _report(adapter, output, time.perf_counter() - start, as_json=run.json)
 
 
 def _report(adapter: "Adapter", output: Path, seconds: float, *, as_json: bool) -> None:

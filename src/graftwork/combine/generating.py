@@ -181,6 +181,7 @@ def _load(task: str | Task | None, examples: Path) -> TaskData:
             source=None,
             subset=None,
             header=None,
+            homepage=None,
             test_fraction=0.0,
         )
     )

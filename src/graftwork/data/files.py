@@ -13,12 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from graftwork.data.table import Table, read_text
+from graftwork.data.table import UTF8, Decoding, Table, read_text
 from graftwork.errors import DataError
 
 
-def read_file(path: Path, wanted: frozenset[str]) -> Table:
+def read_file(path: Path, wanted: frozenset[str], decoding: Decoding = UTF8) -> Table:
     """The wanted columns of one table, by its extension.
+
+    Args:
+        path: the file.
+        wanted: names of columns.
+        decoding: how its bytes become text. JSON is UTF-8 always, and Parquet is no text.
 
     Raises:
         DataError: the extension is not known, or the file is missing or malformed.
@@ -29,16 +34,27 @@ def read_file(path: Path, wanted: frozenset[str]) -> Table:
             expected="a file ending in " + ", ".join(READERS),
             change="--data",
         )
-    return READERS[path.suffix.lower()](path, wanted)
+    return READERS[path.suffix.lower()](path, wanted, decoding)
 
 
-def _read_delimited(path: Path, wanted: frozenset[str], *, delimiter: str) -> Table:
+def read_lines(path: Path, decoding: Decoding = UTF8) -> list[list[str]]:
+    """The fields of each line of a file, parted by tabs. Quotes are text: they come unpaired, and begin fields.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    # Only "\n" ends a line: str.splitlines would also cut at separators that texts contain.
+    lines = read_text(path, decoding).removesuffix("\n").split("\n")
+    return [line.removesuffix("\r").split("\t") for line in lines]
+
+
+def _read_delimited(path: Path, wanted: frozenset[str], decoding: Decoding, *, delimiter: str) -> Table:
     """A CSV or TSV file, quoted by the standard (RFC 4180). An empty field is a missing value."""
     rows: list[list[str]] = []
     numbers: list[int] = []
     with _any_field_length():
         # Strict, because otherwise a stray quote would swallow the following lines in silence.
-        reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+        reader = csv.reader(io.StringIO(read_text(path, decoding), newline=""), delimiter=delimiter, strict=True)
         begins = 1
         try:
             for row in reader:
@@ -83,7 +99,7 @@ def from_rows(
     return Table(str(path), tuple(header), columns, numbers, "line")
 
 
-def _read_json(path: Path, wanted: frozenset[str]) -> Table:
+def _read_json(path: Path, wanted: frozenset[str], _: Decoding = UTF8) -> Table:
     """JSON lines, or one JSON array of objects."""
     text = read_text(path)
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
@@ -117,7 +133,7 @@ def _parse_json(path: Path, text: str, first_line: int) -> Any:
         ) from None
 
 
-def _read_parquet(path: Path, wanted: frozenset[str]) -> Table:
+def _read_parquet(path: Path, wanted: frozenset[str], _: Decoding = UTF8) -> Table:
     import pyarrow
     import pyarrow.parquet
     from datasets import Features
@@ -155,7 +171,7 @@ def _class_names(value: Any, known: tuple[str, ...]) -> Any:
     return known[value] if value is not None and value >= 0 else None
 
 
-READERS: dict[str, Callable[[Path, frozenset[str]], Table]] = {
+READERS: dict[str, Callable[[Path, frozenset[str], Decoding], Table]] = {
     ".csv": partial(_read_delimited, delimiter=","),
     ".tsv": partial(_read_delimited, delimiter="\t"),
     ".json": _read_json,

@@ -1,7 +1,7 @@
 """What the readers share: a split as it was read, what splits are called, and the text of a file."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ class Table:
         numbers: each row's number in the origin, from 1; or its name there, where rows are files.
         unit: what the numbers count, or the names name.
         classes: column -> class names in the order of their ids, where the origin declares them; values are then names.
+        dropped: reason -> the numbers of the rows that were left out for it.
     """
 
     origin: str
@@ -37,6 +38,7 @@ class Table:
     numbers: Sequence[int | str]
     unit: str = "row"
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    dropped: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -46,7 +48,19 @@ class Table:
         rows = list(rows)
         columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
         numbers = [self.numbers[row] for row in rows]
-        return Table(self.origin, self.names, columns, numbers, self.unit, self.classes)
+        return replace(self, columns=columns, numbers=numbers)
+
+    def without(self, reasons: Mapping[int, str]) -> "Table":
+        """The table less some rows.
+
+        Args:
+            reasons: by position of a row, why it is left out.
+        """
+        dropped = {reason: list(numbers) for reason, numbers in self.dropped.items()}
+        for row in sorted(reasons):
+            dropped.setdefault(reasons[row], []).append(self.numbers[row])
+        kept = self.select(row for row in range(len(self)) if row not in reasons)
+        return replace(kept, dropped=dropped)
 
     def places(self, rows: Sequence[int], shown: int = 5) -> str:
         """The rows' numbers as a phrase: `lines 2, 9 and 17 more`."""
@@ -58,27 +72,51 @@ class Table:
 Splits = dict[SplitName, Callable[[], Table]]
 
 
-def decode(content: bytes, origin: str) -> str:
-    """Text from bytes of UTF-8, without the byte-order mark it may begin with.
+@dataclass(frozen=True)
+class Decoding:
+    """How the bytes of a text file become text.
+
+    Attributes:
+        encodings: Python's names of encodings. The first in which every byte can be read is taken.
+        replace: whether, where there is none, bytes that the first cannot read become U+FFFD; otherwise it is an error.
+    """
+
+    encodings: tuple[str, ...] = ("utf-8",)
+    replace: bool = False
+
+
+UTF8 = Decoding()
+"""UTF-8 in every byte."""
+
+
+def decode(content: bytes, origin: str, decoding: Decoding = UTF8) -> str:
+    """Text from bytes, without the byte-order mark it may begin with.
 
     Raises:
-        DataError: they are not UTF-8; says at which byte.
+        DataError: they cannot be read so; says at which byte.
     """
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{origin} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}",
-            expected="UTF-8, with or without a byte-order mark",
-            change=f"save {origin} as UTF-8",
-        ) from None
+    first: UnicodeDecodeError | None = None
+    for encoding in decoding.encodings:
+        try:
+            return content.decode(encoding).removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            first = first or error
+    assert first is not None
+    if decoding.replace:
+        return content.decode(decoding.encodings[0], "replace").removeprefix("\ufeff")
+    names = " or ".join("UTF-8" if name == "utf-8" else name for name in decoding.encodings)
+    raise DataError(
+        f"{origin} is not {names}: byte {first.object[first.start]:#04x} at offset {first.start}",
+        expected=f"{names}, with or without a byte-order mark",
+        change=f"save {origin} as UTF-8, or name its encoding in the task's cleaning.encodings",
+    ) from None
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, decoding: Decoding = UTF8) -> str:
     """The text of a file.
 
     Raises:
-        DataError: the file is missing, unreadable, empty or not UTF-8.
+        DataError: the file is missing, unreadable or empty, or its bytes cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -88,7 +126,7 @@ def read_text(path: Path) -> str:
         raise DataError(
             f"{path} cannot be read: {error.strerror}", expected="a readable file", change="--data"
         ) from None
-    text = decode(content, str(path))
+    text = decode(content, str(path), decoding)
     if not text.strip():
         raise DataError(f"{path} is empty", expected="a header and rows", change="--data")
     return text

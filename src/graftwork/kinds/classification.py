@@ -32,8 +32,8 @@ class Classification(Kind):
     name = "classification"
     inputs: ClassVar[Mapping[str, Content]] = {"text": TEXT, "text_pair": TEXT}
     label = LABEL
-    options = ("labels", "label_ids")
-    layouts: ClassVar[tuple[str, ...]] = ("glue", "movie-reviews")
+    options: ClassVar[tuple[str, ...]] = ("labels", "label_ids", "header")
+    layouts: ClassVar[tuple[str, ...]] = ("glue", "movie-reviews", "lines", "class-folders")
     metrics: ClassVar[Mapping[str, Metric]] = {
         "accuracy": Metric(accuracy),
         "f1_macro": Metric(f1_macro),
@@ -56,6 +56,9 @@ class Classification(Kind):
 
         texts: Columns = {field: (Value("string"), table.columns[own[0]]) for field, own in task.inputs.items()}
         return {**texts, "label": (Value("int64"), self.ids(task, table))}
+
+    def named_labels(self, label: Any, names: Sequence[str]) -> list[str]:
+        return [names[label]]
 
     def ids(self, task: TaskLike, table: "Table") -> list[int]:
         """The id of each row's class."""

@@ -27,6 +27,7 @@ class ImageClassification(Classification):
     name = "image-classification"
     inputs: ClassVar[Mapping[str, Content]] = {"image": IMAGE}
     needed = ("image",)
+    options = ("labels", "label_ids")
     layouts = ("digits",)
     class_folders = True
     baseline = None

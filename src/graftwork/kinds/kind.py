@@ -186,6 +186,15 @@ class Kind(ABC):
         """A split's labels, one for each input."""
         return list(rows["label"])
 
+    def named_labels(self, label: Any, names: Sequence[str]) -> list[str]:
+        """The names in one of a split's labels. Without classes, none.
+
+        Args:
+            label: as `labels_of` gives it.
+            names: the task's labels.
+        """
+        return []
+
     def scored(self, rows: "datasets.Dataset") -> tuple[Sequence[Any], list[Any]]:
         """The inputs and labels over which the loss of a split is measured."""
         return self.inputs_of(rows), self.labels_of(rows)

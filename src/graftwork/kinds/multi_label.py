@@ -169,6 +169,7 @@ class MultiLabelClassification(Classification):
 
     name = NAME
     label = SEVERAL
+    options: ClassVar[tuple[str, ...]] = ("labels", "label_ids")
     layouts = ()
     metrics: ClassVar[Mapping[str, Metric]] = {
         "f1_micro": Metric(_f1("micro")),
@@ -241,6 +242,9 @@ class MultiLabelClassification(Classification):
         found = label_ids(table, task.label, names, labels, as_ids=task.label_ids, layout="table")
         rows = [[int(i in own) for i in range(len(labels))] for own in found]
         return {**texts, "label": (List(Value("int64")), rows)}
+
+    def named_labels(self, label: Any, names: Sequence[str]) -> list[str]:
+        return [name for name, one in zip(names, label, strict=True) if one]
 
     def head(self, backbone: "Backbone", *, num_labels: int, pooling: "Pooling", **fields: Any) -> "Head":
         return MultiLabelHead(num_outputs=num_labels, pooling=pooling, **fields)

@@ -40,7 +40,8 @@ class Regression(Kind):
         "mae": Metric(mae, greater_is_better=False),
     }
     usual_metrics = 4
-    layouts = ("glue",)
+    options = ("header",)
+    layouts = ("glue", "lines")
     pooled = True
     baseline = "ridge regression"
     problem_type: ClassVar[ProblemType | None] = "regression"

@@ -86,6 +86,9 @@ class TokenClassification(Kind):
     def labels_of(self, rows: "datasets.Dataset") -> list[Any]:
         return list(rows["tags"])
 
+    def named_labels(self, label: Any, names: Sequence[str]) -> list[str]:
+        return [names[i] for i in label]
+
     def head(self, backbone: "Backbone", *, num_labels: int, pooling: "Pooling", **fields: Any) -> "Head":
         from graftwork.heads import TokenHead
 

@@ -1,4 +1,5 @@
-"""The tasks that come with the library, as data: movie reviews, GLUE's nine, CoNLL-2003, E2E, and digits.
+"""The tasks that come with the library, as data: movie reviews, GLUE's nine, CoNLL-2003, E2E, digits, and those of
+`graftwork.tasks.extra`.
 
 GLUE: Wang et al. (2019), "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding". The
 columns, and the classes in the order of their ids, are those of `nyu-mll/glue` on the hub, which each task reads unless
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from graftwork.data.table import SplitName
 from graftwork.errors import RecipeError, nearest
+from graftwork.tasks.extra import EXTRA, REVIEWS
 from graftwork.tasks.task import Task
 
 
@@ -64,6 +66,8 @@ _GLUE: dict[str, tuple[str, str | None, tuple[str, ...] | None, tuple[str, ...]]
 }
 
 
+GLUE_PAGE = "https://gluebenchmark.com/tasks"
+
 E2E_FILES: dict[SplitName, str] = {
     "train": "trainset.csv",
     "validation": "devset.csv",
@@ -86,6 +90,7 @@ def _glue(
         metrics=metrics,
         splits={"validation": "validation_matched", "test": "test_matched"} if name == "mnli" else {},
         layout="glue",
+        homepage=GLUE_PAGE,
     )
 
 
@@ -108,8 +113,16 @@ BUILTIN: dict[str, Task] = {
         label="tags",
         labels=("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"),
         layout="conll",
+        homepage="https://www.clips.uantwerpen.be/conll2003/ner/",
     ),
-    "e2e_nlg": Task(name="e2e_nlg", kind="generation", text="mr", label="ref", layout="e2e"),
+    "e2e_nlg": Task(
+        name="e2e_nlg",
+        kind="generation",
+        text="mr",
+        label="ref",
+        layout="e2e",
+        homepage="https://github.com/tuetschek/e2e-dataset",
+    ),
     "digits": Task(
         name="digits",
         kind="image-classification",
@@ -118,6 +131,8 @@ BUILTIN: dict[str, Task] = {
         test_fraction=0.2,
         layout="digits",
     ),
+    **EXTRA,
+    **REVIEWS,
 }
 """Built-in tasks by name."""
 
@@ -131,9 +146,9 @@ def find_task(name_or_path: str) -> Task:
     if name_or_path in BUILTIN:
         return BUILTIN[name_or_path]
     if Path(name_or_path).suffix in (".yaml", ".yml"):
-        return Task.from_yaml(name_or_path)
+        return Task.from_yaml(name_or_path, BUILTIN)
     raise RecipeError(
         f"unknown task {name_or_path!r}",
-        expected=f"{nearest(name_or_path, BUILTIN)}; or the path of a task's .yaml file",
+        expected=f"{nearest(name_or_path, BUILTIN)}; or the path of a task's .yaml file. `graftwork tasks` lists all",
         change="--task",
     )

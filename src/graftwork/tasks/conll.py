@@ -23,7 +23,7 @@ def read_conll(path: Path, task: Task) -> Table:
     sentences: list[list[list[str]]] = [[]]
     numbers: list[int] = [1]
     seen: list[tuple[int, list[str]]] = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path, task.decoding).split("\n"), 1):
         line = line.strip(" \r")
         fields = line.split("\t") if "\t" in line else re.split(" +", line)
         if not line.strip("\t") or fields[0] == DOCUMENT_START:

@@ -6,8 +6,9 @@ the same task each time, so that an adapter can be evaluated later on the very r
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -38,6 +39,7 @@ class TaskData:
         validation: the rows that choose the checkpoint.
         test: the rows that neither has seen, where there are any with labels.
         labelled: whether the labels are the data's own, and not what a `Labeller` took for them.
+        dropped: of each split that the data have, reason -> the numbers of the rows that were left out for it.
     """
 
     task: Task
@@ -45,6 +47,7 @@ class TaskData:
     validation: "datasets.Dataset"
     test: "datasets.Dataset | None"
     labelled: bool = True
+    dropped: Mapping[SplitName, Mapping[str, Sequence[int | str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,18 @@ def load(task: Task, *, test: bool = True, labeller: Labeller | None = None) -> 
         DataError: data, columns, texts, labels or splits are missing or malformed.
         RecipeError: a metric does not suit the number of classes.
     """
+    with _saying_where(task):
+        return _load(task, test=test, labeller=labeller)
+
+
+def _load(task: Task, *, test: bool, labeller: Labeller | None) -> TaskData:
     source = open_splits(task)
     labelled = labeller is None or "train" not in source or _has_labels(task, source["train"]())
     if labeller is not None and not labelled:
         task = task.model_copy(update={"labels": task.labels or labeller.labels})
         source = {split: partial(_labelled, task, read, split, labeller) for split, read in source.items()}
+    dropped: dict[SplitName, Mapping[str, Sequence[int | str]]] = {}
+    source = {split: partial(_noted, read, split, dropped) for split, read in source.items()}
     tables = _read(task, ("train", "validation", "test") if test else ("train", "validation"), source)
     for split in ("train", "validation"):
         if split not in tables:
@@ -87,7 +97,7 @@ def load(task: Task, *, test: bool = True, labeller: Labeller | None = None) -> 
         check_metrics(task.metrics, task.kind, labels)
         task = task.model_copy(update={"labels": labels})
     built = {split: build(task, table, grouped=split != "train") for split, table in tables.items()}
-    return TaskData(task, built["train"], built["validation"], built.get("test"), labelled)
+    return TaskData(task, built["train"], built["validation"], built.get("test"), labelled, dropped)
 
 
 def load_split(task: Task, split: SplitName, *, grouped: bool | None = None) -> "datasets.Dataset":
@@ -111,10 +121,33 @@ def load_split(task: Task, split: SplitName, *, grouped: bool | None = None) -> 
         if dataset is None:
             raise _no_split(task, split, ("train", "validation"))
         return dataset
-    tables = _read(task, (split,), open_splits(task))
-    if split not in tables:
-        raise _no_split(task, split, tables)
-    return build(task, tables[split], grouped=split != "train" if grouped is None else grouped)
+    with _saying_where(task):
+        tables = _read(task, (split,), open_splits(task))
+        if split not in tables:
+            raise _no_split(task, split, tables)
+        return build(task, tables[split], grouped=split != "train" if grouped is None else grouped)
+
+
+@contextmanager
+def _saying_where(task: Task) -> Iterator[None]:
+    """Errors say where the data can be had, if the task does."""
+    try:
+        yield
+    except DataError as error:
+        if task.homepage is None or task.homepage in str(error):
+            raise
+        change = f"{error.change}; the data can be had from {task.homepage}".removeprefix("; ")
+        raise DataError(error.problem, expected=error.expected, change=change) from error.__cause__
+
+
+def _noted(
+    read: Callable[[], Table], split: SplitName, dropped: dict[SplitName, Mapping[str, Sequence[int | str]]]
+) -> Table:
+    """A split; which of its rows were left out is noted."""
+    table = read()
+    if table.dropped:
+        dropped[split] = table.dropped
+    return table
 
 
 def _no_split(task: Task, split: str, found: Sequence[str] | Mapping[SplitName, Table]) -> DataError:

