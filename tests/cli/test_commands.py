@@ -70,6 +70,7 @@ def test_the_commands():
             "list",
             "plan",
             "methods",
+            "tasks",
             "env",
         )
     ] == COMMANDS

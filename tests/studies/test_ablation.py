@@ -231,6 +231,29 @@ def test_a_head_that_reads_all_layers_is_evaluated_for_each_span():
     assert made.evaluations == 1 + 3
 
 
+def test_texts_are_generated_for_each_span():
+    backbone = backbone_of("gpt2", head=True)
+    adapter = Adapter.new(backbone, LoRA(rank=2), kind="generation", name="t", separator=" good ", max_length=20)
+    start = {name: tensor.clone() for name, tensor in adapter.tensors.items()}
+    generator = torch.Generator().manual_seed(0)
+    for tensor in adapter.tensors.values():
+        tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.3)
+    limited = {"task": adapter.task.model_copy(update={"max_new_tokens": 3})}
+    columns = {"text": TEXTS[:2], "target": TEXTS[2:4], "references": [[text] for text in TEXTS[2:4]]}
+    given = {
+        "task": Task(name="t", kind="generation", text="text", label="target", separator=" good ", metrics=("chrf",)),
+        "rows": datasets.Dataset.from_dict(columns),
+    }
+    _, made = measured(replace(adapter, **limited), backbone, **given)
+    assert made.apart == "texts are generated"
+    assert made.whole.keys() == {"loss", "chrf"}
+    tensors = {
+        name: start[name] if name.startswith("layers.1.") else tensor for name, tensor in adapter.tensors.items()
+    }
+    with scoring(replace(adapter, tensors=tensors, **limited), backbone, **given) as scorer:
+        same(made.spans[1, 1], scorer())
+
+
 def test_an_adapter_that_acts_in_no_layer_is_refused():
     backbone = backbone_of()
     with pytest.raises(AdapterError, match="head-only, does not act in any layer"):

@@ -91,6 +91,13 @@ def test_who_lacks_a_task_is_not_compared_over_tasks(results):
         assert "Not on all tasks, and so left out: bitfit." in figure.note
 
 
+def test_methods_that_have_no_task_in_common_are_not_compared(results):
+    apart = [one for one in results if (one.method, one.task) in (("bitfit", "cola"), ("full", "news"))]
+    assert score_against_parameters(apart) is None
+    assert pareto(apart, "bytes") is None
+    assert [len(own.rows) for own in (glue_scores(apart), other_scores(apart))] == [1, 1]
+
+
 @pytest.mark.parametrize(("cost", "field"), [("bytes", "nbytes"), ("time", "seconds"), ("memory", "peak_memory")])
 def test_the_front_of_score_and_cost(results, cost, field):
     figure = pareto(results, cost)

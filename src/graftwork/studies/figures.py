@@ -44,17 +44,19 @@ SIZES = frozenset(SWEPT) - {"init_std"}
 """Those of which a method's size follows: along a curve over trained parameters, nothing else changes."""
 
 
-def score_against_parameters(results: Sequence[Result]) -> Figure:
+def score_against_parameters(results: Sequence[Result]) -> Figure | None:
     """The score of each method against what it trains, on a log axis (Houlsby et al. 2019, figure 1).
 
     Of each task the mean over seeds is taken, less that of full fine-tuning where the study has it; of the tasks, the
-    median and the 20th and 80th percentile.
+    median and the 20th and 80th percentile. None where no method has runs of all tasks.
 
     Args:
         results: the runs.
     """
     split, tasks = split_of(results), in_order(own.task for own in results)
     groups, left_out = whole(groups_of(results), tasks)
+    if not groups:
+        return None
     reference = next((own for own in groups if is_full(own.runs[0])), None)
     base = [0.0] * len(tasks) if reference is None else _points(reference, tasks, split, results)
     rows: list[Row] = []
@@ -89,8 +91,8 @@ def score_against_parameters(results: Sequence[Result]) -> Figure:
 
 
 def pareto(results: Sequence[Result], cost: str) -> Figure | None:
-    """The mean score over tasks against what it costs, and which methods none beats in both. None where the cost of no
-    method is known.
+    """The mean score over tasks against what it costs, and which methods none beats in both. None where no method has
+    runs of all tasks whose cost is known.
 
     Args:
         results: the runs.
