@@ -26,8 +26,8 @@ from graftwork.arithmetic import (
     regmean_adapters,
     ties,
 )
-from graftwork.arithmetic.adapters.bodies import bodies_of
 from graftwork.arithmetic.adapters.differences import weights_of
+from graftwork.arithmetic.adapters.mergeable import bodies_of
 from graftwork.arithmetic.data.learnedcoefficients import elected
 from graftwork.arithmetic.data.linearforms import linear_form
 from graftwork.arithmetic.data.reading import rows_of, source_for

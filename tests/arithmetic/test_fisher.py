@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tiny import inputs_for, make_adapter, make_backbone, make_batch
 
 from graftwork import IA3, AdaptedModel, BitFit, FullFineTuning, Houlsby, LoRA
-from graftwork.arithmetic.adapters.bodies import LowRankBodies, WeightBodies, bodies_of
+from graftwork.arithmetic.adapters.bodies import LowRankBodies, WeightBodies
+from graftwork.arithmetic.adapters.mergeable import bodies_of
 from graftwork.arithmetic.data.fisher import fisher_merge
 from graftwork.arithmetic.data.information import fisher_information
 from graftwork.arithmetic.data.keeping import Kept

@@ -21,7 +21,8 @@ from transformers import (
 from graftwork import Adapter, Backbone, Task, evaluate
 from graftwork.arithmetic import landscape, recompute_batch_norm
 from graftwork.arithmetic.landscapes.landscape import around, direction, interpolate, line, plane
-from graftwork.arithmetic.landscapes.surveying import read_operands
+from graftwork.arithmetic.landscapes.points import Points
+from graftwork.arithmetic.landscapes.surveying import measuring, read_operands, rows_of
 from graftwork.errors import WeightsError
 from graftwork.tasks import find_task, load_split
 
@@ -275,6 +276,14 @@ def test_statistics_of_batch_norms_are_those_of_each_point(tmp_path):
         split: processor([image.convert("RGB") for image in own["image"]], return_tensors="pt")["pixel_values"]
         for split, own in data.items()
     }
+    # Units in another order compute the same, with their own statistics.
+    space = Points([*adapters.values()], frozen, [*adapters])
+    weights = space.weights(adapters["b"])
+    found, rows = rows_of(adapters["b"], task=str(task))
+    with measuring(space, found, rows, batch_size=100) as measure:
+        moved = space.specification().random(seed=2).apply(weights)
+        assert measure(moved)["loss"] == pytest.approx(measure(weights)["loss"], rel=1e-4)
+        assert measure(weights)["loss"] == pytest.approx(made.curves["as they are"][-1]["loss"], rel=1e-6)
     for alpha, found in zip(made.alphas, made.curves["as they are"], strict=True):
         model, ends = deepcopy(models["a"]), [dict(models[name].named_parameters()) for name in "ab"]
         with torch.no_grad():

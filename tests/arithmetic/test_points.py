@@ -98,11 +98,16 @@ def test_a_permuted_adapter_that_generates_computes_the_same(kind):
     same_logits_when_permuted(backbone, adapter)
 
 
-def test_batch_norms_of_adapters_cannot_be_moved():
+def test_units_of_networks_with_batch_norms_are_moved_without_their_statistics():
+    """Which are the backbone's own, and are computed anew at each point; see test_landscape."""
     backbone = make_backbone("resnet")
-    adapter = make_adapter(backbone, FullFineTuning(), kind="image-classification")
-    with pytest.raises(AdapterError, match=r"running_mean' would have to be permuted"):
-        Points([adapter], backbone, ["t"]).specification()
+    own = make_adapter(backbone, FullFineTuning(), kind="image-classification", trained=True)
+    space = Points([own], backbone, ["a"])
+    weights = space.weights(own)
+    moved = space.specification().random(seed=2).apply(weights)
+    assert any(not torch.equal(moved[name], weights[name]) for name in weights)
+    assert not any("running_mean" in name for name in moved)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in space.aligned(weights, moved).items())
 
 
 def test_tensors_that_are_not_known_cannot_be_moved():

@@ -103,6 +103,7 @@ class Kind(ABC):
         usual_metrics: number of default metrics.
         named: whether all rows have labels from one list.
         pooled: whether the head reads one vector per input.
+        one_class: whether each row has one class.
         generates: whether predictions are generated texts.
         by_token: whether each token of an input has its own logits.
         stratified: whether classes keep their proportions when rows are held out.
@@ -127,6 +128,7 @@ class Kind(ABC):
     usual_metrics: ClassVar[int]
     named: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
+    one_class: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     by_token: ClassVar[bool] = False
     stratified: ClassVar[bool] = True
@@ -253,6 +255,23 @@ class Kind(ABC):
         Raises:
             AdapterError: they are not finite.
         """
+
+    def plain(
+        self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str] | None
+    ) -> tuple[list[Any], list[Any]]:
+        """Predictions and labels as files have them, row by row: classes and tags by name, numbers, texts.
+
+        Args:
+            predictions, labels: as metrics take them.
+            names: the task's labels.
+        """
+        return [list(own) if isinstance(own, tuple) else own for own in predictions], list(labels)
+
+    def from_plain(
+        self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str] | None
+    ) -> tuple[Any, Any]:
+        """What `plain` gave, as metrics take it, so far as it says that: a class has one logit above the others."""
+        return predictions, labels
 
     def shown_answer(self, found: "Prediction", given: Any) -> str:
         """An answer and its input as a line, or several, for people."""

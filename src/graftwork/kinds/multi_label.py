@@ -169,6 +169,7 @@ class MultiLabelClassification(Classification):
 
     name = NAME
     label = SEVERAL
+    one_class = False
     options: ClassVar[tuple[str, ...]] = ("labels", "label_ids")
     layouts = ()
     metrics: ClassVar[Mapping[str, Metric]] = {
@@ -255,6 +256,28 @@ class MultiLabelClassification(Classification):
             expected="a method that tunes the backbone, or head-only",
             change="--method",
         )
+
+    def plain(
+        self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str] | None
+    ) -> tuple[list[Any], list[Any]]:
+        import numpy as np
+
+        assert names is not None
+        said, there = (
+            [[names[int(i)] for i in np.flatnonzero(row)] for row in own]
+            for own in (np.asarray(predictions) >= 0, labels)
+        )
+        return said, there
+
+    def from_plain(
+        self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str] | None
+    ) -> tuple[Any, Any]:
+        import numpy as np
+
+        said, there = (
+            np.asarray([[float(name in row) for name in names or ()] for row in own]) for own in (predictions, labels)
+        )
+        return said - 0.5, there.astype(int)
 
     def read(self, task: "TaskIdentity", head: "Head", logits: Tensor, inputs: Sequence[Any]) -> list[Prediction]:
         check_finite(logits)

@@ -8,6 +8,7 @@ from graftwork.data.columns import CHOICE, LABEL, TEXT, Columns, Content, label_
 from graftwork.errors import DataError
 from graftwork.kinds.kind import MORE, Kind, TaskLike
 from graftwork.kinds.metrics import Metric, accuracy, as_numbers, refuse_not_finite
+from graftwork.kinds.plain import logits_of_classes, plain_classes
 
 if TYPE_CHECKING:
     import datasets
@@ -36,6 +37,7 @@ class MultipleChoice(Kind):
     options = ("labels", "separator")
     metrics: ClassVar[Mapping[str, Metric]] = {"accuracy": Metric(accuracy)}
     usual_metrics = 1
+    one_class = True
     takes = "questions with choices"
     says = "a choice"
     example = '("a question", ["one choice", "another"])'
@@ -83,6 +85,16 @@ class MultipleChoice(Kind):
         from graftwork.encoding import question_of
 
         return len(question_of(given, 0)[1])
+
+    def plain(
+        self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str] | None
+    ) -> tuple[list[Any], list[Any]]:
+        return plain_classes(predictions, labels, names)
+
+    def from_plain(
+        self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str] | None
+    ) -> tuple[Any, Any]:
+        return logits_of_classes(predictions, labels, names)
 
     def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
         # They are -inf where a question has fewer choices than another.

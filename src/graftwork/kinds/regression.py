@@ -63,6 +63,18 @@ class Regression(Kind):
 
         return FeatureHead(task="regression", num_outputs=1, **fields)
 
+    def plain(
+        self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str] | None
+    ) -> tuple[list[Any], list[Any]]:
+        return [float(own) for row in predictions for own in row], [float(own) for own in labels]
+
+    def from_plain(
+        self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str] | None
+    ) -> tuple[Any, Any]:
+        import numpy as np
+
+        return np.asarray(predictions), np.asarray(labels)
+
     def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
         from graftwork.kinds.prediction import Prediction, check_finite
 

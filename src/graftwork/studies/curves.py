@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from graftwork.kinds import DEFAULT_KIND, KINDS
 from graftwork.settings.yamlfile import read_yaml
 from graftwork.studies.drawing import COLOURS, MARKERS, STYLES, Figure, Row
 from graftwork.studies.groups import RECIPE, Group, groups_of, is_better, readable
@@ -161,8 +162,13 @@ def _classes(run: Result, there: set[str]) -> list[str] | None:
     file = run.folder / RECIPE
     task = read_yaml(file)["task"] if file.is_file() else {}
     if not isinstance(task, Mapping) or not task.get("labels"):
-        return None if isinstance(task, Mapping) and task.get("kind") == "generation" else sorted(there)
+        return None if isinstance(task, Mapping) and not _has_one_class(task) else sorted(there)
     return [str(name) for name in task["labels"]]
+
+
+def _has_one_class(task: Mapping[str, Any]) -> bool:
+    """Whether each row of a task, as a recipe has it, has one class."""
+    return KINDS[str(task.get("kind", DEFAULT_KIND))].one_class
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

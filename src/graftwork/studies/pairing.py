@@ -8,14 +8,12 @@ import numpy as np
 from jaxtyping import Int
 
 from graftwork.errors import DataError
+from graftwork.kinds import KINDS
 from graftwork.settings.yamlfile import read_yaml
 from graftwork.studies.predictions import NOT_OF_PREDICTIONS, read_predictions, score
 from graftwork.studies.records import RECIPE
 from graftwork.studies.results import Result
 from graftwork.studies.statistics import RESAMPLES, Difference, Measure, by_rows, by_seeds, mcnemar
-
-BY_CLASS = ("classification", "image-classification", "multiple-choice")
-"""Kinds of task with one class a row."""
 
 SLOW_RESAMPLES = 200
 """Of a metric that is computed anew in each resample."""
@@ -94,7 +92,7 @@ def pair_up(pairs: Sequence[tuple[Result, Result]], *, resamples: int = RESAMPLE
         seed=seed,
     )
     p = None
-    if task["kind"] in BY_CLASS:
+    if KINDS[task["kind"]].one_class:
         right = [[own == there for own, there in zip(side[0], labels, strict=True)] for side in said[0]]
         p = mcnemar(*right)
     return Pair(seeds, scores, rows, p)
@@ -103,7 +101,7 @@ def pair_up(pairs: Sequence[tuple[Result, Result]], *, resamples: int = RESAMPLE
 def measures(task: Any, metric: str, labels: Sequence[Any]) -> "_Counted | _Computed":
     """What gives the scores of predictions over any rows; from counts of classes where that is enough: it is fast."""
     names = task.get("labels")
-    if task["kind"] in BY_CLASS and names and metric in COUNTED:
+    if KINDS[task["kind"]].one_class and names and metric in COUNTED:
         return _Counted(metric, list(names), labels)
     return _Computed(task, metric, labels)
 

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
 from graftwork.kinds import KINDS
@@ -51,19 +49,7 @@ def predict_test(adapter: Adapter, data: TaskData, backbone: Backbone, *, batch_
 
 def plain(task: Task, predictions: Any, labels: Any) -> tuple[list[Any], list[Any]]:
     """Predictions and labels, as metrics take them, by name."""
-    kind, names = KINDS[task.kind], task.labels
-    if not isinstance(predictions, np.ndarray):
-        return [list(own) if isinstance(own, tuple) else own for own in predictions], list(labels)
-    if kind.name == "multi-label-classification":
-        said = [[names[i] for i in np.flatnonzero(row >= 0)] for row in predictions]  # type: ignore[index]
-        return said, [[names[i] for i in np.flatnonzero(row)] for row in labels]  # type: ignore[index]
-    if kind.name == "regression":
-        return [float(value) for value in predictions.reshape(-1)], [float(value) for value in labels]
-    return _named(predictions.argmax(axis=1), names), _named(labels, names)
-
-
-def _named(ids: Any, names: Sequence[str] | None) -> list[Any]:
-    return [int(i) if names is None else names[int(i)] for i in ids]
+    return KINDS[task.kind].plain(predictions, labels, task.labels)
 
 
 def read_predictions(folder: Path) -> tuple[list[Any], list[Any]]:
@@ -79,18 +65,5 @@ def score(task: Mapping[str, Any], metric: str, predictions: Sequence[Any], labe
         task: as a recipe has it, with `kind` and `labels`.
         metric: it can be computed from them.
     """
-    kind, names = str(task["kind"]), task.get("labels")
-    if kind in ("token-classification", "generation"):
-        return compute([metric], kind, predictions, labels)[metric]
-    if kind == "regression":
-        return compute([metric], kind, np.asarray(predictions), np.asarray(labels))[metric]
-    if kind == "multi-label-classification":
-        marks = [_marks(own, names) for own in (predictions, labels)]
-        return compute([metric], kind, marks[0] - 0.5, marks[1].astype(int))[metric]
-    index = {name: i for i, name in enumerate(names or range(1 + max([*predictions, *labels])))}
-    logits = np.eye(len(index))[[index[own] for own in predictions]]
-    return compute([metric], kind, logits, np.asarray([index[own] for own in labels]))[metric]
-
-
-def _marks(rows: Sequence[Sequence[str]], names: Any) -> Any:
-    return np.asarray([[float(name in row) for name in names] for row in rows])
+    kind = str(task["kind"])
+    return compute([metric], kind, *KINDS[kind].from_plain(predictions, labels, task.get("labels")))[metric]

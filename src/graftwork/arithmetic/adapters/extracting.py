@@ -16,9 +16,9 @@ from torch import Tensor
 from graftwork.adapters import Adapter
 from graftwork.adapters.declared import usable_sites
 from graftwork.adapters.identity import library_versions
-from graftwork.arithmetic.adapters.bodies import is_low_rank_method
 from graftwork.arithmetic.adapters.differences import as_lora, factors_of, weights_of
 from graftwork.arithmetic.adapters.lowrank import Factors, best_of_rank, truncated
+from graftwork.arithmetic.adapters.mergeable import is_low_rank_method
 from graftwork.backbones import Backbone, Site
 from graftwork.errors import MethodError
 from graftwork.methods import BitFit, LayerNormTuning, Method, Union

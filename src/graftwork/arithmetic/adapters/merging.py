@@ -12,9 +12,10 @@ from graftwork.adapters import Adapter
 from graftwork.adapters.declared import usable_sites
 from graftwork.adapters.folder import SHARED, fill_folder, refuse_existing, write_shared
 from graftwork.adapters.identity import library_versions
-from graftwork.arithmetic.adapters.bodies import Align, Bodies, Body, LowRankBodies, bodies_of, linear
+from graftwork.arithmetic.adapters.bodies import Align, Bodies, Body, LowRankBodies, linear
 from graftwork.arithmetic.adapters.commonbasis import Formula, knots
 from graftwork.arithmetic.adapters.heads import HeadGroup, HeadsMode, head_groups
+from graftwork.arithmetic.adapters.mergeable import bodies_of
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, MethodError
 from graftwork.folders import replacing_folder

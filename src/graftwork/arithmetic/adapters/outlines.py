@@ -6,15 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.bodies import (
-    Align,
-    LowRankBodies,
-    ParameterBodies,
-    body_of,
-    is_low_rank_method,
-    kind_of_bodies,
-)
+from graftwork.arithmetic.adapters.bodies import Align, LowRankBodies, ParameterBodies, body_of
 from graftwork.arithmetic.adapters.differences import is_low_rank, ranks_of, sites_of_full
+from graftwork.arithmetic.adapters.mergeable import is_low_rank_method, kind_of_bodies
 from graftwork.backbones import Backbone
 
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.bodies import Align, Bodies, Body, changing_bodies_of
+from graftwork.arithmetic.adapters.bodies import Align, Bodies, Body
 from graftwork.arithmetic.adapters.heads import head_groups
+from graftwork.arithmetic.adapters.mergeable import changing_bodies_of
 from graftwork.arithmetic.adapters.merging import with_heads
 from graftwork.arithmetic.adapters.scores import SplitScorer, scorer_for
 from graftwork.arithmetic.adapters.vectors import Computed, Vector

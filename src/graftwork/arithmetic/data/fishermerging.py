@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.bodies import Align, changing_bodies_of
+from graftwork.arithmetic.adapters.bodies import Align
 from graftwork.arithmetic.adapters.heads import HeadsMode, head_groups
+from graftwork.arithmetic.adapters.mergeable import changing_bodies_of
 from graftwork.arithmetic.adapters.merging import MergedAdapters, named_adapters, with_heads
 from graftwork.arithmetic.data.fisher import fisher_means
 from graftwork.arithmetic.data.information import fishers_of

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.bodies import Bodies, changing_bodies_of
+from graftwork.arithmetic.adapters.bodies import Bodies
 from graftwork.arithmetic.adapters.commonbasis import Formula
 from graftwork.arithmetic.adapters.heads import head_groups
+from graftwork.arithmetic.adapters.mergeable import changing_bodies_of
 from graftwork.arithmetic.adapters.merging import MergedAdapters, name_of, named_adapters, with_heads
 from graftwork.arithmetic.adapters.scores import scores_on
 from graftwork.arithmetic.adapters.vectors import Vector

@@ -21,9 +21,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic.adapters.bodies import Bodies, LowRankBodies, WeightBodies, changing_bodies_of
+from graftwork.arithmetic.adapters.bodies import Bodies, LowRankBodies, WeightBodies
 from graftwork.arithmetic.adapters.commonbasis import M, given_back
 from graftwork.arithmetic.adapters.heads import HeadsMode, head_groups
+from graftwork.arithmetic.adapters.mergeable import changing_bodies_of
 from graftwork.arithmetic.adapters.merging import MergedAdapters, named_adapters, with_heads
 from graftwork.arithmetic.adapters.vectors import Computed, Vector
 from graftwork.arithmetic.data.fisher import refuse_other_shapes

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.declared import usable_sites
+from graftwork.arithmetic.adapters.finetuned import STATISTICS
 from graftwork.arithmetic.alignment.activations import BATCH_NORMS
 from graftwork.arithmetic.alignment.matching import weight_matching
 from graftwork.arithmetic.alignment.permutations import Factor, Segment, Specification
@@ -133,7 +134,9 @@ class Points:
             location = self.backbone.weights.where(name)
             used = location.site is None or location.site in usable
             tied = any(self.backbone.weights.where(other).key in point for other in location.tied)
-            if used and body.segments[location.key] and location.key not in point and not tied:
+            # Statistics of batch norms are computed anew where they are read.
+            anew = location.buffer and name.rpartition(".")[2] in STATISTICS
+            if used and body.segments[location.key] and location.key not in point and not tied and not anew:
                 raise AdapterError(
                     f"the adapters cannot be aligned: {name!r} would have to be permuted, and they do not have it",
                     expected="adapters of full-fine-tuning with all weights, on a backbone without batch norms",

@@ -8,9 +8,9 @@ from typing import Any
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.folder import CONFIG, read_outline
-from graftwork.arithmetic.adapters.bodies import kind_of_bodies
 from graftwork.arithmetic.adapters.finetuned import finetuned_outline, is_model_folder
 from graftwork.arithmetic.adapters.heads import HeadGroup, head_groups
+from graftwork.arithmetic.adapters.mergeable import kind_of_bodies
 from graftwork.arithmetic.adapters.outlines import outlined_body
 from graftwork.arithmetic.data.learnedcoefficients import refuse_unlearnable
 from graftwork.arithmetic.data.regressionmeans import refuse_weightless
