@@ -177,12 +177,27 @@ def test_what_is_no_address_is_refused(address, tmp_path):
 
 
 def test_a_cluster_that_does_not_answer_is_given_up(monkeypatch, tmp_path):
-    silent = SimpleNamespace(is_initialized=lambda: False, init=lambda **settings: time.sleep(5))
-    monkeypatch.setitem(sys.modules, "ray", silent)
+    monkeypatch.setattr(cluster, "CONNECTING", "import time; time.sleep(30)")
+    monkeypatch.setattr(cluster, "CONNECT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RecipeError, match=f"'{address}': no answer within 0 seconds"):
+            cluster.run_on_ray(address, tmp_path, 1, threads=1, look=lambda: None, say=lambda line: None)
+
+
+def test_what_ray_says_of_a_cluster_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(cluster, "CONNECTING", "print('another version of Ray'); raise SystemExit(1)")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"ray://127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(RecipeError, match=f"'{address}': another version of Ray"):
+            cluster.run_on_ray(address, tmp_path, 1, threads=1, look=lambda: None, say=lambda line: None)
+
+
+def test_a_process_that_is_connected_already_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
     monkeypatch.setattr(cluster, "refuse_without_ray", lambda: None)
-    monkeypatch.setattr(cluster, "CONNECT", 0.05)
-    with pytest.raises(RecipeError, match="no answer within 0 seconds"):
-        cluster.run_on_ray("local", tmp_path, 1, threads=1, look=lambda: None, say=lambda line: None)
+    with pytest.raises(RecipeError, match="connected with a Ray cluster already"), cluster._connected("local"):
+        pass
 
 
 def test_the_thread_that_starts_a_cluster_lives_as_long_as_it_is_used(monkeypatch):

@@ -7,13 +7,15 @@ folder, which all machines of the cluster must have at the same path.
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
-from threading import Event, Thread
+from threading import Event, Thread, current_thread, main_thread
 from typing import Any
 
 import graftwork
@@ -30,6 +32,17 @@ REACH, CONNECT, ANSWER, END = 10.0, 90.0, 120.0, 10.0
 """Seconds in which the port must be open, Ray must be connected, all machines must have answered, and a worker must
 have ended."""
 
+
+CONNECTING = """
+import logging, sys
+import ray
+try:
+    ray.init(address=sys.argv[1], logging_level=logging.ERROR, log_to_driver=False)
+except Exception as error:
+    print(str(error).strip() or type(error).__name__)
+    sys.exit(1)
+"""
+"""A program that finds out whether a cluster answers."""
 
 PLACE, TOKEN = ".{}.ray", "token"
 """Beside what the workers say: the folder that all machines must have, and the file in it that they read."""
@@ -223,9 +236,11 @@ def _connected(address: str) -> Iterator[Any]:
         RecipeError: there is none at the address, or the process is connected already.
     """
     refuse_without_ray()
-    _refuse_closed_port(address)
     # Ray tells its makers how it is used, unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _refuse_closed_port(address)
+    if address != "local":
+        _refuse_silence(address)
     import logging
 
     import ray
@@ -247,13 +262,16 @@ def _connected(address: str) -> Iterator[Any]:
         tried.set()
         ended.wait()  # the system ends the processes of a local cluster with the thread that has started them
 
-    # Ray tries for minutes, and hears no interrupt meanwhile; in the main thread it would also take over SIGTERM.
+    # Ray hears no interrupt meanwhile.
+    handler = signal.getsignal(signal.SIGTERM)
     Thread(target=connect, name="Ray", daemon=True).start()
     try:
         if not tried.wait(CONNECT):
             raise _unreachable(address, f"no answer within {CONNECT:.0f} seconds")
         if failed:
             raise _unreachable(address, first_line(failed[0])) from failed[0]
+        if current_thread() is main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own says where the signal came, and nothing to the user
         try:
             yield ray
         finally:
@@ -282,6 +300,23 @@ def _refuse_closed_port(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), REACH).close()
     except (OSError, OverflowError) as error:
         raise _unreachable(address, getattr(error, "strerror", None) or first_line(error)) from error
+
+
+def _refuse_silence(address: str) -> None:
+    """Refuse an address at which no cluster answers, which Ray tries for minutes. A process that gives up meanwhile may
+    crash when it ends, so another one tries.
+
+    Raises:
+        RecipeError: none does.
+    """
+    command = [sys.executable, "-P", "-c", CONNECTING, address]
+    try:
+        tried = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CONNECT)
+    except subprocess.TimeoutExpired:
+        raise _unreachable(address, f"no answer within {CONNECT:.0f} seconds") from None
+    if tried.returncode:
+        said = (tried.stdout.strip() or tried.stderr.strip()).splitlines()
+        raise _unreachable(address, said[0] if said else f"Ray ended with status {tried.returncode}")
 
 
 def _unreachable(address: str, why: str) -> RecipeError:
