@@ -100,7 +100,8 @@ def started(monkeypatch, tmp_path):
             command = [sys.executable, "-c", program, str(len(begun))]
             return workers.subprocess.Popen(command, cwd=tmp_path)
 
-        monkeypatch.setattr(workers, "_start", start)
+        monkeypatch.setattr(workers, "start", start)
+        monkeypatch.setattr(workers, "LOOK", 0.05)
         return begun
 
     return started
@@ -121,6 +122,19 @@ def test_workers_that_die_again_and_again_end_a_study(started, tmp_path):
     with pytest.raises(OutputError, match=r"worker 1: status -9(.|\n)*1.log(.|\n)*fewer --workers"):
         workers.run_workers(tmp_path, 1, look=lambda: None, say=lambda line: None)
     assert len(begun) == 1 + workers.RESTARTS
+
+
+KILLED_WHILE_RUNS_END = """
+import os, signal, sys
+os.makedirs(f"runs/{sys.argv[1]}")
+int(sys.argv[1]) < 7 and os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_is_started_again_for_as_long_as_runs_end(started, tmp_path):
+    begun = started(KILLED_WHILE_RUNS_END)
+    workers.run_workers(tmp_path, 1, look=lambda: None, say=lambda line: None)
+    assert len(begun) == 7 > 1 + workers.RESTARTS
 
 
 def test_an_interrupt_ends_the_workers(started, tmp_path):

@@ -15,7 +15,8 @@ def compare(
     /,
     *,
     output: Path | None = None,
-    workers: int = 1,
+    workers: int | None = None,
+    ray: str | None = None,
     retry_failed: Annotated[bool, Switch] = False,
     report_to: str | None = None,
     tables_only: Annotated[bool, Switch] = False,
@@ -33,7 +34,11 @@ def compare(
         Folder for its runs and tables. Default: the folder beside the study of the same name. What is done there is not
         done again.
     workers
-        Number of processes, each with an equal share of the cores. Default: 1.
+        Number of processes, each with an equal share of the cores. Default: 1; with --ray, one for each GPU of the
+        cluster, or as many as its CPUs allow.
+    ray
+        Address of a Ray cluster that does the work (auto, local, HOST:PORT or ray://HOST:PORT). Its machines must share
+        the output folder.
     retry_failed
         Run again what failed before. Its errors are kept.
     report_to
@@ -58,6 +63,7 @@ def compare(
             output=output,
             overrides=overrides,
             workers=workers,
+            ray=ray,
             retry_failed=retry_failed,
             tables_only=tables_only,
             progress=not quiet,

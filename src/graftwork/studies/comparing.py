@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import FailedRunsError, InterruptedRunError, OutputError, RecipeError
 from graftwork.folders import make_folder, write_whole
@@ -14,6 +16,7 @@ from graftwork.settings.checked import require_count
 from graftwork.settings.yamlfile import dump_yaml
 from graftwork.studies.arms import Job
 from graftwork.studies.claims import in_turn
+from graftwork.studies.cluster import refuse_without_ray, run_on_ray
 from graftwork.studies.plan import Plan
 from graftwork.studies.records import DONE, RUNS, Record
 from graftwork.studies.repeated import said_once
@@ -58,7 +61,8 @@ def compare(
     *,
     output: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
-    workers: int = 1,
+    workers: int | None = None,
+    ray: str | None = None,
     retry_failed: bool = False,
     tables_only: bool = False,
     progress: bool = False,
@@ -72,7 +76,10 @@ def compare(
         output: folder for its runs and tables. None: for a file, the folder beside it of the same name; otherwise a
             temporary one, which goes at the end: the results stay, their folders do not.
         overrides: values that override those of the file, by dotted key (`train.num_train_epochs`).
-        workers: number of processes, each with an equal share of the cores. 1: this process.
+        workers: number of processes, each with an equal share of the cores. None: this process alone; on a cluster, one
+            for each GPU, or as many as there are CPUs for with as many threads as this process has.
+        ray: address of a Ray cluster whose machines do the work, as `ray.init` takes it. They share the output folder,
+            the data and the backbone, each at the same path.
         retry_failed: run again what failed before; its errors are kept.
         tables_only: write the tables, and neither figures nor the report.
         progress: report each run on standard error.
@@ -82,7 +89,10 @@ def compare(
         FailedRunsError: some of the runs failed. The others were done, and the tables are written.
         OutputError: the folder cannot be written, or workers were killed again and again.
     """
-    require_count("workers", workers)
+    if workers is not None:
+        require_count("workers", workers)
+    if ray is not None:
+        refuse_without_ray()
     if isinstance(study, Study):
         declared, beside = study.beside(Path.cwd()), None
     elif isinstance(study, Mapping):
@@ -95,13 +105,16 @@ def compare(
     say = _say if progress else _nothing
     with said_once():
         if place is not None:
-            plan = _run(declared, place.resolve(), workers, say, retry_failed=retry_failed)
+            plan = _run(declared, place.resolve(), workers, ray, say, retry_failed=retry_failed)
             return _ended(plan, say, report=not tables_only)
         with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
-            return _ended(_run(declared, Path(folder), workers, say, retry_failed=retry_failed), say, report=False)
+            plan = _run(declared, Path(folder), workers, ray, say, retry_failed=retry_failed)
+            return _ended(plan, say, report=False)
 
 
-def _run(study: Study, folder: Path, workers: int, say: Callable[..., None], *, retry_failed: bool) -> Plan:
+def _run(
+    study: Study, folder: Path, workers: int | None, ray: str | None, say: Callable[..., None], *, retry_failed: bool
+) -> Plan:
     """Run what can be run of a study."""
     _refuse_other_contents(folder)
     say(f"reading the data of {_count(len(study.tasks), 'task')}, and backbone {study.backbone}")
@@ -118,7 +131,10 @@ def _run(study: Study, folder: Path, workers: int, say: Callable[..., None], *, 
         if again:
             say(f"tried again: {_count(len(again), 'run')} that failed")
     try:
-        if workers == 1:
+        if ray is not None:
+            if plan.open_jobs(plan.standings()):
+                run_on_ray(ray, folder, workers, threads=torch.get_num_threads(), look=told.look, say=say)
+        elif workers in (None, 1):
             with quiet_transformers():
                 work(plan, told.announce)
         elif plan.open_jobs(plan.standings()):

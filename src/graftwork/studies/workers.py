@@ -6,8 +6,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from graftwork.errors import OutputError
+from graftwork.studies.records import run_folders
 
 LOGS = "workers"
 """In a study's folder: what its processes say, a file each."""
@@ -16,16 +18,44 @@ LOOK = 0.5
 """Seconds between two looks at the processes."""
 
 RESTARTS = 3
-"""How often a process is started again that was killed."""
+"""How often a process that is killed is started again while no run of the study ends."""
+
+
+class Worker(Protocol):
+    """A process that works on a study, here or on another machine."""
+
+    def poll(self) -> int | None:
+        """Its exit status, negative when it was killed; None while it runs."""
+
+    def terminate(self) -> None:
+        """Have it end."""
+
+    def wait(self) -> object:
+        """Wait until it has ended."""
 
 
 def run_workers(folder: Path, count: int, *, look: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Have so many processes of this machine work on a study; see `attend`. Each computes with an equal share of the
+    cores."""
+    threads = max(1, (os.cpu_count() or 1) // count)
+    attend(lambda number: start(folder, number, threads), folder, count, look=look, say=say)
+
+
+def attend(
+    begin: Callable[[int], Worker],
+    folder: Path,
+    count: int,
+    *,
+    look: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
     """Have so many processes work on a study, until nothing is left of it.
 
-    Each computes with an equal share of the machine's cores. A process that is killed is started again, and goes on
-    with the run that it had begun, unless another one has taken that.
+    A process that is killed is started again, and goes on with the run that it had begun, unless another one has taken
+    that.
 
     Args:
+        begin: starts the worker of a number, from 1.
         folder: the study's, with its file.
         count: how many.
         look: is called again and again meanwhile.
@@ -35,11 +65,12 @@ def run_workers(folder: Path, count: int, *, look: Callable[[], None], say: Call
         OutputError: processes were killed again and again, or could not work.
     """
     (folder / LOGS).mkdir(exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // count)
-    running = {number: _start(folder, number, threads) for number in range(1, count + 1)}
-    restarts = dict.fromkeys(running, 0)
+    running: dict[int, Worker] = {}
+    restarts = dict.fromkeys(range(1, count + 1), 0)
+    ended = len(run_folders(folder))
     broken: dict[int, int] = {}
     try:
+        running |= {number: begin(number) for number in restarts}
         while running:
             time.sleep(LOOK)
             look()
@@ -48,10 +79,12 @@ def run_workers(folder: Path, count: int, *, look: Callable[[], None], say: Call
                 if status is None:
                     continue
                 del running[number]
+                if ended < (now := len(run_folders(folder))):
+                    ended, restarts = now, dict.fromkeys(restarts, 0)
                 if status < 0 and restarts[number] < RESTARTS:
                     restarts[number] += 1
                     say(f"worker {number} was killed (signal {-status}): it is started again")
-                    running[number] = _start(folder, number, threads)
+                    running[number] = begin(number)
                 elif status:
                     broken[number] = status
     finally:
@@ -62,7 +95,7 @@ def run_workers(folder: Path, count: int, *, look: Callable[[], None], say: Call
     look()
     if broken:
         number, status = next(iter(broken.items()))
-        log = folder / LOGS / f"{number}.log"
+        log = log_of(folder, number)
         raise OutputError(
             f"{len(broken)} of {count} workers stopped before the study had ended (worker {number}: status {status})",
             expected="processes that end by themselves",
@@ -70,10 +103,16 @@ def run_workers(folder: Path, count: int, *, look: Callable[[], None], say: Call
         )
 
 
-def _start(folder: Path, number: int, threads: int) -> subprocess.Popen[bytes]:
+def log_of(folder: Path, number: int) -> Path:
+    """What a worker has said."""
+    return folder / LOGS / f"{number}.log"
+
+
+def start(folder: Path, number: int, threads: int) -> subprocess.Popen[bytes]:
+    """Start a worker on this machine, as a child of this process."""
     command = [sys.executable, "-m", "graftwork.studies.worker", str(folder)]
     command += ["--parent", str(os.getpid()), "--threads", str(threads)]
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
-    with (folder / LOGS / f"{number}.log").open("ab") as log:
+    with log_of(folder, number).open("ab") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
