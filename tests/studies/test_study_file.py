@@ -7,7 +7,7 @@ import yaml
 
 from graftwork.errors import GraftworkError, RecipeError
 from graftwork.settings.yamlfile import dump_yaml, read_yaml
-from graftwork.studies import Study
+from graftwork.studies import Study, compare
 from graftwork.studies.arms import settings_of
 from graftwork.studies.study import StudyMethod
 
@@ -126,3 +126,11 @@ def test_the_example_and_the_documents_are_studies(tmp_path):
         study = Study.parse({**base, **block})
         for name, own in study.methods.items():
             assert settings_of(name, own)
+
+
+def test_a_study_under_torchrun_is_refused(monkeypatch, tmp_path):
+    """Its processes would each take a run, and sum each other's gradients."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match=r"started as 2 processes.*\n.*\n.*--workers"):
+        compare({"tasks": ["cola"], "methods": ["lora"]}, output=tmp_path / "study")
+    assert not [*tmp_path.iterdir()]

@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import make_adapter
 
+from graftwork import PrefixTuning
 from graftwork.errors import RecipeError
 from graftwork.training import Recipe
 from graftwork.training.processes import ALONE, Processes
@@ -35,6 +37,21 @@ def test_dropout_of_shares_is_that_of_the_whole(each):
             assert torch.equal(torch.nn.Dropout(0.0)(own), own)
         assert torch.equal(found.view(-1, each, 4), processes.share(whole))
         assert torch.equal(torch.rand(1), after), "and the stream of random numbers goes on as after the whole"
+
+
+def test_dropout_of_a_prefix_is_the_same_on_all_processes(backbone):
+    """Also where the number of its heads can be divided by that of a process's rows."""
+    adapter = make_adapter(backbone, PrefixTuning(num_virtual_tokens=6, dropout=0.4, reparametrise=False), trained=True)
+    sites = [backbone.sites[name] for name in adapter.sites]
+    torch.manual_seed(3)
+    expected = adapter.method.prepare(adapter.tensors, sites, training=True)
+    after = torch.rand(1)
+    for index in range(2):
+        torch.manual_seed(3)
+        with WholeDraws(4, sites[0].heads // 2, Processes(2, index)):
+            found = adapter.method.prepare(adapter.tensors, sites, training=True)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        assert torch.equal(torch.rand(1), after)
 
 
 def test_one_process_is_alone(monkeypatch):

@@ -145,7 +145,8 @@ class PrefixTuning(Method):
                 rows = flat.view(len(flat), 2, site.heads, site.head_dim).permute(1, 2, 0, 3).unbind(0)
             else:
                 rows = parameters[names[0]], parameters[names[1]]
-            made |= {name: F.dropout(t, self.dropout, training) for name, t in zip(names, rows, strict=True)}
+            # Not F.dropout, which is of rows: several processes that train one adapter share it out (`WholeDraws`).
+            made |= {name: torch.dropout(t, self.dropout, training) for name, t in zip(names, rows, strict=True)}
         return {**parameters, **made}
 
     def finish(self, parameters: Mapping[str, Tensor], sites: Sequence[Site]) -> tuple[Method, dict[str, Tensor]]:

@@ -28,6 +28,7 @@ from graftwork.studies.study import FILE, Study
 from graftwork.studies.workers import run_workers
 from graftwork.studies.working import tidy, work
 from graftwork.studies.writing import write_outputs
+from graftwork.training.processes import number_started
 
 REPORT = "report"
 """In a study's folder: its figures, and the page that has them all."""
@@ -89,6 +90,7 @@ def compare(
         FailedRunsError: some of the runs failed. The others were done, and the tables are written.
         OutputError: the folder cannot be written, or workers were killed again and again.
     """
+    _refuse_torchrun()
     if workers is not None:
         require_count("workers", workers)
     if ray is not None:
@@ -110,6 +112,17 @@ def compare(
         with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
             plan = _run(declared, Path(folder), workers, ray, say, retry_failed=retry_failed)
             return _ended(plan, say, report=False)
+
+
+def _refuse_torchrun() -> None:
+    """Refuse several processes that would train each run together: those of a study take runs of their own."""
+    count = number_started()
+    if count > 1:
+        raise RecipeError(
+            f"the study was started as {count} processes, by torchrun or accelerate launch",
+            expected="one process, whose workers share the runs out among them",
+            change="--workers, in place of torchrun",
+        )
 
 
 def _run(

@@ -24,6 +24,13 @@ PATIENCE = timedelta(days=1)
 """How long a process waits for the others: the first one may generate texts for hours to score them."""
 
 
+def number_started() -> int:
+    """How many processes `torchrun` or `accelerate launch` started, of which this is one; 1 where neither did."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @dataclass(frozen=True)
 class Processes:
     """The processes of a run.
@@ -46,7 +53,7 @@ class Processes:
         if not dist.is_available():
             return cls()
         if not dist.is_initialized():
-            if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            if number_started() < 2:
                 return cls()
             missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
             if missing:

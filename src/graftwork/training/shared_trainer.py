@@ -89,7 +89,8 @@ class SharedTrainer(AdapterTrainer):
 
 class WholeDraws(TorchFunctionMode):
     """Inside, dropout of this process's rows is that of the whole batch at these rows, of which all that is random is
-    drawn: all processes then stand at the same place in the same stream of random numbers as one process would.
+    drawn: all processes then stand at the same place in the same stream of random numbers as one process would. That is
+    `F.dropout`; what all rows share, such as a prefix, is dropped by `torch.dropout`, which stays as it is.
 
     Args:
         rows: of the whole batch.
