@@ -3,6 +3,7 @@
 import json
 import os
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +143,15 @@ def test_domains_are_read_as_graftwork_does(tmp_path):
     assert {split: len(rows) for split, rows in own.items()} == domains.ROWS
     assert json.loads(own["validation"][0]) == {"text": "train review 400 of books", "label": "negative"}
     assert len({row["label"] for row in TASKS["domains"].read(tmp_path)}) == 16
+
+
+def test_the_study_of_methods_is_a_study():
+    from graftwork.studies import Study
+    from graftwork.studies.arms import settings_of
+    from graftwork.tasks import find_task
+
+    study = Study.from_yaml(Path("studies/which_method.yaml"))
+    assert sum(len(settings_of(name, own)) for name, own in study.methods.items()) == 19
+    assert len(study.tasks) == 13
+    for name, own in study.tasks.items():
+        find_task(name if own.task is None else own.task["base"])
