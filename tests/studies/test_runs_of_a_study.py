@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from comparing import compare
+from PIL import Image
 
 import graftwork as gw
 from graftwork.errors import InterruptedRunError
@@ -17,9 +18,9 @@ from graftwork.folders import OWNER, Owner
 from graftwork.kinds.scoring import compute
 from graftwork.studies import claims, running
 from graftwork.studies.claims import claimed
-from graftwork.studies.identity import hash_of
+from graftwork.studies.identity import fingerprint_of_data, hash_of
 from graftwork.studies.predictions import plain, score
-from graftwork.tasks import Task
+from graftwork.tasks import Task, load
 from graftwork.training import Recipe
 from graftwork.training.progress import Log
 
@@ -137,6 +138,23 @@ def test_what_determines_a_run_is_in_its_name(change):
 )
 def test_what_changes_nothing_is_not(change):
     assert named(**change) == named()
+
+
+def images(folder, *shades):
+    """The fingerprint of data that are images, one class after the other."""
+    for i, shade in enumerate(shades):
+        file = folder / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), shade).save(file)
+    kind = {"kind": "image-classification", "validation_fraction": 0.25, "test_fraction": 0.25}
+    return fingerprint_of_data(load(Task(name="x", data=str(folder), **kind)))
+
+
+def test_images_count_by_their_pixels_and_not_by_their_paths(tmp_path):
+    shades = list(range(0, 160, 10))
+    first = images(tmp_path / "first", *shades)
+    assert images(tmp_path / "second", *shades) == first
+    assert images(tmp_path / "first", 255, *shades[1:]) != first
 
 
 def test_the_library_is_part_of_it(monkeypatch):

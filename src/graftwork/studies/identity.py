@@ -3,9 +3,11 @@
 import json
 from collections.abc import Mapping
 from hashlib import blake2b, sha256
+from pathlib import Path
 from typing import Any
 
 import graftwork
+from graftwork.errors import DataError
 from graftwork.tasks import TaskData
 from graftwork.training.recipe import Recipe
 
@@ -19,10 +21,14 @@ DIGITS = 16
 
 
 def fingerprint_of_data(data: TaskData) -> str:
-    """A hash of the rows of all splits, as they are trained on and scored.
+    """A hash of the rows of all splits, as they are trained on and scored. Images count by the bytes of their files,
+    wherever these lie.
 
     Args:
         data: the task's data, as they were loaded.
+
+    Raises:
+        DataError: the file of an image cannot be read.
     """
     state = blake2b(digest_size=16)
     for split, rows in (("train", data.train), ("validation", data.validation), ("test", data.test)):
@@ -34,7 +40,7 @@ def fingerprint_of_data(data: TaskData) -> str:
         for name in sorted(table.column_names):
             state.update(f"\n{name}\n".encode())
             for value in table.column(name).to_pylist():
-                state.update(json.dumps(value, sort_keys=True, default=_bytes).encode() + b"\n")
+                state.update(json.dumps(_read(value), sort_keys=True, default=_bytes).encode() + b"\n")
     return state.hexdigest()
 
 
@@ -59,6 +65,22 @@ def hash_of(recipe: Recipe, *, data: str, backbone: str) -> str:
         "train": {key: value for key, value in values["train"].items() if key not in IDLE},
     }
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGITS]
+
+
+def _read(value: object) -> object:
+    """A value with the bytes of the files that it names instead of their paths, as `datasets` writes images."""
+    if isinstance(value, list):
+        return [_read(one) for one in value]
+    if not isinstance(value, dict) or value.keys() != {"bytes", "path"} or value["bytes"] is not None:
+        return value
+    if value["path"] is None:
+        return value
+    try:
+        return {"bytes": Path(value["path"]).read_bytes()}
+    except OSError as error:
+        raise DataError(
+            f"{value['path']}: {error.strerror or error}", expected="a file that can be read", change="the task's data"
+        ) from error
 
 
 def _bytes(value: object) -> str:
