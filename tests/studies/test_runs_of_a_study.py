@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -18,8 +19,10 @@ from graftwork.folders import OWNER, Owner
 from graftwork.kinds.scoring import compute
 from graftwork.studies import claims, running
 from graftwork.studies.claims import claimed
-from graftwork.studies.identity import fingerprint_of_data, hash_of
+from graftwork.studies.identity import fingerprint_of_backbone, fingerprint_of_data, hash_of
+from graftwork.studies.plan import Plan
 from graftwork.studies.predictions import plain, score
+from graftwork.studies.study import Study
 from graftwork.tasks import Task, load
 from graftwork.training import Recipe
 from graftwork.training.progress import Log
@@ -155,6 +158,34 @@ def test_images_count_by_their_pixels_and_not_by_their_paths(tmp_path):
     first = images(tmp_path / "first", *shades)
     assert images(tmp_path / "second", *shades) == first
     assert images(tmp_path / "first", 255, *shades[1:]) != first
+
+
+def swap_words(folder):
+    file = folder / "tokenizer.json"
+    written = json.loads(file.read_text())
+    words = written["model"]["vocab"]
+    words["good"], words["bad"] = words["bad"], words["good"]
+    file.write_text(json.dumps(written))
+
+
+def change_dropout(folder):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "hidden_dropout_prob": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("change", "same"), [(swap_words, False), (change_dropout, False), (lambda folder: None, True)]
+)
+def test_dropout_and_tokenizer_of_the_backbone_are_part_of_it(values, backbone_folder, tmp_path, change, same):
+    shutil.copytree(backbone_folder, tmp_path / "other")
+    change(tmp_path / "other")
+    study = {"tasks": {"words": values()["tasks"]["words"]}, "methods": {"full-fine-tuning": {}}, "search": None}
+    first = Plan(Study.parse(values(**study)), tmp_path).arms[0]
+    other = Plan(Study.parse(values(**study, backbone=str(tmp_path / "other"))), tmp_path).arms[0]
+    assert first.backbone.fingerprint == other.backbone.fingerprint
+    other.backbone.tokenizer(["good bad", "good"], padding=True, truncation=True, max_length=5)
+    assert (first.job({}, 0).hash == other.job({}, 0).hash) == same
+    assert fingerprint_of_backbone(other.backbone) == other.fingerprint
 
 
 def test_the_library_is_part_of_it(monkeypatch):
