@@ -11,7 +11,7 @@ from typing import Any, get_origin
 from graftwork.adapters.declared import counts, declare
 from graftwork.adapters.parts import with_parts_read
 from graftwork.backbones import Backbone
-from graftwork.errors import GraftworkError, RecipeError
+from graftwork.errors import DataError, GraftworkError, RecipeError
 from graftwork.kinds import KINDS
 from graftwork.methods import METHODS, as_method, find_method
 from graftwork.settings.problems import types_in
@@ -46,6 +46,19 @@ class LoadedTask:
     fingerprint: str
     seeds: tuple[int, ...]
     train: Mapping[str, Any]
+
+    def refuse_changed(self) -> None:
+        """Refuse what was made of images whose files have changed since: all else of the data is held in memory.
+
+        Raises:
+            DataError: they have.
+        """
+        if "image" in KINDS[self.task.kind].inputs and fingerprint_of_data(self.data) != self.fingerprint:
+            raise DataError(
+                f"the images of task {self.name!r} have changed while the study ran",
+                expected="the files as they were when the study was begun",
+                change="nothing: the same command run again begins runs with the files as they are now",
+            )
 
     @property
     def greater_is_better(self) -> bool:
