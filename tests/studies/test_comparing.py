@@ -13,8 +13,8 @@ from comparing import compare, tables_of
 from scipy import stats
 
 import graftwork as gw
-from graftwork.errors import DataError, FailedRunsError, GraftworkError, TuneManyError
-from graftwork.studies import compare_pair, mcnemar, read_results, running, together, working
+from graftwork.errors import DataError, FailedRunsError, GraftworkError, OutputError, TuneManyError
+from graftwork.studies import compare_pair, comparing, mcnemar, read_results, running, together, working
 from graftwork.studies.predictions import read_predictions, score
 from graftwork.studies.records import run_folders
 
@@ -137,6 +137,20 @@ def test_names_and_places_are_no_part_of_a_run(small, done, nothing_runs, tmp_pa
     assert [(own.task, own.method) for own in found.results[:1]] == [("other", "mine")]
     assert [own.test for own in found.results] == [own.test for own in done.results]
     compare(small(), output=done.folder)
+
+
+def test_a_folder_has_one_study(small, done, nothing_runs):
+    before = tables_of(done.folder)
+    with pytest.raises(OutputError, match=r"has study 'study', whose tables those of 'another' would replace"):
+        compare(small(name="another"), output=done.folder)
+    assert tables_of(done.folder) == before
+
+
+def test_a_study_whose_workers_leave_runs_undone_says_so(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "work", lambda plan, announce: None)
+    study = small(methods={"lora": {"rank": 1}}, search=None)
+    with pytest.raises(OutputError, match="2 runs of the study are still to be done, and its workers have ended"):
+        compare(study, output=tmp_path / "out")
 
 
 def test_other_data_and_settings_make_other_runs(small, done, tmp_path):
