@@ -238,6 +238,14 @@ BAD = {
     "an empty list of rates": ({"search": {"grid": {"learning_rate": []}}}, r"learning_rate is empty"),
     "an empty list of a setting": ({"methods": {"lora": {"rank": []}}}, r"rank is an empty list"),
     "a value twice": ({"methods": {"lora": {"rank": [2, 2]}}}, r"rank has a value twice"),
+    "one key twice": (
+        {"search": {"grid": {"learning_rate": [0.1], "train.learning_rate": [0.2]}}},
+        r"learning_rate and train.learning_rate are one setting",
+    ),
+    "ends that are not whole": (
+        {"search": {"optuna": {"max_steps": {"low": 1.5, "high": 4.5, "whole": True}}, "trials": 2}},
+        r"whole numbers between 1.5 and 4.5",
+    ),
     "no tasks": ({"tasks": {}}, r"tasks"),
     "no seeds": ({"seeds": 0}, r"at least one seed"),
     "a seed twice": ({"seeds": [1, 1]}, r"a seed is repeated"),
