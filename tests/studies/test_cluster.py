@@ -19,6 +19,9 @@ from comparing import compare, tables_of
 from graftwork.errors import OutputError, RecipeError
 from graftwork.studies import cluster
 from graftwork.studies.cluster import Share, share
+from graftwork.studies.study import Study
+
+STUDY = Study.parse({"tasks": ["cola"], "methods": ["lora"]})
 
 RAY = """
 import ray
@@ -122,7 +125,7 @@ def test_a_machine_must_read_and_write_the_folder(tmp_path):
         assert [*(tmp_path / "workers").iterdir()] == [place]
         assert cluster._answer(str(tmp_path), token, "one")[1] == ""
         assert (place / "one").read_text() == token
-        status, problem = cluster._work(str(tmp_path / "none"), 1, 1, token)
+        status, problem = cluster._work(str(tmp_path / "none"), 1, 1, token, "study.yaml")
         assert (status, problem) == (2, f"{tmp_path}/none/workers/.{token}.ray/token: No such file or directory")
         (place / "token").write_text("other")
         assert cluster._answer(str(tmp_path), token, "two")[1] == f"{place}/token: other contents"
@@ -173,7 +176,7 @@ def test_no_cluster_is_said_at_once(graftwork, study, tmp_path, monkeypatch, add
 @pytest.mark.parametrize("address", ["", "somewhere", "host:port", "ray://"])
 def test_what_is_no_address_is_refused(address, tmp_path):
     with pytest.raises(RecipeError, match="--ray is '"):
-        cluster.run_on_ray(address, tmp_path, 1, threads=1, look=lambda: None, say=lambda line: None)
+        cluster.run_on_ray(address, STUDY, tmp_path, 1, threads=1, look=lambda: None, say=lambda line: None)
 
 
 def test_a_cluster_that_does_not_answer_is_given_up(monkeypatch, tmp_path):
@@ -182,7 +185,7 @@ def test_a_cluster_that_does_not_answer_is_given_up(monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(RecipeError, match=f"'{address}': no answer within 0 seconds"):
-            cluster.run_on_ray(address, tmp_path, 1, threads=1, look=lambda: None, say=lambda line: None)
+            cluster.run_on_ray(address, STUDY, tmp_path, 1, threads=1, look=lambda: None, say=lambda line: None)
 
 
 def test_what_ray_says_of_a_cluster_is_said(monkeypatch, tmp_path):
@@ -190,7 +193,7 @@ def test_what_ray_says_of_a_cluster_is_said(monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"ray://127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(RecipeError, match=f"'{address}': another version of Ray"):
-            cluster.run_on_ray(address, tmp_path, 1, threads=1, look=lambda: None, say=lambda line: None)
+            cluster.run_on_ray(address, STUDY, tmp_path, 1, threads=1, look=lambda: None, say=lambda line: None)
 
 
 def test_a_process_that_is_connected_already_is_refused(monkeypatch):

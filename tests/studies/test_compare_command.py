@@ -6,14 +6,17 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from comparing import compare, tables_of
 
 from graftwork.errors import OutputError
+from graftwork.settings.yamlfile import dump_yaml
 from graftwork.studies import workers
 from graftwork.studies.records import run_folders
+from graftwork.studies.study import Study
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def started(monkeypatch, tmp_path):
     def started(program):
         begun = []
 
-        def start(folder, number, threads):
+        def start(study, folder, number, threads):
             begun.append(number)
             command = [sys.executable, "-c", program, str(len(begun))]
             return workers.subprocess.Popen(command, cwd=tmp_path)
@@ -107,20 +110,39 @@ def started(monkeypatch, tmp_path):
     return started
 
 
+STUDY = Study.parse({"tasks": ["cola"], "methods": ["lora"]})
 KILLED_ONCE = "import os, signal, sys; sys.argv[1] == '1' and os.kill(os.getpid(), signal.SIGKILL)"
 
 
 def test_a_worker_that_is_killed_is_started_again(started, tmp_path):
     begun, said = started(KILLED_ONCE), []
-    workers.run_workers(tmp_path, 2, look=lambda: None, say=said.append)
+    workers.run_workers(STUDY, tmp_path, 2, look=lambda: None, say=said.append)
     assert sorted(begun) == [1, 1, 2]
     assert said == ["worker 1 was killed (signal 9): it is started again"]
+
+
+def test_workers_do_the_study_of_their_command(monkeypatch, tmp_path):
+    from graftwork.studies import worker
+
+    commands, read = [], []
+    ended = SimpleNamespace(poll=lambda: 0)
+    monkeypatch.setattr(workers.subprocess, "Popen", lambda command, **options: commands.append(command) or ended)
+    monkeypatch.setattr(workers, "LOOK", 0.0)
+    studies = [STUDY.model_copy(update={"seeds": seeds}) for seeds in ((0,), (0, 1))]
+    for study in studies:
+        (tmp_path / "study.yaml").write_text(dump_yaml(study.as_values()))
+        workers.run_workers(study, tmp_path, 1, look=lambda: None, say=lambda line: None)
+    monkeypatch.setattr(worker, "Plan", lambda study, folder: read.append(study))
+    monkeypatch.setattr(worker, "work", lambda plan, announce: None)
+    monkeypatch.setattr(worker, "_end_with", lambda parent: None)
+    assert [worker.main(command[3:]) for command in commands] == [0, 0]
+    assert read == studies
 
 
 def test_workers_that_die_again_and_again_end_a_study(started, tmp_path):
     begun = started("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(OutputError, match=r"worker 1: status -9(.|\n)*1.log(.|\n)*fewer --workers"):
-        workers.run_workers(tmp_path, 1, look=lambda: None, say=lambda line: None)
+        workers.run_workers(STUDY, tmp_path, 1, look=lambda: None, say=lambda line: None)
     assert len(begun) == 1 + workers.RESTARTS
 
 
@@ -133,7 +155,7 @@ int(sys.argv[1]) < 7 and os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_worker_is_started_again_for_as_long_as_runs_end(started, tmp_path):
     begun = started(KILLED_WHILE_RUNS_END)
-    workers.run_workers(tmp_path, 1, look=lambda: None, say=lambda line: None)
+    workers.run_workers(STUDY, tmp_path, 1, look=lambda: None, say=lambda line: None)
     assert len(begun) == 7 > 1 + workers.RESTARTS
 
 
@@ -145,7 +167,7 @@ def test_an_interrupt_ends_the_workers(started, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        workers.run_workers(tmp_path, 1, look=look, say=lambda line: None)
+        workers.run_workers(STUDY, tmp_path, 1, look=look, say=lambda line: None)
     assert begun == [1]
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -13,8 +13,8 @@ from comparing import compare, tables_of
 from scipy import stats
 
 import graftwork as gw
-from graftwork.errors import DataError, FailedRunsError, GraftworkError, TuneManyError
-from graftwork.studies import compare_pair, mcnemar, read_results, running, together, working
+from graftwork.errors import DataError, FailedRunsError, GraftworkError, OutputError, TuneManyError
+from graftwork.studies import compare_pair, comparing, mcnemar, read_results, running, together, working
 from graftwork.studies.predictions import read_predictions, score
 from graftwork.studies.records import run_folders
 
@@ -139,6 +139,20 @@ def test_names_and_places_are_no_part_of_a_run(small, done, nothing_runs, tmp_pa
     compare(small(), output=done.folder)
 
 
+def test_a_folder_has_one_study(small, done, nothing_runs):
+    before = tables_of(done.folder)
+    with pytest.raises(OutputError, match=r"has study 'study', whose tables those of 'another' would replace"):
+        compare(small(name="another"), output=done.folder)
+    assert tables_of(done.folder) == before
+
+
+def test_a_study_whose_workers_leave_runs_undone_says_so(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "work", lambda plan, announce: None)
+    study = small(methods={"lora": {"rank": 1}}, search=None)
+    with pytest.raises(OutputError, match="2 runs of the study are still to be done, and its workers have ended"):
+        compare(study, output=tmp_path / "out")
+
+
 def test_other_data_and_settings_make_other_runs(small, done, tmp_path):
     words = small()["tasks"]["words"]["task"]
     moved = tmp_path / "words.csv"
@@ -224,6 +238,14 @@ BAD = {
     "an empty list of rates": ({"search": {"grid": {"learning_rate": []}}}, r"learning_rate is empty"),
     "an empty list of a setting": ({"methods": {"lora": {"rank": []}}}, r"rank is an empty list"),
     "a value twice": ({"methods": {"lora": {"rank": [2, 2]}}}, r"rank has a value twice"),
+    "one key twice": (
+        {"search": {"grid": {"learning_rate": [0.1], "train.learning_rate": [0.2]}}},
+        r"learning_rate and train.learning_rate are one setting",
+    ),
+    "ends that are not whole": (
+        {"search": {"optuna": {"max_steps": {"low": 1.5, "high": 4.5, "whole": True}}, "trials": 2}},
+        r"whole numbers between 1.5 and 4.5",
+    ),
     "no tasks": ({"tasks": {}}, r"tasks"),
     "no seeds": ({"seeds": 0}, r"at least one seed"),
     "a seed twice": ({"seeds": [1, 1]}, r"a seed is repeated"),

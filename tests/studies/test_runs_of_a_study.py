@@ -2,24 +2,32 @@
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from comparing import compare
+from PIL import Image
 
 import graftwork as gw
-from graftwork.errors import InterruptedRunError
+from graftwork.errors import DataError, InterruptedRunError
 from graftwork.folders import OWNER, Owner
 from graftwork.kinds.scoring import compute
 from graftwork.studies import claims, running
+from graftwork.studies.arms import LoadedTask
 from graftwork.studies.claims import claimed
-from graftwork.studies.identity import hash_of
+from graftwork.studies.identity import fingerprint_of_backbone, fingerprint_of_data, hash_of
+from graftwork.studies.plan import Plan
 from graftwork.studies.predictions import plain, score
-from graftwork.tasks import Task
+from graftwork.studies.records import RUNS
+from graftwork.studies.study import Study
+from graftwork.studies.working import work
+from graftwork.tasks import Task, load
 from graftwork.training import Recipe
 from graftwork.training.progress import Log
 
@@ -139,6 +147,51 @@ def test_what_changes_nothing_is_not(change):
     assert named(**change) == named()
 
 
+def images(folder, *shades):
+    """The fingerprint of data that are images, one class after the other."""
+    for i, shade in enumerate(shades):
+        file = folder / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), shade).save(file)
+    kind = {"kind": "image-classification", "validation_fraction": 0.25, "test_fraction": 0.25}
+    return fingerprint_of_data(load(Task(name="x", data=str(folder), **kind)))
+
+
+def test_images_count_by_their_pixels_and_not_by_their_paths(tmp_path):
+    shades = list(range(0, 160, 10))
+    first = images(tmp_path / "first", *shades)
+    assert images(tmp_path / "second", *shades) == first
+    assert images(tmp_path / "first", 255, *shades[1:]) != first
+
+
+def swap_words(folder):
+    file = folder / "tokenizer.json"
+    written = json.loads(file.read_text())
+    words = written["model"]["vocab"]
+    words["good"], words["bad"] = words["bad"], words["good"]
+    file.write_text(json.dumps(written))
+
+
+def change_dropout(folder):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "hidden_dropout_prob": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("change", "same"), [(swap_words, False), (change_dropout, False), (lambda folder: None, True)]
+)
+def test_dropout_and_tokenizer_of_the_backbone_are_part_of_it(values, backbone_folder, tmp_path, change, same):
+    shutil.copytree(backbone_folder, tmp_path / "other")
+    change(tmp_path / "other")
+    study = {"tasks": {"words": values()["tasks"]["words"]}, "methods": {"full-fine-tuning": {}}, "search": None}
+    first = Plan(Study.parse(values(**study)), tmp_path).arms[0]
+    other = Plan(Study.parse(values(**study, backbone=str(tmp_path / "other"))), tmp_path).arms[0]
+    assert first.backbone.fingerprint == other.backbone.fingerprint
+    other.backbone.tokenizer(["good bad", "good"], padding=True, truncation=True, max_length=5)
+    assert (first.job({}, 0).hash == other.job({}, 0).hash) == same
+    assert fingerprint_of_backbone(other.backbone) == other.fingerprint
+
+
 def test_the_library_is_part_of_it(monkeypatch):
     before = named()
     monkeypatch.setattr(gw, "__version__", "99.0")
@@ -176,6 +229,45 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(values, tmp_path, monkey
     assert one.seconds > before > 0
     for name in ("metrics.jsonl", "predictions.jsonl", "recipe.yaml", "adapter/adapter.safetensors"):
         assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("share_passes", [False, True])
+def test_a_run_is_trained_on_the_data_that_its_name_is_of(values, tmp_path, share_passes):
+    task = values()["tasks"]["words"]["task"]
+    file = tmp_path / "words.csv"
+    text = Path(task["data"]).read_text()
+    changes = {"methods": {"head-only": {}}, "search": None, "share_passes": share_passes}
+    study = Study.parse(values(tasks={"words": {"task": {**task, "data": str(file)}}}, **changes))
+    scores = []
+    for later in (text, text.replace("negative", "x").replace("positive", "negative").replace("x", "positive")):
+        file.write_text(text)
+        output = tmp_path / str(len(scores))
+        (output / RUNS).mkdir(parents=True)
+        plan = Plan(study, output)
+        file.write_text(later)
+        work(plan, lambda job, record: None)
+        scores.append({record.hash: record.scores for record in plan.records(plan.standings())})
+    assert len(scores[0]) == 2
+    assert scores[0] == scores[1]
+
+
+def test_a_run_whose_images_changed_meanwhile_has_failed(values, tmp_path, monkeypatch):
+    images(tmp_path / "images", *range(0, 160, 10))
+    kind = {"kind": "image-classification", "validation_fraction": 0.25, "test_fraction": 0.25}
+    data = load(Task(name="pictures", data=str(tmp_path / "images"), **kind))
+    pictures = LoadedTask("pictures", data.task, data, fingerprint_of_data(data), (0,), {})
+    pictures.refuse_changed()
+    Image.new("L", (4, 4), 255).save(tmp_path / "images" / "a" / "0.png")
+    with pytest.raises(DataError, match="images of task 'pictures' have changed"):
+        pictures.refuse_changed()
+    monkeypatch.setattr(LoadedTask, "refuse_changed", lambda own, plain=LoadedTask.refuse_changed: plain(pictures))
+    study = values(tasks={"words": values()["tasks"]["words"]}, methods={"head-only": {}}, search=None, seeds=1)
+    plan = Plan(Study.parse(study), tmp_path / "study")
+    (tmp_path / "study" / RUNS).mkdir(parents=True)
+    work(plan, lambda job, record: None)
+    [failed] = plan.failed(plan.standings())
+    assert failed.error["kind"] == "DataError"
+    assert not (plan.store.working(failed.hash) / running.WORK).exists()
 
 
 # What is kept of its predictions

@@ -184,14 +184,36 @@ def test_a_study_answers_by_what_it_compares(adapters, glue, backbone, monkeypat
     run = tmp_path / "run"
     run.mkdir()
     (folder / "cola").rename(run / "adapter")
-    monkeypatch.setattr(submitting, "read_results", lambda source: [Run(run)])
+    monkeypatch.setattr(submitting, "read_results", lambda source: [Run(run, "lora")])
     made = glue_submission(tmp_path / "study", data=glue, backbone=backbone)
     assert made.tables[0].adapter == run / "adapter"
 
 
+def test_methods_are_known_by_the_names_of_the_study(adapters, monkeypatch, tmp_path):
+    folder = adapters(cola=0.2, cola_=0.4)
+    runs = []
+    for name, setting, path in (("lora", "", "cola"), ("mine", "rank=2", "cola_")):
+        (tmp_path / name).mkdir()
+        (folder / path).rename(tmp_path / name / "adapter")
+        runs.append(Run(tmp_path / name, name, setting))
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "chosen.json").write_text("[]")
+    monkeypatch.setattr(submitting, "read_results", lambda source: runs)
+
+    def names(method):
+        return [own.folder.parent.name for own in submitting.candidates(tmp_path / "study", method=method)]
+
+    assert [names(method) for method in ("lora", "mine", "mine (rank=2)")] == [["lora"], ["mine"], ["mine"]]
+    runs[0].method = runs[0].label = "other"
+    assert names("lora") == ["lora", "mine"]  # no name of the study: that of the library
+    with pytest.raises(AdapterError, match="no adapter of method bitfit"):
+        names("bitfit")
+
+
 class Run:
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, method, setting=""):
+        self.folder, self.method = folder, method
+        self.label = f"{method} ({setting})" if setting else method
 
 
 def refused(adapters, glue, **options):

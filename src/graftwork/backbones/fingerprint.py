@@ -19,10 +19,13 @@ from transformers import PreTrainedModel
 SCHEME = 2
 """Part of the key under which fingerprints are remembered: a new number when what they cover changes."""
 
+DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout")
+"""Configuration keys that act in training alone, where the backbone's dropout is kept."""
+
 VOLATILE = {
     *("_name_or_path", "_attn_implementation", "architectures", "dtype", "torch_dtype", "transformers_version"),
     *("id2label", "label2id", "num_labels", "problem_type", "use_cache", "gradient_checkpointing"),
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout"),
+    *DROPOUT,
 }
 """Configuration keys that do not change what the frozen backbone computes."""
 

@@ -37,7 +37,7 @@ def glue_submission(
     output
         Folder for submission.zip and the tables that are in it. It must not exist.
     method
-        Consider adapters of this method only. Default: all.
+        Consider adapters of this method only: by its name in the study, or else in the library. Default: all.
     backbone
         Folder or hub id of the backbone of all adapters, if it has moved.
     dtype

@@ -11,11 +11,11 @@ from typing import Any, get_origin
 from graftwork.adapters.declared import counts, declare
 from graftwork.adapters.parts import with_parts_read
 from graftwork.backbones import Backbone
-from graftwork.errors import GraftworkError, RecipeError
+from graftwork.errors import DataError, GraftworkError, RecipeError
 from graftwork.kinds import KINDS
 from graftwork.methods import METHODS, as_method, find_method
 from graftwork.settings.problems import types_in
-from graftwork.studies.identity import fingerprint_of_data, hash_of
+from graftwork.studies.identity import fingerprint_of_backbone, fingerprint_of_data, hash_of
 from graftwork.studies.search import Search, Times, Tried
 from graftwork.studies.shown import readable
 from graftwork.studies.study import Study, StudyMethod, StudyTask
@@ -46,6 +46,19 @@ class LoadedTask:
     fingerprint: str
     seeds: tuple[int, ...]
     train: Mapping[str, Any]
+
+    def refuse_changed(self) -> None:
+        """Refuse what was made of images whose files have changed since: all else of the data is held in memory.
+
+        Raises:
+            DataError: they have.
+        """
+        if "image" in KINDS[self.task.kind].inputs and fingerprint_of_data(self.data) != self.fingerprint:
+            raise DataError(
+                f"the images of task {self.name!r} have changed while the study ran",
+                expected="the files as they were when the study was begun",
+                change="nothing: the same command run again begins runs with the files as they are now",
+            )
 
     @property
     def greater_is_better(self) -> bool:
@@ -89,6 +102,7 @@ class Arm:
         values: the values of a recipe, without a seed.
         search: what is searched; None: nothing.
         backbone: the backbone of all runs.
+        fingerprint: of the backbone, with all that training depends on.
         rounds: what Optuna asked for in each round, by what it was told before: it need not be asked twice.
     """
 
@@ -98,6 +112,7 @@ class Arm:
     values: Mapping[str, Any]
     search: Search | None
     backbone: Backbone
+    fingerprint: str
     rounds: dict[str, list[Tried]] = field(default_factory=dict, repr=False)
     _jobs: dict[str, Job] = field(default_factory=dict, repr=False)
 
@@ -115,7 +130,7 @@ class Arm:
         key = json.dumps([dict(tried), seed], sort_keys=True)
         if key not in self._jobs:
             recipe = self._recipe({**tried, "train.seed": seed})
-            found = hash_of(recipe, data=self.task.fingerprint, backbone=self.backbone.fingerprint)
+            found = hash_of(recipe, data=self.task.fingerprint, backbone=self.fingerprint)
             self._jobs[key] = Job(self, dict(tried), seed, recipe, found)
         return self._jobs[key]
 
@@ -164,7 +179,7 @@ def arms_of(study: Study, backbone: Backbone) -> list[Arm]:
         for name, own in study.methods.items()
         for setting, values in settings_of(name, own).items()
     ]
-    tasks = load_tasks(study)
+    tasks, fingerprint = load_tasks(study), fingerprint_of_backbone(backbone)
     arms = []
     for task in tasks:
         for name, setting, values, own in methods:
@@ -177,7 +192,7 @@ def arms_of(study: Study, backbone: Backbone) -> list[Arm]:
                 "pooling": study.pooling,
                 "train": train,
             }
-            arms.append(Arm(task, name, setting, given, own.search or study.search, backbone))
+            arms.append(Arm(task, name, setting, given, own.search or study.search, backbone, fingerprint))
     for arm in arms:
         _check(arm, study)
     _refuse_equal(arms)

@@ -21,7 +21,8 @@ from typing import Any
 import graftwork
 from graftwork.errors import OutputError, RecipeError, first_line
 from graftwork.studies.claims import claimed
-from graftwork.studies.workers import LOGS, Worker, attend, log_of, start
+from graftwork.studies.study import Study
+from graftwork.studies.workers import LOGS, Worker, attend, keep, log_of, start
 
 ADDRESSES = "auto, local, HOST:PORT or ray://HOST:PORT of a Ray cluster that runs"
 
@@ -79,6 +80,7 @@ def refuse_without_ray() -> None:
 
 def run_on_ray(
     address: str,
+    study: Study,
     folder: Path,
     workers: int | None,
     *,
@@ -92,7 +94,8 @@ def run_on_ray(
 
     Args:
         address: of the cluster, as `ray.init` takes it.
-        folder: the study's, with its file.
+        study: the study.
+        folder: its folder.
         workers: how many. None: one for each GPU, or as many as there are CPUs for.
         threads: of each worker, where nothing says how many there are.
         look, say: as `attend` takes them.
@@ -112,8 +115,10 @@ def run_on_ray(
         )
         task = ray.remote(num_cpus=own.threads, num_gpus=own.gpus, max_retries=0)(_work)
 
+        file = keep(study, folder)
+
         def begin(number: int) -> Worker:
-            return _RayWorker(ray, task.remote(str(folder), number, own.threads, token), folder, number)
+            return _RayWorker(ray, task.remote(str(folder), number, own.threads, token, file.name), folder, number)
 
         attend(begin, folder, own.workers, look=look, say=say)
 
@@ -150,7 +155,7 @@ def share(machines: Sequence[Mapping[str, float]], workers: int | None, threads:
 # -- on the machines of the cluster ----------------------------------------------------------------------------------
 
 
-def _work(folder: str, number: int, threads: int, token: str) -> tuple[int, str]:
+def _work(folder: str, number: int, threads: int, token: str, study: str) -> tuple[int, str]:
     """Start a worker, and wait until it has ended; gives its exit status and what is wrong with the folder.
 
     The worker is a process of its own: Ray's has threads and connections that training, which may fork, knows nothing
@@ -158,7 +163,7 @@ def _work(folder: str, number: int, threads: int, token: str) -> tuple[int, str]
     """
     if problem := _problem(folder, token, f"worker-{number}"):
         return 2, problem
-    process = start(Path(folder), number, threads)
+    process = start(Path(folder) / LOGS / study, Path(folder), number, threads)
     try:
         return process.wait(), ""
     finally:

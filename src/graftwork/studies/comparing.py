@@ -13,7 +13,7 @@ from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import FailedRunsError, InterruptedRunError, OutputError, RecipeError
 from graftwork.folders import make_folder, write_whole
 from graftwork.settings.checked import require_count
-from graftwork.settings.yamlfile import dump_yaml
+from graftwork.settings.yamlfile import dump_yaml, read_yaml
 from graftwork.studies.arms import Job
 from graftwork.studies.claims import in_turn
 from graftwork.studies.cluster import refuse_without_ray, run_on_ray
@@ -88,7 +88,8 @@ def compare(
     Raises:
         GraftworkError: a task, a method, a setting or the budget is wrong. Nothing was run.
         FailedRunsError: some of the runs failed. The others were done, and the tables are written.
-        OutputError: the folder cannot be written, or workers were killed again and again.
+        OutputError: the folder cannot be written, or has another study; workers were killed again and again, or ended
+            before the study had.
     """
     _refuse_torchrun()
     if workers is not None:
@@ -130,11 +131,13 @@ def _run(
 ) -> Plan:
     """Run what can be run of a study."""
     _refuse_other_contents(folder)
+    _refuse_other_study(study, folder)
     say(f"reading the data of {_count(len(study.tasks), 'task')}, and backbone {study.backbone}")
     with quiet_transformers():
         plan = Plan(study, folder)
     make_folder(folder / RUNS)
     with in_turn(folder / TURN, f"writing of {folder}"):
+        _refuse_other_study(study, folder)
         write_whole(folder / FILE, dump_yaml(study.as_values()))
     say(*_described(plan))
     told = _Progress(plan, say)
@@ -146,12 +149,12 @@ def _run(
     try:
         if ray is not None:
             if plan.open_jobs(plan.standings()):
-                run_on_ray(ray, folder, workers, threads=torch.get_num_threads(), look=told.look, say=say)
+                run_on_ray(ray, study, folder, workers, threads=torch.get_num_threads(), look=told.look, say=say)
         elif workers in (None, 1):
             with quiet_transformers():
                 work(plan, told.announce)
         elif plan.open_jobs(plan.standings()):
-            run_workers(folder, workers, look=told.look, say=say)
+            run_workers(study, folder, workers, look=told.look, say=say)
     except KeyboardInterrupt as stop:
         done = sum(record.state == DONE for record in plan.records(plan.standings()))
         raise InterruptedRunError(
@@ -178,6 +181,21 @@ def _refuse_other_contents(folder: Path) -> None:
         raise OutputError(f"{str(folder)!r} is a file", expected="a folder", change="--output")
 
 
+def _refuse_other_study(study: Study, folder: Path) -> None:
+    """Refuse a folder with the tables of another study, which would be overwritten.
+
+    Raises:
+        OutputError: there is a study of another name.
+    """
+    file = folder / FILE
+    if file.is_file() and (name := str(read_yaml(file).get("name", file.stem))) != study.name:
+        raise OutputError(
+            f"folder {str(folder)!r} has study {name!r}, whose tables those of {study.name!r} would replace",
+            expected="a folder for each study",
+            change="--output, or the study's name",
+        )
+
+
 def _ended(plan: Plan, say: Callable[..., None], *, report: bool) -> Comparison:
     """The tables, and what came of it all."""
     standings = plan.standings()
@@ -198,6 +216,13 @@ def _ended(plan: Plan, say: Callable[..., None], *, report: bool) -> Comparison:
             + "\n  ".join(f"{plan.store.place(record.hash)}: {_first(record)}" for record in failed),
             change="what each error names; --retry-failed runs them again",
             finished=found,
+        )
+    if left and not plan.spent(standings):
+        raise OutputError(
+            f"{_count(left, 'run')} of the study {'is' if left == 1 else 'are'} still to be done, and its workers have "
+            "ended; the tables are of the others",
+            expected="data, backbone and study that stay as they are while it runs",
+            change="nothing: the same command goes on with it",
         )
     return found
 
@@ -232,7 +257,8 @@ def _spent(plan: Plan, found: Comparison) -> str:
     budget, ended = plan.study.budget, len(plan.records(plan.standings()))
     runs = _count(ended, "run") + (f" of {budget.runs}" if budget.runs else "")
     hours = f"{found.hours:.2f} hours" + (f" of {budget.hours:g}" if budget.hours else "")
-    rest = f"; {_count(found.open, 'run')} not begun, as the budget is spent" if found.open else ""
+    why = ", as the budget is spent" if plan.spent(plan.standings()) else ""
+    rest = f"; {_count(found.open, 'run')} not begun{why}" if found.open else ""
     return f"spent: {runs}, {hours}{rest}"
 
 

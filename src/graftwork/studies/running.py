@@ -15,7 +15,7 @@ from typing import Any
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.folder import CONFIG, RECIPE
-from graftwork.errors import GraftworkError
+from graftwork.errors import DataError, GraftworkError
 from graftwork.folders import write_whole
 from graftwork.settings.yamlfile import read_yaml
 from graftwork.studies.arms import Job, trained_by
@@ -114,6 +114,11 @@ def run(job: Job, store: Store, claim: Claim) -> Record:
                 batch_size=job.recipe.train.per_device_eval_batch_size,
                 examples=job.recipe.train.generation_examples,
             )
+            try:
+                job.arm.task.refuse_changed()
+            except DataError:
+                shutil.rmtree(claim.folder / WORK)  # whoever tries again must not find it
+                raise
         except Exception as problem:
             logger.debug("a run failed", exc_info=problem)
             error = problem
@@ -222,7 +227,14 @@ def _tuned(job: Job, output: Path) -> Adapter:
     if begun.is_file():
         # The same run by other paths, after folders were moved, cannot be gone on with.
         resume = not differences(read_yaml(begun), job.recipe.model_dump(mode="json"))
-    return tune_recipe(job.recipe, output=output, backbone=job.arm.backbone, resume=resume, overwrite=not resume)
+    return tune_recipe(
+        job.recipe,
+        output=output,
+        backbone=job.arm.backbone,
+        data=job.arm.task.data,  # those that the run's name is of: the file may be another by now
+        resume=resume,
+        overwrite=not resume,
+    )
 
 
 def _described(error: Exception) -> dict[str, str]:

@@ -35,6 +35,8 @@ class Between(BaseModel):
     def _in_order(self) -> Self:
         if not self.low < self.high or (self.log and self.low <= 0):
             raise ValueError("expected low < high" + (", and low above 0 with log" if self.log else ""))
+        if self.whole and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"whole numbers between {self.low:g} and {self.high:g}: expected low and high to be whole")
         return self
 
 
@@ -100,6 +102,8 @@ class Search(BaseModel):
             raise ValueError("it is empty: there is nothing to try")
         for key, values in space.items():
             name = str(key)
+            if "." not in name and _dotted(name) in space:
+                raise ValueError(f"{name} and {_dotted(name)} are one setting: expected one of the two")
             if not name.startswith("method.") and name.removeprefix("train.") not in TrainingSettings.model_fields:
                 raise ValueError(f"{key!r} is no training setting; a setting of the method is written method.KEY")
             if name.removeprefix("train.") == "seed":

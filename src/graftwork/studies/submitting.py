@@ -55,7 +55,7 @@ def glue_submission(
     Args:
         source: the folder of a study that `compare` has written, or one with adapters' folders in it.
         data: the folder that holds GLUE's folders, with the test set of each task that has an adapter.
-        method: consider adapters of this method only. None: all.
+        method: consider adapters of this method only: by its name in the study, or else in the library. None: all.
         backbone: the backbone of all of them. None: each is loaded by the name stored in its adapters.
         dtype: precision of those that are loaded.
         batch_size: number of rows in a forward pass.
@@ -89,16 +89,19 @@ def candidates(source: Path, *, method: str | None = None) -> list[Candidate]:
 
     Args:
         source: of a study, or with adapters' folders in it.
-        method: of this method only.
+        method: of this method only, by its name in the study; where it has none of that name, in the library.
 
     Raises:
         AdapterError: there are none, or one has other labels than its task.
     """
     found, others = [], 0
-    for folder in _folders(source):
+    folders = _folders(source)
+    in_study = any(method in names for names in folders.values())
+    for folder, names in folders.items():
         adapter = Adapter.load(folder)
         task = glue_task(adapter)
-        if task is None or method not in (None, adapter.method.name):
+        own = names if in_study else (adapter.method.name,)
+        if task is None or method not in (None, *own):
             others += 1
             continue
         _refuse_other_labels(adapter, task, folder)
@@ -145,15 +148,16 @@ def glue_task(adapter: Adapter) -> str | None:
     return name if name in GLUE_FOLDERS else None
 
 
-def _folders(source: Path) -> list[Path]:
-    """The folders of a study's adapters, or of those in a folder."""
+def _folders(source: Path) -> dict[Path, tuple[str, ...]]:
+    """The folders of a study's adapters, with what the study calls their methods; or of those in a folder."""
     if (source / CHOSEN).is_file():
-        return [own.folder / ADAPTER for own in read_results(source)]
+        return {own.folder / ADAPTER: (own.method, own.label) for own in read_results(source)}
     if not source.is_dir():
         raise AdapterError(f"there is no folder {str(source)!r}", expected="a study, or a folder of adapters")
     if (source / "adapter.json").is_file():
-        return [source]
-    return sorted(path.parent for path in source.glob("*/adapter.json") if not path.parent.name.startswith("."))
+        return {source: ()}
+    found = sorted(path.parent for path in source.glob("*/adapter.json") if not path.parent.name.startswith("."))
+    return dict.fromkeys(found, ())
 
 
 def _refuse_other_labels(adapter: Adapter, task: str, folder: Path) -> None:

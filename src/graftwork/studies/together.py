@@ -67,6 +67,7 @@ def tune_together(jobs: Sequence[Job], store: Store) -> None:
                     JointRecipe(first.backbone, first.dtype, recipes),
                     output=place,
                     backbone=fresh[0][0].arm.backbone,
+                    data=dict.fromkeys(recipes, fresh[0][0].arm.task.data),
                     resume=begun,
                     overwrite=not begun,
                 )

@@ -1,6 +1,6 @@
-"""One of several processes that work on a study: `python -m graftwork.studies.worker FOLDER --parent PID`.
+"""One of several processes that work on a study: `python -m graftwork.studies.worker FOLDER --study FILE --parent PID`.
 
-It reads the study from its folder, runs what nobody else runs, and ends when nothing is left, or when the process that
+It reads the study from a file, runs what nobody else runs, and ends when nothing is left, or when the process that
 started it has gone.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from graftwork.errors import GraftworkError
 from graftwork.studies.plan import Plan
-from graftwork.studies.study import FILE, Study
+from graftwork.studies.study import Study
 from graftwork.studies.working import work
 
 LOOK = 1.0
@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Work on a study; gives the exit status."""
     parser = argparse.ArgumentParser(prog="graftwork.studies.worker")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--study", type=Path, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     torch.set_num_threads(given.threads)
     try:
-        plan = Plan(Study.from_yaml(given.folder / FILE), given.folder)
+        plan = Plan(Study.from_yaml(given.study), given.folder)
         work(plan, lambda job, record: print(f"{record.state}: {job.label}", flush=True))
     except GraftworkError as error:
         print(f"error: {error}", file=sys.stderr)

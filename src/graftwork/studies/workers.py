@@ -5,14 +5,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
 from graftwork.errors import OutputError
+from graftwork.folders import write_whole
+from graftwork.settings.yamlfile import dump_yaml
 from graftwork.studies.records import run_folders
+from graftwork.studies.study import Study
 
 LOGS = "workers"
-"""In a study's folder: what its processes say, a file each."""
+"""In a study's folder: what its processes say, a file each, and the studies that they were started for."""
 
 LOOK = 0.5
 """Seconds between two looks at the processes."""
@@ -34,11 +38,14 @@ class Worker(Protocol):
         """Wait until it has ended."""
 
 
-def run_workers(folder: Path, count: int, *, look: Callable[[], None], say: Callable[[str], None]) -> None:
-    """Have so many processes of this machine work on a study; see `attend`. Each computes with an equal share of the
-    cores."""
+def run_workers(
+    study: Study, folder: Path, count: int, *, look: Callable[[], None], say: Callable[[str], None]
+) -> None:
+    """Have so many processes of this machine work on a study in its folder; see `attend`. Each computes with an equal
+    share of the cores."""
     threads = max(1, (os.cpu_count() or 1) // count)
-    attend(lambda number: start(folder, number, threads), folder, count, look=look, say=say)
+    file = keep(study, folder)
+    attend(lambda number: start(file, folder, number, threads), folder, count, look=look, say=say)
 
 
 def attend(
@@ -103,14 +110,24 @@ def attend(
         )
 
 
+def keep(study: Study, folder: Path) -> Path:
+    """The file that workers read a study from: one of its own for each study, as another command may write that of the
+    folder anew while they are started."""
+    text = dump_yaml({**study.as_values(), "name": study.name})
+    file = folder / LOGS / f"study.{sha256(text.encode()).hexdigest()[:16]}.yaml"
+    file.parent.mkdir(exist_ok=True)
+    write_whole(file, text)
+    return file
+
+
 def log_of(folder: Path, number: int) -> Path:
     """What a worker has said."""
     return folder / LOGS / f"{number}.log"
 
 
-def start(folder: Path, number: int, threads: int) -> subprocess.Popen[bytes]:
-    """Start a worker on this machine, as a child of this process."""
-    command = [sys.executable, "-m", "graftwork.studies.worker", str(folder)]
+def start(study: Path, folder: Path, number: int, threads: int) -> subprocess.Popen[bytes]:
+    """Start a worker on this machine, as a child of this process, for the study in a file."""
+    command = [sys.executable, "-m", "graftwork.studies.worker", str(folder), "--study", str(study)]
     command += ["--parent", str(os.getpid()), "--threads", str(threads)]
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}

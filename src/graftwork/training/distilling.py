@@ -66,7 +66,9 @@ class NumberedRows(Dataset[Row]):
         return {**self.rows[place], NUMBER: place}
 
 
-def load_lesson(recipe: Recipe, backbone: Backbone, folder: Path, display: Display) -> tuple[TaskData, Lesson | None]:
+def load_lesson(
+    recipe: Recipe, backbone: Backbone, folder: Path, display: Display, given: TaskData | None = None
+) -> tuple[TaskData, Lesson | None]:
     """The data of a run, and what it learns from besides; None: its recipe has no teachers.
 
     Args:
@@ -74,13 +76,14 @@ def load_lesson(recipe: Recipe, backbone: Backbone, folder: Path, display: Displ
         backbone: the student's, held by no model.
         folder: the run's, where a run before may have kept what the teachers say.
         display: where bars show how far the teachers are.
+        given: the data, if they are loaded already; with teachers they are read nevertheless.
 
     Raises:
         GraftworkError: the data, or the teachers, are not what they should be.
     """
     task, method, settings = recipe.find_task(), recipe.find_method(), recipe.distill
     if settings is None:
-        return load(task), None
+        return given or load(task), None
     assert recipe.train.max_length is not None  # of a resolved recipe
     teaching = Teaching(
         settings,

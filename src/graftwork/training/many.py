@@ -110,6 +110,7 @@ def tune_joint_recipe(
     *,
     output: str | Path | None = None,
     backbone: Backbone | None = None,
+    data: Mapping[str, TaskData] = MappingProxyType({}),
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
@@ -121,6 +122,7 @@ def tune_joint_recipe(
         joint: the joint recipe.
         output, resume, overwrite, progress, callbacks: as for `tune_many`.
         backbone: the backbone, if it is loaded already. None: the one that the joint recipe names is loaded.
+        data: by adapter, its task's data, where they are loaded already. Others are read.
     """
     told = callbacks_by_name(callbacks, list(joint.recipes))
     if output is None:
@@ -129,13 +131,13 @@ def tune_joint_recipe(
         with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
             outputs = {name: Output(Path(folder) / name) for name in joint.recipes}
             with _held(outputs, Path(folder), resume=False, overwrite=False):
-                return _tune(joint, outputs, backbone, told, resume=False, progress=progress, saved=False)
+                return _tune(joint, outputs, backbone, data, told, resume=False, progress=progress, saved=False)
     if resume and overwrite:
         raise OutputError("--resume keeps what is there, and --overwrite does not", expected="one of the two")
     outputs = {name: Output(Path(output) / name) for name in joint.recipes}
     try:
         with _held(outputs, Path(output).resolve(), resume=resume, overwrite=overwrite):
-            return _tune(joint, outputs, backbone, told, resume=resume, progress=progress)
+            return _tune(joint, outputs, backbone, data, told, resume=resume, progress=progress)
     except KeyboardInterrupt as stop:
         raise _interruption(outputs) from stop
 
@@ -144,6 +146,7 @@ def _tune(
     joint: JointRecipe,
     outputs: Mapping[str, Output],
     backbone: Backbone | None,
+    given: Mapping[str, TaskData],
     callbacks: Mapping[str, Sequence[TrainerCallback]],
     *,
     resume: bool,
@@ -159,13 +162,14 @@ def _tune(
         if backbone is None:
             display.say(of_loading(joint.backbone))
             backbone = Backbone.load(joint.backbone, dtype=joint.dtype)
-        return _tune_on(backbone, joint, outputs, callbacks, display, resume=resume, saved=saved)
+        return _tune_on(backbone, joint, outputs, given, callbacks, display, resume=resume, saved=saved)
 
 
 def _tune_on(
     backbone: Backbone,
     joint: JointRecipe,
     outputs: Mapping[str, Output],
+    given: Mapping[str, TaskData],
     callbacks: Mapping[str, Sequence[TrainerCallback]],
     display: Display,
     *,
@@ -196,7 +200,7 @@ def _tune_on(
                 with _named(name):
                     task = recipe.find_task()
                     key = task.model_dump_json()
-                    data = loaded[key] = loaded.get(key) or load(task)
+                    data = loaded[key] = given.get(name) or loaded.get(key) or load(task)
                     own = (outputs[name], callbacks[name])
                     members.append(_Member(model, name, recipe, data, *own, resume=resume, display=display))
             if members:

@@ -108,6 +108,7 @@ def tune_recipe(
     *,
     output: str | Path | None = None,
     backbone: Backbone | None = None,
+    data: TaskData | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
@@ -119,6 +120,7 @@ def tune_recipe(
         recipe: the backbone, task, method and training settings.
         output, resume, overwrite, progress, callbacks: as for `tune`.
         backbone: the backbone, if it is loaded already. None: the one that the recipe names is loaded.
+        data: the task's data, if they are loaded already. None: they are read. Teachers, who may label rows, read them.
 
     Returns:
         The adapter, as `tune` returns it.
@@ -132,7 +134,7 @@ def tune_recipe(
         output, resume, overwrite, progress = None, False, False, False
     with held_output(output, resume=resume, overwrite=overwrite) as place:
         adapter, log = _run(
-            recipe, backbone, place, resume=resume, progress=progress, callbacks=told, processes=processes
+            recipe, backbone, place, data, resume=resume, progress=progress, callbacks=told, processes=processes
         )
         if output is not None and not place.finished:
             place.write(adapter, log, overwrite=overwrite)
@@ -143,6 +145,7 @@ def _run(
     recipe: Recipe,
     backbone: Backbone | None,
     place: Output,
+    given: TaskData | None,
     *,
     resume: bool,
     progress: bool,
@@ -163,7 +166,7 @@ def _run(
         resolved = recipe.resolved(backbone, task, method)
         if resolved.distill is not None:  # teachers may be asked for hours, and what they say is kept
             place.begin(resolved, resume=resume)
-        data, lesson = load_lesson(resolved, backbone, place.working, display)
+        data, lesson = load_lesson(resolved, backbone, place.working, display, given)
         model = adapted_for(backbone, resolved.train)
         try:
             run = Run(
