@@ -219,6 +219,32 @@ def test_the_tables_of_scores(results):
     assert glue_scores([one for one in results if one.task == "films"]) is None
 
 
+def test_scores_are_shown_on_the_scale_of_their_metric(results):
+    shown = {
+        "bleu": ({"lora": (60.0, 62.0), "bitfit": (40.0,)}, {"lora": "61.0 ± 1.0*", "bitfit": "40.0"}),
+        "loss": ({"lora": (2.0,), "bitfit": (1.0, 1.5)}, {"lora": "2.000", "bitfit": "1.250 ± 0.250*"}),
+        "accuracy": ({"lora": (0.5,), "bitfit": (0.25,)}, {"lora": "50.0*", "bitfit": "25.0"}),
+    }
+    runs = [
+        replace(
+            results[0],
+            **{"task": f"by {metric}", "method": method, "setting": "", "main_metric": metric, "seed": seed},
+            **{"validation": {metric: value}, "test": {metric: value}},
+        )
+        for metric, (values, _) in shown.items()
+        for method, own in values.items()
+        for seed, value in enumerate(own)
+    ]
+    table = other_scores(runs)
+    for metric, (_, expected) in shown.items():
+        assert {line["method"]: line[f"by {metric}"] for line in table.shown} == expected
+    assert [line["mean"] for line in table.shown] == [
+        f"{(61 + 100 / 3 + 50) / 3:.1f}",
+        f"{(40 + 100 / 2.25 + 25) / 3:.1f}",
+    ]
+    assert "Of loss, the value itself is shown, and lower is better" in table.note
+
+
 # The report
 
 
