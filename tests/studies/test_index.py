@@ -212,3 +212,12 @@ def test_a_record_is_read_as_it_was_written(study):
     assert Store(study).find("dd01") == own
     assert Store(study).find("nothing") is None
     assert replace(own, task="other") == own.named("other", own.method, own.setting)
+
+
+def test_of_two_processes_that_end_one_run_the_first_is_kept(study):
+    slow = Store(study)
+    assert slow.find("dd01") is None
+    first = record("dd01", seconds=1.0)
+    put(study, first)
+    assert slow.put(replace(first, seconds=9.0), {}, {}, None).seconds == 1.0
+    assert slow.find("dd01").seconds == 1.0

@@ -63,6 +63,32 @@ def test_a_process_elsewhere_is_dead_when_it_was_silent_for_long(tmp_path, silen
     assert (inner / OWNER).exists() == (silent == 0.0)
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_who_takes_over_from_a_dead_process_keeps_the_folder(tmp_path, monkeypatch, later):
+    place = tmp_path / ".a.running"
+    place.mkdir()
+    dead, quick, third = (
+        replace(Owner.this_process(), host=f"{socket.gethostname()}-{name}") for name in ("dead", "quick", "third")
+    )
+    (place / OWNER).write_text(json.dumps(asdict(dead)))
+    plain, asked = Owner.of, []
+
+    def read(folder):
+        found = plain(folder)
+        asked.append(folder)
+        if len(asked) == 1:  # another process takes over between the look and the removal
+            (place / OWNER).write_text(json.dumps(asdict(quick)))
+        if later and folder != place:  # and one more after that
+            (place / OWNER).write_text(json.dumps(asdict(third)))
+        return found
+
+    monkeypatch.setattr(claims.Owner, "of", read)
+    with claimed(place, "run a") as taken:
+        assert taken is None
+    assert plain(place) == (third if later else quick)
+    assert not list(place.glob("dead.*"))
+
+
 def test_processes_write_in_turn(tmp_path):
     inside, most = [], []
 

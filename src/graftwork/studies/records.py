@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from graftwork.errors import DataError
+from graftwork.errors import DataError, OutputError
 from graftwork.folders import replacing_folder
 from graftwork.settings.yamlfile import dump_yaml
 from graftwork.studies.results import ADAPTER, Result
@@ -160,25 +160,36 @@ class Store:
             self._known[name] = read_record(self.place(name))
         return self._known.get(name)
 
-    def put(self, record: Record, files: Mapping[str, str], recipe: Mapping[str, Any], adapter: Path | None) -> None:
-        """Write a run that has ended, all of it or nothing.
+    def put(self, record: Record, files: Mapping[str, str], recipe: Mapping[str, Any], adapter: Path | None) -> Record:
+        """Write a run that has ended, all of it or nothing; where another process has written it by now, its own stays.
 
         Args:
             files: its text files by name.
             recipe: resolved.
             adapter: the folder of its adapter, which is copied; None for one that failed.
 
+        Returns:
+            What is there now.
+
         Raises:
             OutputError: it cannot be written.
         """
-        with replacing_folder(self.place(record.hash)) as new:
-            (new / RECIPE).write_text(dump_yaml(recipe), encoding="utf-8")
-            for name, text in files.items():
-                (new / name).write_text(text, encoding="utf-8")
-            if adapter is not None:
-                _link(adapter, new / ADAPTER)
-            (new / RESULT).write_text(record.as_json(), encoding="utf-8")
+        place = self.place(record.hash)
+        try:
+            with replacing_folder(place) as new:
+                (new / RECIPE).write_text(dump_yaml(recipe), encoding="utf-8")
+                for name, text in files.items():
+                    (new / name).write_text(text, encoding="utf-8")
+                if adapter is not None:
+                    _link(adapter, new / ADAPTER)
+                (new / RESULT).write_text(record.as_json(), encoding="utf-8")
+        except OutputError:
+            # A process that was silent for so long that it was taken for dead may end the run after all.
+            if not (place / RESULT).is_file():
+                raise
+            record = read_record(place)
         self._known[record.hash] = record
+        return record
 
     def forget(self, name: str) -> None:
         """Read a run anew when it is asked for again."""

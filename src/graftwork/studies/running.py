@@ -139,8 +139,8 @@ def run(job: Job, store: Store, claim: Claim) -> Record:
     if adapter is None or error is not None:
         assert error is not None
         record = Record(state=FAILED, error=_described(error), **facts)
-        store.put(record, files, recipe, None)
-        return record  # what was trained stays until it is tried again
+        # What was trained stays until it is tried again.
+        return store.put(record, files, recipe, None)
     trained = trained_by(job.recipe, job.arm.task.task, backbone)
     record = Record(
         state=DONE,
@@ -153,8 +153,8 @@ def run(job: Job, store: Store, claim: Claim) -> Record:
         **facts,
     )
     files |= {METRICS: metrics_of(adapter, claim.folder / WORK / LOG), PREDICTIONS: predictions}
-    store.put(record, files, recipe, claim.folder / WORK)
-    claim.ended = True
+    record = store.put(record, files, recipe, claim.folder / WORK)
+    claim.ended = record.state == DONE
     return record
 
 
