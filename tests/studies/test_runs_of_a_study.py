@@ -15,6 +15,7 @@ import graftwork as gw
 from graftwork.errors import InterruptedRunError
 from graftwork.folders import OWNER, Owner
 from graftwork.kinds.scoring import compute
+from graftwork.settings.yamlfile import read_yaml
 from graftwork.studies import claims, running
 from graftwork.studies.claims import claimed
 from graftwork.studies.identity import hash_of
@@ -202,6 +203,38 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(values, tmp_path, monkey
     assert one.seconds > before > 0
     for name in ("metrics.jsonl", "predictions.jsonl", "recipe.yaml", "adapter/adapter.safetensors"):
         assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_run_goes_on_unless_what_determines_it_has_changed(values, tmp_path, monkeypatch, same):
+    steps = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1}
+    study = values(tasks={"words": values()["tasks"]["words"]}, methods={"lora": {"rank": 1}}, search=None, seeds=1)
+    study["train"] = {**study["train"], **steps}
+    seen, plain = [], Log.on_step_end
+
+    def on_step_end(self, args, state, control, **options):
+        seen.append(state.global_step)
+        if seen == [1, 2]:
+            raise KeyboardInterrupt
+        return plain(self, args, state, control, **options)
+
+    monkeypatch.setattr(Log, "on_step_end", on_step_end)
+    with pytest.raises(InterruptedRunError):
+        compare(study, output=tmp_path / "out")
+    [working] = (tmp_path / "out" / "runs").iterdir()
+    (working / running.SPENT).write_text("1000")
+    begun = working / f".{running.WORK}.tuning" / "recipe.yaml"
+    if same:
+        study["train"]["logging_steps"] = 1
+        study["tasks"] = {"other": study["tasks"]["words"]}
+    else:
+        begun.write_text(begun.read_text().replace("rank: 1\n", "rank: 2\n"))
+    [one] = compare(study, output=tmp_path / "out").results
+    assert seen == ([1, 2, 2, 3] if same else [1, 2, 1, 2, 3])
+    assert (one.seconds > 1000) == same
+    recipe = read_yaml(one.folder / "adapter" / "recipe.yaml")
+    assert recipe["method"]["rank"] == 1
+    assert (recipe["train"]["logging_steps"] == 1) == same
 
 
 # What is kept of its predictions
