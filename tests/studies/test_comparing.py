@@ -13,10 +13,11 @@ from comparing import compare, tables_of
 from scipy import stats
 
 import graftwork as gw
-from graftwork.errors import DataError, FailedRunsError, GraftworkError, TuneManyError
+from graftwork.errors import DataError, FailedRunsError, GraftworkError, InterruptedRunError, TuneManyError
 from graftwork.studies import compare_pair, mcnemar, read_results, running, together, working
 from graftwork.studies.predictions import read_predictions, score
 from graftwork.studies.records import run_folders
+from graftwork.training.progress import Log
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +212,30 @@ def test_seeds_share_passes_where_the_study_says_so(small, tmp_path, monkeypatch
     monkeypatch.setattr(together, "tune_joint_recipe", fail)
     again = compare({**study, "share_passes": True, "seeds": 2}, output=tmp_path / "again")
     assert [own.test for own in again.results] == [own.test for own in alone.results[:2]]
+
+
+def test_time_is_kept_when_runs_that_share_passes_are_cut(small, tmp_path, monkeypatch):
+    study = small(methods={"lora": {"rank": 1}}, search=None, seeds=3, share_passes=True)
+    study["train"] = {**study["train"], "max_steps": 3, "eval_strategy": "steps", "eval_steps": 1}
+    seen, plain = [], Log.on_step_end
+
+    def on_step_end(self, args, state, control, **options):
+        seen.append(state.global_step)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return plain(self, args, state, control, **options)
+
+    monkeypatch.setattr(Log, "on_step_end", on_step_end)
+    with pytest.raises(InterruptedRunError):
+        compare(study, output=tmp_path / "out")
+    [place] = (tmp_path / "out" / "runs").glob(".*.shared")
+    assert 0 < float((place / running.SPENT).read_text()) < 1000
+    (place / running.SPENT).write_text("3000")
+    found = compare(study, output=tmp_path / "out")
+    assert all(1000 < own.seconds < 2000 for own in found.results)
+    assert len(found.results) == 3
+    assert {json.loads((own.folder / "result.json").read_text())["shared"] for own in found.results} == {3}
+    assert not list((tmp_path / "out" / "runs").glob(".*"))
 
 
 BAD = {
