@@ -13,6 +13,7 @@ from graftwork.errors import DataError, RecipeError
 from graftwork.studies import index as module
 from graftwork.studies.index import Index
 from graftwork.studies.records import DONE, FAILED, Record, Store
+from graftwork.studies.writing import comparisons
 
 
 def record(name, method="lora", *, seed=0, test=0.5, **changes):
@@ -192,6 +193,31 @@ def test_two_runs_are_compared(graftwork, study):
     assert found["statistics"]["by_rows"]["mean"] == 0.25
     failed = graftwork("runs", study, "--compare", "bb01", "bb02")
     assert (failed.status, "no comparison by rows" in failed.out) == (0, True)
+
+
+def test_runs_on_different_rows_are_shown_beside_each_other(graftwork, study):
+    file = study / "runs" / "aa02" / "predictions.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+    ran = graftwork("runs", study, "--compare", "aa01", "aa02")
+    assert ran.status == 0
+    assert re.search(r"method.rank +2 +8", ran.out)
+    assert re.search(r"test accuracy +0.7500 +0.2500", ran.out)
+    assert "no comparison by rows: the runs were scored on different rows" in ran.out
+    assert json.loads(graftwork("runs", study, "--compare", "aa01", "aa02", "--json").out)["statistics"] is None
+
+
+def test_a_pair_on_different_rows_leaves_the_others_as_they_are(study, caplog):
+    put(study, record("cc01", "ia3", test=0.5))
+    put(study, record("dd01", "houlsby", test=0.5))
+    file = study / "runs" / "cc01" / "predictions.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+    store = Store(study)
+    lora, ia3, houlsby = comparisons(
+        [store.find(name).result(store.place(name)) for name in ("bb01", "aa01", "cc01", "dd01")]
+    )
+    assert (ia3["difference"], ia3["seeds"], ia3["rows_p"], ia3["mcnemar_p"]) == (-0.5, 1, None, None)
+    assert all(own["rows_p"] is not None for own in (lora, houlsby))
+    assert "ia3 and bitfit on words are compared by seeds alone: the runs were scored on different" in caplog.text
 
 
 def test_runs_are_exported(graftwork, study, tmp_path):
