@@ -133,12 +133,34 @@ def test_a_newer_or_damaged_index_is_told_of_and_made_anew(study, graftwork):
     assert len(Index(study).find()) == 4
 
 
-def test_damaged_runs_and_wrong_folders_are_told_of(study, tmp_path):
+def test_wrong_folders_are_told_of(study, tmp_path):
     with pytest.raises(DataError, match="has no runs in it"):
         Index(tmp_path / "runs")
-    (study / "runs" / "aa01" / "result.json").write_text("{")
-    with pytest.raises(DataError, match=r"result.json cannot be read(.|\n)*remove the folder"):
-        Index(study)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("result.json", "{"), ("result.json", None), ("result.json", "[]"), ("recipe.yaml", "a: [")]
+)
+def test_damaged_runs_are_told_of_and_left_out(study, graftwork, caplog, file, text):
+    Index(study)
+    place = study / "runs" / "aa01"
+    (place / file).unlink()
+    if text is not None:
+        (place / file).write_text(text)
+    if file != "result.json":
+        (place / "result.json").touch()
+    ran = graftwork("runs", study)
+    assert ran.status == 0
+    assert [line.split()[0] for line in ran.out.splitlines()[1:]] == ["bb01", "bb02", "aa02"]
+    assert f"{place / file}" in caplog.text
+    assert ("remove the folder" in caplog.text) == (file == "result.json")
+
+
+def test_a_run_that_vanishes_is_left_out_without_a_word(study, monkeypatch, caplog):
+    folders = module.run_folders(study)
+    monkeypatch.setattr(module, "run_folders", lambda study: [*folders, study / "runs" / "gone"])
+    assert len(Index(study).find()) == 4
+    assert caplog.text == ""
 
 
 def test_runs_are_listed_and_filtered(graftwork, study):

@@ -120,11 +120,17 @@ def read_record(folder: Path) -> Record:
     try:
         return Record(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(
-            f"{file} cannot be read: {error}",
-            expected="a run's result as graftwork wrote it",
-            change=f"remove the folder {str(folder)!r}: the run is then done again",
-        ) from None
+        raise damaged(folder, error) from None
+
+
+def damaged(folder: Path, error: Exception) -> DataError:
+    """What is to be said of a run's folder whose result cannot be read."""
+    what = error.strerror if isinstance(error, OSError) else error
+    return DataError(
+        f"{folder / RESULT} cannot be read: {what}",
+        expected="a run's result as graftwork wrote it",
+        change=f"remove the folder {str(folder)!r}: the run is then done again",
+    )
 
 
 def run_folders(study: Path) -> list[Path]:
