@@ -182,6 +182,25 @@ def test_one_failure_does_not_stop_a_study_and_is_tried_again_on_request(small, 
     assert [path.name for path in (tmp_path / "out" / "runs").iterdir() if path.name.startswith(".")] == []
 
 
+def test_without_a_folder_nothing_is_said_of_one(small, monkeypatch):
+    stop = [MemoryError("no room")]
+
+    def tune_recipe(recipe, **options):
+        raise stop[0]
+
+    monkeypatch.setattr(running, "tune_recipe", tune_recipe)
+    study = small(methods={"lora": {"rank": [1]}}, search=None, seeds=[3])
+    with pytest.raises(FailedRunsError) as end:
+        gw.compare(study)
+    said = str(end.value)
+    assert "words, lora (rank=1), learning rate 0.0005, seed 3: MemoryError: no room\n" in said
+    assert "give output to keep them" in said
+    assert not any(word in said for word in ("graftwork.", "retry", "tables"))
+    stop[0] = KeyboardInterrupt()
+    with pytest.raises(InterruptedRunError, match="0 runs done, and none is kept: give output to keep them"):
+        gw.compare(study)
+
+
 def test_hours_that_are_spent_end_a_study(small, tmp_path, capsys):
     study = small(methods={"lora": {"rank": 1}}, search=None, seeds=3, budget={"hours": 1e-6})
     found = compare(study, output=tmp_path / "out", progress=True)
