@@ -15,7 +15,7 @@ from invented import METHODS, TASKS, invented
 from graftwork.errors import DataError, OutputError
 from graftwork.studies.curves import confusion, confusions, learning_curves
 from graftwork.studies.figures import pareto, score_against_parameters, sweep, sweeps
-from graftwork.studies.groups import groups_of, metric_of, points, split_of
+from graftwork.studies.groups import groups_of, metric_of, points, sign_of, split_of
 from graftwork.studies.records import Record
 from graftwork.studies.report import report, write_report
 from graftwork.studies.tables import glue_scores, other_scores, sizes
@@ -53,6 +53,11 @@ def test_what_scores_are_of(results):
     assert split_of([*results[1:], replace(results[0], test={})]) == "validation"
     assert {task: metric_of(results, task) for task in TASKS} == SCORED
     assert [points(0.5, "accuracy"), points(50.0, "bleu"), points(1.0, "loss")] == [50, 50, 50]
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("accuracy", 1), ("bleu", 1), ("loss", -1), ("mae", -1), ("own", 1)])
+def test_the_sign_of_a_metric_says_which_way_is_better(metric, sign):
+    assert sign_of(metric) == sign
 
 
 def test_the_score_against_parameters(results):

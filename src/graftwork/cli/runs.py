@@ -102,8 +102,8 @@ def _show(index: "Index", name: str, *, as_json: bool) -> None:
     from json import dumps
 
     from graftwork.cli.table import print_pairs, readable_bytes
-    from graftwork.settings.yamlfile import dump_yaml, read_yaml
-    from graftwork.studies.records import RECIPE, read_record
+    from graftwork.settings.yamlfile import RECIPE, dump_yaml, read_yaml
+    from graftwork.studies.records import read_record
 
     place = index.place(name)
     record, recipe = read_record(place), read_yaml(place / RECIPE)
@@ -142,10 +142,10 @@ def _compare(index: "Index", first: str, second: str, *, as_json: bool) -> None:
 
     from graftwork.cli.table import print_pairs, print_table
     from graftwork.errors import DataError, first_line
-    from graftwork.settings.yamlfile import read_yaml
+    from graftwork.settings.yamlfile import RECIPE, read_yaml
     from graftwork.studies.index import flat
     from graftwork.studies.pairing import pair_up
-    from graftwork.studies.records import DONE, RECIPE, read_record
+    from graftwork.studies.records import DONE, read_record
 
     places = [index.place(first), index.place(second)]
     records = [read_record(place) for place in places]

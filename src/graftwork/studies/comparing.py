@@ -20,7 +20,7 @@ from graftwork.studies.cluster import refuse_without_ray, run_on_ray
 from graftwork.studies.plan import Plan
 from graftwork.studies.records import DONE, RUNS, Record
 from graftwork.studies.repeated import said_once
-from graftwork.studies.report import PAGE
+from graftwork.studies.report import PAGE, REPORT
 from graftwork.studies.report import report as write_report
 from graftwork.studies.results import Result
 from graftwork.studies.running import try_again
@@ -28,8 +28,6 @@ from graftwork.studies.study import FILE, Study
 from graftwork.studies.workers import run_workers
 from graftwork.studies.working import tidy, work
 from graftwork.studies.writing import write_outputs
-
-REPORT = "report"
 
 TO_KEEP = "give output to keep them"
 """In a study's folder: its figures, and the page that has them all."""

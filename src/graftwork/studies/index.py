@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.errors import DataError, RecipeError, nearest
-from graftwork.settings.yamlfile import read_value, read_yaml
-from graftwork.studies.records import RECIPE, RESULT, RUNS, Record, damaged, read_record, run_folders
+from graftwork.settings.yamlfile import RECIPE, read_value, read_yaml
+from graftwork.studies.records import RESULT, RUNS, Record, damaged, read_record, run_folders
 from graftwork.studies.shown import readable
 
 FILE = "index.sqlite"

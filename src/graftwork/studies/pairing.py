@@ -9,9 +9,8 @@ from jaxtyping import Int
 
 from graftwork.errors import DataError
 from graftwork.kinds import KINDS
-from graftwork.settings.yamlfile import read_yaml
+from graftwork.settings.yamlfile import RECIPE, read_yaml
 from graftwork.studies.predictions import NOT_OF_PREDICTIONS, read_predictions, score
-from graftwork.studies.records import RECIPE
 from graftwork.studies.results import Result
 from graftwork.studies.statistics import RESAMPLES, Difference, Measure, by_rows, by_seeds, mcnemar
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from graftwork.errors import DataError, OutputError
 from graftwork.folders import replacing_folder
-from graftwork.settings.yamlfile import dump_yaml
+from graftwork.settings.yamlfile import RECIPE, dump_yaml
 from graftwork.studies.results import ADAPTER, Result
 
-RUNS, RESULT, RECIPE, ENVIRONMENT = "runs", "result.json", "recipe.yaml", "environment.json"
+RUNS, RESULT, ENVIRONMENT = "runs", "result.json", "environment.json"
 
 DONE, FAILED = "done", "failed"
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.folder import CONFIG, RECIPE
+from graftwork.adapters.folder import CONFIG
 from graftwork.errors import GraftworkError
 from graftwork.folders import write_whole
-from graftwork.settings.yamlfile import dump_yaml, read_yaml
+from graftwork.settings.yamlfile import RECIPE, dump_yaml, read_yaml
 from graftwork.studies.arms import Job, trained_by
 from graftwork.studies.claims import Claim, claimed
 from graftwork.studies.environment import PeakMemory, environment

@@ -8,11 +8,11 @@ from graftwork.studies.groups import (
     Group,
     Split,
     groups_of,
-    is_better,
+    in_words,
     method_settings,
     metric_of,
     points,
-    readable,
+    sign_of,
     split_of,
 )
 from graftwork.studies.results import Result, in_order
@@ -115,14 +115,14 @@ def _scores(results: Sequence[Result], *, name: str, title: str) -> Table:
         cells = {task: _cell(own, task, split, metrics, best[task]) for task in tasks}
         mean = means[own.label]
         shown.append({"method": own.label, **cells, "mean": "" if mean is None else f"{mean:.1f}"})
-    said = ", ".join(f"{task} {readable(metric)}" for task, metric in metrics.items())
-    plain = in_order(metric for metric in metrics.values() if is_better(metric) < 0)
+    said = ", ".join(f"{task} {in_words(metric)}" for task, metric in metrics.items())
+    plain = in_order(metric for metric in metrics.values() if sign_of(metric) < 0)
     note = (
         f"The score on {split} where 100 is perfect, mean ± standard error over seeds; the best of each task is "
         f"marked *. The mean is over tasks, of methods that have all of them. Metrics: {said}."
     )
     if plain:
-        names = " and ".join(readable(metric) for metric in plain)
+        names = " and ".join(in_words(metric) for metric in plain)
         note += f" Of {names}, the value itself is shown, and lower is better; in the mean it is 100 / (1 + value)."
     return Table(name=name, title=title, note=note, rows=rows, shown=shown)
 
@@ -135,7 +135,7 @@ def _mean(group: Group, tasks: Sequence[str], split: Split, metrics: Mapping[str
 
 def _shown(found: Summary, metric: str) -> tuple[float, float, int]:
     """A mean and its standard error as they are shown, and their number of decimals."""
-    if is_better(metric) < 0:
+    if sign_of(metric) < 0:
         return found.mean, found.standard_error, 3
     return points(found.mean, metric), points(found.standard_error, metric), 1
 
@@ -146,7 +146,7 @@ def _rank(group: Group, task: str, split: Split, metrics: Mapping[str, str]) -> 
     if found is None:
         return float("-inf")
     mean, _, decimals = _shown(found, metrics[task])
-    return is_better(metrics[task]) * round(mean, decimals)
+    return sign_of(metrics[task]) * round(mean, decimals)
 
 
 def _cell(group: Group, task: str, split: Split, metrics: Mapping[str, str], best: float) -> str:
