@@ -13,10 +13,11 @@ from comparing import compare, tables_of
 from scipy import stats
 
 import graftwork as gw
-from graftwork.errors import DataError, FailedRunsError, GraftworkError, OutputError, TuneManyError
+from graftwork.errors import DataError, FailedRunsError, GraftworkError, InterruptedRunError, OutputError, TuneManyError
 from graftwork.studies import compare_pair, comparing, mcnemar, read_results, running, together, working
 from graftwork.studies.predictions import read_predictions, score
 from graftwork.studies.records import run_folders
+from graftwork.training.progress import Log
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +196,25 @@ def test_one_failure_does_not_stop_a_study_and_is_tried_again_on_request(small, 
     assert [path.name for path in (tmp_path / "out" / "runs").iterdir() if path.name.startswith(".")] == []
 
 
+def test_without_a_folder_nothing_is_said_of_one(small, monkeypatch):
+    stop = [MemoryError("no room")]
+
+    def tune_recipe(recipe, **options):
+        raise stop[0]
+
+    monkeypatch.setattr(running, "tune_recipe", tune_recipe)
+    study = small(methods={"lora": {"rank": [1]}}, search=None, seeds=[3])
+    with pytest.raises(FailedRunsError) as end:
+        gw.compare(study)
+    said = str(end.value)
+    assert "words, lora (rank=1), learning rate 0.0005, seed 3: MemoryError: no room\n" in said
+    assert "give output to keep them" in said
+    assert not any(word in said for word in ("graftwork.", "retry", "tables"))
+    stop[0] = KeyboardInterrupt()
+    with pytest.raises(InterruptedRunError, match="0 runs done, and none is kept: give output to keep them"):
+        gw.compare(study)
+
+
 def test_hours_that_are_spent_end_a_study(small, tmp_path, capsys):
     study = small(methods={"lora": {"rank": 1}}, search=None, seeds=3, budget={"hours": 1e-6})
     found = compare(study, output=tmp_path / "out", progress=True)
@@ -225,6 +245,30 @@ def test_seeds_share_passes_where_the_study_says_so(small, tmp_path, monkeypatch
     monkeypatch.setattr(together, "tune_joint_recipe", fail)
     again = compare({**study, "share_passes": True, "seeds": 2}, output=tmp_path / "again")
     assert [own.test for own in again.results] == [own.test for own in alone.results[:2]]
+
+
+def test_time_is_kept_when_runs_that_share_passes_are_cut(small, tmp_path, monkeypatch):
+    study = small(methods={"lora": {"rank": 1}}, search=None, seeds=3, share_passes=True)
+    study["train"] = {**study["train"], "max_steps": 3, "eval_strategy": "steps", "eval_steps": 1}
+    seen, plain = [], Log.on_step_end
+
+    def on_step_end(self, args, state, control, **options):
+        seen.append(state.global_step)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return plain(self, args, state, control, **options)
+
+    monkeypatch.setattr(Log, "on_step_end", on_step_end)
+    with pytest.raises(InterruptedRunError):
+        compare(study, output=tmp_path / "out")
+    [place] = (tmp_path / "out" / "runs").glob(".*.shared")
+    assert 0 < float((place / running.SPENT).read_text()) < 1000
+    (place / running.SPENT).write_text("3000")
+    found = compare(study, output=tmp_path / "out")
+    assert all(1000 < own.seconds < 2000 for own in found.results)
+    assert len(found.results) == 3
+    assert {json.loads((own.folder / "result.json").read_text())["shared"] for own in found.results} == {3}
+    assert not list((tmp_path / "out" / "runs").glob(".*"))
 
 
 BAD = {

@@ -15,7 +15,7 @@ from invented import METHODS, TASKS, invented
 from graftwork.errors import DataError, OutputError
 from graftwork.studies.curves import confusion, confusions, learning_curves
 from graftwork.studies.figures import pareto, score_against_parameters, sweep, sweeps
-from graftwork.studies.groups import groups_of, metric_of, points, split_of
+from graftwork.studies.groups import groups_of, metric_of, points, sign_of, split_of
 from graftwork.studies.records import Record
 from graftwork.studies.report import report, write_report
 from graftwork.studies.tables import glue_scores, other_scores, sizes
@@ -53,6 +53,11 @@ def test_what_scores_are_of(results):
     assert split_of([*results[1:], replace(results[0], test={})]) == "validation"
     assert {task: metric_of(results, task) for task in TASKS} == SCORED
     assert [points(0.5, "accuracy"), points(50.0, "bleu"), points(1.0, "loss")] == [50, 50, 50]
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("accuracy", 1), ("bleu", 1), ("loss", -1), ("mae", -1), ("own", 1)])
+def test_the_sign_of_a_metric_says_which_way_is_better(metric, sign):
+    assert sign_of(metric) == sign
 
 
 def test_the_score_against_parameters(results):
@@ -217,6 +222,32 @@ def test_the_tables_of_scores(results):
             assert groups_of([o for o in results if (o.method, o.setting) == best])[0].label in marked
     assert other_scores([one for one in results if one.task == "cola"]) is None
     assert glue_scores([one for one in results if one.task == "films"]) is None
+
+
+def test_scores_are_shown_on_the_scale_of_their_metric(results):
+    shown = {
+        "bleu": ({"lora": (60.0, 62.0), "bitfit": (40.0,)}, {"lora": "61.0 ± 1.0*", "bitfit": "40.0"}),
+        "loss": ({"lora": (2.0,), "bitfit": (1.0, 1.5)}, {"lora": "2.000", "bitfit": "1.250 ± 0.250*"}),
+        "accuracy": ({"lora": (0.5,), "bitfit": (0.25,)}, {"lora": "50.0*", "bitfit": "25.0"}),
+    }
+    runs = [
+        replace(
+            results[0],
+            **{"task": f"by {metric}", "method": method, "setting": "", "main_metric": metric, "seed": seed},
+            **{"validation": {metric: value}, "test": {metric: value}},
+        )
+        for metric, (values, _) in shown.items()
+        for method, own in values.items()
+        for seed, value in enumerate(own)
+    ]
+    table = other_scores(runs)
+    for metric, (_, expected) in shown.items():
+        assert {line["method"]: line[f"by {metric}"] for line in table.shown} == expected
+    assert [line["mean"] for line in table.shown] == [
+        f"{(61 + 100 / 3 + 50) / 3:.1f}",
+        f"{(40 + 100 / 2.25 + 25) / 3:.1f}",
+    ]
+    assert "Of loss, the value itself is shown, and lower is better" in table.note
 
 
 # The report

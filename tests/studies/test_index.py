@@ -13,6 +13,7 @@ from graftwork.errors import DataError, RecipeError
 from graftwork.studies import index as module
 from graftwork.studies.index import Index
 from graftwork.studies.records import DONE, FAILED, Record, Store
+from graftwork.studies.writing import comparisons
 
 
 def record(name, method="lora", *, seed=0, test=0.5, **changes):
@@ -132,12 +133,34 @@ def test_a_newer_or_damaged_index_is_told_of_and_made_anew(study, graftwork):
     assert len(Index(study).find()) == 4
 
 
-def test_damaged_runs_and_wrong_folders_are_told_of(study, tmp_path):
+def test_wrong_folders_are_told_of(study, tmp_path):
     with pytest.raises(DataError, match="has no runs in it"):
         Index(tmp_path / "runs")
-    (study / "runs" / "aa01" / "result.json").write_text("{")
-    with pytest.raises(DataError, match=r"result.json cannot be read(.|\n)*remove the folder"):
-        Index(study)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("result.json", "{"), ("result.json", None), ("result.json", "[]"), ("recipe.yaml", "a: [")]
+)
+def test_damaged_runs_are_told_of_and_left_out(study, graftwork, caplog, file, text):
+    Index(study)
+    place = study / "runs" / "aa01"
+    (place / file).unlink()
+    if text is not None:
+        (place / file).write_text(text)
+    if file != "result.json":
+        (place / "result.json").touch()
+    ran = graftwork("runs", study)
+    assert ran.status == 0
+    assert [line.split()[0] for line in ran.out.splitlines()[1:]] == ["bb01", "bb02", "aa02"]
+    assert f"{place / file}" in caplog.text
+    assert ("remove the folder" in caplog.text) == (file == "result.json")
+
+
+def test_a_run_that_vanishes_is_left_out_without_a_word(study, monkeypatch, caplog):
+    folders = module.run_folders(study)
+    monkeypatch.setattr(module, "run_folders", lambda study: [*folders, study / "runs" / "gone"])
+    assert len(Index(study).find()) == 4
+    assert caplog.text == ""
 
 
 def test_runs_are_listed_and_filtered(graftwork, study):
@@ -194,6 +217,31 @@ def test_two_runs_are_compared(graftwork, study):
     assert (failed.status, "no comparison by rows" in failed.out) == (0, True)
 
 
+def test_runs_on_different_rows_are_shown_beside_each_other(graftwork, study):
+    file = study / "runs" / "aa02" / "predictions.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+    ran = graftwork("runs", study, "--compare", "aa01", "aa02")
+    assert ran.status == 0
+    assert re.search(r"method.rank +2 +8", ran.out)
+    assert re.search(r"test accuracy +0.7500 +0.2500", ran.out)
+    assert "no comparison by rows: the runs were scored on different rows" in ran.out
+    assert json.loads(graftwork("runs", study, "--compare", "aa01", "aa02", "--json").out)["statistics"] is None
+
+
+def test_a_pair_on_different_rows_leaves_the_others_as_they_are(study, caplog):
+    put(study, record("cc01", "ia3", test=0.5))
+    put(study, record("dd01", "houlsby", test=0.5))
+    file = study / "runs" / "cc01" / "predictions.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+    store = Store(study)
+    lora, ia3, houlsby = comparisons(
+        [store.find(name).result(store.place(name)) for name in ("bb01", "aa01", "cc01", "dd01")]
+    )
+    assert (ia3["difference"], ia3["seeds"], ia3["rows_p"], ia3["mcnemar_p"]) == (-0.5, 1, None, None)
+    assert all(own["rows_p"] is not None for own in (lora, houlsby))
+    assert "ia3 and bitfit on words are compared by seeds alone: the runs were scored on different" in caplog.text
+
+
 def test_runs_are_exported(graftwork, study, tmp_path):
     assert graftwork("runs", study, "--export", tmp_path / "all.csv").status == 0
     rows = list(csv.DictReader((tmp_path / "all.csv").read_text().splitlines()))
@@ -212,3 +260,12 @@ def test_a_record_is_read_as_it_was_written(study):
     assert Store(study).find("dd01") == own
     assert Store(study).find("nothing") is None
     assert replace(own, task="other") == own.named("other", own.method, own.setting)
+
+
+def test_of_two_processes_that_end_one_run_the_first_is_kept(study):
+    slow = Store(study)
+    assert slow.find("dd01") is None
+    first = record("dd01", seconds=1.0)
+    put(study, first)
+    assert slow.put(replace(first, seconds=9.0), {}, {}, None).seconds == 1.0
+    assert slow.find("dd01").seconds == 1.0

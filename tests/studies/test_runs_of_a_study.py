@@ -18,6 +18,7 @@ import graftwork as gw
 from graftwork.errors import DataError, InterruptedRunError
 from graftwork.folders import OWNER, Owner
 from graftwork.kinds.scoring import compute
+from graftwork.settings.yamlfile import read_yaml
 from graftwork.studies import claims, running
 from graftwork.studies.arms import LoadedTask
 from graftwork.studies.claims import claimed
@@ -69,6 +70,32 @@ def test_a_process_elsewhere_is_dead_when_it_was_silent_for_long(tmp_path, silen
     with claimed(place, "run a") as taken:
         assert (taken is None) == (silent == 0.0)
     assert (inner / OWNER).exists() == (silent == 0.0)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_who_takes_over_from_a_dead_process_keeps_the_folder(tmp_path, monkeypatch, later):
+    place = tmp_path / ".a.running"
+    place.mkdir()
+    dead, quick, third = (
+        replace(Owner.this_process(), host=f"{socket.gethostname()}-{name}") for name in ("dead", "quick", "third")
+    )
+    (place / OWNER).write_text(json.dumps(asdict(dead)))
+    plain, asked = Owner.of, []
+
+    def read(folder):
+        found = plain(folder)
+        asked.append(folder)
+        if len(asked) == 1:  # another process takes over between the look and the removal
+            (place / OWNER).write_text(json.dumps(asdict(quick)))
+        if later and folder != place:  # and one more after that
+            (place / OWNER).write_text(json.dumps(asdict(third)))
+        return found
+
+    monkeypatch.setattr(claims.Owner, "of", read)
+    with claimed(place, "run a") as taken:
+        assert taken is None
+    assert plain(place) == (third if later else quick)
+    assert not list(place.glob("dead.*"))
 
 
 def test_processes_write_in_turn(tmp_path):
@@ -268,6 +295,38 @@ def test_a_run_whose_images_changed_meanwhile_has_failed(values, tmp_path, monke
     [failed] = plan.failed(plan.standings())
     assert failed.error["kind"] == "DataError"
     assert not (plan.store.working(failed.hash) / running.WORK).exists()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_run_goes_on_unless_what_determines_it_has_changed(values, tmp_path, monkeypatch, same):
+    steps = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1}
+    study = values(tasks={"words": values()["tasks"]["words"]}, methods={"lora": {"rank": 1}}, search=None, seeds=1)
+    study["train"] = {**study["train"], **steps}
+    seen, plain = [], Log.on_step_end
+
+    def on_step_end(self, args, state, control, **options):
+        seen.append(state.global_step)
+        if seen == [1, 2]:
+            raise KeyboardInterrupt
+        return plain(self, args, state, control, **options)
+
+    monkeypatch.setattr(Log, "on_step_end", on_step_end)
+    with pytest.raises(InterruptedRunError):
+        compare(study, output=tmp_path / "out")
+    [working] = (tmp_path / "out" / "runs").iterdir()
+    (working / running.SPENT).write_text("1000")
+    begun = working / f".{running.WORK}.tuning" / "recipe.yaml"
+    if same:
+        study["train"]["logging_steps"] = 1
+        study["tasks"] = {"other": study["tasks"]["words"]}
+    else:
+        begun.write_text(begun.read_text().replace("rank: 1\n", "rank: 2\n"))
+    [one] = compare(study, output=tmp_path / "out").results
+    assert seen == ([1, 2, 2, 3] if same else [1, 2, 1, 2, 3])
+    assert (one.seconds > 1000) == same
+    recipe = read_yaml(one.folder / "adapter" / "recipe.yaml")
+    assert recipe["method"]["rank"] == 1
+    assert (recipe["train"]["logging_steps"] == 1) == same
 
 
 # What is kept of its predictions

@@ -26,7 +26,7 @@ from graftwork.folders import replacing_folder
 from graftwork.kinds.heads import AnyHead
 from graftwork.methods import make_method
 from graftwork.settings.problems import describe
-from graftwork.settings.yamlfile import dump_yaml, read_yaml
+from graftwork.settings.yamlfile import RECIPE, dump_yaml, read_yaml
 
 SCHEMA_VERSION: Literal[3] = 3
 """The newest one that is read. 3 has tensors in a file outside, which several adapters share; 2, which all others are
@@ -36,7 +36,6 @@ CONFIG = "adapter.json"
 TENSORS = "adapter.safetensors"
 SHARED = "shared.safetensors"
 CARD = "README.md"
-RECIPE = "recipe.yaml"
 
 logger = logging.getLogger(__name__)
 

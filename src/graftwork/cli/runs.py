@@ -102,8 +102,8 @@ def _show(index: "Index", name: str, *, as_json: bool) -> None:
     from json import dumps
 
     from graftwork.cli.table import print_pairs, readable_bytes
-    from graftwork.settings.yamlfile import dump_yaml, read_yaml
-    from graftwork.studies.records import RECIPE, read_record
+    from graftwork.settings.yamlfile import RECIPE, dump_yaml, read_yaml
+    from graftwork.studies.records import read_record
 
     place = index.place(name)
     record, recipe = read_record(place), read_yaml(place / RECIPE)
@@ -141,10 +141,11 @@ def _compare(index: "Index", first: str, second: str, *, as_json: bool) -> None:
     from json import dumps
 
     from graftwork.cli.table import print_pairs, print_table
-    from graftwork.settings.yamlfile import read_yaml
+    from graftwork.errors import DataError, first_line
+    from graftwork.settings.yamlfile import RECIPE, read_yaml
     from graftwork.studies.index import flat
     from graftwork.studies.pairing import pair_up
-    from graftwork.studies.records import DONE, RECIPE, read_record
+    from graftwork.studies.records import DONE, read_record
 
     places = [index.place(first), index.place(second)]
     records = [read_record(place) for place in places]
@@ -158,13 +159,16 @@ def _compare(index: "Index", first: str, second: str, *, as_json: bool) -> None:
     scores = {
         f"{split} {metric}": [own.scores.get(split, {}).get(metric) for own in records] for split, metric in names
     }
-    pair = None
+    pair, reason = None, "they are not two finished runs of one task with a test split"
     comparable = records[0].task == records[1].task and all(
         own.state == DONE and "test" in own.scores for own in records
     )
     if comparable:
         one, other = (own.result(place) for own, place in zip(records, places, strict=True))
-        pair = pair_up([(one, other)])
+        try:
+            pair = pair_up([(one, other)])
+        except DataError as error:
+            reason = first_line(error)
     if as_json:
         rows = None if pair is None or pair.by_rows is None else vars(pair.by_rows)
         statistics = None if pair is None else {"by_rows": rows, "mcnemar_p": pair.mcnemar}
@@ -185,7 +189,7 @@ def _compare(index: "Index", first: str, second: str, *, as_json: bool) -> None:
         else [{"": "run", heads[0]: "the same run twice"}]
     )
     if pair is None:
-        print("\nno comparison by rows: they are not two finished runs of one task with a test split")
+        print(f"\nno comparison by rows: {reason}")
         return
     lines = {} if pair.by_rows is None else {"test, first less second": _difference(pair.by_rows)}
     if pair.mcnemar is not None:

@@ -15,6 +15,9 @@ import yaml
 
 from graftwork.errors import RecipeError
 
+RECIPE = "recipe.yaml"
+"""The file of the resolved recipe by which the contents of a folder were made."""
+
 SCALARS: dict[str, tuple[re.Pattern[str], list[str]]] = {
     "null": (re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
     "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),

@@ -5,6 +5,8 @@ machine a lock may say nothing: it shows that it lives by touching a file every 
 """
 
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -112,4 +114,19 @@ def _take_from_the_dead(folder: Path, pulse: Path) -> None:
         silent = now.stat().st_mtime - (pulse.stat().st_mtime if pulse.is_file() else 0.0)
         now.unlink()
         if silent > STALE:
-            (folder / OWNER).unlink(missing_ok=True)
+            _free(folder, owner)
+
+
+def _free(folder: Path, dead: Owner) -> None:
+    """Remove the note of a dead process. Another one may have taken the folder over since it was read: its note stays.
+
+    The note is moved out of the way before it is read again, so that what is removed is what was read.
+    """
+    aside = Path(tempfile.mkdtemp(prefix="dead.", dir=folder))
+    try:
+        os.rename(folder / OWNER, aside / OWNER)
+        if Owner.of(aside) != dead:
+            with suppress(FileExistsError):  # a still later one has signed
+                os.link(aside / OWNER, folder / OWNER)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

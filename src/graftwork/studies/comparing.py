@@ -20,7 +20,7 @@ from graftwork.studies.cluster import refuse_without_ray, run_on_ray
 from graftwork.studies.plan import Plan
 from graftwork.studies.records import DONE, RUNS, Record
 from graftwork.studies.repeated import said_once
-from graftwork.studies.report import PAGE
+from graftwork.studies.report import PAGE, REPORT
 from graftwork.studies.report import report as write_report
 from graftwork.studies.results import Result
 from graftwork.studies.running import try_again
@@ -30,7 +30,7 @@ from graftwork.studies.working import tidy, work
 from graftwork.studies.writing import write_outputs
 from graftwork.training.processes import number_started
 
-REPORT = "report"
+TO_KEEP = "give output to keep them"
 """In a study's folder: its figures, and the page that has them all."""
 
 TURN = ".writing"
@@ -111,8 +111,8 @@ def compare(
             plan = _run(declared, place.resolve(), workers, ray, say, retry_failed=retry_failed)
             return _ended(plan, say, report=not tables_only)
         with tempfile.TemporaryDirectory(prefix="graftwork.") as folder:
-            plan = _run(declared, Path(folder), workers, ray, say, retry_failed=retry_failed)
-            return _ended(plan, say, report=False)
+            plan = _run(declared, Path(folder), workers, ray, say, retry_failed=retry_failed, kept=False)
+            return _ended(plan, say, report=False, kept=False)
 
 
 def _refuse_torchrun() -> None:
@@ -127,7 +127,14 @@ def _refuse_torchrun() -> None:
 
 
 def _run(
-    study: Study, folder: Path, workers: int | None, ray: str | None, say: Callable[..., None], *, retry_failed: bool
+    study: Study,
+    folder: Path,
+    workers: int | None,
+    ray: str | None,
+    say: Callable[..., None],
+    *,
+    retry_failed: bool,
+    kept: bool = True,
 ) -> Plan:
     """Run what can be run of a study."""
     _refuse_other_contents(folder)
@@ -157,10 +164,8 @@ def _run(
             run_workers(study, folder, workers, look=told.look, say=say)
     except KeyboardInterrupt as stop:
         done = sum(record.state == DONE for record in plan.records(plan.standings()))
-        raise InterruptedRunError(
-            f"interrupted; {_count(done, 'run')} done, and what was cut is kept: the same command goes on with it",
-            resumable=False,
-        ) from stop
+        rest = "what was cut is kept: the same command goes on with it" if kept else f"none is kept: {TO_KEEP}"
+        raise InterruptedRunError(f"interrupted; {_count(done, 'run')} done, and {rest}", resumable=False) from stop
     tidy(plan)
     return plan
 
@@ -196,8 +201,12 @@ def _refuse_other_study(study: Study, folder: Path) -> None:
         )
 
 
-def _ended(plan: Plan, say: Callable[..., None], *, report: bool) -> Comparison:
-    """The tables, and what came of it all."""
+def _ended(plan: Plan, say: Callable[..., None], *, report: bool, kept: bool = True) -> Comparison:
+    """The tables, and what came of it all.
+
+    Args:
+        kept: the study's folder stays when it has ended.
+    """
     standings = plan.standings()
     failed = tuple(plan.failed(standings))
     with in_turn(plan.store.folder / TURN, f"writing of {plan.store.folder}"):
@@ -212,9 +221,10 @@ def _ended(plan: Plan, say: Callable[..., None], *, report: bool) -> Comparison:
     say(_spent(plan, found))
     if failed:
         raise FailedRunsError(
-            f"{len(failed)} of {plan.counts.all} runs failed; the others are done, and the tables are written\n  "
-            + "\n  ".join(f"{plan.store.place(record.hash)}: {_first(record)}" for record in failed),
-            change="what each error names; --retry-failed runs them again",
+            f"{len(failed)} of {plan.counts.all} runs failed; the others are done"
+            + (", and the tables are written" if kept else f". No folders are kept: {TO_KEEP}")
+            + "".join(f"\n  {_where(record, plan, kept=kept)}: {_first(record)}" for record in failed),
+            change="what each error names" + ("; --retry-failed runs them again" if kept else ""),
             finished=found,
         )
     if left and not plan.spent(standings):
@@ -225,6 +235,14 @@ def _ended(plan: Plan, say: Callable[..., None], *, report: bool) -> Comparison:
             change="nothing: the same command goes on with it",
         )
     return found
+
+
+def _where(record: Record, plan: Plan, *, kept: bool) -> str:
+    """By what a run is known to who reads of it: its folder, or else what it is."""
+    if kept:
+        return str(plan.store.place(record.hash))
+    setting = f" ({record.setting})" if record.setting else ""
+    return f"{record.task}, {record.method}{setting}, learning rate {record.learning_rate:g}, seed {record.seed}"
 
 
 def _written(folder: Path) -> list[bytes]:

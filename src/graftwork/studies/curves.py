@@ -8,9 +8,9 @@ from statistics import fmean
 from typing import Any
 
 from graftwork.kinds import DEFAULT_KIND, KINDS
-from graftwork.settings.yamlfile import read_yaml
+from graftwork.settings.yamlfile import RECIPE, read_yaml
 from graftwork.studies.drawing import COLOURS, MARKERS, STYLES, Figure, Row
-from graftwork.studies.groups import RECIPE, Group, groups_of, is_better, readable
+from graftwork.studies.groups import Group, groups_of, in_words, sign_of
 from graftwork.studies.results import METRICS, PREDICTIONS, Result, in_order
 
 MOST_CLASSES = 40
@@ -72,7 +72,7 @@ def _learning(results: Sequence[Result]) -> Figure | None:
                 steps, [row["low"] for row in own], [row["high"] for row in own], color=colour, alpha=0.15, linewidth=0
             )
         panel.set_xlabel("training steps")
-        panel.set_ylabel(f"validation {readable(metric)}")
+        panel.set_ylabel(f"validation {in_words(metric)}")
         panel.grid(alpha=0.3)
         figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
         return figure
@@ -90,7 +90,7 @@ def confusions(results: Sequence[Result]) -> list[Figure]:
     figures = []
     for task in in_order(own.task for own in results):
         groups = groups_of([own for own in results if own.task == task])
-        best = max(groups, key=lambda own: is_better(own.runs[0].main_metric) * fmean(_validation(own)))
+        best = max(groups, key=lambda own: sign_of(own.runs[0].main_metric) * fmean(_validation(own)))
         figure = confusion(best.runs)
         if figure is not None:
             figures.append(figure)

@@ -10,11 +10,11 @@ from graftwork.studies.groups import (
     Group,
     Split,
     groups_of,
+    in_words,
     is_full,
     method_settings,
     metric_of,
     points,
-    readable,
     split_of,
     whole,
 )
@@ -190,7 +190,7 @@ def sweep(results: Sequence[Result], setting: str) -> Figure | None:
                 own = [row for row in rows if _name(row) == name and row["task"] == task]
                 if own:
                     errors = [0.0 if row["seeds"] == 1 else row["standard_error"] for row in own]
-                    label = f"{task} ({readable(own[0]['metric'])})"
+                    label = f"{task} ({in_words(own[0]['metric'])})"
                     values = [row[setting] for row in own]
                     scores = [row["mean"] for row in own]
                     panel.errorbar(values, scores, yerr=errors, label=label, capsize=2.5, **_look(number))

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from graftwork.settings.yamlfile import read_yaml
+from graftwork.settings.yamlfile import RECIPE, read_yaml
 from graftwork.studies.results import Result, in_order
 from graftwork.studies.statistics import Summary, summarise
 from graftwork.tasks import METRICS
@@ -16,8 +16,6 @@ Split = Literal["validation", "test"]
 
 REPORTED: Mapping[str, str] = {"cola": "matthews_correlation", "mrpc": "f1", "qqp": "f1", "stsb": "spearman"}
 """The metric that papers report of a task, where another one may choose the checkpoint."""
-
-RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def points(value: float, metric: str) -> float:
     return 100 * (value if known is None else known.goodness(value))
 
 
-def is_better(metric: str) -> int:
+def sign_of(metric: str) -> int:
     """1 of a metric that is the better the higher it is, else -1."""
     known = METRICS.get(metric)
     return 1 if known is None or known.greater_is_better else -1
@@ -118,6 +116,6 @@ def is_full(result: Result) -> bool:
     return settings.get("name") == "full-fine-tuning" and plain
 
 
-def readable(metric: str) -> str:
+def in_words(metric: str) -> str:
     """A metric's name in words."""
     return metric.replace("_", " ")

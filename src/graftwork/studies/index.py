@@ -2,6 +2,7 @@
 and can be made anew of them at any time.
 """
 
+import logging
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.errors import DataError, RecipeError, nearest
-from graftwork.settings.yamlfile import read_value, read_yaml
-from graftwork.studies.records import RECIPE, RESULT, RUNS, Record, read_record, run_folders
+from graftwork.settings.yamlfile import RECIPE, read_value, read_yaml
+from graftwork.studies.records import RESULT, RUNS, Record, damaged, read_record, run_folders
 from graftwork.studies.shown import readable
 
 FILE = "index.sqlite"
@@ -29,6 +30,8 @@ CONDITION = re.compile(r"\s*([\w.+-]+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", re.DOTAL
 
 WAIT = 30.0
 """Seconds in which another process that writes the index is waited for."""
+
+logger = logging.getLogger(__name__)
 
 
 def _first(base: sqlite3.Connection) -> None:
@@ -58,7 +61,7 @@ class Index:
         rebuild: make the file anew.
 
     Raises:
-        DataError: the folder has no runs; or a run's folder, or the file, is damaged.
+        DataError: the folder has no runs, or the file is damaged. A damaged folder of a run is told of and left out.
     """
 
     def __init__(self, folder: Path, *, rebuild: bool = False) -> None:
@@ -134,10 +137,18 @@ class Index:
             for name in known.keys() - folders.keys():
                 _remove(base, name)
             for name, path in folders.items():
-                stamp = _stamp(path)
-                if known.get(name) != stamp:
+                try:
+                    stamp = _stamp(path)
+                    if known.get(name) == stamp:
+                        continue
+                    record, recipe = read_record(path), read_yaml(path / RECIPE)
+                except (DataError, RecipeError) as error:
                     _remove(base, name)
-                    _insert(base, read_record(path), read_yaml(path / RECIPE), stamp)
+                    if path.is_dir():  # another process may have removed it since it was listed
+                        logger.warning("a run is left out: %s", error)
+                    continue
+                _remove(base, name)
+                _insert(base, record, recipe, stamp)
             base.commit()
 
     @contextmanager
@@ -173,7 +184,10 @@ def _migrate(base: sqlite3.Connection, file: Path) -> None:
 
 
 def _stamp(folder: Path) -> str:
-    status = (folder / RESULT).stat()
+    try:
+        status = (folder / RESULT).stat()
+    except OSError as error:
+        raise damaged(folder, error) from None
     return f"{status.st_mtime_ns} {status.st_size} {status.st_ino}"
 
 

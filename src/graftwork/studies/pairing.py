@@ -9,9 +9,8 @@ from jaxtyping import Int
 
 from graftwork.errors import DataError
 from graftwork.kinds import KINDS
-from graftwork.settings.yamlfile import read_yaml
+from graftwork.settings.yamlfile import RECIPE, read_yaml
 from graftwork.studies.predictions import NOT_OF_PREDICTIONS, read_predictions, score
-from graftwork.studies.records import RECIPE
 from graftwork.studies.results import Result
 from graftwork.studies.statistics import RESAMPLES, Difference, Measure, by_rows, by_seeds, mcnemar
 
@@ -38,7 +37,12 @@ class Pair:
 
 
 def compare_pair(
-    first: Sequence[Result], second: Sequence[Result], *, resamples: int = RESAMPLES, seed: int = 0
+    first: Sequence[Result],
+    second: Sequence[Result],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    rows: bool = True,
 ) -> Pair | None:
     """Compare two methods on one task; None where they have no seed in common, or no test split.
 
@@ -46,6 +50,7 @@ def compare_pair(
         first, second: the runs of each.
         resamples: of the bootstrap.
         seed: of the resamples.
+        rows: also compare what they said of each row; without it, runs on different rows can be compared.
 
     Raises:
         DataError: the runs are of different tasks or different rows.
@@ -54,15 +59,17 @@ def compare_pair(
     seeds = tuple(own for own in ones if own in others)
     if not seeds:
         return None
-    return pair_up([(ones[own], others[own]) for own in seeds], resamples=resamples, seed=seed)
+    return pair_up([(ones[own], others[own]) for own in seeds], resamples=resamples, seed=seed, rows=rows)
 
 
-def pair_up(pairs: Sequence[tuple[Result, Result]], *, resamples: int = RESAMPLES, seed: int = 0) -> Pair:
+def pair_up(
+    pairs: Sequence[tuple[Result, Result]], *, resamples: int = RESAMPLES, seed: int = 0, rows: bool = True
+) -> Pair:
     """Compare runs, each with another one, by their scores on the test split.
 
     Args:
         pairs: one or more, of one task.
-        resamples, seed: as for `compare_pair`.
+        resamples, seed, rows: as for `compare_pair`.
 
     Raises:
         DataError: the runs are of different tasks or different rows.
@@ -74,7 +81,7 @@ def pair_up(pairs: Sequence[tuple[Result, Result]], *, resamples: int = RESAMPLE
     scores = by_seeds(
         [a.test_score for a, _ in pairs], [b.test_score for _, b in pairs], resamples=resamples, seed=seed
     )
-    if metric in NOT_OF_PREDICTIONS:
+    if not rows or metric in NOT_OF_PREDICTIONS:
         return Pair(seeds, scores, None, None)
     said = [[read_predictions(own.folder) for own in pair] for pair in pairs]
     labels = said[0][0][1]
@@ -85,7 +92,7 @@ def pair_up(pairs: Sequence[tuple[Result, Result]], *, resamples: int = RESAMPLE
     task = read_yaml(pairs[0][0].folder / RECIPE)["task"]
     table = measures(task, metric, labels)
     fast = isinstance(table, _Counted)
-    rows = by_rows(
+    found = by_rows(
         [(table.of(pair[0][0]), table.of(pair[1][0])) for pair in said],
         len(labels),
         resamples=resamples if fast else min(resamples, SLOW_RESAMPLES),
@@ -95,7 +102,7 @@ def pair_up(pairs: Sequence[tuple[Result, Result]], *, resamples: int = RESAMPLE
     if KINDS[task["kind"]].one_class:
         right = [[own == there for own, there in zip(side[0], labels, strict=True)] for side in said[0]]
         p = mcnemar(*right)
-    return Pair(seeds, scores, rows, p)
+    return Pair(seeds, scores, found, p)
 
 
 def measures(task: Any, metric: str, labels: Sequence[Any]) -> "_Counted | _Computed":

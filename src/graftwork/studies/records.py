@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from graftwork.errors import DataError
+from graftwork.errors import DataError, OutputError
 from graftwork.folders import replacing_folder
-from graftwork.settings.yamlfile import dump_yaml
+from graftwork.settings.yamlfile import RECIPE, dump_yaml
 from graftwork.studies.results import ADAPTER, Result
 
-RUNS, RESULT, RECIPE, ENVIRONMENT = "runs", "result.json", "recipe.yaml", "environment.json"
+RUNS, RESULT, ENVIRONMENT = "runs", "result.json", "environment.json"
 
 DONE, FAILED = "done", "failed"
 
@@ -120,11 +120,17 @@ def read_record(folder: Path) -> Record:
     try:
         return Record(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(
-            f"{file} cannot be read: {error}",
-            expected="a run's result as graftwork wrote it",
-            change=f"remove the folder {str(folder)!r}: the run is then done again",
-        ) from None
+        raise damaged(folder, error) from None
+
+
+def damaged(folder: Path, error: Exception) -> DataError:
+    """What is to be said of a run's folder whose result cannot be read."""
+    what = error.strerror if isinstance(error, OSError) else error
+    return DataError(
+        f"{folder / RESULT} cannot be read: {what}",
+        expected="a run's result as graftwork wrote it",
+        change=f"remove the folder {str(folder)!r}: the run is then done again",
+    )
 
 
 def run_folders(study: Path) -> list[Path]:
@@ -160,25 +166,36 @@ class Store:
             self._known[name] = read_record(self.place(name))
         return self._known.get(name)
 
-    def put(self, record: Record, files: Mapping[str, str], recipe: Mapping[str, Any], adapter: Path | None) -> None:
-        """Write a run that has ended, all of it or nothing.
+    def put(self, record: Record, files: Mapping[str, str], recipe: Mapping[str, Any], adapter: Path | None) -> Record:
+        """Write a run that has ended, all of it or nothing; where another process has written it by now, its own stays.
 
         Args:
             files: its text files by name.
             recipe: resolved.
             adapter: the folder of its adapter, which is copied; None for one that failed.
 
+        Returns:
+            What is there now.
+
         Raises:
             OutputError: it cannot be written.
         """
-        with replacing_folder(self.place(record.hash)) as new:
-            (new / RECIPE).write_text(dump_yaml(recipe), encoding="utf-8")
-            for name, text in files.items():
-                (new / name).write_text(text, encoding="utf-8")
-            if adapter is not None:
-                _link(adapter, new / ADAPTER)
-            (new / RESULT).write_text(record.as_json(), encoding="utf-8")
+        place = self.place(record.hash)
+        try:
+            with replacing_folder(place) as new:
+                (new / RECIPE).write_text(dump_yaml(recipe), encoding="utf-8")
+                for name, text in files.items():
+                    (new / name).write_text(text, encoding="utf-8")
+                if adapter is not None:
+                    _link(adapter, new / ADAPTER)
+                (new / RESULT).write_text(record.as_json(), encoding="utf-8")
+        except OutputError:
+            # A process that was silent for so long that it was taken for dead may end the run after all.
+            if not (place / RESULT).is_file():
+                raise
+            record = read_record(place)
         self._known[record.hash] = record
+        return record
 
     def forget(self, name: str) -> None:
         """Read a run anew when it is asked for again."""

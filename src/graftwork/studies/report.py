@@ -23,6 +23,9 @@ from graftwork.training.display import SILENT, Display, shown_on_stderr
 
 PAGE = "report.html"
 
+REPORT = "report"
+"""The folder of the report in that of its study."""
+
 ENVIRONMENT = "environment.json"
 
 STYLE = """
@@ -62,7 +65,7 @@ def report(
             expected="a study of which some runs have ended well",
             change="run `graftwork compare` first",
         )
-    folder = Path(study / "report" if output is None else output)
+    folder = Path(study / REPORT if output is None else output)
     overwrite = overwrite or output is None
     refuse(folder, overwrite=overwrite)
     with shown_on_stderr(shown=progress) as display, replacing_folder(folder, overwrite=overwrite) as temporary:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.folder import CONFIG, RECIPE
+from graftwork.adapters.folder import CONFIG
 from graftwork.errors import DataError, GraftworkError
 from graftwork.folders import write_whole
-from graftwork.settings.yamlfile import read_yaml
+from graftwork.settings.yamlfile import RECIPE, dump_yaml, read_yaml
 from graftwork.studies.arms import Job, trained_by
 from graftwork.studies.claims import Claim, claimed
 from graftwork.studies.environment import PeakMemory, environment
+from graftwork.studies.identity import IDLE, NAMES
 from graftwork.studies.predictions import predict_test
 from graftwork.studies.records import DONE, ENVIRONMENT, FAILED, Record, Store
 from graftwork.studies.results import METRICS, PREDICTIONS
@@ -79,6 +80,10 @@ class Clock:
             with suppress(OSError):
                 write_whole(self.file, f"{self.seconds:.3f}")
 
+    def restart(self) -> None:
+        """Count from now on alone: what earlier parts came to is thrown away."""
+        self.before, self._start = 0.0, time.monotonic()
+
     @property
     def seconds(self) -> float:
         return self.before + time.monotonic() - self._start
@@ -106,7 +111,7 @@ def run(job: Job, store: Store, claim: Claim) -> Record:
     error: Exception | None = None
     with Clock.of(claim.folder).running() as clock:
         try:
-            adapter = _tuned(job, claim.folder / WORK)
+            adapter = _tuned(job, claim.folder / WORK, clock)
             predictions = predict_test(
                 adapter,
                 job.arm.task.data,
@@ -144,8 +149,8 @@ def run(job: Job, store: Store, claim: Claim) -> Record:
     if adapter is None or error is not None:
         assert error is not None
         record = Record(state=FAILED, error=_described(error), **facts)
-        store.put(record, files, recipe, None)
-        return record  # what was trained stays until it is tried again
+        # What was trained stays until it is tried again.
+        return store.put(record, files, recipe, None)
     trained = trained_by(job.recipe, job.arm.task.task, backbone)
     record = Record(
         state=DONE,
@@ -158,8 +163,8 @@ def run(job: Job, store: Store, claim: Claim) -> Record:
         **facts,
     )
     files |= {METRICS: metrics_of(adapter, claim.folder / WORK / LOG), PREDICTIONS: predictions}
-    store.put(record, files, recipe, claim.folder / WORK)
-    claim.ended = True
+    record = store.put(record, files, recipe, claim.folder / WORK)
+    claim.ended = record.state == DONE
     return record
 
 
@@ -218,15 +223,20 @@ def _shared(working: Path) -> int:
     return int(file.read_text(encoding="ascii")) if file.is_file() else 1
 
 
-def _tuned(job: Job, output: Path) -> Adapter:
+def _tuned(job: Job, output: Path, clock: Clock) -> Adapter:
     """The adapter, from where an earlier process stopped."""
     working = output.parent / f".{output.name}.tuning"
     if (output / CONFIG).is_file() and not (working / RECIPE).is_file():
         return Adapter.load(output)
     begun, resume = working / RECIPE, False
     if begun.is_file():
-        # The same run by other paths, after folders were moved, cannot be gone on with.
-        resume = not differences(read_yaml(begun), job.recipe.model_dump(mode="json"))
+        was, now = read_yaml(begun), job.recipe.model_dump(mode="json")
+        resume = not differences(_determining(was), _determining(now))
+        if resume and was != now:
+            # A run by other names and paths is the same run, and is gone on with under those of today.
+            write_whole(begun, dump_yaml(now))
+    if not resume:
+        clock.restart()
     return tune_recipe(
         job.recipe,
         output=output,
@@ -235,6 +245,14 @@ def _tuned(job: Job, output: Path) -> Adapter:
         resume=resume,
         overwrite=not resume,
     )
+
+
+def _determining(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe determines a run; the content of its data and its backbone is in the run's name."""
+    task = {key: value for key, value in recipe.get("task", {}).items() if key not in NAMES}
+    train = {key: value for key, value in recipe.get("train", {}).items() if key not in IDLE}
+    kept = {key: value for key, value in recipe.items() if key != "backbone"}
+    return {**kept, "task": task, "train": train}
 
 
 def _described(error: Exception) -> dict[str, str]:

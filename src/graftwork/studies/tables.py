@@ -4,8 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graftwork.studies.drawing import Row, Table
-from graftwork.studies.groups import Group, Split, groups_of, method_settings, metric_of, points, readable, split_of
+from graftwork.studies.groups import (
+    Group,
+    Split,
+    groups_of,
+    in_words,
+    method_settings,
+    metric_of,
+    points,
+    sign_of,
+    split_of,
+)
 from graftwork.studies.results import Result, in_order
+from graftwork.studies.statistics import Summary
 from graftwork.tasks.builtin import GLUE_FOLDERS
 
 NORMS = {"all": "all layer norms", "layers": "the layers' norms", "none": "nothing"}
@@ -98,17 +109,21 @@ def _scores(results: Sequence[Result], *, name: str, title: str) -> Table:
                 spread = {"mean": found.mean, "standard_error": found.standard_error}
                 rows.append({**facts, "metric": metrics[task], "seeds": found.count, **spread})
     means = {own.label: _mean(own, tasks, split, metrics) for own in groups}
-    best = {task: max(_rounded(own, task, split, metrics) for own in groups) for task in tasks}
+    best = {task: max(_rank(own, task, split, metrics) for own in groups) for task in tasks}
     shown = []
     for own in groups:
         cells = {task: _cell(own, task, split, metrics, best[task]) for task in tasks}
         mean = means[own.label]
         shown.append({"method": own.label, **cells, "mean": "" if mean is None else f"{mean:.1f}"})
-    said = ", ".join(f"{task} {readable(metric)}" for task, metric in metrics.items())
+    said = ", ".join(f"{task} {in_words(metric)}" for task, metric in metrics.items())
+    plain = in_order(metric for metric in metrics.values() if sign_of(metric) < 0)
     note = (
-        f"100 × the score on {split}, mean ± standard error over seeds; the best of each task is marked *. "
-        f"The mean is over tasks, of methods that have all of them. Metrics: {said}."
+        f"The score on {split} where 100 is perfect, mean ± standard error over seeds; the best of each task is "
+        f"marked *. The mean is over tasks, of methods that have all of them. Metrics: {said}."
     )
+    if plain:
+        names = " and ".join(in_words(metric) for metric in plain)
+        note += f" Of {names}, the value itself is shown, and lower is better; in the mean it is 100 / (1 + value)."
     return Table(name=name, title=title, note=note, rows=rows, shown=shown)
 
 
@@ -118,15 +133,27 @@ def _mean(group: Group, tasks: Sequence[str], split: Split, metrics: Mapping[str
     return sum(known) / len(known) if len(known) == len(tasks) else None
 
 
-def _rounded(group: Group, task: str, split: Split, metrics: Mapping[str, str]) -> float:
+def _shown(found: Summary, metric: str) -> tuple[float, float, int]:
+    """A mean and its standard error as they are shown, and their number of decimals."""
+    if sign_of(metric) < 0:
+        return found.mean, found.standard_error, 3
+    return points(found.mean, metric), points(found.standard_error, metric), 1
+
+
+def _rank(group: Group, task: str, split: Split, metrics: Mapping[str, str]) -> float:
+    """What is highest of the best: methods that are shown as equal are equal."""
     found = group.summary(task, split, metrics[task])
-    return float("-inf") if found is None else round(points(found.mean, metrics[task]), 1)
+    if found is None:
+        return float("-inf")
+    mean, _, decimals = _shown(found, metrics[task])
+    return sign_of(metrics[task]) * round(mean, decimals)
 
 
 def _cell(group: Group, task: str, split: Split, metrics: Mapping[str, str], best: float) -> str:
     found = group.summary(task, split, metrics[task])
     if found is None:
         return ""
-    spread = "" if found.count == 1 else f" ± {100 * found.standard_error:.1f}"
-    mark = "*" if _rounded(group, task, split, metrics) == best else ""
-    return f"{100 * found.mean:.1f}{spread}{mark}"
+    mean, error, decimals = _shown(found, metrics[task])
+    spread = "" if found.count == 1 else f" ± {error:.{decimals}f}"
+    mark = "*" if _rank(group, task, split, metrics) == best else ""
+    return f"{mean:.{decimals}f}{spread}{mark}"

@@ -1,8 +1,8 @@
 """Runs of a study that share passes: the seeds of one method and setting, or what its search tries, tuned at once."""
 
+import json
 import logging
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
@@ -13,12 +13,16 @@ from graftwork.folders import write_whole
 from graftwork.studies.arms import Job
 from graftwork.studies.claims import Claim, claimed
 from graftwork.studies.records import RUNS, Store
-from graftwork.studies.running import SHARED, SPENT, WORK
+from graftwork.studies.running import SHARED, SPENT, WORK, Clock
 from graftwork.training.joint_recipe import JointRecipe
 from graftwork.training.many import HELD, tune_joint_recipe
 
 MOST = 8
 """So many runs are tuned at once: each has its own parameters, optimiser and activations in memory."""
+
+NAMES, TURN = "together", ".turn"
+"""In a folder where runs are tuned at once: which ones, also those that have ended; and the folder that is held by who
+keeps their names and time."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,31 +61,55 @@ def tune_together(jobs: Sequence[Job], store: Store) -> None:
         mine = [(job, claim) for job, claim in held if claim is not None and store.find(job.hash) is None]
         fresh = [(job, claim) for job, claim in mine if not (place / job.hash / CONFIG).is_file()]
         fresh = [(job, claim) for job, claim in fresh if not (claim.folder / WORK).exists() and not _begun(claim)]
-        start = time.monotonic()
         recipes = {job.hash: job.recipe for job, _ in fresh}
         begun = any((place / f".{name}.tuning").is_dir() for name in recipes)
         if len(fresh) > 1 or begun:
-            first = fresh[0][0].recipe
-            try:
-                tune_joint_recipe(
-                    JointRecipe(first.backbone, first.dtype, recipes),
-                    output=place,
-                    backbone=fresh[0][0].arm.backbone,
-                    data=dict.fromkeys(recipes, fresh[0][0].arm.task.data),
-                    resume=begun,
-                    overwrite=not begun,
-                )
-            except Exception as problem:
-                # Each that failed is tuned alone, and has its own error then; so is what another process works on here.
-                logger.debug("runs could not be tuned at once", exc_info=problem)
-        seconds = (time.monotonic() - start) / max(1, len(fresh))
+            with claimed(place / TURN, f"tuning in {place}") as turn:
+                if turn is not None:
+                    turn.ended = True
+                    if not begun and not any((place / job.hash / CONFIG).is_file() for job, _ in mine):
+                        _forget(place)
+                    _tune(fresh, place, resume=begun)
+        seconds, names = Clock.of(place).before, _together(place) or [job.hash for job in jobs]
         for job, claim in mine:
             if (place / job.hash / CONFIG).is_file():
-                write_whole(claim.folder / SHARED, str(len(jobs)))
-                write_whole(claim.folder / SPENT, f"{seconds:.3f}")
+                write_whole(claim.folder / SHARED, str(len(names)))
+                write_whole(claim.folder / SPENT, f"{seconds / len(names):.3f}")
                 (place / job.hash).rename(claim.folder / WORK)
-        if len(mine) == len(jobs) and not any(path.name != HELD for path in _inside(place)):
+        if len(mine) == len(jobs) and not any(path.name not in (HELD, TURN, SPENT, NAMES) for path in _inside(place)):
             shutil.rmtree(place, ignore_errors=True)
+
+
+def _tune(jobs: Sequence[tuple[Job, Claim]], place: Path, *, resume: bool) -> None:
+    """Tune runs at once in a folder, where their time and their names are kept: what was killed is gone on with."""
+    write_whole(place / NAMES, json.dumps(sorted({*_together(place), *(job.hash for job, _ in jobs)})))
+    first = jobs[0][0]
+    recipes = {job.hash: job.recipe for job, _ in jobs}
+    with Clock.of(place).running():
+        try:
+            tune_joint_recipe(
+                JointRecipe(first.recipe.backbone, first.recipe.dtype, recipes),
+                output=place,
+                backbone=first.arm.backbone,
+                data=dict.fromkeys(recipes, first.arm.task.data),
+                resume=resume,
+                overwrite=not resume,
+            )
+        except Exception as problem:
+            # Each that failed is tuned alone, and has its own error then; so is what another process works on here.
+            logger.debug("runs could not be tuned at once", exc_info=problem)
+
+
+def _together(place: Path) -> list[str]:
+    """The runs that are or were tuned at once in a folder."""
+    file = place / NAMES
+    return list(json.loads(file.read_text(encoding="ascii"))) if file.is_file() else []
+
+
+def _forget(place: Path) -> None:
+    """What an earlier group of the same arm took is not the time of the next one."""
+    for name in (SPENT, NAMES):
+        (place / name).unlink(missing_ok=True)
 
 
 def remove_shared(store: Store) -> None:

@@ -4,11 +4,12 @@ for byte, however often the study was killed.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from graftwork.errors import DataError
+from graftwork.errors import DataError, first_line
 from graftwork.folders import write_whole
 from graftwork.studies.choosing import Standing
 from graftwork.studies.pairing import compare_pair
@@ -20,6 +21,8 @@ from graftwork.studies.statistics import summarise
 
 CHOSEN = "chosen.json"
 """The runs that are compared, with their names in the study."""
+
+logger = logging.getLogger(__name__)
 
 
 def write_outputs(plan: Plan, standings: Sequence[Standing]) -> list[Result]:
@@ -101,14 +104,21 @@ def summary(results: Iterable[Result]) -> list[dict[str, Any]]:
 
 
 def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """A line for each method and setting on each task, compared with the first one there, by test scores."""
+    """A line for each method and setting on each task, compared with the first one there, by test scores. What compares
+    rows is empty where they were scored on different ones.
+    """
     lines = []
     by_task: dict[str, list[list[Result]]] = {}
     for (task, _, _), runs in grouped(results).items():
         by_task.setdefault(task, []).append(runs)
     for task, (reference, *others) in by_task.items():
         for runs in others:
-            pair = compare_pair(runs, reference)
+            try:
+                pair = compare_pair(runs, reference)
+            except DataError as error:
+                what = f"{runs[0].label} and {reference[0].label} on {task}"
+                logger.warning("%s are compared by seeds alone: %s", what, first_line(error))
+                pair = compare_pair(runs, reference, rows=False)
             if pair is None:
                 continue
             rows = pair.by_rows

@@ -14,12 +14,11 @@ from typing import Any
 from transformers import TrainerCallback
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.folder import RECIPE
 from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import RecipeError
 from graftwork.methods import Houlsby, Method, as_method
-from graftwork.settings.yamlfile import read_yaml
+from graftwork.settings.yamlfile import RECIPE, read_yaml
 from graftwork.tasks import Task, load
 from graftwork.training.callbacks import Callback, checked_callbacks
 from graftwork.training.display import shown_on_stderr

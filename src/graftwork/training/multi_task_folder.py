@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.folder import RECIPE, fill_folder, write_shared
+from graftwork.adapters.folder import fill_folder, write_shared
 from graftwork.errors import AdapterError
 from graftwork.settings.problems import describe
-from graftwork.settings.yamlfile import dump_yaml, read_yaml
+from graftwork.settings.yamlfile import RECIPE, dump_yaml, read_yaml
 
 TASKS_FILE = "tasks.json"
 """The file by which such a folder is known."""

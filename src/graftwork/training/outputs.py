@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.adapters import Adapter
-from graftwork.adapters.folder import CONFIG, RECIPE, fill_folder, refuse_existing
+from graftwork.adapters.folder import CONFIG, fill_folder, refuse_existing
 from graftwork.distillation.outputs import KEPT
 from graftwork.errors import InterruptedRunError, OutputError, RecipeError
 from graftwork.folders import HeldFolder, replacing_folder, sweep, write_whole, writing
-from graftwork.settings.yamlfile import dump_yaml, read_yaml
+from graftwork.settings.yamlfile import RECIPE, dump_yaml, read_yaml
 from graftwork.training.recipe import Recipe
 from graftwork.training.trainer import CHECKPOINTS, last_checkpoint, step_of
 
