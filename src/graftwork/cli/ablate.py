@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts.types import PositiveInt
 
-from graftwork.cli.flags import NO_COLUMN_AT_ALL, EveryColumn
+from graftwork.cli.flags import NO_COLUMN_AT_ALL, PLAIN, EveryColumn, Written
 from graftwork.cli.settings import Switch
 from graftwork.cli.starting import say_start
 
@@ -24,9 +24,7 @@ def ablate(
     dtype: str = "auto",
     allow_backbone_mismatch: Annotated[bool, Switch] = False,
     batch_size: PositiveInt = 64,
-    overwrite: Annotated[bool, Switch] = False,
-    quiet: Annotated[bool, Switch] = False,
-    json: Annotated[bool, Switch] = False,
+    written: Written = PLAIN,
 ) -> None:
     """Bypass an adapter in every span of layers, without retraining, and score it on the validation split.
 
@@ -56,14 +54,8 @@ def ablate(
         Accept a backbone of the same shape with other weights.
     batch_size
         Rows in one forward pass.
-    overwrite
-        Replace an existing ablation.
-    quiet
-        Print neither what is measured nor how far it is.
-    json
-        Print the record as JSON.
     """
-    say_start(quiet=quiet)
+    say_start(quiet=written.quiet)
     from json import dumps
 
     from graftwork.adapters import Adapter
@@ -72,7 +64,7 @@ def ablate(
     from graftwork.studies.ablation import ablate as measure
     from graftwork.studies.ablation import refuse
 
-    refuse(output, overwrite=overwrite)
+    refuse(output, overwrite=written.overwrite)
     loaded = Adapter.load(adapter)
     made = measure(
         loaded,
@@ -84,10 +76,10 @@ def ablate(
         rows=rows,
         batch_size=batch_size,
         allow_backbone_mismatch=allow_backbone_mismatch,
-        progress=not quiet,
+        progress=not written.quiet,
     )
-    made.save(output, overwrite=overwrite)
-    if json:
+    made.save(output, overwrite=written.overwrite)
+    if written.json:
         print(dumps(made.record()))
         return
     print_table(

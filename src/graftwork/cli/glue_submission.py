@@ -1,11 +1,10 @@
 """`graftwork glue-submission`: the zip file that GLUE's leaderboard takes, out of a study or a folder of adapters."""
 
 from pathlib import Path
-from typing import Annotated
 
 from cyclopts.types import PositiveInt
 
-from graftwork.cli.settings import Switch
+from graftwork.cli.flags import PLAIN, Written
 from graftwork.cli.starting import say_start
 
 
@@ -19,9 +18,7 @@ def glue_submission(
     backbone: str | None = None,
     dtype: str = "auto",
     batch_size: PositiveInt = 64,
-    overwrite: Annotated[bool, Switch] = False,
-    quiet: Annotated[bool, Switch] = False,
-    json: Annotated[bool, Switch] = False,
+    written: Written = PLAIN,
 ) -> None:
     """Predict GLUE's test sets by the best adapters of a study or folder, and write the leaderboard's zip file.
 
@@ -44,14 +41,8 @@ def glue_submission(
         Precision of the frozen backbone: auto, float32, bfloat16, float16, float64.
     batch_size
         Rows in one forward pass.
-    overwrite
-        Replace an existing submission.
-    quiet
-        Do not print how far it is.
-    json
-        Print what is in the submission as JSON.
     """
-    say_start(quiet=quiet)
+    say_start(quiet=written.quiet)
     from json import dumps
 
     from graftwork.backbones import Backbone
@@ -59,7 +50,7 @@ def glue_submission(
     from graftwork.studies.submission import ZIP, refuse
     from graftwork.studies.submitting import glue_submission as predict
 
-    refuse(output, overwrite=overwrite)
+    refuse(output, overwrite=written.overwrite)
     made = predict(
         source,
         data=data,
@@ -67,10 +58,10 @@ def glue_submission(
         backbone=None if backbone is None else Backbone.load(backbone, dtype=dtype),
         dtype=dtype,
         batch_size=batch_size,
-        progress=not quiet,
+        progress=not written.quiet,
     )
-    made.save(output, overwrite=overwrite)
-    if json:
+    made.save(output, overwrite=written.overwrite)
+    if written.json:
         print(dumps({"file": str(output / ZIP), "missing": made.missing, "tables": made.record()}))
         return
     print_table(

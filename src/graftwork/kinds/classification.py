@@ -8,7 +8,7 @@ from graftwork.data.columns import LABEL, TEXT, Columns, Content, label_ids, lab
 from graftwork.errors import RecipeError, nearest
 from graftwork.kinds.kind import MORE, Kind, TaskLike
 from graftwork.kinds.metrics import Metric, accuracy, as_numbers, f1, f1_macro, matthews, refuse_not_finite
-from graftwork.kinds.plain import logits_of_classes, plain_classes
+from graftwork.kinds.plain import OneClass
 
 if TYPE_CHECKING:
     import numpy
@@ -24,7 +24,7 @@ C = (0.001, 0.01, 0.1, 1.0)
 """Inverse strengths of logistic regression's penalty, strongest first."""
 
 
-class Classification(Kind):
+class Classification(OneClass, Kind):
     """One of C classes.
 
     Columns of its datasets: `text` (str), `text_pair` (str; only of a task on pairs), `label` (int, the class's id).
@@ -44,7 +44,6 @@ class Classification(Kind):
     usual_metrics = 2
     named = True
     pooled = True
-    one_class = True
     baseline: ClassVar[str | None] = "logistic regression"
 
     def label_names(self, values: Sequence[Any]) -> list[list[str]]:
@@ -72,16 +71,6 @@ class Classification(Kind):
         from graftwork.heads import PooledHead
 
         return PooledHead(kind="classification", num_outputs=num_labels, pooling=pooling, **fields)
-
-    def plain(
-        self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str] | None
-    ) -> tuple[list[Any], list[Any]]:
-        return plain_classes(predictions, labels, names)
-
-    def from_plain(
-        self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str] | None
-    ) -> tuple[Any, Any]:
-        return logits_of_classes(predictions, labels, names)
 
     def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
         from graftwork.kinds.prediction import best, check_finite

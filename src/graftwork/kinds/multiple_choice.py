@@ -8,7 +8,7 @@ from graftwork.data.columns import CHOICE, LABEL, TEXT, Columns, Content, label_
 from graftwork.errors import DataError
 from graftwork.kinds.kind import MORE, Kind, TaskLike
 from graftwork.kinds.metrics import Metric, accuracy, as_numbers, refuse_not_finite
-from graftwork.kinds.plain import logits_of_classes, plain_classes
+from graftwork.kinds.plain import OneClass
 
 if TYPE_CHECKING:
     import datasets
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class MultipleChoice(Kind):
+class MultipleChoice(OneClass, Kind):
     """One of a row's choices.
 
     Columns of its datasets: `text` (str), `choices` (list of str), `label` (int, the right choice's place from 0).
@@ -37,7 +37,6 @@ class MultipleChoice(Kind):
     options = ("labels", "separator")
     metrics: ClassVar[Mapping[str, Metric]] = {"accuracy": Metric(accuracy)}
     usual_metrics = 1
-    one_class = True
     takes = "questions with choices"
     says = "a choice"
     example = '("a question", ["one choice", "another"])'
@@ -85,16 +84,6 @@ class MultipleChoice(Kind):
         from graftwork.encoding import question_of
 
         return len(question_of(given, 0)[1])
-
-    def plain(
-        self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str] | None
-    ) -> tuple[list[Any], list[Any]]:
-        return plain_classes(predictions, labels, names)
-
-    def from_plain(
-        self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str] | None
-    ) -> tuple[Any, Any]:
-        return logits_of_classes(predictions, labels, names)
 
     def read(self, task: "TaskIdentity", head: "Head", logits: "Tensor", inputs: Sequence[Any]) -> "list[Prediction]":
         # They are -inf where a question has fewer choices than another.

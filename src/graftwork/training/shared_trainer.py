@@ -116,9 +116,11 @@ class WholeDraws(TorchFunctionMode):
         return self._dropout(*args, **(kwargs or {}))
 
     def _dropout(self, values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        each, rest = divmod(len(values), self.own)
-        if not training or p == 0.0 or rest:
+        if not training or p == 0.0:
             return F.dropout(values, p, training, inplace)
+        each, rest = divmod(len(values), self.own)
+        # Anything else would be dropped otherwise by each process, and none would say so.
+        assert not rest, f"dropout of {tuple(values.shape)}, which has no part for each of {self.own} rows"
         # Where a row has several places in the first dimension, such as its choices, they stand together.
         whole = F.dropout(values.new_ones(self.rows, each, *values.shape[1:]), p)
         return values * self.processes.share(whole).flatten(0, 1)
