@@ -17,10 +17,9 @@ from studies import domains, figures, groups
 from studies.domains import EPOCHS, LENGTH
 from studies.grid import Grid, Record, markdown
 
-RATES = ("1e-3", "3e-3")
-"""That are tried: for the tasks' own adapters, and so for all trainings of a sequence."""
-
-SEQUENCES = ("crowdflower", "domains")
+SEQUENCES: dict[str, tuple[str, ...]] = {"crowdflower": ("1e-3", "3e-3"), "domains": ("3e-3",)}
+"""By sequence, the rates that are tried: for the tasks' own adapters, and so for all trainings. That of the domains is
+what `studies.fusing` found best of 1e-3 and 3e-3."""
 ALONE, FUSION = "one a task", "fusion of all"
 HOWS: dict[str, dict[str, Any]] = {
     ALONE: {},
@@ -113,8 +112,8 @@ def report(records: list[Record]) -> str:
     return f"""# Pools of few adapters for many tasks
 
 MiniLM, Pfeiffer's bottlenecks (reduction 16); at most {domains.TRAIN} rows a task, {EPOCHS} epochs for each task's
-adapter and for each student, texts of at most {LENGTH} tokens. The rate of all is that of {", ".join(RATES)} at which
-the tasks' own adapters are best on the validation rows with seed 0. `{FUSION}`: as each task comes, a fusion of its
+adapter and for each student, texts of at most {LENGTH} tokens. The rate of all is that at which the tasks' own
+adapters are best on the validation rows with seed 0, of 1e-3 and 3e-3. `{FUSION}`: as each task comes, a fusion of its
 own adapter and all earlier ones (AdapterFusion); all adapters are kept for it. Test score after the last task, in the
 mean over all tasks; forgetting is how much lower that is than at its highest, over earlier tasks; each with half the
 width of its 95 % interval over seeds. TransRate chooses the member. Made by `python -m studies.consolidating`.
@@ -149,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.consolidating", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds crowdflower and fdu_mtl")
     parser.add_argument("--work", type=Path, required=True, help="a folder for the tasks' rows")
-    parser.add_argument("--sequences", nargs="+", choices=SEQUENCES, default=SEQUENCES)
+    parser.add_argument("--sequences", nargs="+", choices=list(SEQUENCES), default=list(SEQUENCES))
     parser.add_argument("--hows", nargs="+", choices=list(HOWS), default=list(HOWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1, help="processes beside each other, one thread each")
@@ -157,7 +156,7 @@ def main() -> None:
     run = partial(measure, data=given.data, work=given.work)
     for sequence in given.sequences:
         groups.tasks_of(sequence, given.data, given.work)  # written once, before several processes read them
-        GRID.run([(sequence, ALONE, rate, 0) for rate in RATES], run, workers=given.workers)
+        GRID.run([(sequence, ALONE, rate, 0) for rate in SEQUENCES[sequence]], run, workers=given.workers)
         rate = at_best_rate(GRID.recorded(), sequence)[ALONE][0]["rate"]
         # The tasks' own adapters are tuned here, and are there for all other ways.
         GRID.run([(sequence, ALONE, rate, seed) for seed in given.seeds], run, workers=given.workers)

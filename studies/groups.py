@@ -22,7 +22,7 @@ ROWS: dict[str, Mapping[str, int]] = {
     "domains": domains.ROWS,
     "crowdflower": domains.ROWS,
     "glue": {"train": 2000, "validation": 400, "test": 800},
-    "merging": {"train": 1000, "validation": 400, "test": 800},
+    "merging": {"train": 1000, "validation": 200, "test": 800},
 }
 """Rows of each task at most."""
 

@@ -76,7 +76,7 @@ def measure(method: str, how: str, settings: str, seed: int, *, data: Path, work
     from graftwork.arithmetic.adapters.scores import with_head_of
 
     torch.set_num_threads(1)
-    backbone = gw.Backbone.load("minilm", dtype="float32")
+    backbone = gw.Backbone.load("minilm")
     tasks = groups.tasks_of(GROUP, data, work)
     if how == "multi-task":
         begun = time.process_time()

@@ -52,7 +52,7 @@ def measure(study: str, of: str, seed: int, *, data: Path, work: Path) -> Mappin
 
     torch.set_num_threads(1)
     begun = time.process_time()
-    backbone = gw.Backbone.load("minilm", dtype="float32")
+    backbone = gw.Backbone.load("minilm")
     line = {"wise-ft": wise_ft, "negation": negation, "donors": donor}[study]
     return {**line(backbone, of, seed, data, work), "seconds": round(time.process_time() - begun)}
 
@@ -64,7 +64,7 @@ def wise_ft(backbone: Any, source: str, seed: int, data: Path, work: Path) -> di
     task = domains.task(work / "data", source)
     before = beginning(backbone, task, seed, work)
     after = fine_tuned_from(before, backbone, task, seed, work)
-    others = [name for name in domains.names(data) if name != source]
+    others = [name for name in domains.names() if name != source]
     found: dict[str, list[float]] = {"own": [], "others": []}
     for alpha in ALPHAS:
         between = replace(after, tensors=interpolated(before.tensors, after.tensors, alpha))
