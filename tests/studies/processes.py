@@ -17,7 +17,7 @@ import torch
 from comparing import tables_of
 
 from graftwork.cli import main
-from graftwork.studies import running, working
+from graftwork.studies import single_run, work_loop
 from graftwork.studies.comparing import compare
 
 assert main
@@ -30,13 +30,13 @@ def fork(study: str, output: str, *flags: str) -> int:
     if child:
         return child
     status = 1
-    plain = running.run
+    plain = single_run.run
 
     def run(job: Any, store: Any, claim: Any) -> Any:
         note(output, f"{os.getpid()} {job.hash}")
         return plain(job, store, claim)
 
-    working.run = run
+    work_loop.run = run
     try:
         with Path(f"{os.getpid()}.log").open("w") as log:
             os.dup2(log.fileno(), 1)

@@ -14,7 +14,7 @@ from scipy import stats
 
 import graftwork as gw
 from graftwork.errors import DataError, FailedRunsError, GraftworkError, InterruptedRunError, OutputError, TuneManyError
-from graftwork.studies import compare_pair, comparing, mcnemar, read_results, running, together, working
+from graftwork.studies import compare_pair, comparing, joint_runs, mcnemar, read_results, single_run, work_loop
 from graftwork.studies.predictions import read_predictions, score
 from graftwork.studies.records import run_folders
 from graftwork.training.progress import Log
@@ -43,7 +43,7 @@ def nothing_runs(monkeypatch):
     def run(*arguments):
         raise AssertionError("something was run")
 
-    monkeypatch.setattr(working, "run", run)
+    monkeypatch.setattr(work_loop, "run", run)
 
 
 def rows_of(file):
@@ -167,14 +167,14 @@ def test_other_data_and_settings_make_other_runs(small, done, tmp_path):
 
 
 def test_one_failure_does_not_stop_a_study_and_is_tried_again_on_request(small, tmp_path, monkeypatch):
-    plain, broken = running.tune_recipe, [True]
+    plain, broken = single_run.tune_recipe, [True]
 
     def tune_recipe(recipe, **options):
         if recipe.train.seed == 1 and broken[0]:
             raise MemoryError("no room")
         return plain(recipe, **options)
 
-    monkeypatch.setattr(running, "tune_recipe", tune_recipe)
+    monkeypatch.setattr(single_run, "tune_recipe", tune_recipe)
     study = small(methods={"lora": {"rank": 1}}, search=None, seeds=3)
     with pytest.raises(
         FailedRunsError, match=r"1 of 3 runs failed(.|\n)*MemoryError: no room(.|\n)*--retry-failed"
@@ -202,7 +202,7 @@ def test_without_a_folder_nothing_is_said_of_one(small, monkeypatch):
     def tune_recipe(recipe, **options):
         raise stop[0]
 
-    monkeypatch.setattr(running, "tune_recipe", tune_recipe)
+    monkeypatch.setattr(single_run, "tune_recipe", tune_recipe)
     study = small(methods={"lora": {"rank": [1]}}, search=None, seeds=[3])
     with pytest.raises(FailedRunsError) as end:
         gw.compare(study)
@@ -242,7 +242,7 @@ def test_seeds_share_passes_where_the_study_says_so(small, tmp_path, monkeypatch
     def fail(*arguments, **options):
         raise TuneManyError("all failed", change="", finished={})
 
-    monkeypatch.setattr(together, "tune_joint_recipe", fail)
+    monkeypatch.setattr(joint_runs, "tune_joint_recipe", fail)
     again = compare({**study, "share_passes": True, "seeds": 2}, output=tmp_path / "again")
     assert [own.test for own in again.results] == [own.test for own in alone.results[:2]]
 
@@ -262,8 +262,8 @@ def test_time_is_kept_when_runs_that_share_passes_are_cut(small, tmp_path, monke
     with pytest.raises(InterruptedRunError):
         compare(study, output=tmp_path / "out")
     [place] = (tmp_path / "out" / "runs").glob(".*.shared")
-    assert 0 < float((place / running.SPENT).read_text()) < 1000
-    (place / running.SPENT).write_text("3000")
+    assert 0 < float((place / single_run.SPENT).read_text()) < 1000
+    (place / single_run.SPENT).write_text("3000")
     found = compare(study, output=tmp_path / "out")
     assert all(1000 < own.seconds < 2000 for own in found.results)
     assert len(found.results) == 3

@@ -12,8 +12,8 @@ import pytest
 from graftwork.errors import DataError, RecipeError
 from graftwork.studies import index as module
 from graftwork.studies.index import Index
+from graftwork.studies.outputs import comparisons
 from graftwork.studies.records import DONE, FAILED, Record, Store
-from graftwork.studies.writing import comparisons
 
 
 def record(name, method="lora", *, seed=0, test=0.5, **changes):

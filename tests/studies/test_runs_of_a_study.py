@@ -19,7 +19,7 @@ from graftwork.errors import DataError, InterruptedRunError
 from graftwork.folders import OWNER, Owner
 from graftwork.kinds.scoring import compute
 from graftwork.settings.yamlfile import read_yaml
-from graftwork.studies import claims, running
+from graftwork.studies import claims, single_run
 from graftwork.studies.arms import LoadedTask
 from graftwork.studies.claims import claimed
 from graftwork.studies.identity import fingerprint_of_backbone, fingerprint_of_data, hash_of
@@ -27,7 +27,7 @@ from graftwork.studies.plan import Plan
 from graftwork.studies.predictions import plain, score
 from graftwork.studies.records import RUNS
 from graftwork.studies.study import Study
-from graftwork.studies.working import work
+from graftwork.studies.work_loop import work
 from graftwork.tasks import Task, load
 from graftwork.training import Recipe
 from graftwork.training.progress import Log
@@ -234,7 +234,7 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(values, tmp_path, monkey
         tasks={"words": values()["tasks"]["words"]}, methods={"lora": {"rank": 1}}, search=None, seeds=1, train=steps
     )
     whole = compare(study, output=tmp_path / "whole")
-    seen, plain_step, plain_tune = [], Log.on_step_end, running.tune_recipe
+    seen, plain_step, plain_tune = [], Log.on_step_end, single_run.tune_recipe
 
     def on_step_end(self, args, state, control, **options):
         seen.append(state.global_step)
@@ -246,9 +246,11 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(values, tmp_path, monkey
     with pytest.raises(InterruptedRunError, match=r"interrupted; 0 runs done(.|\n)*the same command goes on"):
         compare(study, output=tmp_path / "cut")
     [working] = (tmp_path / "cut" / "runs").iterdir()
-    before = float((working / running.SPENT).read_text())
+    before = float((working / single_run.SPENT).read_text())
     asked = []
-    monkeypatch.setattr(running, "tune_recipe", lambda *a, **own: asked.append(own["resume"]) or plain_tune(*a, **own))
+    monkeypatch.setattr(
+        single_run, "tune_recipe", lambda *a, **own: asked.append(own["resume"]) or plain_tune(*a, **own)
+    )
     found = compare(study, output=tmp_path / "cut")
     assert (asked, seen) == ([True], [1, 2, 3, 4, 5, 5, 6])
     [one], [other] = found.results, whole.results
@@ -294,7 +296,7 @@ def test_a_run_whose_images_changed_meanwhile_has_failed(values, tmp_path, monke
     work(plan, lambda job, record: None)
     [failed] = plan.failed(plan.standings())
     assert failed.error["kind"] == "DataError"
-    assert not (plan.store.working(failed.hash) / running.WORK).exists()
+    assert not (plan.store.working(failed.hash) / single_run.WORK).exists()
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -314,8 +316,8 @@ def test_a_run_goes_on_unless_what_determines_it_has_changed(values, tmp_path, m
     with pytest.raises(InterruptedRunError):
         compare(study, output=tmp_path / "out")
     [working] = (tmp_path / "out" / "runs").iterdir()
-    (working / running.SPENT).write_text("1000")
-    begun = working / f".{running.WORK}.tuning" / "recipe.yaml"
+    (working / single_run.SPENT).write_text("1000")
+    begun = working / f".{single_run.WORK}.tuning" / "recipe.yaml"
     if same:
         study["train"]["logging_steps"] = 1
         study["tasks"] = {"other": study["tasks"]["words"]}

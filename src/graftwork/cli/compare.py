@@ -78,7 +78,7 @@ def _report(found: "Comparison", *, as_json: bool) -> None:
     from json import dumps
 
     from graftwork.cli.table import print_table
-    from graftwork.studies.writing import summary
+    from graftwork.studies.outputs import summary
 
     rows = summary(found.results)
     if as_json:

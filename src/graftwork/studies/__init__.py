@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graftwork.studies.comparing import Comparison, compare
+    from graftwork.studies.outputs import read_results
     from graftwork.studies.pairing import Pair, compare_pair
     from graftwork.studies.results import Result
     from graftwork.studies.statistics import Difference, Summary, by_rows, by_seeds, mcnemar, summarise
     from graftwork.studies.study import Study
-    from graftwork.studies.writing import read_results
 
 _HOMES = {
     "Comparison": "comparing",

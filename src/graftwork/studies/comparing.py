@@ -17,17 +17,17 @@ from graftwork.settings.yamlfile import dump_yaml, read_yaml
 from graftwork.studies.arms import Job
 from graftwork.studies.claims import in_turn
 from graftwork.studies.cluster import refuse_without_ray, run_on_ray
+from graftwork.studies.outputs import write_outputs
 from graftwork.studies.plan import Plan
 from graftwork.studies.records import DONE, RUNS, Record
 from graftwork.studies.repeated import said_once
 from graftwork.studies.report import PAGE, REPORT
 from graftwork.studies.report import report as write_report
 from graftwork.studies.results import Result
-from graftwork.studies.running import try_again
+from graftwork.studies.single_run import try_again
 from graftwork.studies.study import FILE, Study
+from graftwork.studies.work_loop import tidy, work
 from graftwork.studies.workers import run_workers
-from graftwork.studies.working import tidy, work
-from graftwork.studies.writing import write_outputs
 from graftwork.training.processes import number_started
 
 TO_KEEP = "give output to keep them"

@@ -15,10 +15,10 @@ from graftwork.folders import replacing_folder
 from graftwork.studies.curves import confusions, learning_curves
 from graftwork.studies.drawing import Figure, Numbers, Row, Table
 from graftwork.studies.figures import COSTS, pareto, score_against_parameters, sweeps
+from graftwork.studies.outputs import read_results
 from graftwork.studies.results import Result
 from graftwork.studies.study import FILE
 from graftwork.studies.tables import glue_scores, other_scores, sizes
-from graftwork.studies.writing import read_results
 from graftwork.training.display import SILENT, Display, shown_on_stderr
 
 PAGE = "report.html"

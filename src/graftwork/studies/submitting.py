@@ -9,9 +9,9 @@ from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError
 from graftwork.kinds import KINDS
 from graftwork.model import AdaptedModel
+from graftwork.studies.outputs import CHOSEN, read_results
 from graftwork.studies.results import ADAPTER
 from graftwork.studies.submission import TEST_SETS, Answered, Submission, TestSet
-from graftwork.studies.writing import CHOSEN, read_results
 from graftwork.tasks.builtin import BUILTIN, GLUE_FOLDERS
 from graftwork.training.display import SILENT, Display, shown_on_stderr
 from graftwork.training.run_summary import of_loading

@@ -15,7 +15,7 @@ from pathlib import Path
 from graftwork.errors import GraftworkError
 from graftwork.studies.plan import Plan
 from graftwork.studies.study import Study
-from graftwork.studies.working import work
+from graftwork.studies.work_loop import work
 
 LOOK = 1.0
 """Seconds between two looks whether the parent still lives."""

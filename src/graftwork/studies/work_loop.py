@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from graftwork.studies.arms import Job
 from graftwork.studies.claims import claimed
+from graftwork.studies.joint_runs import groups, remove_shared, tune_together
 from graftwork.studies.plan import Plan
 from graftwork.studies.records import DONE, Record
-from graftwork.studies.running import run
-from graftwork.studies.together import groups, remove_shared, tune_together
+from graftwork.studies.single_run import run
 
 POLL = 0.5
 """Seconds to wait where all that can be run is run by other processes."""

@@ -13,7 +13,7 @@ from graftwork.folders import write_whole
 from graftwork.studies.arms import Job
 from graftwork.studies.claims import Claim, claimed
 from graftwork.studies.records import RUNS, Store
-from graftwork.studies.running import SHARED, SPENT, WORK, Clock
+from graftwork.studies.single_run import SHARED, SPENT, WORK, Clock
 from graftwork.training.joint_recipe import JointRecipe
 from graftwork.training.many import HELD, tune_joint_recipe
 
