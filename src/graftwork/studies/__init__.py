@@ -23,7 +23,7 @@ _HOMES = {
     "compare": "comparing",
     "compare_pair": "pairing",
     "mcnemar": "statistics",
-    "read_results": "writing",
+    "read_results": "outputs",
     "summarise": "statistics",
 }
 """Loaded when they are first used: what reads a study needs none of what runs one."""
