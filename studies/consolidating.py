@@ -100,12 +100,11 @@ def report(records: list[Record]) -> str:
                 domains.interval([record["means"][-1] for record in own]),
                 domains.interval([record["forgetting"][-1] for record in own]),
                 f"{own[0]['nbytes'][-1] / 1e6:.2f}",
-                f"{mean(record['seconds'][-1] for record in own):.2f}",
                 f"{len(own)}",
             ]
             for how, own in known.items()
         ]
-        header = ["way", "mean score, %", "forgetting, points", "MB", "seconds for 100 inputs", "seeds"]
+        header = ["way", "mean score, %", "forgetting, points", "MB", "seeds"]
         figure = f"![Mean test score after each task](consolidating-{sequence}.svg)"
         rate = next(iter(known.values()))[0]["rate"]
         tables.append(f"## {sequence}\n\nRate {rate}.\n\n{markdown(header, lines)}\n\n{figure}\n")
@@ -116,7 +115,8 @@ adapter and for each student, texts of at most {LENGTH} tokens. The rate of all 
 adapters are best on the validation rows with seed 0, of 1e-3 and 3e-3. `{FUSION}`: as each task comes, a fusion of its
 own adapter and all earlier ones (AdapterFusion); all adapters are kept for it. Test score after the last task, in the
 mean over all tasks; forgetting is how much lower that is than at its highest, over earlier tasks; each with half the
-width of its 95 % interval over seeds. TransRate chooses the member. Made by `python -m studies.consolidating`.
+width of its 95 % interval over seeds. TransRate chooses the member. A prediction runs one adapter, whatever K; a fusion
+runs all of its parts (benchmarks/fuse.py says what that takes). Made by `python -m studies.consolidating`.
 
 {chr(10).join(tables)}
 """

@@ -212,6 +212,27 @@ def inner_words(text):
     return sorted(set(re.findall(rf"\b(?:{'|'.join(INNER)})s?\b", text)))
 
 
+MEASURED = re.compile(r"\]\([./]*((?:studies|benchmarks)/[A-Z_]+\.md)")
+NUMBER = re.compile(r"(?<![\w.])\d*\.\d+")
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        pytest.param(page, said, id=f"{page.relative_to(ROOT)}, {i}")
+        for page in sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
+        for i, said in enumerate(re.split(r"\n\s*\n", page.read_text(encoding="utf-8")))
+        if MEASURED.search(said)
+    ],
+)
+def test_what_is_said_of_a_measurement_is_what_was_measured(page, said):
+    pages = "".join((ROOT / measured).read_text(encoding="utf-8") for measured in MEASURED.findall(said))
+    numbers = [float(number) for number in NUMBER.findall(pages)]
+    for number in NUMBER.findall(MEASURED.sub("", said)):
+        digits = len(number.partition(".")[2])
+        assert any(f"{known:.{digits}f}" == f"{float(number):.{digits}f}" for known in numbers), number
+
+
 def test_inner_words_are_those_of_the_table():
     ((_, rows),) = tables(ROOT / "CONTRIBUTING.md", "word")
     assert set(INNER) < {row[0] for row in rows}
