@@ -158,9 +158,9 @@ def comparing(monkeypatch):
     return found
 
 
-BOUND = 2e-5
-"""Of the largest gradient: float32 sums of some hundred products in another order. Batches that weigh alike are off by
-2 % or more."""
+BOUND = 1e-4
+"""Of the largest gradient: float32 sums of some hundred products in another order, on some processors 2e-5. Batches
+that weigh alike are off by 2 % or more."""
 
 
 def check(compared, folder, task):
