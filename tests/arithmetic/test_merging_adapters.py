@@ -27,7 +27,7 @@ from graftwork import (
     Union,
     VeRA,
 )
-from graftwork.arithmetic import Weights, dare_merge, fisher_merge, knots, merge_adapters, regmean, ties
+from graftwork.arithmetic import Weights, dare_merge, fisher_merge, iso_c, knots, merge_adapters, regmean, ties, tsv_m
 from graftwork.arithmetic.adapters.differences import weights_of
 from graftwork.arithmetic.adapters.lowrank import Factors, best_of_rank, concatenated, truncated
 from graftwork.arithmetic.adapters.units import matched, permuted
@@ -132,6 +132,8 @@ FORMULAS = {
     "ties": partial(ties, keep=0.3),
     "ties of each tensor": partial(ties, keep=0.3, scope="tensor", merge="sum"),
     "dare": partial(dare_merge, drop=0.5, seed=3),
+    "iso_c": iso_c,
+    "tsv_m": tsv_m,
 }
 """Formulas whose result for -τ is that for τ, negated."""
 
