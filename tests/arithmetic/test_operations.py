@@ -186,7 +186,7 @@ def test_none_and_all():
 @settings(max_examples=20)
 @given(seeds, counts, shares, st.floats(0, 0.3))
 def test_breadcrumbs(seed, count, keep, outliers):
-    vectors = vectors_of(seed, count)
+    vectors, keep = vectors_of(seed, count), min(keep, 1 - outliers)
     same(breadcrumbs(vectors, keep=keep, outliers=outliers), formulas.breadcrumbs(vectors, keep, outliers))
 
 
@@ -227,6 +227,44 @@ def test_singular_values(seed, count):
     vectors = vectors_of(seed, count)
     same(iso_c(vectors), formulas.matrices(formulas.iso_c, vectors), units=10**4)
     same(tsv_m(vectors), formulas.matrices(formulas.tsv_m, vectors), units=10**5)
+
+
+def low_rank_vectors(count, rank=2, shape=(9, 7)):
+    """Task matrices of a small rank, the third row and the fifth column of which nothing changed."""
+    generator = torch.Generator().manual_seed(count)
+    left, right = (torch.randn(count, size, rank, generator=generator) for size in shape)
+    left[:, 2], right[:, 4] = 0, 0
+    return [{"w": one @ other.T} for one, other in zip(left, right, strict=True)]
+
+
+@pytest.mark.parametrize("operation", [iso_c, tsv_m])
+def test_singular_vectors_that_are_none_are_left_out(operation):
+    """What no model changed stays as it is, and the result has the rows and columns of what the models changed."""
+    vectors = low_rank_vectors(2)
+    found = operation(vectors)["w"].double()
+    assert found.any()
+    assert not found[2].any()
+    assert not found[:, 4].any()
+    left, values, right = torch.linalg.svd(sum(own["w"] for own in vectors).double(), full_matrices=False)
+    within = left[:, :4] @ (left[:, :4].T @ found @ right[:4].T) @ right[:4]
+    close(within, found, units=256, precision=torch.float32)
+    if operation is iso_c:
+        expected = values[:4].mean() * left[:, :4] @ right[:4]
+        close(found, expected, units=256, precision=torch.float32)
+
+
+@pytest.mark.parametrize("operation", [iso_c, tsv_m])
+def test_singular_values_of_no_change(operation):
+    nothing = {"w": torch.zeros(3, 4)}
+    assert torch.equal(operation([nothing, nothing])["w"], nothing["w"])
+    (vector,) = low_rank_vectors(1)
+    opposite = {"w": -vector["w"]}
+    assert not iso_c([vector, opposite])["w"].any()
+
+
+def test_tsv_m_of_equals_is_themselves():
+    vector = low_rank_vectors(1)[0]
+    close(tsv_m([vector] * 3)["w"], vector["w"], units=64)
 
 
 @settings(max_examples=20)
@@ -389,6 +427,12 @@ def test_operands_that_do_not_fit_are_named():
         lambda: ties([a, b], keep=1.5): "keep is 1.5",
         lambda: dare(a, drop=1): "drop is 1",
         lambda: della([a], drop=0.05): "probabilities from -0.05",
+        lambda: della([a], drop=[0.5, 0.95], spread=0.2): r"layers.1.weight would be .* from 0.85 to 1.05",
+        lambda: della(
+            [a], drop=[{"filter": "layers.1.weight", "value": 0.05}, {"value": 0.5}]
+        ): "layers.1.weight would",
+        lambda: breadcrumbs([a], keep=0.95, outliers=0.1): "keep 0.95 and outliers 0.1 add up to 1.05",
+        lambda: breadcrumbs([a], keep=[0.5, 1.0], outliers=0.1): "at layers.1.weight keep 1 and outliers 0.1",
         lambda: ties([a, b], keep=[0.1, 0.2]): "keep differs from tensor to tensor",
         lambda: ties([a, b], keep="much", scope="tensor"): "'much' is no number",
     }.items():

@@ -1,5 +1,6 @@
 """Merges that depend on the angles between models, tensor by tensor: SLERP and Model Stock."""
 
+from collections.abc import Sequence
 from math import acos, sin, sqrt
 
 import torch
@@ -10,7 +11,6 @@ from graftwork.arithmetic.operations.merged import Stack, Step, Vectors
 from graftwork.arithmetic.values.filters import Number, resolved
 from graftwork.arithmetic.values.running import Piece
 from graftwork.arithmetic.values.sources import Coefficient, at
-from graftwork.training.display import Display
 
 PARALLEL = 0.9995
 """Cosine from which on two tensors lie so nearly in one line that the way between them is that line (as mergekit)."""
@@ -28,8 +28,8 @@ class Slerp(Step):
         self.t = t
         self._t: Coefficient = 0.0
 
-    def prepare(self, vectors: Vectors, display: Display) -> None:
-        self._t = resolved(self.t, vectors.names, "t")
+    def settle(self, names: Sequence[str]) -> None:
+        self._t = resolved(self.t, names, "t")
 
     def facts(self, name: str, vectors: Vectors) -> tuple[float, float]:
         """What each tensor is multiplied by."""

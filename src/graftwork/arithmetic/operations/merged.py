@@ -44,6 +44,14 @@ class Step(ABC):
         """How many numbers of a tensor of that shape are merged together."""
         return 1
 
+    def settle(self, names: Sequence[str]) -> None:
+        """Find what each setting is at each tensor, before anything is read.
+
+        Raises:
+            RecipeError: one has no meaning there.
+        """
+        return
+
     def prepare(self, vectors: "Vectors", display: Display) -> None:
         """Find what must be known of all tensors."""
         return
@@ -163,6 +171,7 @@ class Merged(Source):
         units = {name: self._unit([*sources], name) for name in names}
         given = tuple(weights) if weights is not None else (1.0,) * len(sources)
         self.vectors = Vectors(tuple(sources), given, names, units, self._facts_of)
+        step.settle(names)
 
     @property
     def tied(self) -> list[frozenset[str]]:

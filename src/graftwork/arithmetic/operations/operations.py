@@ -167,6 +167,9 @@ def breadcrumbs(
         outliers: share of the largest ones, which are dropped.
         elect: merge as TIES does.
         weights: what each vector is multiplied by. None: 1 each.
+
+    Raises:
+        RecipeError: the two shares of a tensor add up to more than 1.
     """
     for name, share in {"keep": keep, "outliers": outliers}.items():
         _refuse_share(name, share)
@@ -190,14 +193,6 @@ def della(vectors: Sequence[M], *, drop: Any = 0.7, spread: Any = 0.2, seed: int
     """
     _refuse_share("drop", drop, below=True)
     _refuse_share("spread", spread)
-    if isinstance(drop, int | float) and isinstance(spread, int | float):
-        least, most = drop - spread / 2, drop + spread / 2
-        if least < 0 or most >= 1:
-            raise RecipeError(
-                f"numbers would be dropped with probabilities from {least:g} to {most:g}",
-                expected="probabilities from 0 to less than 1",
-                change="drop or spread",
-            )
     return _merged(
         vectors, Pipeline(Ranked(as_number(drop), as_number(spread), seed), elect=True, take="mean"), weights
     )

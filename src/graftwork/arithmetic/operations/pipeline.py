@@ -5,6 +5,7 @@ sign of the sum over the vectors; of the vectors with that sign, the mean is tak
 most places, and where these are as many on both sides the result is 0, so that f(−τ) = −f(τ).
 """
 
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any, Literal
 
@@ -38,6 +39,9 @@ class Pipeline(Step):
 
     def unit(self, shape: tuple[int, ...]) -> int:
         return self.trim.unit(shape)
+
+    def settle(self, names: Sequence[str]) -> None:
+        self.trim.settle(names)
 
     def prepare(self, vectors: Vectors, display: Display) -> None:
         self.trim.prepare(vectors, display)

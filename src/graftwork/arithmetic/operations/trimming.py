@@ -4,6 +4,7 @@ Each acts tensor by tensor on pieces (N, n) of N vectors; what it must know of a
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
@@ -18,9 +19,13 @@ from graftwork.arithmetic.operations.selection import ALL, Cut, cut_of, cuts_of,
 from graftwork.arithmetic.values.filters import Number, resolved, the_one
 from graftwork.arithmetic.values.running import Piece
 from graftwork.arithmetic.values.sources import Coefficient, at
+from graftwork.errors import RecipeError
 from graftwork.training.display import Display
 
 Scope = Literal["global", "tensor"]
+
+ROUNDING = 1e-9
+"""By which a sum of shares that are right may be wrong."""
 
 
 class Trim(ABC):
@@ -33,6 +38,14 @@ class Trim(ABC):
     def unit(self, shape: tuple[int, ...]) -> int:
         """How many numbers of a tensor are trimmed together."""
         return 1
+
+    def settle(self, names: Sequence[str]) -> None:
+        """Find what each setting is at each tensor, before anything is read.
+
+        Raises:
+            RecipeError: one has no meaning there.
+        """
+        return
 
     def prepare(self, vectors: Vectors, display: Display) -> None:
         """Find what must be known of all tensors."""
@@ -63,13 +76,16 @@ class Largest(Trim):
         self._share: Coefficient = 1.0
         self._cuts: list[dict[str, Cut]] = []
 
-    def prepare(self, vectors: Vectors, display: Display) -> None:
+    def settle(self, names: Sequence[str]) -> None:
         if self.scope == "tensor":
-            self._share = resolved(self.keep, vectors.names, "keep")
-            return
-        share = the_one(self.keep, "keep", "the largest of the whole vector are kept (scope global)")
-        total = sum(vectors.size(name) for name in vectors.names)
-        self._cuts = global_cuts(vectors, how_many(share, total), display)
+            self._share = resolved(self.keep, names, "keep")
+        else:
+            self._share = the_one(self.keep, "keep", "the largest of the whole vector are kept (scope global)")
+
+    def prepare(self, vectors: Vectors, display: Display) -> None:
+        if self.scope == "global":
+            total = sum(vectors.size(name) for name in vectors.names)
+            self._cuts = global_cuts(vectors, how_many(at(self._share, ""), total), display)
 
     def facts(self, name: str, vectors: Vectors) -> list[Cut]:
         if self.scope == "global":
@@ -99,8 +115,8 @@ class Random(Trim):
         self.drop, self.seed, self.first = drop, seed, first
         self._drop: Coefficient = 0.0
 
-    def prepare(self, vectors: Vectors, display: Display) -> None:
-        self._drop = resolved(self.drop, vectors.names, "drop")
+    def settle(self, names: Sequence[str]) -> None:
+        self._drop = resolved(self.drop, names, "drop")
 
     def trim(self, stack: Stack, piece: Piece, facts: Any, vectors: Vectors) -> Stack:
         drop = at(self._drop, piece.name)
@@ -123,9 +139,17 @@ class Band(Trim):
         self._keep: Coefficient = 1.0
         self._outliers: Coefficient = 0.0
 
-    def prepare(self, vectors: Vectors, display: Display) -> None:
-        self._keep = resolved(self.keep, vectors.names, "keep")
-        self._outliers = resolved(self.outliers, vectors.names, "outliers")
+    def settle(self, names: Sequence[str]) -> None:
+        self._keep = resolved(self.keep, names, "keep")
+        self._outliers = resolved(self.outliers, names, "outliers")
+        for name in names:
+            keep, outliers = at(self._keep, name), at(self._outliers, name)
+            if keep + outliers > 1 + ROUNDING:
+                raise RecipeError(
+                    f"at {name} keep {keep:g} and outliers {outliers:g} add up to {keep + outliers:g}",
+                    expected="1 or less: outliers are dropped before the others are kept",
+                    change="keep or outliers",
+                )
 
     def facts(self, name: str, vectors: Vectors) -> list[list[Cut]]:
         size = vectors.size(name)
@@ -156,9 +180,18 @@ class Ranked(Trim):
     def unit(self, shape: tuple[int, ...]) -> int:
         return shape[-1] if shape else 1
 
-    def prepare(self, vectors: Vectors, display: Display) -> None:
-        self._drop = resolved(self.drop, vectors.names, "drop")
-        self._spread = resolved(self.spread, vectors.names, "spread")
+    def settle(self, names: Sequence[str]) -> None:
+        self._drop = resolved(self.drop, names, "drop")
+        self._spread = resolved(self.spread, names, "spread")
+        for name in names:
+            mean, spread = at(self._drop, name), at(self._spread, name)
+            least, most = mean - spread / 2, mean + spread / 2
+            if least < -ROUNDING or most >= 1 - ROUNDING:
+                raise RecipeError(
+                    f"numbers of {name} would be dropped with probabilities from {least:g} to {most:g}",
+                    expected="probabilities from 0 to less than 1",
+                    change="drop or spread",
+                )
 
     def trim(self, stack: Stack, piece: Piece, facts: Any, vectors: Vectors) -> Stack:
         width = self.unit(vectors.shape(piece.name))
@@ -196,8 +229,8 @@ class Varied(Trim):
         self.keep = keep
         self._keep: Coefficient = 1.0
 
-    def prepare(self, vectors: Vectors, display: Display) -> None:
-        self._keep = resolved(self.keep, vectors.names, "keep")
+    def settle(self, names: Sequence[str]) -> None:
+        self._keep = resolved(self.keep, names, "keep")
 
     def facts(self, name: str, vectors: Vectors) -> Energies:
         pieces, count = vectors.pieces([name]), how_many(at(self._keep, name), vectors.size(name))
