@@ -274,6 +274,41 @@ def test_knots_is_the_formula_in_the_common_basis():
     close(knots(vectors, largest)["w"], expected.float(), 64)
 
 
+def knotted(own, backbone, **settings):
+    return run_on_adapters(
+        make_merge_method("knots", settings), AdapterOperands(adapters=own, backbone=backbone)
+    ).merged.adapter
+
+
+@pytest.mark.parametrize(
+    ("settings", "formula", "scale"),
+    [
+        ({}, partial(ties, keep=0.2), 1.0),
+        ({"scope": "tensor", "combined": "sum"}, partial(ties, scope="tensor", merge="sum"), 0.3),
+        ({"formula": "dare", "drop": 0.4, "seed": 2}, partial(dare_merge, drop=0.4, seed=2), 0.3),
+        ({"formula": "dare", "drop": 0.4, "elect": True}, partial(dare_merge, drop=0.4, elect=True), 1.0),
+        ({"formula": "dare", "elect": True, "scale": 0.7}, partial(dare_merge, elect=True), 0.7),
+    ],
+)
+def test_knots_has_the_settings_and_the_scale_of_its_formula(backbone, settings, formula, scale):
+    own = adapters_of(backbone, LoRA(rank=3))
+    expected = weights_of(merge_adapters(own, backbone, formula=formula, basis=True, scale=scale).adapter, backbone)
+    found = weights_of(knotted(own, backbone, **settings), backbone)
+    assert any(bool(tensor.any()) for tensor in expected.values())
+    for name in expected:
+        close(found[name], expected[name], PASS, what=name)
+
+
+def test_settings_that_the_formula_of_knots_has_not_are_refused():
+    with pytest.raises(MethodError, match="drop would do nothing: formula ties has no such setting"):
+        make_merge_method("knots", {"drop": 0.5})
+    with pytest.raises(MethodError, match="combined, scope would do nothing: formula dare"):
+        make_merge_method("knots", {"formula": "dare", "scope": "tensor", "combined": "sum"})
+    settled = make_merge_method("knots", {"formula": "dare", "elect": True}).described()
+    assert settled == {"name": "knots", "formula": "dare", "drop": 0.9, "seed": 0, "elect": True, "scale": 1.0}
+    assert make_merge_method("knots", {k: v for k, v in settled.items() if k != "name"}).described() == settled
+
+
 def test_knots_of_adapters_that_change_nothing_says_so(backbone):
     own = {name: make_adapter(backbone, LoRA(rank=2), seed=i) for i, name in enumerate("ab")}
     with pytest.raises(MethodError, match="the adapters change no linear map"):

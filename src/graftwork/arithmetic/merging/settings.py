@@ -4,7 +4,7 @@ from abc import ABC
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from graftwork.arithmetic.values.filters import Number
 from graftwork.errors import GraftworkError, MethodError
@@ -219,21 +219,47 @@ class Emr(OfVectors):
 class Knots(MergeSettings):
     """KnOTS: a formula in the basis that what the adapters change has in common.
 
+    The paper's KnOTS-DARE-TIES is `formula: dare` with `elect`.
+
     Attributes:
-        formula: `ties` or `dare`, with their usual settings but for these.
-        keep: share of the numbers that TIES keeps.
-        drop: probability with which DARE drops a number.
-        scale: λ, by which the result is multiplied.
-        seed: of what DARE draws.
+        formula: `ties` or `dare`; each takes its own settings of these alone, and has its own defaults.
+        keep: share of the numbers that TIES keeps. None: as TIES has it.
+        scope: of what they are the largest, in TIES. None: as TIES has it.
+        combined: what TIES takes of those with the elected sign. None: as TIES has it.
+        drop: probability with which DARE drops a number. None: as DARE has it.
+        elect: whether DARE elects a sign, and takes the mean of those that have it. None: it does not.
+        seed: of what DARE draws. None: as DARE has it.
+        scale: λ, by which the result is multiplied. None: as the formula has it, 1 of a mean and 0.3 of a sum.
     """
 
     formula: Literal["ties", "dare"] = "ties"
-    keep: Number = 0.2
-    drop: Number = 0.9
-    scale: Number = 1.0
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    keep: Number | None = None
+    scope: Literal["global", "tensor"] | None = None
+    combined: Literal["mean", "sum"] | None = None
+    drop: Number | None = None
+    elect: bool | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    scale: Number | None = None
+
+    @model_validator(mode="after")
+    def _of_the_formula(self) -> "Knots":
+        idle = sorted(self._given() - {*self._formula.model_fields})
+        if idle:
+            raise ValueError(f"{', '.join(idle)} would do nothing: formula {self.formula} has no such setting")
+        return self
 
     def inner(self) -> dict[str, Any]:
         """The settings of the formula."""
-        own = {"keep": self.keep} if self.formula == "ties" else {"drop": self.drop, "seed": self.seed}
-        return {**own, "scale": self.scale}
+        own = self._formula(**{name: getattr(self, name) for name in self._given()}).settled()
+        return {name: getattr(own, name) for name in type(own).model_fields}
+
+    def settled(self) -> MergeSettings:
+        return self.model_copy(update=self.inner())
+
+    @property
+    def _formula(self) -> type[OfVectors]:
+        return Ties if self.formula == "ties" else Dare
+
+    def _given(self) -> set[str]:
+        """Names of the settings of the formula that have a value."""
+        return {name for name in type(self).model_fields if name != "formula" and getattr(self, name) is not None}
