@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from combine.teaching import save_teacher, say
 from safetensors.torch import load_file
 from training.kinds import tag_rows, write_jsonl
 from training.workbench import (
@@ -22,15 +23,13 @@ from transformers import (
     AutoTokenizer,
     BartConfig,
     BartForSequenceClassification,
-    BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
-    BertModel,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
 
-from graftwork import AdaptedModel, Adapter, Backbone, Fuse, Houlsby, LoRA, Pfeiffer, Task, distill, tune
+from graftwork import Adapter, Backbone, Fuse, Houlsby, LoRA, Pfeiffer, Task, distill, tune
 from graftwork.distillation import outputs
 from graftwork.distillation.outputs import averaged
 from graftwork.distillation.pretrained import PretrainedTeacher
@@ -40,35 +39,6 @@ from graftwork.methods import AdaMix, HeadOnly
 from graftwork.training import Recipe, evaluate
 
 STUDENT = LoRA(rank=2)
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """Texts without labels: other ones than the teachers were tuned on."""
-    rows = [{"text": row["text"]} for row in make_rows("classes", 80, seed=7)]
-    return write_csv(tmp_path_factory.mktemp("texts") / "texts.csv", rows)
-
-
-def say(backbone, adapter, inputs, name="a"):
-    model = AdaptedModel(backbone, {name: adapter})
-    try:
-        return model.logits(inputs, name)
-    finally:
-        model.detach()
-
-
-def save_teacher(folder, kind, labels, *, width=32, seed=3, **fields):
-    """A Hugging Face model with a task head on a backbone of its own."""
-    make_backbone(folder, seed=seed, hidden_size=width)
-    config = BertConfig.from_pretrained(folder, id2label=dict(enumerate(labels)), num_labels=len(labels), **fields)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = kind(config)
-    model.bert.load_state_dict(BertModel.from_pretrained(folder).state_dict(), strict=False)
-    with torch.no_grad():
-        model.classifier.weight.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(seed))
-    model.save_pretrained(folder)
-    return model.eval()
 
 
 def test_an_unlabelled_student_agrees_with_its_teacher(backbone, teacher, texts, classes, tmp_path):
@@ -101,28 +71,6 @@ def test_labels_of_a_task_in_another_order(backbone, teacher, classes, texts):
     inputs = [row["text"] for row in make_rows("classes", 80, seed=7)]
     taught = say(backbone, Adapter.load(teacher), inputs).argmax(dim=1)
     assert (say(backbone, student, inputs).argmax(dim=1) == 1 - taught).float().mean() > 0.9
-
-
-@pytest.mark.parametrize("loss", ["logits", "centred"])
-def test_a_step_minimises_the_written_formula(backbone, teacher, classes, loss, monkeypatch):
-    """The loss of the first step is that of the untrained student and of what the teacher says of its rows."""
-    from graftwork.training.trainer import AdapterTrainer
-
-    seen = []
-    plain = AdapterTrainer.training_step
-
-    def step(self, model, batch, items=None):
-        seen.append(batch)
-        return plain(self, model, batch, items)
-
-    monkeypatch.setattr(AdapterTrainer, "training_step", step)
-    settings = {**FAST, "max_steps": 1, "per_device_train_batch_size": 16, "prefix_cache": "off"}
-    distill(backbone, teachers=teacher, task=classes, method=STUDENT, alpha=1.0, loss=loss, **settings)
-    [batch] = seen
-    tokenizer = backbone.require_tokenizer()
-    texts = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
-    expected = say(backbone, Adapter.load(teacher), texts)
-    torch.testing.assert_close(batch["teacher_outputs"]["logits"], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_methods_with_two_passes_and_methods_at_the_head(backbone, teacher, texts):
