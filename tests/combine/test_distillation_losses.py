@@ -1,33 +1,13 @@
 """What a step of distillation minimises, against the formulas as the papers write them, in float64."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
-from combine.teaching import say
+from combine.teaching import say, steps_noted
 from training.workbench import FAST
 
 from graftwork import AdaptedModel, Adapter, LoRA, distill
-from graftwork.training.trainer import AdapterTrainer
 
 STUDENT = LoRA(rank=2)
-
-
-@contextmanager
-def steps_noted():
-    """The steps of runs inside, each with its batch, its loss, and the trainer's adapter before it. Without dropout."""
-    plain, seen = AdapterTrainer.training_step, []
-
-    def step(self, model, batch, items=None):
-        before = self.adapter
-        loss = plain(self, model, batch, items)
-        seen.append((batch, loss.item(), before, self))
-        return loss
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
-        patch.setattr(AdapterTrainer, "training_step", step)
-        yield seen
 
 
 def means(backbone, adapter, texts):

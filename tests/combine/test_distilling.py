@@ -21,8 +21,6 @@ from training.workbench import (
 )
 from transformers import (
     AutoTokenizer,
-    BartConfig,
-    BartForSequenceClassification,
     BertForSequenceClassification,
     BertForTokenClassification,
     RobertaConfig,
@@ -344,36 +342,6 @@ def test_a_backbone_that_is_gone(backbone, classes, tmp_path):
     tune(other, task=classes, method=LoRA(rank=2), output=tmp_path / "t", **{**FAST, "max_steps": 1})
     shutil.rmtree(tmp_path / "b")
     refused(RecipeError, backbone, classes, "needs its own backbone", teachers=tmp_path / "t")
-
-
-def test_vectors_of_another_width(backbone, texts, tmp_path):
-    save_teacher(tmp_path / "t", BertForSequenceClassification, ["negative", "positive"], width=48)
-    task = Task(name="texts", text="text", data=str(texts))
-    refused(RecipeError, backbone, task, "48 numbers, and the student's 32", teachers=tmp_path / "t", hidden=1.0)
-
-
-def test_vectors_are_refused_before_teachers_are_asked(backbone, teacher, texts, tmp_path, monkeypatch):
-    task = Task(name="texts", text="text", data=str(texts))
-    for kind in (AdapterTeacher, PretrainedTeacher):
-        monkeypatch.setattr(kind, "logits", lambda *_: pytest.fail("asked"))
-    save_teacher(tmp_path / "wide", BertForSequenceClassification, ["negative", "positive"], width=48)
-    refused(RecipeError, backbone, task, "48 numbers", teachers=[teacher, tmp_path / "wide"], hidden=1.0)
-    make_backbone(tmp_path / "bart")
-    config = BartConfig(
-        vocab_size=20,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        id2label={0: "negative", 1: "positive"},
-        eos_token_id=3,
-    )
-    BartForSequenceClassification(config).save_pretrained(tmp_path / "bart")
-    match = r"has an encoder and a decoder(.|\n)*--hidden"
-    refused(RecipeError, backbone, task, match, teachers=tmp_path / "bart", hidden=1.0)
 
 
 def test_a_long_text_has_as_many_tokens_as_the_teacher_has_positions(backbone, tmp_path):
