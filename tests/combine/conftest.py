@@ -2,7 +2,16 @@
 
 import pytest
 from cli.conftest import graftwork
-from training.workbench import FAST, backbone, backbone_folder, data, one_thread, other_backbone_folder
+from training.workbench import (
+    FAST,
+    backbone,
+    backbone_folder,
+    data,
+    make_rows,
+    one_thread,
+    other_backbone_folder,
+    write_csv,
+)
 
 from graftwork import LoRA, Pfeiffer, Task, tune
 
@@ -20,6 +29,13 @@ def teacher(backbone, classes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers") / "good"
     tune(backbone, task=classes, method=LoRA(rank=4), output=folder, **{**FAST, "num_train_epochs": 4})
     return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Texts without labels: other ones than the teachers were tuned on."""
+    rows = [{"text": row["text"]} for row in make_rows("classes", 80, seed=7)]
+    return write_csv(tmp_path_factory.mktemp("texts") / "texts.csv", rows)
 
 
 @pytest.fixture(scope="module")

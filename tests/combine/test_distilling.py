@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from combine.teaching import save_teacher, say
 from safetensors.torch import load_file
 from training.kinds import tag_rows, write_jsonl
 from training.workbench import (
@@ -20,17 +21,13 @@ from training.workbench import (
 )
 from transformers import (
     AutoTokenizer,
-    BartConfig,
-    BartForSequenceClassification,
-    BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
-    BertModel,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
 
-from graftwork import AdaptedModel, Adapter, Backbone, Fuse, Houlsby, LoRA, Pfeiffer, Task, distill, tune
+from graftwork import Adapter, Backbone, Fuse, Houlsby, LoRA, Pfeiffer, Task, distill, tune
 from graftwork.distillation import outputs
 from graftwork.distillation.outputs import averaged
 from graftwork.distillation.pretrained import PretrainedTeacher
@@ -40,35 +37,6 @@ from graftwork.methods import AdaMix, HeadOnly
 from graftwork.training import Recipe, evaluate
 
 STUDENT = LoRA(rank=2)
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """Texts without labels: other ones than the teachers were tuned on."""
-    rows = [{"text": row["text"]} for row in make_rows("classes", 80, seed=7)]
-    return write_csv(tmp_path_factory.mktemp("texts") / "texts.csv", rows)
-
-
-def say(backbone, adapter, inputs, name="a"):
-    model = AdaptedModel(backbone, {name: adapter})
-    try:
-        return model.logits(inputs, name)
-    finally:
-        model.detach()
-
-
-def save_teacher(folder, kind, labels, *, width=32, seed=3, **fields):
-    """A Hugging Face model with a task head on a backbone of its own."""
-    make_backbone(folder, seed=seed, hidden_size=width)
-    config = BertConfig.from_pretrained(folder, id2label=dict(enumerate(labels)), num_labels=len(labels), **fields)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = kind(config)
-    model.bert.load_state_dict(BertModel.from_pretrained(folder).state_dict(), strict=False)
-    with torch.no_grad():
-        model.classifier.weight.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(seed))
-    model.save_pretrained(folder)
-    return model.eval()
 
 
 def test_an_unlabelled_student_agrees_with_its_teacher(backbone, teacher, texts, classes, tmp_path):
@@ -101,28 +69,6 @@ def test_labels_of_a_task_in_another_order(backbone, teacher, classes, texts):
     inputs = [row["text"] for row in make_rows("classes", 80, seed=7)]
     taught = say(backbone, Adapter.load(teacher), inputs).argmax(dim=1)
     assert (say(backbone, student, inputs).argmax(dim=1) == 1 - taught).float().mean() > 0.9
-
-
-@pytest.mark.parametrize("loss", ["logits", "centred"])
-def test_a_step_minimises_the_written_formula(backbone, teacher, classes, loss, monkeypatch):
-    """The loss of the first step is that of the untrained student and of what the teacher says of its rows."""
-    from graftwork.training.trainer import AdapterTrainer
-
-    seen = []
-    plain = AdapterTrainer.training_step
-
-    def step(self, model, batch, items=None):
-        seen.append(batch)
-        return plain(self, model, batch, items)
-
-    monkeypatch.setattr(AdapterTrainer, "training_step", step)
-    settings = {**FAST, "max_steps": 1, "per_device_train_batch_size": 16, "prefix_cache": "off"}
-    distill(backbone, teachers=teacher, task=classes, method=STUDENT, alpha=1.0, loss=loss, **settings)
-    [batch] = seen
-    tokenizer = backbone.require_tokenizer()
-    texts = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
-    expected = say(backbone, Adapter.load(teacher), texts)
-    torch.testing.assert_close(batch["teacher_outputs"]["logits"], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_methods_with_two_passes_and_methods_at_the_head(backbone, teacher, texts):
@@ -396,36 +342,6 @@ def test_a_backbone_that_is_gone(backbone, classes, tmp_path):
     tune(other, task=classes, method=LoRA(rank=2), output=tmp_path / "t", **{**FAST, "max_steps": 1})
     shutil.rmtree(tmp_path / "b")
     refused(RecipeError, backbone, classes, "needs its own backbone", teachers=tmp_path / "t")
-
-
-def test_vectors_of_another_width(backbone, texts, tmp_path):
-    save_teacher(tmp_path / "t", BertForSequenceClassification, ["negative", "positive"], width=48)
-    task = Task(name="texts", text="text", data=str(texts))
-    refused(RecipeError, backbone, task, "48 numbers, and the student's 32", teachers=tmp_path / "t", hidden=1.0)
-
-
-def test_vectors_are_refused_before_teachers_are_asked(backbone, teacher, texts, tmp_path, monkeypatch):
-    task = Task(name="texts", text="text", data=str(texts))
-    for kind in (AdapterTeacher, PretrainedTeacher):
-        monkeypatch.setattr(kind, "logits", lambda *_: pytest.fail("asked"))
-    save_teacher(tmp_path / "wide", BertForSequenceClassification, ["negative", "positive"], width=48)
-    refused(RecipeError, backbone, task, "48 numbers", teachers=[teacher, tmp_path / "wide"], hidden=1.0)
-    make_backbone(tmp_path / "bart")
-    config = BartConfig(
-        vocab_size=20,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        id2label={0: "negative", 1: "positive"},
-        eos_token_id=3,
-    )
-    BartForSequenceClassification(config).save_pretrained(tmp_path / "bart")
-    match = r"has an encoder and a decoder(.|\n)*--hidden"
-    refused(RecipeError, backbone, task, match, teachers=tmp_path / "bart", hidden=1.0)
 
 
 def test_a_long_text_has_as_many_tokens_as_the_teacher_has_positions(backbone, tmp_path):

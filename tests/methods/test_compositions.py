@@ -6,10 +6,13 @@ import pytest
 import torch
 from closeness import PASS, close
 from tiny import WIDTH, inputs_for, make_adapter, make_backbone
+from transformers import BertConfig
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.declared import declare, lower
+from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, MethodError
+from graftwork.heads import PooledHead
 from graftwork.methods import (
     IA3,
     AdaMix,
@@ -192,18 +195,25 @@ def test_low_rank_parts_are_fused_over_what_the_linear_map_gives():
     close(op.around(linear, Lone())(x), linear(x) + attention(tensors, site, linear(x), u)[0])
 
 
-def test_the_regulariser_and_the_counts_are_the_papers():
-    backbone = make_backbone("bert", num_hidden_layers=12, hidden_size=24)
-    method = Fuse(parts=[Pfeiffer(bottleneck=2)] * 2)
-    adapter = make_adapter(backbone, method)
-    d, layers = 24, 12
-    own = {name: t for name, t in adapter.tensors.items() if name.startswith("fusion.")}
-    assert sum(t.numel() for t in own.values()) == layers * (3 * d**2 + 2 * d)
-    start = 0.01 * layers * d * (d - 1) * 1e-12
-    assert method.penalty(doubled(adapter)).item() == pytest.approx(start, rel=1e-3)
-    # Per layer 3 · 768² + 2 · 768 on BERT-base, whose regulariser is 7.0687e-8 at first.
-    assert 12 * (3 * 768**2 + 2 * 768) == 21_252_096
-    assert pytest.approx(7.0687e-8, rel=1e-4) == 0.01 * 12 * 768 * 767 * 1e-12
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [(BertConfig(), 21_252_096), (BertConfig(num_hidden_layers=6, hidden_size=384), 2_658_816)],
+    ids=["BERT-base", "MiniLM"],
+)
+def test_the_regulariser_and_the_counts_are_the_papers(config, count, tmp_path):
+    config.save_pretrained(tmp_path)
+    backbone = Backbone.outline(str(tmp_path))
+    method = Fuse(parts=[Pfeiffer(), Pfeiffer(bottleneck=2)])
+    head = PooledHead(kind="classification", num_outputs=2, pooling="mean")
+    own = {n: p for n, p in declare(backbone, method, head).items() if n.startswith("fusion.")}
+    assert sum(parameter.count for parameter in own.values()) == count
+    values = {name: torch.empty(p.shape, dtype=torch.float64) for name, p in own.items() if name.endswith(".value")}
+    for name, tensor in values.items():
+        own[name].init(tensor, {}, torch.Generator())
+    layers, d = config.num_hidden_layers, config.hidden_size
+    assert len(values) == layers
+    start = {768: 7.0687e-8}.get(d, 0.01 * layers * d * (d - 1) * 1e-12)
+    assert method.penalty(values).item() == pytest.approx(start, rel=1e-4)
 
 
 def test_parts_of_adapters_are_frozen_unless_they_are_to_be_trained():

@@ -78,5 +78,7 @@ def test_ops_of_other_kinds_or_settings_have_other_layouts():
         {"first": [Bottleneck(**bottleneck, activation="gelu")]},
         {"first": [Bottleneck(**bottleneck, activation="relu")]},
     ]
-    assert len({id(Packed.of(ops).layout) for ops in others}) == len(others)
-    assert Packed.of({"first": [low_rank(8)]}).layout is Packed.of(others[0]).layout
+    # All of them kept: the place of one that has gone may be another one's.
+    layouts = [Packed.of(ops).layout for ops in others]
+    assert len({*map(id, layouts)}) == len(others)
+    assert Packed.of({"first": [low_rank(8)]}).layout is layouts[0]

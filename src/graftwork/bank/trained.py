@@ -35,6 +35,7 @@ class Trained(nn.Module, Resident):
     Attributes:
         parameters_by_name: its parameters, as a module.
         objective: what is minimised; by default as its method has it.
+        aid: what is trained beside it for the objective's sake, and is no part of it; None: nothing.
         borrowed: names of the parameters that are another one's too, and that count as its bytes.
         random_source: where its random numbers in training come from; None: from torch's source, as it stands.
     """
@@ -54,14 +55,21 @@ class Trained(nn.Module, Resident):
         # Outside the module's attributes: else it would be a part of this one.
         alike = shares is not None and len(common) == sum(not name.startswith("head.") for name in own)
         self.__dict__["_acts_as"] = shares.acts_as if shares is not None and alike else self
+        self.aid: nn.Module | None
         self.learn(supervised_loss)
         with torch.inference_mode(False), torch.no_grad():
             ops = self._lower(self.tensors(), training=False)
         self._look_at(ops)
         self.layout = Packed.of(with_joint_shrinks(ops)).layout if self.routed else None
 
-    def learn(self, first: Objective) -> None:
-        """Have the first pass learn by another loss than the head's own. What its method adds stays."""
+    def learn(self, first: Objective, aid: nn.Module | None = None) -> None:
+        """Have the first pass learn by another loss than the head's own. What its method adds stays.
+
+        Args:
+            first: the loss.
+            aid: what it needs that is trained too; its parameters are then among those of this module.
+        """
+        self.aid = None if aid is None else aid.to(self.backbone.device)
         method = self.adapter.method
         objective = ConsistencyLoss(method.passes, first) if method.passes > 1 else first
         penalised = method.penalty(self.tensors()) is not None

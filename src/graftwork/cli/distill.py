@@ -62,7 +62,8 @@ def distill(
         logits: the divergence of the probabilities at that temperature; centred: the mean squared difference from the
         teachers' logits less their mean. Default: logits.
     hidden
-        Weight of the mean squared difference of the pooled vectors of texts. Default: 0.
+        Weight of the mean squared difference of the pooled vectors of texts, or of the last states of words.
+        Default: 0.
     """
     flags = {
         "distill.teachers": [str(folder) for folder in teacher],

@@ -52,7 +52,9 @@ def distill(
         temperature: T of the loss `logits`.
         loss: `logits`: T²·KL(softmax(t/T) ‖ softmax(s/T)); `centred`: the mean over outputs of (s - (t - mean of t))²
             (Ermis et al. 2022). Of numbers, the squared difference.
-        hidden: weight of the mean squared difference of the pooled vectors of texts; 0: none.
+        hidden: weight of the mean squared difference of the pooled vectors of texts, of tags of the words' last states;
+            0: none. To the vectors of teachers of another width, the student's are projected: by a linear map that is
+            trained with the student, and is no part of it.
 
     Returns:
         The adapter, as `tune` returns it.

@@ -30,6 +30,7 @@ from graftwork.heads.distilling import (
     require_distillable,
 )
 from graftwork.heads.head import OutputType
+from graftwork.heads.projection import Projection
 from graftwork.kinds import KINDS
 
 Quantity = Literal["logits", "vectors"]
@@ -130,22 +131,29 @@ class Teaching:
         return self._stores["logits"].of(inputs, ask, asked=self._labels or ())
 
     def vectors(self, inputs: Sequence[Any], head: Head, advance: Advance) -> list[Tensor]:
-        """Of each input (1, d); of several teachers, the mean."""
+        """Of each input (1, d), or (W, d) of its words; of several teachers, the mean."""
 
         def ask(new: Sequence[Any]) -> list[Tensor]:
             each = [teacher.vectors(new, head, advance) for teacher in self.teachers]
-            return [torch.stack(list(own)).mean(dim=0) for own in zip(*each, strict=True)]
+            # What one was not given, the others decide.
+            return [torch.stack(list(own)).nanmean(dim=0) for own in zip(*each, strict=True)]
 
         return self._stores["vectors"].of(inputs, ask)
 
-    def loss(self, *, labelled: bool) -> DistillationLoss:
+    def loss(self, *, labelled: bool, generator: torch.Generator) -> DistillationLoss:
         """What the student minimises.
+
+        Args:
+            labelled: whether rows have labels.
+            generator: the source of randomness of a projection, where the teachers' vectors have another width.
 
         Raises:
             RecipeError: labels have a share of it, and there are none.
         """
-        own = self.settings
-        return DistillationLoss(own.share(labelled=labelled), own.temperature, own.loss, own.hidden)
+        own, width = self.settings, self.teachers[0].width
+        wanted = own.hidden > 0 and width != self._width
+        projection = Projection(self._width, width, generator) if wanted else None
+        return DistillationLoss(own.share(labelled=labelled), own.temperature, own.loss, own.hidden, projection)
 
     def check(self, head: Head) -> None:
         """Refuse a student that could not learn, before teachers are asked.
@@ -154,26 +162,28 @@ class Teaching:
             head: the student's.
 
         Raises:
-            RecipeError: vectors are to be compared and cannot be: the student's head does not pool, or a teacher pools
-                in another way or has vectors of another width.
+            RecipeError: vectors are to be compared and cannot be: the student's head reads none, or a teacher pools in
+                another way; or the vectors of several teachers have several widths.
             MethodError: the head cannot learn from teachers.
         """
         require_distillable(head)
         if not self.settings.hidden:
             return
-        if head.reads != "text" or head.pooled_by is None:
+        if head.reads != "tokens" and (head.reads != "text" or head.pooled_by is None):
             raise RecipeError(
-                f"the student's head of kind {head.kind!r} makes no vector of a text to compare with a teacher's",
-                expected="hidden 0, or a task with one label for each text",
-                change="--hidden",
+                f"the student's head of kind {head.kind!r} reads no one vector of a text, or of a word, to compare "
+                "with a teacher's",
+                expected="hidden 0, or a head over the last layer's states",
+                change="--hidden, or --method",
             )
+        first = self.teachers[0]
         for teacher in self.teachers:
-            if teacher.width != self._width:
+            if teacher.width != first.width:
                 raise RecipeError(
-                    f"the vectors of teacher {teacher.folder!r} have {teacher.width} numbers, and the student's "
-                    f"{self._width}",
-                    expected="hidden 0, or a student on a backbone of the same width",
-                    change="--hidden, or --backbone",
+                    f"the vectors of teacher {teacher.folder!r} have {teacher.width} numbers, and those of "
+                    f"{first.folder!r} {first.width}: they have no mean",
+                    expected="hidden 0, or teachers of one width",
+                    change="--hidden, or --teacher",
                 )
             teacher.check_vectors(head)
 
@@ -204,7 +214,8 @@ class Teaching:
         said = [self._said[number] for number in numbers]
         found = {TEACHER_LOGITS: _at_words(said, rows, length) if self.by_token else torch.cat(said)}
         if self._vectors is not None:
-            found[TEACHER_VECTORS] = torch.cat([self._vectors[number] for number in numbers])
+            vectors = [self._vectors[number] for number in numbers]
+            found[TEACHER_VECTORS] = _at_words(vectors, rows, length) if self.by_token else torch.cat(vectors)
         return found
 
 
@@ -226,7 +237,7 @@ def averaged(each: Sequence[Tensor], output_type: OutputType) -> Tensor:
 
 
 def _at_words(said: Sequence[Tensor], rows: Sequence[Row], length: int) -> Tensor:
-    """(B, T, C): what is said of words, at their first pieces; NaN elsewhere."""
+    """(B, T, n), of (W, n) of each row: what is said of words, at their first pieces; NaN elsewhere."""
     found = said[0].new_full((len(said), length, said[0].shape[-1]), torch.nan)
     for own, row, into in zip(said, rows, found, strict=True):
         for word, place in zip(own, row["places"], strict=True):

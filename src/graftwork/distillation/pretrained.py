@@ -61,6 +61,7 @@ class PretrainedTeacher(Teacher):
         self._check_head(folder, kind, config)
         if device.type == "cpu" and model.dtype == torch.float16:
             model = model.float()
+        self.tokenizer.padding_side = "right"  # the places of words are counted from the beginning
         if self.tokenizer.pad_token is None:  # a decoder's: padding is masked, whatever it is
             self.tokenizer.pad_token = self.tokenizer.eos_token
             config.pad_token_id = self.tokenizer.pad_token_id
@@ -99,16 +100,20 @@ class PretrainedTeacher(Teacher):
         return [found[place] for place in range(len(inputs))]
 
     def vectors(self, inputs: Sequence[Any], head: Head, advance: Advance) -> list[Tensor]:
-        pooling = head.pooled_by
-        assert pooling is not None
         found: dict[int, Tensor] = {}
-        for places, batch in self._batches(self._rows(inputs)):
+        rows = self._rows(inputs)
+        for places, batch in self._batches(rows):
             with torch.inference_mode():
                 states = self.model(**batch, output_hidden_states=True).hidden_states[-1]
-                said = pool(States(last=states, mask=batch["attention_mask"]), pooling).cpu()
-            found |= {place: own[None] for place, own in zip(places, said, strict=True)}
+                said = states.float() if self.by_token else self._pooled(states, batch["attention_mask"], head)
+            for place, own in zip(places, said.cpu(), strict=True):
+                found[place] = of_words(own, rows[place]["places"]) if self.by_token else own[None]
             advance(len(places))
         return [found[place] for place in range(len(inputs))]
+
+    def _pooled(self, states: Tensor, mask: Tensor, head: Head) -> Tensor:
+        assert head.pooled_by is not None  # it has been let pass
+        return pool(States(last=states, mask=mask), head.pooled_by)
 
     def check_vectors(self, head: Head) -> None:
         if self.model.config.is_encoder_decoder:
@@ -117,7 +122,7 @@ class PretrainedTeacher(Teacher):
                 expected="hidden 0, or a teacher that is an encoder or a decoder",
                 change="--hidden, or --teacher",
             )
-        if head.pooled_by in (None, "pooler"):
+        if not self.by_token and head.pooled_by in (None, "pooler"):
             raise RecipeError(
                 f"teacher {self.folder!r} does not pool texts by a layer of the student's backbone",
                 expected="pooling first, last or mean",

@@ -52,8 +52,9 @@ class Distillation(Checked):
         temperature: T of the loss `logits`, which divides logits before the softmax.
         loss: `logits`: T²·KL(softmax(t/T) ‖ softmax(s/T)), student's logits s and teacher's t; `centred`: the mean over
             outputs of (s - (t - mean of t))². For numbers both are the squared difference.
-        hidden: weight of the mean squared difference of the vectors into which texts are pooled; 0: none. Teacher and
-            student need the same width.
+        hidden: weight of the mean squared difference of the vectors into which texts are pooled, or of the last states
+            of words; 0: none. Where a teacher is wider or narrower, the student's are projected, by a map that is
+            trained and then discarded.
     """
 
     teachers: Annotated[tuple[TeacherSource, ...], BeforeValidator(_sources), Field(min_length=1)]

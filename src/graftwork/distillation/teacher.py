@@ -39,7 +39,8 @@ class Teacher(ABC):
 
     @abstractmethod
     def vectors(self, inputs: Sequence[Any], head: Head, advance: Advance) -> list[Tensor]:
-        """Of each input (1, d) float32, pooled as a head does that `check_vectors` has let pass."""
+        """Of each input (1, d) float32, pooled as a head does that `check_vectors` has let pass; of words (W, d), the
+        last states at their first pieces, NaN for those that it was not given."""
 
     @abstractmethod
     def check_vectors(self, head: Head) -> None:
@@ -74,10 +75,10 @@ class Teacher(ABC):
         return None if order == sorted(order) else order
 
 
-def of_words(logits: Tensor, places: Sequence[int]) -> Tensor:
-    """(W, C) of (T, C): what is said of each word's first piece; NaN where there is none."""
-    found = logits.new_full((len(places), logits.shape[-1]), torch.nan)
+def of_words(said: Tensor, places: Sequence[int]) -> Tensor:
+    """(W, n) of (T, n): what is said of each word's first piece; NaN where there is none."""
+    found = said.new_full((len(places), said.shape[-1]), torch.nan)
     for word, place in enumerate(places):
         if place != ABSENT:
-            found[word] = logits[place]
+            found[word] = said[place]
     return found

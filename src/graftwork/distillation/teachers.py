@@ -51,10 +51,12 @@ class AdapterTeacher(Teacher):
     def vectors(self, inputs: Sequence[Any], head: Head, advance: Advance) -> list[Tensor]:
         found: dict[int, Tensor] = {}
         with self._on_backbone() as model, model.beginning(HeadStart(self.backbone, head)):
-            encoder = model.encoder(NAME)
-            for places, batch in encoder.batches(encoder.encode(inputs), BATCH):
+            encoder, by_token = model.encoder(NAME), head.by_token
+            rows = encoder.encode(inputs)
+            for places, batch in encoder.batches(rows, BATCH):
                 said = model.states_to_cache(NAME, **batch).float().cpu()
-                found |= {place: own[None] for place, own in zip(places, said, strict=True)}
+                for place, own in zip(places, said, strict=True):
+                    found[place] = of_words(own, rows[place]["places"]) if by_token else own[None]
                 advance(len(places))
         return [found[place] for place in range(len(inputs))]
 

@@ -19,6 +19,7 @@ from graftwork.heads.losses import IGNORED, LABELS, counted, mean
 from graftwork.heads.numbers import Scale
 from graftwork.heads.objectives import LossInputs, supervised_loss
 from graftwork.heads.pooled import pool
+from graftwork.heads.projection import Projection
 
 LossName = Literal["logits", "centred"]
 
@@ -109,13 +110,15 @@ class DistillationLoss:
         alpha: the teachers' share. With 1, labels are not read.
         temperature: T.
         loss: how logits are compared.
-        hidden: the weight of the vectors.
+        hidden: the weight of the vectors: of texts, or of words where the head is over them.
+        projection: of the student's vectors, where teachers have others; None: the widths are one.
     """
 
     alpha: float
     temperature: float = 2.0
     loss: LossName = "logits"
     hidden: float = 0.0
+    projection: Projection | None = None
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         terms = [self.alpha * self._mean(inputs, self._difference(inputs))]
@@ -131,23 +134,33 @@ class DistillationLoss:
 
     def _difference(self, inputs: LossInputs) -> Float[Tensor, ""]:
         """Summed over rows, or over tokens that have a label and a teacher."""
-        head, teacher = inputs.head, inputs.teacher[TEACHER_LOGITS].to(inputs.logits)
+        head, student, teacher = inputs.head, inputs.logits, inputs.teacher[TEACHER_LOGITS].to(inputs.logits)
         output_type = require_distillable(head)
-        student = inputs.logits
         if head.by_token:
-            labels = inputs.labels.flatten()
-            student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-            there = (labels != IGNORED) & teacher.isfinite().all(dim=-1)
-            student, teacher = student[there], teacher[there]
+            student, teacher = _at_labels(inputs.labels, student, teacher)
         scale = cast(Scale | None, getattr(head, "scale", None))
         if scale is not None:
             student, teacher = ((own - scale.mean) / scale.deviation for own in (student, teacher))
         return DIFFERENCES[self.loss, output_type](student, teacher, self.temperature).sum()
 
     def _vectors(self, inputs: LossInputs) -> Float[Tensor, ""]:
-        """Summed over what the loss of a row is counted by, so that the mean is one over rows."""
-        pooling = inputs.head.pooled_by
-        assert pooling is not None
-        apart = pool(inputs.states, pooling) - inputs.teacher[TEACHER_VECTORS].to(inputs.logits)
-        counts = inputs.head.counts(inputs.labels)[LABELS]
-        return apart.square().mean(dim=-1).sum() * counts / len(inputs.labels)
+        """Summed over what the loss is counted by, so that the mean is one over rows, or over tokens with a label."""
+        head, teacher = inputs.head, inputs.teacher[TEACHER_VECTORS].to(inputs.logits)
+        if head.by_token:
+            assert inputs.states.last is not None
+            student, teacher = _at_labels(inputs.labels, inputs.states.last.float(), teacher)
+            counted_by: Tensor | float = 1.0
+        else:
+            assert head.pooled_by is not None
+            student = pool(inputs.states, head.pooled_by)
+            counted_by = head.counts(inputs.labels)[LABELS] / len(inputs.labels)
+        if self.projection is not None:
+            student = self.projection(student)
+        return (student - teacher).square().mean(dim=-1).sum() * counted_by
+
+
+def _at_labels(labels: Tensor, student: Tensor, teacher: Tensor) -> tuple[Float[Tensor, "N n"], Float[Tensor, "N m"]]:
+    """What is said of the tokens that have a label and a teacher, of (B, T, n) and (B, T, m)."""
+    student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)
+    there = (labels.flatten() != IGNORED) & teacher.isfinite().all(dim=-1)
+    return student[there], teacher[there]

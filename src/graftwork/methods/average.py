@@ -17,7 +17,7 @@ from graftwork.backbones import Site
 from graftwork.errors import MethodError
 from graftwork.methods.composition import Composition, all_of, in_columns, require_one_place
 from graftwork.methods.parameters import Parameter, zeros
-from graftwork.methods.wide import COMBINABLE, as_units, averaged, refusal, scaled, side_by_side
+from graftwork.methods.wide import COMBINABLE, as_units, averaged, one_after_the_other, refusal, scaled, side_by_side
 from graftwork.ops import Bias, Bottleneck, LowRank, Norm, Op, Remember, Scale
 
 Weights = Mapping[str, Tensor]
@@ -95,8 +95,9 @@ class Average(Composition):
 def _of_units(method: str, ops: Mapping[str, Op], weights: Weights, frozen: Frozen) -> Op:
     """Of bottlenecks: a wider one, whose up projections are multiplied by the weights; of low-rank ops, one of the sum
     of their ranks, which can be merged as they can."""
-    if all(isinstance(op, LowRank) and not op.dropout for op in ops.values()):
-        return _of_low_rank({name: op for name, op in ops.items() if isinstance(op, LowRank)}, weights)
+    low_rank = {name: op for name, op in ops.items() if isinstance(op, LowRank)}
+    if len(low_rank) == len(ops):
+        return _of_low_rank(low_rank, weights)
     units = {name: as_units(method, name, op) for name, op in ops.items()}
     require_one_place(method, units)
     whole, _ = side_by_side([scaled(own, weights[name]) for name, own in units.items()])
@@ -116,7 +117,8 @@ def _of_units(method: str, ops: Mapping[str, Op], weights: Weights, frozen: Froz
 def _of_low_rank(ops: Mapping[str, LowRank], weights: Weights) -> Op:
     A = torch.cat([op.A for op in ops.values()])
     B = torch.cat([op.B * weights[name] for name, op in ops.items()], dim=1)
-    return replace(next(iter(ops.values())), A=A, B=B)
+    dropouts = one_after_the_other([(len(op.A), op.row_dropouts) for op in ops.values()])
+    return LowRank(A=A, B=B, dropouts=dropouts)
 
 
 def _of_scales(method: str, ops: Mapping[str, Op], weights: Weights, frozen: Frozen) -> Op:

@@ -10,6 +10,7 @@ from torch import Tensor
 from graftwork.errors import MethodError
 from graftwork.ops import Bottleneck, Fused, LowRank, Op, PartGates
 from graftwork.ops.fused import UNIT_ACTIVATIONS
+from graftwork.ops.rowdropout import Dropouts
 
 COMBINABLE = (Bottleneck, LowRank, Fused)
 """The ops whose outputs are linear in a few units."""
@@ -38,15 +39,14 @@ def as_units(method: str, part: str, op: Op) -> Fused:
     if isinstance(op, Fused):
         return op
     if isinstance(op, LowRank):
-        if op.dropout:
-            raise refusal(
-                method,
-                part,
-                op,
-                "its dropout is of the input to one part only",
-                expected="trained parts without dropout",
-            )
-        return Fused(down=op.A, down_bias=op.A.new_zeros(len(op.A)), up=op.B, activations=("identity",), at="linear")
+        return Fused(
+            down=op.A,
+            down_bias=op.A.new_zeros(len(op.A)),
+            up=op.B,
+            activations=("identity",),
+            at="linear",
+            dropouts=op.row_dropouts,
+        )
     assert isinstance(op, Bottleneck)
     wrong = {
         "it has several layers (depth)": op.hidden is not None,
@@ -86,9 +86,16 @@ def side_by_side(parts: Sequence[Fused]) -> tuple[Fused, Tensor]:
         activations=names,
         selects=torch.cat(selects, dim=1) if len(names) > 1 else None,
         gates=tuple(gates),
+        dropouts=one_after_the_other([(len(part.down), part.dropouts) for part in parts]),
     )
     members: Tensor = torch.block_diag(*(first.down.new_ones(1, n) for n in sizes))  # type: ignore[no-untyped-call]
     return whole, members
+
+
+def one_after_the_other(each: Sequence[tuple[int, Dropouts]]) -> Dropouts:
+    """The dropouts of matrices as of one with all their rows, by the number of rows of each and its own."""
+    sizes = [size for size, _ in each]
+    return tuple(dropout.behind(sum(sizes[:i])) for i, (_, own) in enumerate(each) for dropout in own)
 
 
 def scaled(part: Fused, weight: Tensor) -> Fused:

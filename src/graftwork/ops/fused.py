@@ -23,6 +23,7 @@ from graftwork.ops import routing
 from graftwork.ops.bottleneck import ACTIVATIONS
 from graftwork.ops.op import Forward, Op, Place
 from graftwork.ops.routing import Blocks, Route
+from graftwork.ops.rowdropout import Dropouts, linear_of_dropped
 from graftwork.ops.tensortree import Copy, TensorTree
 
 UNIT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {**ACTIVATIONS, "identity": lambda x: x}
@@ -139,6 +140,7 @@ class Fused(Op):
         at: the kind of site where it acts.
         source: under which key a `Remember` left x in the pass's memory; None to take it from where it acts.
         residual: under which key a `Remember` left r; None for q = h.
+        dropouts: of the x of some units, in training, as low-rank parts have it. Without it D x is one product.
         blocks: in which the rows stand, in a slab; None for groups of equal size.
     """
 
@@ -151,6 +153,7 @@ class Fused(Op):
     at: Literal["result", "norm", "linear"] = "result"
     source: str | None = None
     residual: str | None = None
+    dropouts: Dropouts = ()
     blocks: Blocks | None = None
 
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"result", "norm", "linear"})
@@ -174,6 +177,9 @@ class Fused(Op):
 
         return {"result": at_result, "norm": at_norm, "linear": at_linear}[self.at]
 
+    def for_inference(self) -> "Fused":
+        return replace(super().for_inference(), dropouts=())
+
     def spread(self, route: Route) -> "Fused":
         if route.blocks is None:
             return super().spread(route)
@@ -187,7 +193,8 @@ class Fused(Op):
 
     def _changed(self, h: Tensor, x: Tensor, q: Tensor, *, training: bool) -> Tensor:
         """h with what the parts make of x."""
-        z = self._units(routing.linear(x, self.down, self.down_bias, self.blocks))
+        dropouts = self.dropouts if training else ()
+        z = self._units(linear_of_dropped(x, self.down, self.down_bias, self.blocks, dropouts))
         for gate in self.gates:
             z = gate(z, q, self.blocks, training=training)
         return routing.add_linear(h, z, self.up, self.blocks)

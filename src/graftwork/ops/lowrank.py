@@ -6,7 +6,6 @@ from typing import ClassVar, TypeGuard
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from graftwork.backbones import SiteKind
 from graftwork.ops import routing
 from graftwork.ops.op import Forward, Op, Place
 from graftwork.ops.routing import Blocks, Route
+from graftwork.ops.rowdropout import Dropouts, RowDropout, linear_of_dropped
 from graftwork.ops.tensortree import Copy
 
 
@@ -39,6 +39,7 @@ class LowRank(Op):
 
     Attributes:
         dropout: of the input to A, in training.
+        dropouts: of the input to some of A's rows, in training, where it is made of several parts. It has either.
         joint: None for an A of its own.
         blocks: in which the rows stand, in a slab; None for groups of equal size.
     """
@@ -46,6 +47,7 @@ class LowRank(Op):
     A: Float[Tensor, "*S r in"]
     B: Float[Tensor, "*_ out r"]
     dropout: float = 0.0
+    dropouts: Dropouts = ()
     joint: Joint | None = None
     blocks: Blocks | None = None
 
@@ -65,7 +67,12 @@ class LowRank(Op):
         return {**frozen, "weight": (frozen["weight"].double() + difference).to(frozen["weight"])}
 
     def for_inference(self) -> "LowRank":
-        return replace(self, dropout=0.0) if self.dropout else self
+        return replace(self, dropout=0.0, dropouts=()) if self.row_dropouts else self
+
+    @property
+    def row_dropouts(self) -> Dropouts:
+        """Of the input to A's rows."""
+        return (RowDropout(0, self.A.shape[-2], self.dropout),) if self.dropout else self.dropouts
 
     def spread(self, route: Route) -> "LowRank":
         return super().spread(route) if route.blocks is None else replace(self, blocks=route.blocks)
@@ -75,21 +82,19 @@ class LowRank(Op):
 
     def _shrunk(self, x: Tensor, place: Place) -> Tensor:
         """A dropout(x), of which the first of the sites with one input computes all, and the last forgets them."""
-        if self.joint is None:
-            return self._linear(F.dropout(x, self.dropout, place.training), self.A)
-        if self.dropout and place.training:
-            return self._linear(F.dropout(x, self.dropout), self.A[..., self.joint.place, :, :])
+        dropouts = self.row_dropouts if place.training else ()
+        if self.joint is None or dropouts:
+            A = self.A if self.joint is None else self.A[..., self.joint.place, :, :]
+            return linear_of_dropped(x, A, None, self.blocks, dropouts)
         given, products, uses = place.memory.pop(self.joint.name, (None, None, 0))
         if given is not x:
-            products = self._linear(x, self.A.flatten(-3, -2)).reshape(*x.shape[:-1], *self.A.shape[-3:-1])
+            products = routing.linear(x, self.A.flatten(-3, -2), blocks=self.blocks)
+            products = products.reshape(*x.shape[:-1], *self.A.shape[-3:-1])
             uses = 0
         if uses + 1 < self.A.shape[-3]:
             place.memory[self.joint.name] = (x, products, uses + 1)
         shrunk: Tensor = products.select(-2, self.joint.place)
         return shrunk
-
-    def _linear(self, x: Tensor, A: Tensor) -> Tensor:
-        return routing.linear(x, A, blocks=self.blocks)
 
 
 def _is_plain(forward: Forward) -> TypeGuard[nn.Linear]:

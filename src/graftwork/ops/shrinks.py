@@ -6,6 +6,7 @@ import torch
 
 from graftwork.ops.lowrank import Joint, LowRank
 from graftwork.ops.op import Op, Ops
+from graftwork.ops.rowdropout import Dropouts
 from graftwork.ops.sharedlowrank import JointProduct, SharedLowRank
 
 ONE_INPUT = {"attention": ("query", "key", "value"), "cross_attention": ("key", "value"), "ffn": ("gate", "up")}
@@ -22,8 +23,9 @@ def with_joint_shrinks(ops: Ops) -> Ops:
         places = [[i for i, op in enumerate(ops[name]) if isinstance(op, LowRank)] for name in names]
         for turn, here in enumerate(zip(*places, strict=False)):
             own = [op for name, i in zip(names, here, strict=True) if isinstance(op := ops[name][i], LowRank)]
-            if len({(op.A.shape, op.dropout) for op in own}) == 1:
-                A, key = torch.stack([op.A for op in own]), _name(names, turn, own[0].dropout)
+            if len({(op.A.shape, op.dropout, op.dropouts) for op in own}) == 1:
+                first = own[0]
+                A, key = torch.stack([op.A for op in own]), _name(names, turn, first.dropouts or first.dropout)
                 for place, (name, i, op) in enumerate(zip(names, here, own, strict=True)):
                     joint[name][i] = replace(op, A=A, joint=Joint(key, place))
         _share_products(names, joint)
@@ -43,7 +45,7 @@ def _share_products(names: list[str], joint: dict[str, list[Op]]) -> None:
             joint[name][i] = replace(op, joint=product)  # type: ignore[call-arg] # it is one of these
 
 
-def _name(sites: list[str], turn: int, dropout: float) -> str:
+def _name(sites: list[str], turn: int, dropout: float | Dropouts) -> str:
     """What tells a joint A from all others in a sub-layer, which other adapters may have there: the same in each layer,
     so that layers of one structure have one forward.
     """

@@ -97,7 +97,8 @@ class HeadStart(Start):
         """All that the head reads of the backbone's states."""
         if isinstance(self.head, PooledHead | ChoiceHead):
             return pool(states, self.head.pooling)
-        if states.layers is not None:
+        if self.head.reads == "layers":
+            assert states.layers is not None
             return torch.cat(states.layers, dim=-1)
         assert states.last is not None
         return states.last

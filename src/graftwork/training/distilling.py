@@ -5,18 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
+from graftwork.adapters.declared import counts, declare
 from graftwork.backbones import Backbone
 from graftwork.distillation import Teaching
 from graftwork.distillation.outputs import refuse_empty
 from graftwork.encoding import Row
+from graftwork.errors import RecipeError
+from graftwork.heads import Head
 from graftwork.heads.distilling import DistillationLoss, require_distillable
 from graftwork.kinds import KINDS
+from graftwork.methods import Method
 from graftwork.tasks import TaskData, load
 from graftwork.tasks.data import Labeller
 from graftwork.training.display import Display
 from graftwork.training.recipe import Recipe
+from graftwork.training.seeds import seed_of
 
 NUMBER = "row"
 """The name under which a row has its place among the training rows."""
@@ -97,6 +103,8 @@ def load_lesson(
     teaching.use_labels(labels)
     head = recipe.head(task.model_copy(update={"labels": labels}), method, backbone)
     teaching.check(head)
+    if settings.hidden:
+        _refuse_still_vectors(method, head, backbone, added=len(recipe.add_tokens or ()))
     output_type = require_distillable(head)
 
     def label(inputs: Sequence[Any]) -> list[Any]:
@@ -107,8 +115,24 @@ def load_lesson(
 
     data = load(task, labeller=Labeller(labels, label))
     teaching.use_labels(data.task.labels)
-    loss = teaching.loss(labelled=data.labelled)
+    generator = torch.Generator().manual_seed(seed_of("projection", recipe.train.seed))
+    loss = teaching.loss(labelled=data.labelled, generator=generator)
     inputs = KINDS[task.kind].inputs_of(data.train)
     with display.bar(f"{task.name}, teachers", len(inputs) * len(teaching.teachers), "rows") as bar:
         teaching.prepare(inputs, recipe.head(data.task, method, backbone), bar.advance)
     return data, Lesson(teaching, loss)
+
+
+def _refuse_still_vectors(method: Method, head: Head, backbone: Backbone, *, added: int) -> None:
+    """Refuse to compare vectors that no training changes.
+
+    Raises:
+        RecipeError: the method trains nothing that the head reads.
+    """
+    trained = counts(declare(backbone, method, head, added=added))
+    if not trained["adapter"] + trained["norms"]:
+        raise RecipeError(
+            f"hidden would do nothing: method {method.name!r} trains the head alone, and vectors stay as they are",
+            expected="hidden 0, or a method that changes the backbone's states",
+            change="--hidden, or --method",
+        )

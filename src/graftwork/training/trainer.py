@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -24,6 +24,7 @@ from graftwork.adapters.contents import not_finite
 from graftwork.adapters.folder import TENSORS, write_files
 from graftwork.errors import DivergedError
 from graftwork.folders import writing
+from graftwork.heads.projection import Projection
 from graftwork.methods.parameters import Parameter
 from graftwork.model import AdaptedModel
 from graftwork.training.coroutine import ThreadCoroutine
@@ -34,6 +35,9 @@ from graftwork.training.schedules import Schedule, scheduler
 from graftwork.training.settings import TrainingSettings
 
 STATE = "trainer_state.json"
+
+AID = "aid.safetensors"
+"""The file of a checkpoint with what is trained beside the adapter, and discarded at the end."""
 
 CHECKPOINTS = "checkpoint-*"
 """The folders of a run's checkpoints."""
@@ -190,7 +194,14 @@ class AdapterTrainer(Trainer):
         resident = self.adapted.in_training(self.adapter_name)
         declared = resident.adapter.declared(self.adapted.backbone)
         tensors = resident.tensors()
-        return [(tensors[name], parameter) for name, parameter in declared.items() if parameter.trained]
+        own = [(tensors[name], parameter) for name, parameter in declared.items() if parameter.trained]
+        projection = self.projection
+        return own if projection is None else [*own, (projection.weight, projection.declared)]
+
+    @property
+    def projection(self) -> Projection | None:
+        """Of the adapter's vectors into those of its teachers; None where there is none."""
+        return None if self.lesson is None else self.lesson.loss.projection
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """What the method and head declare to decay; transformers would guess by name."""
@@ -246,9 +257,11 @@ class AdapterTrainer(Trainer):
         Raises:
             DivergedError: it is not finite.
         """
-        adapter = self.adapter
-        self.require_finite(adapter.tensors)
+        adapter, beside = self.adapter, {} if self.projection is None else self.projection.tensors()
+        self.require_finite({**adapter.tensors, **beside})
         write_files(adapter, folder)
+        if beside:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in beside.items()}, folder / AID)
 
     def require_finite(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse to save what diverged.
@@ -263,6 +276,11 @@ class AdapterTrainer(Trainer):
     def read_tensors(self, folder: Path) -> None:
         """Have what is trained be what a checkpoint's folder has."""
         self.adapted.in_training(self.adapter_name).assign(load_file(folder / TENSORS))
+        if self.projection is not None:
+            saved = load_file(folder / AID)
+            with torch.no_grad():
+                for name, tensor in self.projection.tensors().items():
+                    tensor.copy_(saved[name])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.read_tensors(Path(resume_from_checkpoint))

@@ -296,7 +296,7 @@ class Run:
             processes=processes,
         )
         if lesson is not None:
-            model.in_training(name).learn(lesson.loss)
+            model.in_training(name).learn(lesson.loss, lesson.loss.projection)
             self.trainer.lesson = lesson
         self.trainer.add_callback(ProgressBar(name, data.task.main_metric, display))
         tell_of_late_thawing(self.trainer, settings)
