@@ -1,6 +1,7 @@
 """A hypernetwork over several tasks, and the ordinary adapters that come of it."""
 
 import json
+import logging
 import random
 import shutil
 
@@ -26,7 +27,7 @@ from graftwork import (
     tune_tasks,
 )
 from graftwork.combine import Generated
-from graftwork.errors import AdapterError, DataError, MethodError, RecipeError
+from graftwork.errors import AdapterError, DataError, MethodError, OutputError, RecipeError
 from graftwork.training.baseline import embeddings
 from graftwork.training.multi_task_folder import read_tasks_file, read_tasks_folder
 
@@ -278,8 +279,54 @@ def test_the_recipe_of_a_generated_adapter_cannot_be_run_alone(trained, backbone
 
     found = generate_adapter(trained / "hyperformer++", unseen, examples=examples, backbone=backbone, max_steps=1)
     found.adapter.save(tmp_path / "a")
-    with pytest.raises(RecipeError, match="trained together with words, twin, pairs"):
+    with pytest.raises(
+        RecipeError, match=r"hypernetwork generated, which was trained by words, twin, pairs(.|\n)*graftwork generate"
+    ):
         tune_recipe(Recipe.from_yaml(tmp_path / "a" / "recipe.yaml"), backbone=backbone)
+
+
+FEW = {"max_steps": 12, "eval_steps": 4}
+
+
+@pytest.mark.parametrize(("name", "step"), [("hyperformer++", 6), ("bihnet", 12)])
+def test_a_killed_run_from_examples_resumes_to_the_same_bytes(
+    trained, backbone, examples, unseen, name, step, tmp_path
+):
+    def generate(output, hypernetwork=name, **more):
+        own = {"examples": examples, "backbone": backbone, "output": tmp_path / output, **FEW, **more}
+        return generate_adapter(trained / hypernetwork, unseen, **own)
+
+    whole = generate("whole")
+    assert Adapter.load(tmp_path / "whole").digest == whole.adapter.digest
+    with killed(at_step(step)):
+        generate("a")
+    assert names_in(tmp_path) == [".a.tuning", "whole"]
+    with pytest.raises(OutputError, match=r"an interrupted run(.|\n)*--resume"):
+        generate("a")
+    with pytest.raises(RecipeError, match="seed was 0, is 1"):
+        generate("a", resume=True, seed=1)
+    with pytest.raises(RecipeError, match=r"generated_by\.pairs was"):
+        generate("a", {"bihnet": "hyperformer++", "hyperformer++": "hyperformer"}[name], resume=True)
+    resumed = generate("a", resume=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+    assert names_in(tmp_path) == ["a", "whole"]
+    assert resumed.source.digest == whole.source.digest
+    # What had ended before is not trained again.
+    again = generate("a", resume=True)
+    assert again.adapter.digest == whole.adapter.digest
+    assert (again.source, again.own_parameters, again.own_bytes) == (None, whole.own_parameters, whole.own_bytes)
+    with pytest.raises(OutputError, match="no interrupted run"):
+        generate("b", resume=True)
+
+
+def test_scores_on_the_examples_are_said_to_be_so(trained, backbone, examples, unseen, caplog, tmp_path):
+    with caplog.at_level(logging.WARNING, "graftwork.training.score_warnings"):
+        found = generate_adapter(trained / "bihnet", unseen, examples=examples, backbone=backbone, max_steps=1)
+        evaluate(found.adapter, backbone=backbone)
+    told = [record.message for record in caplog.records if " in validation the adapter " not in record.message]
+    assert len(told) == 2
+    assert all("training examples themselves" in message for message in told)
+    assert "fraction" not in caplog.text
 
 
 # What is refused
@@ -295,6 +342,8 @@ def test_what_cannot_be_generated(trained, backbone, tasks, examples, unseen, tm
         generate_adapter(plain)
     with pytest.raises(RecipeError, match="max_steps would do nothing"):
         generate_adapter(trained / "bihnet", "words", max_steps=3)
+    with pytest.raises(RecipeError, match="resume would do nothing"):
+        generate_adapter(trained / "bihnet", "words", output=tmp_path / "a", resume=True)
     with pytest.raises(DataError, match="there is no file"):
         generate_adapter(trained / "bihnet", unseen, examples=tmp_path / "none.csv", backbone=backbone)
     with pytest.raises(RecipeError, match="examples are given, and no task"):
@@ -357,6 +406,8 @@ def test_what_the_command_refuses_by_its_flag(graftwork, trained, examples, tmp_
         ((*few, "--task.self", "x"), "unknown key 'self'"),
         (("--examples", examples, "--task", "rte", "--task.self", "x"), "unknown key 'self'"),
         (("--task", "twin", "--dtype", "float64"), "change: --examples"),
+        (("--task", "twin", "--resume"), "--resume would do nothing without examples"),
+        ((*few, "--resume"), "there is no interrupted run"),
         (("--task", "twin", "--task.text", "x"), "--task.text would do nothing"),
     ):
         ran = graftwork("generate", trained / "bihnet", *wrong, "--output", tmp_path / "c", "--quiet")
