@@ -17,6 +17,7 @@ from graftwork import (
     Backbone,
     BiHNet,
     HyperFormer,
+    HyperGrid,
     LoRA,
     Stack,
     Task,
@@ -33,7 +34,13 @@ from graftwork.training.multi_task_folder import read_tasks_file, read_tasks_fol
 
 SIZES = {"bottleneck": 6, "code_size": 8, "hidden_size": 16}
 PLUS = HyperFormer(**SIZES, generators="stack")
-METHODS = {"hyperformer": HyperFormer(**SIZES), "hyperformer++": PLUS, "bihnet": BiHNet(**SIZES)}
+METHODS = {
+    "hyperformer": HyperFormer(**SIZES),
+    "hyperformer++": PLUS,
+    "bihnet": BiHNet(**SIZES),
+    "hypergrid": HyperGrid(grid_rows=8, grid_columns=4, code_size=8),
+}
+WRITTEN_AS = {name: "hypergrid" if name == "hypergrid" else "houlsby" for name in METHODS}
 LONGER = {**FAST, "num_train_epochs": 3, "learning_rate": 0.003}
 
 
@@ -143,7 +150,7 @@ def test_bihnet_for_a_task_without_texts_is_refused(backbone, tmp_path):
 def test_a_generated_adapter_says_what_the_hypernetwork_does(trained, backbone, name, tmp_path):
     found = generate_adapter(trained / name, "pairs")
     assert isinstance(found, Generated)
-    assert found.adapter.method.name == "houlsby"
+    assert found.adapter.method.name == WRITTEN_AS[name]
     found.adapter.save(tmp_path / "a")
     model = AdaptedModel(backbone, {"fly": trained / name / "pairs", "out": tmp_path / "a"})
     assert len(model.sharing(["fly", "out"])) == 1
@@ -155,6 +162,8 @@ def test_a_generated_adapter_says_what_the_hypernetwork_does(trained, backbone, 
     scores = Adapter.load(trained / name / "pairs").metrics["validation"]
     model.detach()
     assert found.adapter.metrics["validation"] == scores
+    with pytest.raises(AdapterError, match="which generates nothing"):
+        generate_adapter(found.adapter)
     assert evaluate(Adapter.load(tmp_path / "a"), backbone=backbone)["accuracy"] == scores["accuracy"]
 
 
@@ -254,7 +263,7 @@ def test_an_unseen_task_from_16_examples(trained, backbone, examples, unseen, na
         elif not key.startswith("head."):
             assert torch.equal(tensor, known.tensors[key]), key
     assert found.adapter.task.labels == ("fine", "poor")
-    assert found.adapter.method.name == "houlsby"
+    assert found.adapter.method.name == WRITTEN_AS[name]
     assert found.adapter.rows == {"train": 16}
     assert found.adapter.metrics["train"]["accuracy"] > 0.8
     assert evaluate(found.adapter, backbone=backbone)["accuracy"] == found.adapter.metrics["train"]["accuracy"]
@@ -338,7 +347,7 @@ def test_what_cannot_be_generated(trained, backbone, tasks, examples, unseen, tm
     with pytest.raises(AdapterError, match="no task is given, and there are several"):
         generate_adapter(trained / "bihnet")
     plain = tune(backbone, task=tasks[0], method=LoRA(rank=2), **{**FAST, "max_steps": 1})
-    with pytest.raises(AdapterError, match=r"'lora', which generates nothing(.|\n)*hyperformer, bihnet"):
+    with pytest.raises(AdapterError, match=r"'lora', which generates nothing(.|\n)*hyperformer, bihnet, hypergrid"):
         generate_adapter(plain)
     with pytest.raises(RecipeError, match="max_steps would do nothing"):
         generate_adapter(trained / "bihnet", "words", max_steps=3)

@@ -40,7 +40,7 @@ def generate(
     ----------
     hypernetwork
         A folder of several tasks that were tuned together, or an adapter's folder, of a method with a hypernetwork
-        (hyperformer, bihnet).
+        (hyperformer, bihnet, hypergrid).
     output
         Folder for the adapter. It must not exist.
     task

@@ -1,8 +1,9 @@
 """Generation: from a hypernetwork and a task to an ordinary adapter.
 
-A task that trained the hypernetwork has all that it takes: what its bottlenecks are made of is written out. For another
-task, from some labelled examples, what each task has of its own is trained, and the hypernetwork stays as it is: of
-HyperFormer the embedding and the head, of BiHNet the head alone, since the vectors are features of the examples.
+A task that trained the hypernetwork has all that it takes: its bottlenecks or grids are written out as they are. For
+another task, from some labelled examples, what each task has of its own is trained, and the hypernetwork stays as it
+is: of HyperFormer and HyperGrid the embedding and the head, of BiHNet the head alone, since the vectors are features of
+the examples.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from graftwork.backbones import Backbone
 from graftwork.backbones.quiet import quiet_transformers
 from graftwork.errors import AdapterError, DataError, RecipeError, nearest
 from graftwork.methods import METHODS, Method
-from graftwork.methods.generated import GeneratedBottleneck
+from graftwork.methods.hypernetwork import Hypernetwork
 from graftwork.tasks import Task, TaskData, load
 from graftwork.training.display import Display, shown_on_stderr
 from graftwork.training.held_output import held_output
@@ -40,7 +41,7 @@ class Generated:
     """What a hypernetwork makes for a task.
 
     Attributes:
-        adapter: an ordinary adapter, with bottlenecks as they were generated.
+        adapter: an ordinary adapter, with bottlenecks or grids as they were generated.
         source: the same as an adapter of the hypernetwork's method, which generates them in each pass; None where
             `resume` found an output that was finished before, which holds the ordinary one alone.
         hypernetwork: name of the method that generated it.
@@ -177,9 +178,9 @@ def _read(folder: Path) -> dict[str, Adapter]:
     return {adapter.task.name: adapter}
 
 
-def _method_of(adapter: Adapter) -> GeneratedBottleneck:
-    if not isinstance(adapter.method, GeneratedBottleneck):
-        suitable = ", ".join(name for name, method in METHODS.items() if issubclass(method, GeneratedBottleneck))
+def _method_of(adapter: Adapter) -> Hypernetwork:
+    if not isinstance(adapter.method, Hypernetwork) or not adapter.method.generates:
+        suitable = ", ".join(name for name, method in METHODS.items() if issubclass(method, Hypernetwork))
         raise AdapterError(
             f"the adapter of task {adapter.task.name!r} is of method {adapter.method.name!r}, which generates nothing",
             expected=f"an adapter, or a folder of several tasks, of method {suitable}",

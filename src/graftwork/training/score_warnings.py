@@ -51,5 +51,5 @@ def warn_of_scores(name: str, split: str, task: Task, rows: int, outcome: tuple[
 
 
 def _trained_on(split: str, task: Task) -> bool:
-    """Whether a split's rows are those that are trained on; of them, no interval tells how new texts would be scored."""
+    """Whether a split's rows are those that are trained on, whose scores tell nothing of new texts."""
     return split == "train" or (split in task.splits and task.splits[split] == task.splits.get("train"))
