@@ -402,6 +402,26 @@ def test_the_command(graftwork, trained, backbone_folder, examples, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_generated_adapters_are_parts(graftwork, trained, tasks, tmp_path):
+    def fuse(name, output, *more):
+        for task in ("twin", "words"):
+            generate_adapter(trained / name, task, output=tmp_path / name / task, overwrite=True)
+        return graftwork(
+            *("fuse", tmp_path / name / "twin", tmp_path / name / "words", "--data", tasks[0].data, "--text", "text"),
+            *("--train.max_steps", "2", "--output", tmp_path / output, "--quiet", *more),
+        )
+
+    for name, kind in (("bihnet", "attention"), ("bihnet", "gate"), *((name, "average") for name in METHODS)):
+        ran = fuse(name, f"{name}-{kind}", "--kind", kind)
+        assert ran.status == 0, (name, kind, ran.err)
+        assert graftwork("evaluate", tmp_path / f"{name}-{kind}").status == 0
+    for name in ("hyperformer", "hyperformer++", "hypergrid"):
+        ran = fuse(name, "none")
+        assert ran.status == 2
+        assert "change: --kind average" in ran.err, ran.err
+    assert not (tmp_path / "none").exists()
+
+
 def test_what_the_command_refuses_by_its_flag(graftwork, trained, examples, tmp_path):
     few = ("--examples", examples, "--text", "sentence", "--label", "class", "--task", "unseen")
     for wrong, part in (
