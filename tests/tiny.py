@@ -157,6 +157,7 @@ SAMPLES: dict[str, Method] = {
     "hyperformer": HyperFormer(bottleneck=6, code_size=8, hidden_size=5),
     "hyperformer-stack": HyperFormer(bottleneck=6, code_size=8, hidden_size=5, generators="stack", norms="none"),
     "hypergrid": HyperGrid(grid_rows=4, grid_columns=2, code_size=5),
+    "hypergrid-free": HyperGrid(grid_rows=4, grid_columns=2, grids="free"),
     "bihnet": BiHNet(bottleneck=6, code_size=8, hidden_size=5),
     "lora-pissa": LoRA(rank=3, init="pissa"),
     "lora-stabilised": LoRA(rank=3, rank_stabilised=True, b_rate=16, targets="ffn.*"),

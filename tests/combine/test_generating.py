@@ -1,6 +1,7 @@
 """A hypernetwork over several tasks, and the ordinary adapters that come of it."""
 
 import json
+import logging
 import random
 import shutil
 
@@ -16,6 +17,7 @@ from graftwork import (
     Backbone,
     BiHNet,
     HyperFormer,
+    HyperGrid,
     LoRA,
     Stack,
     Task,
@@ -26,13 +28,19 @@ from graftwork import (
     tune_tasks,
 )
 from graftwork.combine import Generated
-from graftwork.errors import AdapterError, DataError, MethodError, RecipeError
+from graftwork.errors import AdapterError, DataError, MethodError, OutputError, RecipeError
 from graftwork.training.baseline import embeddings
 from graftwork.training.multi_task_folder import read_tasks_file, read_tasks_folder
 
 SIZES = {"bottleneck": 6, "code_size": 8, "hidden_size": 16}
 PLUS = HyperFormer(**SIZES, generators="stack")
-METHODS = {"hyperformer": HyperFormer(**SIZES), "hyperformer++": PLUS, "bihnet": BiHNet(**SIZES)}
+METHODS = {
+    "hyperformer": HyperFormer(**SIZES),
+    "hyperformer++": PLUS,
+    "bihnet": BiHNet(**SIZES),
+    "hypergrid": HyperGrid(grid_rows=8, grid_columns=4, code_size=8),
+}
+WRITTEN_AS = {name: "hypergrid" if name == "hypergrid" else "houlsby" for name in METHODS}
 LONGER = {**FAST, "num_train_epochs": 3, "learning_rate": 0.003}
 
 
@@ -142,7 +150,7 @@ def test_bihnet_for_a_task_without_texts_is_refused(backbone, tmp_path):
 def test_a_generated_adapter_says_what_the_hypernetwork_does(trained, backbone, name, tmp_path):
     found = generate_adapter(trained / name, "pairs")
     assert isinstance(found, Generated)
-    assert found.adapter.method.name == "houlsby"
+    assert found.adapter.method.name == WRITTEN_AS[name]
     found.adapter.save(tmp_path / "a")
     model = AdaptedModel(backbone, {"fly": trained / name / "pairs", "out": tmp_path / "a"})
     assert len(model.sharing(["fly", "out"])) == 1
@@ -154,6 +162,8 @@ def test_a_generated_adapter_says_what_the_hypernetwork_does(trained, backbone, 
     scores = Adapter.load(trained / name / "pairs").metrics["validation"]
     model.detach()
     assert found.adapter.metrics["validation"] == scores
+    with pytest.raises(AdapterError, match="which generates nothing"):
+        generate_adapter(found.adapter)
     assert evaluate(Adapter.load(tmp_path / "a"), backbone=backbone)["accuracy"] == scores["accuracy"]
 
 
@@ -253,7 +263,7 @@ def test_an_unseen_task_from_16_examples(trained, backbone, examples, unseen, na
         elif not key.startswith("head."):
             assert torch.equal(tensor, known.tensors[key]), key
     assert found.adapter.task.labels == ("fine", "poor")
-    assert found.adapter.method.name == "houlsby"
+    assert found.adapter.method.name == WRITTEN_AS[name]
     assert found.adapter.rows == {"train": 16}
     assert found.adapter.metrics["train"]["accuracy"] > 0.8
     assert evaluate(found.adapter, backbone=backbone)["accuracy"] == found.adapter.metrics["train"]["accuracy"]
@@ -278,8 +288,54 @@ def test_the_recipe_of_a_generated_adapter_cannot_be_run_alone(trained, backbone
 
     found = generate_adapter(trained / "hyperformer++", unseen, examples=examples, backbone=backbone, max_steps=1)
     found.adapter.save(tmp_path / "a")
-    with pytest.raises(RecipeError, match="trained together with words, twin, pairs"):
+    with pytest.raises(
+        RecipeError, match=r"hypernetwork generated, which was trained by words, twin, pairs(.|\n)*graftwork generate"
+    ):
         tune_recipe(Recipe.from_yaml(tmp_path / "a" / "recipe.yaml"), backbone=backbone)
+
+
+FEW = {"max_steps": 12, "eval_steps": 4}
+
+
+@pytest.mark.parametrize(("name", "step"), [("hyperformer++", 6), ("bihnet", 12)])
+def test_a_killed_run_from_examples_resumes_to_the_same_bytes(
+    trained, backbone, examples, unseen, name, step, tmp_path
+):
+    def generate(output, hypernetwork=name, **more):
+        own = {"examples": examples, "backbone": backbone, "output": tmp_path / output, **FEW, **more}
+        return generate_adapter(trained / hypernetwork, unseen, **own)
+
+    whole = generate("whole")
+    assert Adapter.load(tmp_path / "whole").digest == whole.adapter.digest
+    with killed(at_step(step)):
+        generate("a")
+    assert names_in(tmp_path) == [".a.tuning", "whole"]
+    with pytest.raises(OutputError, match=r"an interrupted run(.|\n)*--resume"):
+        generate("a")
+    with pytest.raises(RecipeError, match="seed was 0, is 1"):
+        generate("a", resume=True, seed=1)
+    with pytest.raises(RecipeError, match=r"generated_by\.pairs was"):
+        generate("a", {"bihnet": "hyperformer++", "hyperformer++": "hyperformer"}[name], resume=True)
+    resumed = generate("a", resume=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+    assert names_in(tmp_path) == ["a", "whole"]
+    assert resumed.source.digest == whole.source.digest
+    # What had ended before is not trained again.
+    again = generate("a", resume=True)
+    assert again.adapter.digest == whole.adapter.digest
+    assert (again.source, again.own_parameters, again.own_bytes) == (None, whole.own_parameters, whole.own_bytes)
+    with pytest.raises(OutputError, match="no interrupted run"):
+        generate("b", resume=True)
+
+
+def test_scores_on_the_examples_are_said_to_be_so(trained, backbone, examples, unseen, caplog, tmp_path):
+    with caplog.at_level(logging.WARNING, "graftwork.training.score_warnings"):
+        found = generate_adapter(trained / "bihnet", unseen, examples=examples, backbone=backbone, max_steps=1)
+        evaluate(found.adapter, backbone=backbone)
+    told = [record.message for record in caplog.records if " in validation the adapter " not in record.message]
+    assert len(told) == 2
+    assert all("training examples themselves" in message for message in told)
+    assert "fraction" not in caplog.text
 
 
 # What is refused
@@ -291,10 +347,12 @@ def test_what_cannot_be_generated(trained, backbone, tasks, examples, unseen, tm
     with pytest.raises(AdapterError, match="no task is given, and there are several"):
         generate_adapter(trained / "bihnet")
     plain = tune(backbone, task=tasks[0], method=LoRA(rank=2), **{**FAST, "max_steps": 1})
-    with pytest.raises(AdapterError, match=r"'lora', which generates nothing(.|\n)*hyperformer, bihnet"):
+    with pytest.raises(AdapterError, match=r"'lora', which generates nothing(.|\n)*hyperformer, bihnet, hypergrid"):
         generate_adapter(plain)
     with pytest.raises(RecipeError, match="max_steps would do nothing"):
         generate_adapter(trained / "bihnet", "words", max_steps=3)
+    with pytest.raises(RecipeError, match="resume would do nothing"):
+        generate_adapter(trained / "bihnet", "words", output=tmp_path / "a", resume=True)
     with pytest.raises(DataError, match="there is no file"):
         generate_adapter(trained / "bihnet", unseen, examples=tmp_path / "none.csv", backbone=backbone)
     with pytest.raises(RecipeError, match="examples are given, and no task"):
@@ -344,6 +402,26 @@ def test_the_command(graftwork, trained, backbone_folder, examples, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_generated_adapters_are_parts(graftwork, trained, tasks, tmp_path):
+    def fuse(name, output, *more):
+        for task in ("twin", "words"):
+            generate_adapter(trained / name, task, output=tmp_path / name / task, overwrite=True)
+        return graftwork(
+            *("fuse", tmp_path / name / "twin", tmp_path / name / "words", "--data", tasks[0].data, "--text", "text"),
+            *("--train.max_steps", "2", "--output", tmp_path / output, "--quiet", *more),
+        )
+
+    for name, kind in (("bihnet", "attention"), ("bihnet", "gate"), *((name, "average") for name in METHODS)):
+        ran = fuse(name, f"{name}-{kind}", "--kind", kind)
+        assert ran.status == 0, (name, kind, ran.err)
+        assert graftwork("evaluate", tmp_path / f"{name}-{kind}").status == 0
+    for name in ("hyperformer", "hyperformer++", "hypergrid"):
+        ran = fuse(name, "none")
+        assert ran.status == 2
+        assert "change: --kind average" in ran.err, ran.err
+    assert not (tmp_path / "none").exists()
+
+
 def test_what_the_command_refuses_by_its_flag(graftwork, trained, examples, tmp_path):
     few = ("--examples", examples, "--text", "sentence", "--label", "class", "--task", "unseen")
     for wrong, part in (
@@ -357,6 +435,8 @@ def test_what_the_command_refuses_by_its_flag(graftwork, trained, examples, tmp_
         ((*few, "--task.self", "x"), "unknown key 'self'"),
         (("--examples", examples, "--task", "rte", "--task.self", "x"), "unknown key 'self'"),
         (("--task", "twin", "--dtype", "float64"), "change: --examples"),
+        (("--task", "twin", "--resume"), "--resume would do nothing without examples"),
+        ((*few, "--resume"), "there is no interrupted run"),
         (("--task", "twin", "--task.text", "x"), "--task.text would do nothing"),
     ):
         ran = graftwork("generate", trained / "bihnet", *wrong, "--output", tmp_path / "c", "--quiet")

@@ -103,6 +103,24 @@ def test_a_few_rows(caplog, rows, width):
     assert "--task.validation_fraction" in caplog.text
 
 
+@pytest.mark.parametrize("rows", [16, 1_000])
+def test_rows_that_were_trained_on_tell_nothing_of_others(caplog, rows):
+    own = task("classification", splits={"train": "few.csv", "validation": "few.csv", "test": "other.csv"})
+    with caplog.at_level(logging.WARNING):
+        warn_of_scores("t", "validation", own, rows, None)
+    assert f"the {rows} rows of validation are the training examples themselves" in caplog.text
+    assert "graftwork evaluate FOLDER --data FILE" in caplog.text
+    assert "±" not in caplog.text
+    assert "fraction" not in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        warn_of_scores("t", "train", own, rows, None)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        warn_of_scores("t", "test", own, 16, None)
+    assert "test has 16 rows" in caplog.text
+
+
 def test_enough_rows(caplog):
     with caplog.at_level(logging.WARNING):
         warn_of_scores("t", "validation", task("classification"), 100, None)

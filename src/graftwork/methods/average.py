@@ -1,8 +1,8 @@
 """Averages: the weighted sum of what several adapters do.
 
 y = h + Σ_n w_n u_n, with u_n what part n adds. This is an average of outputs: the parts stay as they are, side by side.
-Where a part multiplies (IA3) or replaces a layer norm's parameters, what is averaged is what it multiplies with, which
-gives the same. `fuse` (Pfeiffer et al. 2021) has attention in the place of fixed weights.
+Where a part multiplies (IA3, HyperGrid) or replaces a layer norm's parameters, what is averaged is what it multiplies
+with, which gives the same. `fuse` (Pfeiffer et al. 2021) has attention in the place of fixed weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from graftwork.errors import MethodError
 from graftwork.methods.composition import Composition, all_of, in_columns, require_one_place
 from graftwork.methods.parameters import Parameter, zeros
 from graftwork.methods.wide import COMBINABLE, as_units, averaged, one_after_the_other, refusal, scaled, side_by_side
-from graftwork.ops import Bias, Bottleneck, LowRank, Norm, Op, Remember, Scale
+from graftwork.ops import Bias, Bottleneck, Grid, LowRank, Norm, Op, Remember, Scale
 
 Weights = Mapping[str, Tensor]
 Frozen = Mapping[str, Tensor]
@@ -35,7 +35,7 @@ class Average(Composition):
     name: ClassVar[str] = "average"
     paper: ClassVar[str] = "Pfeiffer et al. 2021, arXiv:2005.00247"
     when: ClassVar[str] = "the mean of several adapters' outputs"
-    lowers_to: ClassVar[tuple[type[Op], ...]] = (Remember, *COMBINABLE, Scale, Bias, Norm)
+    lowers_to: ClassVar[tuple[type[Op], ...]] = (Remember, *COMBINABLE, Scale, Bias, Norm, Grid)
 
     weights: Literal["equal", "learned"] | tuple[float, ...] = "equal"
 
@@ -70,8 +70,24 @@ class Average(Composition):
         parameters: Mapping[str, Tensor],
         frozen: Mapping[str, Tensor],
     ) -> Sequence[Op]:
+        self._refuse_entangled(ops)
         weights = self._weights(site, parameters)
         return [self._average(column, weights, frozen) for column in in_columns(self.name, ops)]
+
+    def _refuse_entangled(self, ops: Mapping[str, Sequence[Op]]) -> None:
+        """Refuse parts of which one op changes what another one gives: the average of each of them is not that of both.
+
+        Raises:
+            MethodError: names a part.
+        """
+        for name, acting in ops.items():
+            for op in acting:
+                if len(acting) > 1 and isinstance(op, Scale | Norm):
+                    other = next(other for other in acting if other is not op)
+                    why = f"it changes what the part's {type(other).__name__} op gives at the same site"
+                    raise refusal(
+                        self.name, name, op, why, expected="parts that add, or multiply, and not both at a site"
+                    )
 
     def _weights(self, site: Site, parameters: Mapping[str, Tensor]) -> Weights:
         names = [part.name for part in self.parts]
@@ -89,7 +105,8 @@ class Average(Composition):
             if found is not None:
                 return average(self.name, found, weights, frozen)
         name, op = next(iter(column.items()))
-        raise refusal(self.name, name, op, "it has no average", expected="bottlenecks, LoRA, IA3, norms or biases")
+        expected = "bottlenecks, LoRA, IA3, norms, biases or HyperGrid"
+        raise refusal(self.name, name, op, "it has no average", expected=expected)
 
 
 def _of_units(method: str, ops: Mapping[str, Op], weights: Weights, frozen: Frozen) -> Op:
@@ -101,7 +118,7 @@ def _of_units(method: str, ops: Mapping[str, Op], weights: Weights, frozen: Froz
     units = {name: as_units(method, name, op) for name, op in ops.items()}
     require_one_place(method, units)
     whole, _ = side_by_side([scaled(own, weights[name]) for name, own in units.items()])
-    if whole.gates or len(whole.activations) > 1:
+    if whole.gates or whole.norms is not None or len(whole.activations) > 1:
         return whole
     return Bottleneck(
         down=whole.down,
@@ -144,6 +161,21 @@ def _of_norms(method: str, ops: Mapping[str, Op], weights: Weights, frozen: Froz
     return Norm(gain=gain, bias=bias + _rest(weights) * frozen["bias"].to(bias))
 
 
+def _of_grids(method: str, ops: Mapping[str, Op], weights: Weights, frozen: Frozen) -> Op:
+    own = {name: op for name, op in ops.items() if isinstance(op, Grid)}
+    [(first, one), *others] = own.items()
+    for name, other in others:
+        if other.size != one.size:
+            raise refusal(
+                method,
+                name,
+                other,
+                f"its grid of {other.size} is not of the size of part {first!r}, {one.size}",
+                expected="grids of one size (grid_rows, grid_columns)",
+            )
+    return replace(one, change=averaged({name: op.change for name, op in own.items()}, weights))
+
+
 def _rest(weights: Weights) -> Tensor:
     """What weights leave to the frozen backbone: 0 where they add up to 1."""
     return 1 - torch.stack(list(weights.values())).sum()
@@ -154,5 +186,6 @@ _AVERAGES: tuple[tuple[tuple[type[Op], ...], Callable[[str, Mapping[str, Op], We
     ((Scale,), _of_scales),
     ((Bias,), _of_biases),
     ((Norm,), _of_norms),
+    ((Grid,), _of_grids),
 )
 """How ops of some kinds are averaged; the first that fits is used."""

@@ -283,6 +283,17 @@ class Composition(Method, ABC):
         combined = self.combine(site, others, parameters, frozen) if any(others.values()) else []
         return [*remembered, *combined]
 
+    def lower_everywhere(self, parameters: Mapping[str, Tensor], sites: Sequence[Site], backbone: Backbone) -> None:
+        """Find out whether the parts can be combined at each of the sites.
+
+        Raises:
+            MethodError: they cannot.
+        """
+        with torch.no_grad():
+            prepared = self.prepare(parameters, sites, training=False)
+            for site in sites:
+                self.lower(site, prepared, backbone.frozen(site))
+
     def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
         own = [
             part.method.penalty(MemberTensors(_start(part)[:-1], parameters))

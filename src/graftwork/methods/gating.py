@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic import PrivateAttr, field_validator
-from torch import Tensor
+from torch import Generator, Tensor
 
-from graftwork.backbones import Site, Sites
+from graftwork.backbones import Backbone, Site, Sites
 from graftwork.errors import MethodError
+from graftwork.methods.average import Average
 from graftwork.methods.composition import (
     ComposedSite,
     Composition,
@@ -68,6 +69,36 @@ class GatedComposition(Composition, ABC):
             parameters: of the whole composition.
         """
 
+    def initial(
+        self,
+        tensors: Mapping[str, Tensor],
+        sites: Sequence[Site],
+        backbone: Backbone,
+        labels: Sequence[str] | None,
+        generator: Generator,
+    ) -> Mapping[str, Tensor]:
+        """The initial values, once it is known that the parts can be gated at each site.
+
+        Raises:
+            MethodError: they cannot; says whether they can be averaged.
+        """
+        found = super().initial(tensors, sites, backbone, labels, generator)
+        own = {**tensors, **found}
+        try:
+            self.lower_everywhere(own, sites, backbone)
+        except MethodError as error:
+            average = Average(parts=self.parts, train_parts=self.train_parts)
+            try:
+                average.lower_everywhere(own, sites, backbone)
+            except MethodError:
+                raise error from None
+            raise MethodError(
+                error.problem,
+                expected=f"{error.expected}; average takes these",
+                change=f"--kind average, or {error.change}",
+            ) from None
+        return found
+
     def residual_of(self, site: Site, sites: Sites) -> str | None:
         norm = f"{site.name.removesuffix('result')}norm"
         behind_sum = self.placement == "norm" and site.kind == "result"
@@ -86,7 +117,7 @@ class GatedComposition(Composition, ABC):
             combinable = all_of(self.name, column, *COMBINABLE)
             if combinable is None:
                 name, op = next(iter(column.items()))
-                raise refusal(self.name, name, op, "it cannot be gated", change="--kind average, or the parts")
+                raise refusal(self.name, name, op, "it cannot be gated")
             units = {name: as_units(self.name, name, op) for name, op in combinable.items()}
             require_one_place(self.name, units)
             whole, members = side_by_side(list(units.values()))

@@ -12,9 +12,8 @@ Shapes: D (m, d), U (d, m), b_D (m), b_U, γ and β (d); W_D (md, t), B_D (md), 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import sqrt
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from torch import Tensor
 from graftwork.backbones import Site
 from graftwork.methods.bottleneck import BottleneckMethod
 from graftwork.methods.houlsby import Houlsby
+from graftwork.methods.hypernetwork import Hypernetwork
 from graftwork.methods.method import Method
 from graftwork.methods.parameters import Parameter, kaiming_uniform, normal, ones, uniform, zeros
 from graftwork.methods.placement import Placement, Sublayers
@@ -51,14 +51,13 @@ class Spot(NamedTuple):
         return cls("".join(f"{part}." for part in stack), layer, position)
 
 
-class GeneratedBottleneck(BottleneckMethod, ABC):
+class GeneratedBottleneck(Hypernetwork, BottleneckMethod, ABC):
     """A method whose bottlenecks are made by a hypernetwork.
 
     Attributes:
         init_std: standard deviation of the normal distribution of the generators' initial weights; their biases are 0.
         code_size: number t of entries of each embedding and of each code.
         hidden_size: hidden size of the network that makes codes.
-        trains: `all`; or only what each `task` has of its own, where the hypernetwork is one that is trained already.
     """
 
     placement: ClassVar[Placement] = "result"
@@ -69,7 +68,6 @@ class GeneratedBottleneck(BottleneckMethod, ABC):
     sublayers: Sublayers = ("attention", "ffn")
     code_size: PositiveInt = 64
     hidden_size: PositiveInt = 128
-    trains: Literal["all", "task"] = "all"
 
     @property
     def learning_rate(self) -> float:
@@ -90,10 +88,7 @@ class GeneratedBottleneck(BottleneckMethod, ABC):
         """The name of the generators that make a bottleneck."""
 
     def declare(self, site: Site) -> dict[str, Parameter]:
-        declared = super().declare(site)
-        if self.trains == "all":
-            return declared
-        return {name: replace(p, trained=p.trained and p.of_task) for name, p in declared.items()}
+        return self.trained(super().declare(site))
 
     def declare_bottleneck(self, owner: str, d: int, m: int) -> dict[str, Parameter]:
         declared = self.declare_code(Spot.of(owner), d)
@@ -124,7 +119,6 @@ class GeneratedBottleneck(BottleneckMethod, ABC):
         return {**{name: parameters[_generated(owner, name)] for name in TENSORS}, "norm_at": "output"}
 
     def written_out(self, parameters: Mapping[str, Tensor], sites: Sequence[Site]) -> tuple[Method, dict[str, Tensor]]:
-        """An ordinary method and its parameters, in which what is generated is there as it is. Heads are kept."""
         with torch.no_grad():
             made = self.draw(parameters, sites, training=False)
         widths = {self.owner(site): site.out_features for site in sites if self.acts_at(site)}

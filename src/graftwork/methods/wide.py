@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graftwork.errors import MethodError
+from graftwork.methods.unitnorms import norms_of, with_norm
 from graftwork.ops import Bottleneck, Fused, LowRank, Op, PartGates
 from graftwork.ops.fused import UNIT_ACTIVATIONS
 from graftwork.ops.rowdropout import Dropouts
@@ -50,15 +51,15 @@ def as_units(method: str, part: str, op: Op) -> Fused:
     assert isinstance(op, Bottleneck)
     wrong = {
         "it has several layers (depth)": op.hidden is not None,
-        "it has a layer norm of its own (layer_norm)": op.norm_gain is not None,
+        "it has a layer norm over its input (layer_norm)": op.norm_gain is not None and op.norm_at == "input",
         "it multiplies (interaction)": op.multiply,
     }
     for why, found in wrong.items():
         if found:
-            raise refusal(method, part, op, why, expected="bottlenecks of one layer that add")
+            raise refusal(method, part, op, why, expected="bottlenecks of one layer that add, without layer_norm input")
     # One more unit says σ(1) for every x: its column of U is b_U / σ(1), so that it adds b_U.
     always = UNIT_ACTIVATIONS[op.activation](op.down_bias.new_ones(1))
-    return Fused(
+    units = Fused(
         down=F.pad(op.down, (0, 0, 0, 1)),
         down_bias=F.pad(op.down_bias, (0, 1), value=1.0),
         up=torch.cat([op.up, op.up_bias[:, None] / always], dim=1),
@@ -66,6 +67,9 @@ def as_units(method: str, part: str, op: Op) -> Fused:
         at=op.at,
         source=op.source,
     )
+    if op.norm_gain is None or op.norm_bias is None:
+        return units
+    return with_norm(units, op.norm_gain, op.norm_bias, always)
 
 
 def side_by_side(parts: Sequence[Fused]) -> tuple[Fused, Tensor]:
@@ -85,6 +89,7 @@ def side_by_side(parts: Sequence[Fused]) -> tuple[Fused, Tensor]:
         up=torch.cat([part.up for part in parts], dim=1),
         activations=names,
         selects=torch.cat(selects, dim=1) if len(names) > 1 else None,
+        norms=norms_of(parts),
         gates=tuple(gates),
         dropouts=one_after_the_other([(len(part.down), part.dropouts) for part in parts]),
     )

@@ -17,6 +17,7 @@ from graftwork.ops.routing import Route
 from graftwork.ops.scale import Scale
 from graftwork.ops.shared import Shared
 from graftwork.ops.sharedlowrank import SharedLowRank
+from graftwork.ops.unitnorms import UnitNorms
 
 __all__ = [
     "Added",
@@ -41,4 +42,5 @@ __all__ = [
     "Scale",
     "Shared",
     "SharedLowRank",
+    "UnitNorms",
 ]

@@ -25,6 +25,7 @@ from graftwork.ops.op import Forward, Op, Place
 from graftwork.ops.routing import Blocks, Route
 from graftwork.ops.rowdropout import Dropouts, linear_of_dropped
 from graftwork.ops.tensortree import Copy, TensorTree
+from graftwork.ops.unitnorms import UnitNorms
 
 UNIT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {**ACTIVATIONS, "identity": lambda x: x}
 """What units are made of: σ of a bottleneck, or nothing, as of a low-rank part."""
@@ -102,12 +103,12 @@ class PartGates(TensorTree):
         of_units = routing.linear(p, self.members.mT, None, blocks)
         if self.outside is not None:
             of_units = of_units + routing.per_row(self.outside, z)
-        return _times(z, of_units)
+        return routing.times(z, of_units)
 
     def _gates(self, z: Tensor, q: Tensor, blocks: Blocks | None, *, training: bool) -> Float[Tensor, "B *T N"]:
         scores: list[Tensor] = []
         if self.score is not None:
-            of_units = _times(routing.linear(q, self.score, self.score_bias, blocks), z)
+            of_units = routing.times(routing.linear(q, self.score, self.score_bias, blocks), z)
             scores.append(routing.linear(of_units, self.members, None, blocks))
         if self.router is not None:
             scores.append(routing.linear(q, self.router, self.router_bias, blocks))
@@ -125,7 +126,8 @@ class PartGates(TensorTree):
 
 @dataclass(frozen=True, kw_only=True)
 class Fused(Op):
-    """h + U z with units z = σ(D x + b_D), multiplied by gates, one after the other.
+    """h + U z with units z = σ(D x + b_D), divided where parts have a layer norm behind them, and multiplied by gates,
+    one after the other.
 
     What x and h are: at a result and at a norm, as for `Bottleneck`; at a linear map, x enters the map and h leaves it.
     The query q is what the parts are added to: h at a result and at a linear map, and at a norm the norm's output. With
@@ -135,6 +137,7 @@ class Fused(Op):
     selects (K, M), 1 where a unit has that σ. Padding with zeros is exact.
 
     Attributes:
+        norms: what divides the units, before the gates; None where no part has a layer norm.
         gates: what multiplies the units; the first of them first, as of a fusion among the parts of another one.
         activations: the names of the units' σ.
         at: the kind of site where it acts.
@@ -148,6 +151,7 @@ class Fused(Op):
     down_bias: Float[Tensor, "*S M"]
     up: Float[Tensor, "*S d2 M"]
     selects: Float[Tensor, "*rows K M"] | None = None
+    norms: UnitNorms | None = None
     gates: tuple[PartGates, ...] = ()
     activations: tuple[str, ...]
     at: Literal["result", "norm", "linear"] = "result"
@@ -185,16 +189,20 @@ class Fused(Op):
             return super().spread(route)
         gates = tuple(gate.spread(route) for gate in self.gates)
         selects = None if self.selects is None else route.spread(self.selects)
-        return replace(self, gates=gates, selects=selects, blocks=route.blocks)
+        norms = None if self.norms is None else self.norms.spread(route)
+        return replace(self, norms=norms, gates=gates, selects=selects, blocks=route.blocks)
 
     def laid_out(self, copy: Copy) -> "Fused":
         copied: dict[str, Any] = {name: copy(t, transposed=name == "up") for name, t in self.tensors().items()}
-        return replace(self, **copied, gates=tuple(gate.laid_out(copy) for gate in self.gates))
+        norms = None if self.norms is None else self.norms.laid_out(copy)
+        return replace(self, **copied, norms=norms, gates=tuple(gate.laid_out(copy) for gate in self.gates))
 
     def _changed(self, h: Tensor, x: Tensor, q: Tensor, *, training: bool) -> Tensor:
         """h with what the parts make of x."""
         dropouts = self.dropouts if training else ()
         z = self._units(linear_of_dropped(x, self.down, self.down_bias, self.blocks, dropouts))
+        if self.norms is not None:
+            z = self.norms(z, self.blocks)
         for gate in self.gates:
             z = gate(z, q, self.blocks, training=training)
         return routing.add_linear(h, z, self.up, self.blocks)
@@ -208,8 +216,3 @@ class Fused(Op):
         for activation, own in zip(others, chosen[1:], strict=True):
             z = z + routing.per_row(own, given) * activation(given)
         return z
-
-
-def _times(fresh: Tensor, other: Tensor) -> Tensor:
-    """A tensor that nobody else has, multiplied; in place where no gradients flow, which saves a large new tensor."""
-    return fresh.mul_(other) if routing.no_derivatives() else fresh * other

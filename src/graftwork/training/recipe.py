@@ -38,6 +38,8 @@ class Recipe(BaseModel):
         distill: the teachers that the adapter learns from; None: it learns from labels alone.
         trained_with: names of the other tasks that trained the adapter together with this one; written by `tune_tasks`,
             not meant to be set.
+        generated_by: digests of the adapters of the hypernetwork that generated the adapter from examples, by the tasks
+            that trained it; written by `generate_adapter`, not meant to be set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +55,7 @@ class Recipe(BaseModel):
     start: Start | None = None
     distill: Distillation | None = None
     trained_with: tuple[str, ...] | None = None
+    generated_by: dict[str, str] | None = None
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, origin: str = "the recipe", given: Collection[str] = ()) -> "Recipe":
@@ -120,12 +123,18 @@ class Recipe(BaseModel):
         """The recipe with every default filled in, and with paths that are valid from any folder.
 
         Raises:
-            RecipeError: it is of one task of several that trained one adapter.
+            RecipeError: it is of one task of several that trained one adapter, or of an adapter that was generated.
         """
         if self.trained_with is not None:
             raise RecipeError(
                 f"the recipe is of an adapter that {task.name!r} trained together with {', '.join(self.trained_with)}",
                 expected="the recipe.yaml of the folder with all these tasks, or one without trained_with",
+            )
+        if self.generated_by is not None:
+            raise RecipeError(
+                f"the recipe is of an adapter for {task.name!r} that a hypernetwork generated, which was trained by "
+                f"{', '.join(self.generated_by)}",
+                expected="graftwork generate with that hypernetwork, or a recipe without generated_by",
             )
         return Recipe(
             backbone=backbone.name,

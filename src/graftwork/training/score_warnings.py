@@ -1,4 +1,5 @@
-"""Warnings about scores: predictions that are no better than chance, and splits that are too small."""
+"""Warnings about scores: predictions that are no better than chance, splits that are too small, and rows that were
+trained on."""
 
 import logging
 from math import sqrt
@@ -22,7 +23,17 @@ def warn_of_scores(name: str, split: str, task: Task, rows: int, outcome: tuple[
         rows: of the split; of generation, its sources.
         outcome: predictions and labels, as `graftwork.tasks.compute` takes them; None where none were made.
     """
-    if rows < FEW and not KINDS[task.kind].from_start:  # whose rows have no answers that are right or wrong
+    if _trained_on(split, task):
+        if split != "train":  # which says it
+            logger.warning(
+                "%s: the %d row%s of %s are the training examples themselves, so the scores say nothing about new "
+                "texts. Score others with graftwork evaluate FOLDER --data FILE",
+                name,
+                rows,
+                "" if rows == 1 else "s",
+                split,
+            )
+    elif rows < FEW and not KINDS[task.kind].from_start:  # whose rows have no answers that are right or wrong
         held_out = f" (--task.{split}_fraction, or a larger split)" if split in ("validation", "test") else ""
         logger.warning(
             "%s: %s has %d row%s, so an accuracy is known only to ±%.2f (95 %%). Use more rows%s",
@@ -37,3 +48,8 @@ def warn_of_scores(name: str, split: str, task: Task, rows: int, outcome: tuple[
         problem, change = KINDS[task.kind].chance_warning(task, *outcome)
         if problem:
             logger.warning("%s: in %s %s. Try %s", name, split, problem, change)
+
+
+def _trained_on(split: str, task: Task) -> bool:
+    """Whether a split's rows are those that are trained on, whose scores tell nothing of new texts."""
+    return split == "train" or (split in task.splits and task.splits[split] == task.splits.get("train"))
