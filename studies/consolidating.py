@@ -55,10 +55,11 @@ def measure(sequence: str, how: str, rate: str, seed: int, *, data: Path, work: 
     with TemporaryDirectory(dir=work) as folder:
         pool = gw.Pool(Path(folder) / "pool", backbone=backbone, method="pfeiffer", **HOWS[how], seed=seed)
         settings = domains.settings(rate, seed)
+        students = "capacity" in HOWS[how] and len(tasks) > HOWS[how]["capacity"]
         if how == FUSION:
             found = fused_in_turn(backbone, tasks, own, settings)
         else:
-            found = add_in_turn(pool, tasks, adapters=own, split="test", **settings)
+            found = add_in_turn(pool, tasks, adapters=own, split="test", **(settings if students else {}))
     return {
         "means": [round(one.mean, 4) for one in found],
         "forgetting": [round(one.forgetting, 4) for one in found],

@@ -14,10 +14,10 @@ import pytest
 import torch
 from tiny import make_adapter
 from tiny import make_backbone as make_tiny
-from training.workbench import FAST, KilledError, contents, names_in, write_csv
+from training.workbench import FAST, KilledError, contents, write_csv
 
 from graftwork import AdaptedModel, Adapter, Backbone, Fuse, LoRA, Pool, Task, evaluate, tune
-from graftwork.combine import pool as pools
+from graftwork.combine import adding
 from graftwork.combine.heads import one_of, several
 from graftwork.combine.poolfile import PoolTask
 from graftwork.combine.selecting import outputs_of, vectors_of
@@ -27,6 +27,7 @@ from graftwork.folders import HeldFolder
 from graftwork.heads import States
 from graftwork.kinds.several_tasks import SeveralHeads
 from graftwork.methods import IA3, AdaMix, BiHNet, FeatureExtraction, FullFineTuning, Houlsby, PrefixTuning, Union
+from graftwork.tasks import load
 
 METHOD = LoRA(rank=4)
 TRAIN = {**FAST, "num_train_epochs": 4}
@@ -229,10 +230,7 @@ def test_the_member_with_the_highest_score_is_chosen(backbone, tasks, tmp_path, 
     before = [several(own, [own]) for own in (pool.adapter("a"), pool.adapter("b"))]
     [step] = add_all(pool, tasks, "c", max_steps=3)
     new = tune(backbone, task=tasks["c"], method=METHOD, **{**TRAIN, "max_steps": 3})
-    from graftwork.combine.pool import _examples
-    from graftwork.tasks import load
-
-    inputs, labels = _examples(tasks["c"], load(tasks["c"]).train, pool.settings)
+    inputs, labels = adding.examples_of(tasks["c"], load(tasks["c"]).train, pool.settings)
     assert len(inputs) == 50
     for place, own in enumerate(before):
         if selection == "leep":
@@ -273,14 +271,14 @@ def test_one_adapter_tuned_on_forgets(backbone, tasks, filled, tmp_path):
 
 def test_one_adapter_is_tuned_on_with_the_method_that_it_was_finished_with(backbone, tasks, tmp_path, monkeypatch):
     tuned = []
-    plain = pools.tune_recipe
+    plain = adding.tune_recipe
 
     def noted(recipe, **options):
         start = None if recipe.start is None else recipe.start.adapter()
         tuned.append((start, plain(recipe, **options)))
         return tuned[-1][1]
 
-    monkeypatch.setattr(pools, "tune_recipe", noted)
+    monkeypatch.setattr(adding, "tune_recipe", noted)
     pool = Pool(
         tmp_path / "pool", backbone=backbone, capacity=1, method=AdaMix(bottleneck=4), consolidation="sequential"
     )
@@ -317,7 +315,7 @@ def test_a_number_and_several_labels_are_consolidated(backbone, tasks, data, tmp
 @pytest.fixture
 def untuned(monkeypatch):
     """What is refused is refused before anything is tuned."""
-    monkeypatch.setattr(pools, "tune_recipe", lambda *_, **__: pytest.fail("tuned"))
+    monkeypatch.setattr(adding, "tune_recipe", lambda *_, **__: pytest.fail("tuned"))
 
 
 @pytest.fixture
@@ -331,8 +329,8 @@ def prepared(backbone, tasks, monkeypatch):
             made[key] = plain(recipe, **{**options, "output": None, "resume": False})
         return made[key]
 
-    plain = pools.tune_recipe
-    monkeypatch.setattr(pools, "tune_recipe", tuned)
+    plain = adding.tune_recipe
+    monkeypatch.setattr(adding, "tune_recipe", tuned)
 
 
 WRITES = ("replace", "rename", "mkdir", "unlink", "rmdir")
@@ -417,47 +415,19 @@ def test_what_was_tuned_before_a_kill_is_not_tuned_again(backbone, tasks, tmp_pa
     pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=METHOD)
     add_all(pool, tasks, "a", max_steps=3)
     with monkeypatch.context() as patch:
-        patch.setattr(pools, "choose", lambda *_, **__: (_ for _ in ()).throw(KilledError))
+        patch.setattr(adding, "choose", lambda *_, **__: (_ for _ in ()).throw(KilledError))
         with pytest.raises(KilledError):
             add_all(pool, tasks, "b", max_steps=3)
     tuned = []
-    plain = pools.tune_recipe
+    plain = adding.tune_recipe
 
     def noted(recipe, **options):
         tuned.append((recipe.task["name"], options["resume"], (options["output"] / "adapter.json").exists()))
         return plain(recipe, **options)
 
-    monkeypatch.setattr(pools, "tune_recipe", noted)
+    monkeypatch.setattr(adding, "tune_recipe", noted)
     add_all(Pool(tmp_path / "pool", backbone=backbone), tasks, "b", max_steps=3)
     assert tuned[0] == ("b", True, True)
-
-
-def test_adapters_that_are_tuned_already(backbone, tasks, tmp_path):
-    tuned, given = (Pool(tmp_path / name, backbone=backbone, capacity=1, method=METHOD) for name in ("tuned", "given"))
-    alone = {name: tune(backbone, task=tasks[name], method=METHOD, **{**TRAIN, "max_steps": 3}) for name in "ab"}
-    alone["b"].save(tmp_path / "b")
-    add_all(tuned, tasks, "ab", max_steps=3)
-    for name, own in (("a", alone["a"]), ("b", tmp_path / "b")):
-        given.add(tasks[name], adapter=own, **{**TRAIN, "max_steps": 3})
-    assert tuned.history == given.history
-    assert names_in(tuned.folder / "adapters") == names_in(given.folder / "adapters")  # named after the contents
-    assert all(given.has(tasks[name], **{**TRAIN, "max_steps": 3}) for name in "ab")
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ("task", r"is of task 'b' \(classification\), not of 'a' \(classification\)"),
-        ("method", r"has method lora \(.*\), which is not that of the pool"),
-    ],
-)
-def test_adapters_that_are_not_the_tasks_own(backbone, tasks, tmp_path, given, said):
-    pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
-    method = LoRA(rank=2) if given == "method" else METHOD
-    own = tune(backbone, task=tasks["b" if given == "task" else "a"], method=method, **{**TRAIN, "max_steps": 1})
-    with pytest.raises(AdapterError, match=said):
-        pool.add(tasks["a"], adapter=own)
-    assert not pool.folder.exists()
 
 
 def test_interrupted_by_the_keyboard(backbone, tasks, tmp_path, monkeypatch):
@@ -483,7 +453,7 @@ def test_interrupted_by_the_keyboard(backbone, tasks, tmp_path, monkeypatch):
 
 def test_a_pool_that_another_process_holds(backbone, tasks, tmp_path, untuned):
     pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
-    held = HeldFolder.take(tmp_path / "pool" / pools.WORKING, "another one")
+    held = HeldFolder.take(tmp_path / "pool" / adding.WORKING, "another one")
     with pytest.raises(InProgressError, match=r"in progress(.|\n)*change: the pool '.*pool', or wait") as error:
         pool.add(tasks["a"], **TRAIN)
     held.remove()
@@ -561,11 +531,11 @@ def test_leep_with_a_member_without_classes(backbone, data, tasks, tmp_path, mon
     # Before the first one is tuned, too.
     for names in ("nab", "anb"):
         with pytest.raises(RecipeError, match=r"task 'b' by LEEP(.|\n)*adapter \d has none(.|\n)*--selection"):
-            pool.refuse([{**tasks, "n": numbers}[name] for name in names])
-    pool.refuse([tasks["a"], tasks["b"], tasks["c"]])
+            pool.missing([{**tasks, "n": numbers}[name] for name in names])
+    pool.missing([tasks["a"], tasks["b"], tasks["c"]])
     pool.add(numbers, **{**TRAIN, "max_steps": 1})
     pool.add(tasks["a"], **{**TRAIN, "max_steps": 1})
-    monkeypatch.setattr(pools, "tune_recipe", lambda *_, **__: pytest.fail("tuned"))
+    monkeypatch.setattr(adding, "tune_recipe", lambda *_, **__: pytest.fail("tuned"))
     with pytest.raises(RecipeError, match="adapter 0 has none"):
         pool.add(tasks["b"], **TRAIN)
 
@@ -573,7 +543,7 @@ def test_leep_with_a_member_without_classes(backbone, data, tasks, tmp_path, mon
 def test_a_task_that_is_given_twice(backbone, tasks, tmp_path):
     pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
     with pytest.raises(AdapterError, match=r"task 'a' is given twice(.|\n)*--task"):
-        pool.refuse([tasks["a"], tasks["b"], tasks["a"]])
+        pool.missing([tasks["a"], tasks["b"], tasks["a"]])
 
 
 @pytest.mark.parametrize(
@@ -618,6 +588,9 @@ def test_what_is_no_pool(backbone, tmp_path):
         Pool(tmp_path / "other", backbone=backbone)
     (tmp_path / "other" / "pool.json").write_text('{"members": 3}')
     with pytest.raises(AdapterError, match="is damaged"):
+        Pool(tmp_path / "other", backbone=backbone)
+    (tmp_path / "other" / "pool.json").write_text('{"schema_version": 1, "members": []}')
+    with pytest.raises(AdapterError, match=r"has schema version 1, which(.|\n)*schema version 2"):
         Pool(tmp_path / "other", backbone=backbone)
 
 

@@ -9,10 +9,10 @@ from combine.test_pool import METHOD, TRAIN, WORDS, task_of
 from training.workbench import KilledError, flags, names_in
 
 from graftwork import Adapter, Pool, Task, evaluate
-from graftwork.combine import pool as pools
-from graftwork.combine import sequence
+from graftwork.combine import adding, sequence
 from graftwork.combine.sequence import Measured, add_in_turn, write_report
 from graftwork.errors import OutputError, RecipeError
+from graftwork.training.evaluation import evaluate_on
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def test_what_is_measured(backbone, tasks, tmp_path):
 
 def test_forgetting_is_from_the_highest_score(tmp_path, backbone, tasks, monkeypatch):
     pool = Pool(tmp_path / "pool", backbone=backbone, capacity=1, method=METHOD)
-    monkeypatch.setattr("graftwork.combine.pool.evaluate", lambda *_, **__: {"accuracy": 0.0})
+    monkeypatch.setattr("graftwork.combine.adding.evaluate_on", lambda *_, **__: {"accuracy": 0.0})
     scores = iter([0.5, 0.9, 0.6, 0.7, 0.8, 0.4])
-    monkeypatch.setattr("graftwork.combine.sequence.evaluate", lambda *_, **__: {"accuracy": next(scores)})
+    monkeypatch.setattr("graftwork.combine.pool.evaluate_on", lambda *_, **__: {"accuracy": next(scores)})
     found = add_in_turn(pool, list(tasks.values()), **{**TRAIN, "max_steps": 1})
     # a: 0.5, 0.9, 0.7; b: 0.6, 0.8.
     assert found[1].forgetting == pytest.approx(0.5 - 0.9)
@@ -54,11 +54,11 @@ def test_only_what_changed_is_scored_again(tmp_path, backbone, tasks, monkeypatc
     pool = Pool(tmp_path / "pool", backbone=backbone, method=METHOD)
     asked = []
 
-    def noted(adapter, **options):
-        asked.append(adapter.task.name)
-        return evaluate(adapter, **options)
+    def noted(task, adapter, **options):
+        asked.append(task.name)
+        return evaluate_on(task, adapter, **options)
 
-    monkeypatch.setattr("graftwork.combine.sequence.evaluate", noted)
+    monkeypatch.setattr("graftwork.combine.pool.evaluate_on", noted)
     found = add_in_turn(pool, list(tasks.values()), **{**TRAIN, "max_steps": 1})
     assert asked == ["a", "b", "c"]
     assert found[-1].scores == {n: evaluate(pool.adapter(n), backbone=backbone)["accuracy"] for n in "abc"}
@@ -70,7 +70,7 @@ def test_tasks_that_the_pool_has_already_can_be_forgotten(tmp_path, backbone, ta
     pool.add(tasks["a"], **{**TRAIN, "max_steps": 1})
     # a before b is added; then a and b.
     scores = iter([before, 0.1, 0.5])
-    monkeypatch.setattr("graftwork.combine.sequence.evaluate", lambda *_, **__: {"accuracy": next(scores)})
+    monkeypatch.setattr("graftwork.combine.pool.evaluate_on", lambda *_, **__: {"accuracy": next(scores)})
     [measured] = add_in_turn(pool, [tasks["b"]], **{**TRAIN, "max_steps": 1})
     highest = {"now": 1.0, "when it was added": pool.history[0].after["accuracy"]}[best]
     assert measured.forgetting == pytest.approx(highest - 0.1)
@@ -123,7 +123,7 @@ def killing(monkeypatch):
     def kill(name, when):
         left[name] = when
 
-    plain_tune, plain_measure = pools.tune_recipe, sequence.measure
+    plain_tune, plain_measure = adding.tune_recipe, sequence.measure
 
     def tune(recipe, **options):
         if left.get(recipe.task["name"]) == "tuned":
@@ -137,7 +137,7 @@ def killing(monkeypatch):
             raise KilledError
         return plain_measure(pool, *args, **kwargs)
 
-    monkeypatch.setattr(pools, "tune_recipe", tune)
+    monkeypatch.setattr(adding, "tune_recipe", tune)
     monkeypatch.setattr(sequence, "measure", measure)
     return kill
 
@@ -199,7 +199,9 @@ def test_the_command(graftwork, backbone_folder, tasks, tmp_path):
     assert [line.split()[0] for line in run.out.splitlines()] == ["task", "a", "b", "c"]
     assert Adapter.load(tmp_path / "a").task.name == "a"
     # An adapter that is there already.
-    again = ["consolidate", tmp_path / "other", "--task", files[0], *method, *given, "--adapter", tmp_path / "a"]
+    again = ["consolidate", tmp_path / "other", "--task", files[0], *method, *given[:5], "--adapter", tmp_path / "a"]
+    idle = graftwork(*again, "--train.seed", "1")
+    assert "seed would do nothing: the adapter of a is given, and the pool has room for it" in idle.err
     run = graftwork(*again, "--json")
     assert run.status == 0, run.err
     [step] = json.loads(run.out)["history"]

@@ -30,6 +30,10 @@ def model_card(adapter: Record) -> str:
         header, rule = f"{header} a linear model on the frozen embeddings |", f"{rule}---|"
     table = f"## Scores\n\n{header}\n{rule}\n{scores}\n" if scores else ""
     pooling = f"- Pooling: {adapter.pooling}\n" if adapter.pooling else ""
+    others = ", ".join(adapter.consolidated_with)
+    shared = (
+        f"- Consolidated with: {others} (in a pool; a run by `recipe.yaml` would make another one)\n" if others else ""
+    )
     tokens = adapter.task.added_tokens
     added = f"- Added tokens: {', '.join(f'`{token}`' for token in tokens)}\n" if tokens else ""
     return f"""---
@@ -49,7 +53,7 @@ An adapter made with graftwork. It holds {adapter.num_parameters:,} parameters a
 - Method: `{adapter.method.name}` ({adapter.method.paper}){": " + settings if settings else ""}
 - Input: {adapter.describe()[0]}
 - Output: {adapter.describe()[1]}
-{pooling}{added}- Seed: {adapter.seed}
+{pooling}{added}{shared}- Seed: {adapter.seed}
 
 {table}
 ## Use

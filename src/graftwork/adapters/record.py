@@ -84,6 +84,11 @@ class Record:
         return "" if pooling is None else describe_pooling(pooling, self.recipe.get("pooling_source"))
 
     @property
+    def consolidated_with(self) -> tuple[str, ...]:
+        """The names of the other tasks of the pool's adapter that its tensors are of; none of an adapter of its own."""
+        return tuple(self.recipe.get("consolidated_with") or ())
+
+    @property
     def num_parameters(self) -> int:
         """Number of trained parameters, head included."""
         return sum(tensor.numel() for name, tensor in self.tensors.items() if name not in self.fixed)

@@ -42,7 +42,8 @@ def consolidate(
 ) -> None:
     """Add tasks to a pool of at most K adapters, one after another; without a task, show what is in it.
 
-    The same command goes on with what an interrupted one has done: tasks that the pool has are not added again.
+    The same command goes on with what an interrupted one has done: tasks that the pool has by the same settings and
+    adapters are not added again.
 
     Parameters
     ----------
@@ -71,8 +72,8 @@ def consolidate(
     student_epochs
         Epochs of a distillation. Default: those of the task's own adapter.
     adapter
-        Folder of an adapter that is tuned already for the task of its name; several for several tasks. Others are
-        tuned.
+        Folder of an adapter that is tuned already for the task of its name, on these data or others with the same
+        labels; several for several tasks. Others are tuned. Settings of training are then those of its student.
     seed
         Seed of what the pool draws. Default: 0. That of training: --train.seed.
     report
@@ -117,7 +118,7 @@ def consolidate(
     from graftwork.backbones import Backbone
     from graftwork.combine import Pool
     from graftwork.combine.poolfile import PoolFile
-    from graftwork.combine.sequence import add_in_turn
+    from graftwork.combine.sequence import add_in_turn, add_next
     from graftwork.training.recipe import Recipe, override
     from graftwork.training.settings import TrainingSettings
 
@@ -145,7 +146,7 @@ def consolidate(
     names = [*(() if found is None else found.tasks), *(one.name for one in tasks)]
     if export is not None and export not in names:
         raise AdapterError(f"the pool has no task {export!r}", expected=nearest(export, names), change="--export")
-    adapters: dict[str, Adapter] = {}
+    adapters: dict[str, Path] = {}
     for folder, own_adapter in tuned:
         own_task = own_adapter.task.name
         if own_task not in (one.name for one in tasks) or own_task in adapters:
@@ -155,7 +156,7 @@ def consolidate(
                 expected=", ".join(one.name for one in tasks) or "--task NAME",
                 change="--adapter",
             )
-        adapters[own_task] = own_adapter
+        adapters[own_task] = folder
     name = backbone or ("minilm" if found is None else found.backbone.name)
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     own = {key.removeprefix("method."): value for key, value in dotted.items() if key.startswith("method.")}
@@ -164,11 +165,10 @@ def consolidate(
 
         chosen["method"] = as_method({"name": method or "houlsby", **own})
     opened = Pool(pool, backbone=Backbone.load(name, dtype=dtype), **chosen)
-    new = [one for one in tasks if not opened.has(one, **training)]
-    opened.refuse(new, **training)
+    new = opened.missing(tasks, adapters=adapters, **training)
     if not quiet:
         for one in tasks:
-            if one not in new:
+            if one.name not in {other.name for other in new}:
                 print(f"the pool has the task {one.name!r} already: it is not added again", file=sys.stderr)
     if report is not None:
         add_in_turn(
@@ -176,7 +176,7 @@ def consolidate(
         )
     else:
         for one in new:
-            opened.add(one, adapter=adapters.get(one.name), progress=not quiet, **training)
+            add_next(opened, one, adapters, progress=not quiet, **training)
     if export is not None and output is not None:
         opened.adapter(export).save(output, overwrite=overwrite)
     _show(opened, as_json=json)

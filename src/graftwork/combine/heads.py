@@ -38,15 +38,20 @@ def identity_of_several(like: TaskIdentity) -> TaskIdentity:
     return like.model_copy(update={"name": NAME, "kind": NAME, "labels": None})
 
 
-def one_of(adapter: Adapter, place: int, task: PoolTask) -> Adapter:
+def one_of(adapter: Adapter, place: int, task: PoolTask, others: Sequence[str] = ()) -> Adapter:
     """The adapter of one task: the tensors of the method, and that task's own head.
 
     Args:
         adapter: of several tasks.
         place: of the task's head among them.
         task: what else is known of it.
+        others: names of the tasks with which it was consolidated. The recipe names them, as a run by it would make
+            another adapter.
     """
     assert isinstance(adapter.head, SeveralHeads)
+    recipe = dict(task.recipe)
+    if others:
+        recipe = {**task.added, **recipe, "task": task.added["task"], "consolidated_with": list(others)}
     return replace(
         adapter,
         head=adapter.head.parts[place],
@@ -54,7 +59,7 @@ def one_of(adapter: Adapter, place: int, task: PoolTask) -> Adapter:
         tensors={**_body(adapter), **parameters_of_part(place, adapter.tensors)},
         metrics=task.metrics,
         rows=task.rows,
-        recipe=task.recipe,
+        recipe=recipe,
     )
 
 

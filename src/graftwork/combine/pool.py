@@ -5,45 +5,34 @@ become one by distillation on the new task's texts. No data of earlier tasks are
 so that any of them can be had as an ordinary adapter.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from graftwork.adapters import Adapter
 from graftwork.adapters.identity import BackboneIdentity
 from graftwork.backbones import Backbone
-from graftwork.combine.consolidating import Tune, agreement, distilled, heads_of
-from graftwork.combine.heads import one_of, several
-from graftwork.combine.poolfile import (
-    Member,
-    PoolFile,
-    PoolSettings,
-    PoolTask,
-    Step,
-    read_member,
-    remove_unnamed,
-    write_member,
-)
-from graftwork.combine.refusals import refuse_method, refuse_tasks, tuned_already
+from graftwork.combine.adding import WORKING, Adding, added_by
+from graftwork.combine.given import AnyAdapter, as_adapter, tuned_already
+from graftwork.combine.heads import one_of
+from graftwork.combine.poolfile import PoolFile, PoolSettings, PoolTask, Step, read_member, remove_unnamed
+from graftwork.combine.refusals import refuse_idle_training, refuse_method, refuse_tasks
 from graftwork.combine.reports import naming
-from graftwork.combine.selecting import choose, outputs_of
+from graftwork.data.table import SplitName
 from graftwork.errors import AdapterError, InterruptedRunError, nearest
-from graftwork.folders import HeldFolder, write_whole
-from graftwork.kinds import KINDS
+from graftwork.folders import HeldFolder
 from graftwork.kinds.prediction import Prediction
-from graftwork.kinds.several_tasks import SeveralHeads
 from graftwork.methods import Method, as_method
 from graftwork.model import AdaptedModel
-from graftwork.tasks import Task, load
-from graftwork.training.evaluation import evaluate
-from graftwork.training.outputs import Output, refuse_differences
+from graftwork.tasks import Task
+from graftwork.training.evaluation import evaluate_on
+from graftwork.training.outputs import refuse_differences
 from graftwork.training.recipe import Recipe, recipe_of
-from graftwork.training.tuning import tune_recipe
 
-WORKING, KEY = ".adding", "recipe.json"
-"""In a pool's folder, the one in which a task is being added; and in that, what tells the task from another one."""
+T = TypeVar("T")
+
+REREADS = 5
+"""How often a pool is read again, when other processes add tasks while its members are read."""
 
 
 class Pool:
@@ -112,6 +101,11 @@ class Pool:
         return [member.tasks for member in self._file.members]
 
     @property
+    def has_room(self) -> bool:
+        """Whether the next task gets an adapter of its own."""
+        return self.settings.capacity is None or len(self._file.members) < self.settings.capacity
+
+    @property
     def history(self) -> list[Step]:
         """What happened when each task was added."""
         return list(self._file.history)
@@ -119,7 +113,9 @@ class Pool:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors of all adapters, heads included."""
-        return sum(read_member(self.folder, member.adapter).num_bytes for member in self._file.members)
+        return self._reading(
+            lambda pool: sum(read_member(self.folder, member.adapter).num_bytes for member in pool.members)
+        )
 
     def adapter(self, task: str) -> Adapter:
         """The adapter of a task: an ordinary one, which can be saved, evaluated and used.
@@ -127,13 +123,34 @@ class Pool:
         Raises:
             AdapterError: the pool has no such task, or is damaged.
         """
-        if task not in self._file.tasks:
-            raise AdapterError(
-                f"the pool has no task {task!r}", expected=nearest(task, self._file.tasks), change="--task"
-            )
-        own = self._file.tasks[task]
-        member = self._file.members[own.member]
-        return one_of(read_member(self.folder, member.adapter), member.tasks.index(task), own)
+        return self._reading(lambda pool: self._adapter(self._task(task, pool), task, pool))
+
+    def _adapter(self, own: PoolTask, task: str, pool: PoolFile) -> Adapter:
+        member = pool.members[own.member]
+        others = tuple(name for name in member.tasks if name != task)
+        return one_of(read_member(self.folder, member.adapter), member.tasks.index(task), own, others)
+
+    def task(self, task: str) -> Task:
+        """A task as it was added, with its data and its adapter's labels.
+
+        Raises:
+            AdapterError: the pool has no such task.
+        """
+        return self._task(task, self._file).task
+
+    def _task(self, task: str, pool: PoolFile) -> PoolTask:
+        if task not in pool.tasks:
+            raise AdapterError(f"the pool has no task {task!r}", expected=nearest(task, pool.tasks), change="--task")
+        return pool.tasks[task]
+
+    def evaluate(self, task: str, *, split: SplitName = "validation") -> dict[str, float]:
+        """The scores of a task's adapter on a split of the data with which the task was added.
+
+        Raises:
+            AdapterError: the pool has no such task.
+            DataError: the data have no such split.
+        """
+        return evaluate_on(self.task(task), self.adapter(task), backbone=self.backbone, split=split)
 
     def model(self, *, budget: int | None = None) -> AdaptedModel:
         """A model with the adapter of each task under its name, for batches of several tasks. It holds the backbone
@@ -166,7 +183,7 @@ class Pool:
         *,
         data: str | None = None,
         pooling: str = "auto",
-        adapter: Adapter | str | Path | None = None,
+        adapter: AnyAdapter | None = None,
         progress: bool = False,
         **training: Any,
     ) -> Step:
@@ -178,8 +195,8 @@ class Pool:
             task: as for `tune`: one of texts with classes, labels or numbers.
             data: file, folder or hub id of the data, instead of the one that the task names.
             pooling: how a text becomes one vector for the head.
-            adapter: the task's adapter, or its folder, where it was tuned already. `training` is then that of its
-                student.
+            adapter: the task's adapter, or its folder, where it was tuned already, on these data or others of the same
+                form. `training` is then that of its student.
             progress: report progress on standard error.
             training: fields of `TrainingSettings`.
 
@@ -187,15 +204,20 @@ class Pool:
             What happened.
 
         Raises:
-            AdapterError: the pool has the task already; or the adapter is of another task, method or backbone.
+            AdapterError: the pool has the task already; or the adapter is of another task, method or backbone, has
+                other labels, or reads texts in another way.
             MethodError: the pool takes no tasks of this kind.
-            RecipeError: the pool is full, and chooses members by classes, which the task or a member has not.
+            RecipeError: the pool is full, and chooses members by classes, which the task or a member has not; or there
+                are settings of training, and nothing is trained.
             InProgressError: another process adds a task.
             GraftworkError: as `tune`.
         """
         recipe = self._recipe(task, data, pooling, training)
         self._refuse([recipe])
-        tuned = None if adapter is None else tuned_already(adapter, recipe.find_task(), self.settings, self.backbone)
+        tuned = None
+        if adapter is not None:
+            tuned = tuned_already(adapter, recipe, self.settings, self.backbone)
+            refuse_idle_training(self._file, [recipe], [recipe.find_task().name], training)
         with naming(f"the pool {str(self.folder)!r}"):
             return self._add_held(recipe, training, tuned, progress=progress)
 
@@ -206,8 +228,11 @@ class Pool:
             self._file = PoolFile.read(self.folder) or self._file  # another process may have added one
             self._refuse([recipe])
             remove_unnamed(self.folder, PoolFile.read(self.folder))
-            self._continue(held, recipe, tuned)
-            step = self._add(recipe, training, tuned, progress=progress)
+            adding = Adding(self.folder, self._file, self.backbone, recipe, training, tuned, progress)
+            adding.go_on(held)
+            written = adding.run()
+            written.write(self.folder)
+            self._file = written
         except InterruptedRunError as stop:
             held.release()
             raise InterruptedRunError(
@@ -218,49 +243,93 @@ class Pool:
             raise
         held.remove()
         remove_unnamed(self.folder, self._file)
-        return step
+        return written.history[-1]
 
-    def has(self, task: str | Task, *, data: str | None = None, pooling: str = "auto", **training: Any) -> bool:
+    def has(
+        self,
+        task: str | Task,
+        *,
+        data: str | None = None,
+        pooling: str = "auto",
+        adapter: AnyAdapter | None = None,
+        **training: Any,
+    ) -> bool:
         """Whether the pool has the task that such a call of `add` would add.
 
+        Settings of training count where the call that added it trained something: not for an adapter that was given
+        and found room.
+
         Args:
-            task, data, pooling, training: as for `add`.
+            task, data, pooling, adapter, training: as for `add`.
 
         Raises:
-            RecipeError: it has one of that name, which was added by another recipe; says where they differ.
+            RecipeError: it has one of that name, which was added by another recipe, or with another adapter; says where
+                they differ.
         """
         recipe = self._recipe(task, data, pooling, training)
-        own = recipe.find_task()
-        if own.name not in self._file.tasks:
+        name = recipe.find_task().name
+        if name not in self._file.tasks:
             return False
-        # The method is the pool's; of a task by which a member was tuned on, the one that it was finished with.
-        added = self._file.tasks[own.name].recipe
-        apart = {"method", "start"}
-        method = as_method(added.get("method", self.settings.method))
-        now = recipe.resolved(self.backbone, own, method).model_dump(mode="json", exclude=apart)
+        own = self._file.tasks[name]
+        trained = own.given is None or self._file.was_consolidated(name)
+        now = added_by(recipe, self._file, self.backbone, trained=trained)
+        digest = None if adapter is None else as_adapter(adapter).digest
         refuse_differences(
-            {key: value for key, value in added.items() if key not in apart},
-            now,
-            f"the pool has the task {own.name!r} already, and it was added by another recipe",
-            expected="the settings by which it was added, or a task that the pool has not",
-            change="--task, or the named settings",
+            {**own.added, "adapter": own.given},
+            {**now, "adapter": digest},
+            f"the pool has the task {name!r} already, and it was added by another recipe",
+            expected="the settings and the adapter by which it was added, or a task that the pool has not",
+            change="--task, or the named settings" + ("" if own.given == digest else ", or --adapter"),
         )
         return True
 
-    def refuse(self, tasks: Sequence[str | Task], *, pooling: str = "auto", **training: Any) -> None:
-        """Refuse tasks that are to be added one after another, of which one could not be, before any is tuned.
+    def missing(
+        self, tasks: Sequence[str | Task], *, adapters: Mapping[str, AnyAdapter] | None = None, **training: Any
+    ) -> list[Task]:
+        """Of tasks that are to be added one after another, those that the pool has not by the same calls. What is wrong
+        with one is said before any is tuned.
 
         Args:
-            tasks, pooling, training: as for `add`.
+            tasks, training: as for `add`.
+            adapters: those that are tuned already, by the task's name.
 
         Raises:
-            GraftworkError: as `add`.
+            GraftworkError: as `add` and `has`.
         """
-        self._refuse([self._recipe(task, None, pooling, training) for task in tasks])
+        given = adapters or {}
+        recipes = [self._recipe(task, None, "auto", training) for task in tasks]
+        chosen = [recipe.find_task() for recipe in recipes]
+        there = {task.name for task in chosen if self.has(task, adapter=given.get(task.name), **training)}
+        new = [recipe for recipe, task in zip(recipes, chosen, strict=True) if task.name not in there]
+        self._refuse(new)
+        for recipe in new:
+            name = recipe.find_task().name
+            if name in given:
+                tuned_already(given[name], recipe, self.settings, self.backbone)
+        if new:
+            refuse_idle_training(self._file, recipes, given.keys(), training)
+        return [recipe.find_task() for recipe in new]
 
     def _refuse(self, recipes: Sequence[Recipe]) -> None:
         refuse_method(as_method(self.settings.method))
-        refuse_tasks(self._file, self.folder, recipes, self.backbone)
+        self._reading(lambda pool: refuse_tasks(pool, self.folder, recipes, self.backbone))
+
+    def _reading(self, read: Callable[[PoolFile], T]) -> T:
+        """What is read of the pool's members; where another process has replaced one by adding a task, of the pool as
+        it is now.
+
+        Raises:
+            AdapterError: a member of the pool as it is now is missing or damaged; or what `read` raises.
+        """
+        for _ in range(REREADS):
+            try:
+                return read(self._file)
+            except AdapterError:
+                now = PoolFile.read(self.folder)
+                if now is None or now.members == self._file.members:
+                    raise
+                self._file = now
+        return read(self._file)
 
     def _recipe(self, task: str | Task, data: str | None, pooling: str, training: dict[str, Any]) -> Recipe:
         """Of a task's own run."""
@@ -274,123 +343,3 @@ class Pool:
             training=training,
             origin="the arguments of add",
         )
-
-    def _continue(self, held: HeldFolder, recipe: Recipe, tuned: Adapter | None) -> None:
-        """Go on with what a killed process did for the same task and pool; what is there of another one goes."""
-        key = self.folder / WORKING / KEY
-        own = None if tuned is None else tuned.digest
-        content = json.dumps([recipe.model_dump(mode="json"), self._file.model_dump(mode="json"), own], sort_keys=True)
-        if not key.is_file() or key.read_text(encoding="utf-8") != content:
-            held.clear()
-            write_whole(key, content)
-
-    def _add(self, recipe: Recipe, training: dict[str, Any], tuned: Adapter | None, *, progress: bool) -> Step:
-        pool, capacity = self._file, self.settings.capacity
-        task = recipe.find_task()
-
-        def tune(own: Recipe, output: Path) -> Adapter:
-            going = Output(output).has_traces()
-            return tune_recipe(own, output=output, backbone=self.backbone, resume=going, progress=progress)
-
-        alone = tuned or tune(recipe, self._working / "adapter")
-        scores = self._scores(alone, task)
-        step = Step(task=task.name, member=len(pool.members), before=scores, after=scores)
-        if capacity is None or len(pool.members) < capacity:
-            whole, new = several(alone, [alone]), alone
-        else:
-            step, whole, new = self._consolidated(step, recipe, alone, training, tune)
-        written = self._with(step, whole, new)
-        written.write(self.folder)
-        self._file = written
-        return written.history[-1]
-
-    def _consolidated(
-        self, step: Step, recipe: Recipe, alone: Adapter, training: dict[str, Any], tune: Tune
-    ) -> tuple[Step, Adapter, Adapter]:
-        """What happened when a task was taken in by a member; that member; and the adapter that gave it the new head.
-
-        Args:
-            step: what has happened so far.
-            recipe: of the task's own run.
-            alone: the adapter that came of it.
-            training: its settings of training.
-            tune: runs other recipes.
-        """
-        pool, settings, task = self._file, self.settings, recipe.find_task()
-        adapters = [read_member(self.folder, member.adapter) for member in pool.members]
-        inputs, labels = _examples(task, load(task, test=False).train, settings)
-        place, found = choose(
-            adapters, self.backbone, settings, task=alone, inputs=inputs, labels=labels, number=len(pool.tasks)
-        )
-        old, names, working = adapters[place], pool.members[place].tasks, self._working
-        if settings.consolidation == "distillation":
-            own = settings.student(training)
-            whole, new = (
-                distilled(old, alone, self.backbone, inputs=inputs, training=own, working=working, tune=tune),
-                alone,
-            )
-        else:
-            one_of(old, 0, pool.tasks[names[0]]).save(working / "start", overwrite=True)
-            # The method that its adapter was finished with, which need not be the one that is tuned at first.
-            method = {"name": old.method.name, **old.method.model_dump(mode="json")}
-            on = Recipe.parse({**recipe.model_dump(mode="json"), "method": method, "start": str(working / "start")})
-            new = tune(on, working / "tuned-on")
-            whole = several(new, [*heads_of(old), new])
-        split = one_of(whole, len(names), PoolTask(member=place, identity=new.task, recipe=dict(new.recipe)))
-        assert isinstance(old.head, SeveralHeads)
-        before = outputs_of(old, self.backbone, new.task, inputs)
-        after = outputs_of(whole, self.backbone, new.task, inputs)[:, : before.shape[1]]
-        shares = zip(names, agreement(old.head, before, after), strict=True)
-        changes = {
-            "member": place,
-            "consolidated": True,
-            "transferability": found,
-            "after": evaluate(split, backbone=self.backbone, split="validation"),
-            "agreement": {name: share for name, share in shares if share is not None},
-            "examples": len(inputs),
-        }
-        return step.model_copy(update=changes), whole, new
-
-    def _with(self, step: Step, whole: Adapter, new: Adapter) -> PoolFile:
-        """The pool after a step; its member is written, and the pool is not yet.
-
-        Args:
-            whole: the member's adapter.
-            new: the adapter that gave it the new head.
-        """
-        pool = self._file
-        members, tasks = list(pool.members), dict(pool.tasks)
-        earlier: tuple[str, ...] = members.pop(step.member).tasks if step.consolidated else ()
-        for name in earlier:
-            tasks[name] = tasks[name].model_copy(update={"metrics": {}})  # the scores were another adapter's
-        metrics = {split: dict(own) for split, own in new.metrics.items()}
-        tasks[step.task] = PoolTask(
-            member=step.member,
-            identity=new.task,
-            metrics={"validation": step.after} if step.consolidated else metrics,
-            rows=dict(new.rows),
-            recipe=dict(new.recipe),
-        )
-        digest = write_member(self.folder, whole)
-        members.insert(step.member, Member(adapter=digest, tasks=(*earlier, step.task)))
-        size = sum(read_member(self.folder, member.adapter).num_bytes for member in members)
-        history = [*pool.history, step.model_copy(update={"nbytes": size})]
-        return pool.model_copy(update={"members": members, "tasks": tasks, "history": history})
-
-    def _scores(self, adapter: Adapter, task: Task) -> dict[str, float]:
-        """A task's metrics on its validation rows; they are measured of an adapter without, as one of a pool is."""
-        known = adapter.metrics.get("validation", {})
-        if not known.keys() >= set(task.metrics):
-            known = evaluate(adapter, backbone=self.backbone, split="validation", data=task.data)
-        return {name: known[name] for name in task.metrics}
-
-    @property
-    def _working(self) -> Path:
-        return self.folder / WORKING
-
-
-def _examples(task: Task, train: Any, settings: PoolSettings) -> tuple[list[Any], list[Any]]:
-    """Some of a task's training inputs, and their labels: drawn by the seed, in the order of the data."""
-    inputs, labels = KINDS[task.kind].inputs_of(train), KINDS[task.kind].labels_of(train)
-    places = sorted(Random(settings.seed).sample(range(len(inputs)), min(settings.examples, len(inputs))))
-    return [inputs[i] for i in places], [labels[i] for i in places]

@@ -20,8 +20,12 @@ from graftwork.errors import AdapterError, RecipeError
 from graftwork.folders import make_folder, write_whole, writing
 from graftwork.settings.checked import Checked
 from graftwork.settings.problems import describe, flags
+from graftwork.tasks import Task
 
 POOL, MEMBERS = "pool.json", "adapters"
+
+SCHEMA_VERSION: Literal[2] = 2
+"""Of `pool.json`. Version 1 did not say by which call a task was added."""
 
 Selection = Literal["transrate", "leep", "random"]
 Consolidation = Literal["distillation", "sequential"]
@@ -113,7 +117,9 @@ class PoolTask(BaseModel):
         identity: name, kind and labels, and how inputs are read.
         metrics: its scores; those of before its member was last consolidated do not count.
         rows: of each split that was scored.
-        recipe: of the run on its own data.
+        recipe: of the run in which its own adapter was tuned; empty where an adapter that was given has none.
+        added: what the call that added it decided: backbone, task, and, where anything was trained, how.
+        given: the digest of the adapter that was given for it; None: it was tuned.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
@@ -123,6 +129,13 @@ class PoolTask(BaseModel):
     metrics: dict[str, dict[str, float]] = {}
     rows: dict[str, int] = {}
     recipe: dict[str, Any] = {}
+    added: dict[str, Any] = {}
+    given: str | None = None
+
+    @property
+    def task(self) -> Task:
+        """The task as it was added, with the labels of its adapter."""
+        return Task.parse(self.added["task"], origin="the pool's task").override(labels=self.identity.labels)
 
 
 class Step(BaseModel):
@@ -172,23 +185,28 @@ class PoolFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = SCHEMA_VERSION
     backbone: BackboneIdentity
     settings: PoolSettings
     members: list[Member] = []
     tasks: dict[str, PoolTask] = {}
     history: list[Step] = []
 
+    def was_consolidated(self, name: str) -> bool:
+        """Whether a task was taken in by an adapter of others when it was added; no for one that is not there."""
+        return any(step.consolidated for step in self.history if step.task == name)
+
     @classmethod
     def read(cls, folder: Path) -> "PoolFile | None":
         """That of a folder; None where there is no pool.
 
         Raises:
-            AdapterError: it is damaged, or there is something else.
+            AdapterError: it is damaged, or of another version; or there is something else.
         """
         file = folder / POOL
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
+            _refuse_version(file, content)
             return cls.model_validate(content)
         except FileNotFoundError:
             there = {own.name for own in folder.iterdir() if not own.name.startswith(".")} if folder.is_dir() else set()
@@ -208,6 +226,21 @@ class PoolFile(BaseModel):
         make_folder(folder)
         with writing(folder / POOL):
             write_whole(folder / POOL, self.model_dump_json(indent=2) + "\n")
+
+
+def _refuse_version(file: Path, content: Any) -> None:
+    """Refuse what another graftwork wrote.
+
+    Raises:
+        AdapterError: says which version it is.
+    """
+    version = content.get("schema_version", SCHEMA_VERSION) if isinstance(content, dict) else SCHEMA_VERSION
+    if version != SCHEMA_VERSION:
+        raise AdapterError(
+            f"{file} has schema version {version!r}, which this version of graftwork does not read",
+            expected=f"a pool of schema version {SCHEMA_VERSION}",
+            change="the folder, to make the pool anew; or the version of graftwork",
+        )
 
 
 def _no_pool(folder: Path) -> AdapterError:

@@ -1,17 +1,17 @@
 """What a pool refuses, before anything is tuned."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
-from graftwork.combine.poolfile import PoolFile, PoolSettings, read_member
+from graftwork.combine.poolfile import PoolFile, read_member
 from graftwork.errors import AdapterError, MethodError, RecipeError
 from graftwork.heads import PooledHead
 from graftwork.heads.head import Head
 from graftwork.kinds import KINDS
 from graftwork.kinds.several_tasks import SeveralHeads
-from graftwork.methods import Method, as_method
+from graftwork.methods import Method
 from graftwork.tasks import Task
 from graftwork.training.recipe import Recipe
 
@@ -83,35 +83,33 @@ def refuse_tasks(pool: PoolFile, folder: Path, recipes: Sequence[Recipe], backbo
             members.append(bool(head.num_labels))
 
 
-def tuned_already(given: Adapter | str | Path, task: Task, settings: PoolSettings, backbone: Backbone) -> Adapter:
-    """The adapter of a task that is to be added, which was tuned before.
+def refuse_idle_training(
+    pool: PoolFile, recipes: Sequence[Recipe], given: Collection[str], training: Mapping[str, Any]
+) -> None:
+    """Refuse settings of training by which nothing is trained: the adapters of all tasks are given, and the pool has
+    room for them.
 
     Args:
-        given: the adapter, or its folder.
-        task: the task.
-        settings: of the pool.
-        backbone: the pool's.
+        pool: what is in the pool.
+        recipes: of all tasks that a call adds in turn; those that the pool has were added by such a call.
+        given: names of those whose adapters are given.
+        training: the settings.
 
     Raises:
-        AdapterError: it is of another task, method or backbone.
+        RecipeError: there are some.
     """
-    adapter = given if isinstance(given, Adapter) else Adapter.load(given)
-    adapter.check(backbone)
-    where = "the adapter" if isinstance(given, Adapter) else f"the adapter in {str(given)!r}"
-    if adapter.task.name != task.name or adapter.kind != task.kind:
-        raise AdapterError(
-            f"{where} is of task {adapter.task.name!r} ({adapter.kind}), not of {task.name!r} ({task.kind})",
-            expected="the task's own adapter, or none, to tune one",
-            change="adapter",
+    names = [recipe.find_task().name for recipe in recipes]
+    new = [name for name in names if name not in pool.tasks]
+    capacity = pool.settings.capacity
+    room = len(new) if capacity is None else max(0, capacity - len(pool.members))
+    taken_in = [*new[room:], *(name for name in names if pool.was_consolidated(name))]
+    if training and all(name in given and name not in taken_in for name in names):
+        raise RecipeError(
+            f"{', '.join(training)} would do nothing: the adapter of {', '.join(names)} is given, and the pool has "
+            "room for it, so that nothing is trained",
+            expected="no settings of training, or a task whose adapter is tuned or consolidated",
+            change=", ".join(f"--train.{name}" for name in training),
         )
-    if adapter.method != as_method(settings.method):
-        method = adapter.method
-        raise AdapterError(
-            f"{where} has method {method.name} ({method.settings_text}), which is not that of the pool",
-            expected=f"{as_method(settings.method).name} ({as_method(settings.method).settings_text})",
-            change="adapter",
-        )
-    return adapter
 
 
 def _has_classes(folder: Path, digest: str) -> bool:

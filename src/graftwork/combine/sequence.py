@@ -13,6 +13,7 @@ from typing import Any
 
 from graftwork.adapters import Adapter
 from graftwork.backbones import Backbone
+from graftwork.combine.given import AnyAdapter
 from graftwork.combine.pool import Pool
 from graftwork.combine.reports import naming, refuse_other_contents, write_csv
 from graftwork.data.table import SplitName
@@ -21,7 +22,7 @@ from graftwork.folders import replacing_folder
 from graftwork.kinds import KINDS
 from graftwork.model import AdaptedModel
 from graftwork.tasks import Task, find_task, load_split
-from graftwork.training.evaluation import evaluate, task_of
+from graftwork.training.evaluation import task_of
 
 TIMED = 64
 """Inputs whose prediction is timed."""
@@ -63,7 +64,7 @@ def add_in_turn(
     pool: Pool,
     tasks: Sequence[str | Task],
     *,
-    adapters: Mapping[str, Adapter] | None = None,
+    adapters: Mapping[str, AnyAdapter] | None = None,
     split: SplitName = "validation",
     report: str | Path | None = None,
     overwrite: bool = False,
@@ -78,34 +79,34 @@ def add_in_turn(
     Args:
         pool: the pool. Tasks that it has already are scored too.
         tasks: as for `Pool.add`.
-        adapters: those that are tuned already, by the task's name.
+        adapters: those that are tuned already, or their folders, by the task's name.
         split: the split that is scored.
         report: folder for `write_report`, which is written after each task. That of an interrupted call is gone on
             with.
         overwrite: replace an existing report of something else.
         progress: report progress on standard error.
-        training: fields of `TrainingSettings`, for all tasks.
+        training: fields of `TrainingSettings`, for all tasks that are tuned and all students.
 
     Returns:
         What was measured after each task. Of a task that the pool had already it is what the report says; without one,
         it is measured if the task is the pool's last.
 
     Raises:
-        RecipeError: a metric of a task is lower for better adapters, so that a mean would say nothing; or the pool has
-            a task by another recipe.
+        RecipeError: a metric of a task is lower for better adapters, so that a mean would say nothing; the pool has a
+            task by another recipe; or settings of training would do nothing, as all adapters are given and find room.
         OutputError: the report exists.
         GraftworkError: as `Pool.add`.
     """
     chosen = [task if isinstance(task, Task) else find_task(task) for task in tasks]
-    for task in (*chosen, *(task_of(pool.adapter(name)) for name in pool.tasks)):
+    for task in (*chosen, *map(pool.task, pool.tasks)):
         if not KINDS[task.kind].metrics[task.main_metric].greater_is_better:
             raise RecipeError(
                 f"the main metric {task.main_metric!r} of task {task.name!r} is lower for better adapters",
                 expected="a metric that is higher",
                 change=f"the task's metrics (task {task.name})",
             )
-    there = {task.name for task in chosen if pool.has(task, **training)}
-    pool.refuse([task for task in chosen if task.name not in there], **training)
+    given = adapters or {}
+    there = {task.name for task in chosen} - {task.name for task in pool.missing(chosen, adapters=given, **training)}
     known = {} if report is None else _measured_before(Path(report), pool, there, overwrite=overwrite)
     found: list[Measured] = []
     best = _best(pool, known, there, split)
@@ -115,7 +116,7 @@ def add_in_turn(
             found.append(known[task.name])
             continue
         if task.name not in there:
-            pool.add(task, adapter=(adapters or {}).get(task.name), progress=progress, **training)
+            add_next(pool, task, given, progress=progress, **training)
         elif task.name != pool.tasks[-1]:
             continue  # what the pool was then cannot be measured any more
         measured = measure(pool, best, split=split, member=pool.history[-1].member, before=latest)
@@ -125,6 +126,17 @@ def add_in_turn(
         if report is not None:
             write_report({pool.folder.name: found}, report, overwrite=True)
     return found
+
+
+def add_next(pool: Pool, task: Task, given: Mapping[str, AnyAdapter], *, progress: bool, **training: Any) -> None:
+    """Add one of several tasks. One that is given and finds room is not trained, so that settings are of the others.
+
+    Args:
+        given: adapters that are tuned already, by the task's name.
+        training: fields of `TrainingSettings`, for all tasks.
+    """
+    own = {} if pool.has_room and task.name in given else training
+    pool.add(task, adapter=given.get(task.name), progress=progress, **own)
 
 
 def _measured_before(folder: Path, pool: Pool, there: set[str], *, overwrite: bool) -> dict[str, Measured]:
@@ -155,17 +167,14 @@ def _best(pool: Pool, known: Mapping[str, Measured], there: set[str], split: Spl
     each = [own.scores for own in known.values()] + ([] if unmeasured else [scores_of(pool, split=split)])
     if split == "validation":
         earlier = pool.history[:-1] if unmeasured else pool.history
-        each += [{step.task: step.after[task_of(pool.adapter(step.task)).main_metric]} for step in earlier]
+        each += [{step.task: step.after[pool.task(step.task).main_metric]} for step in earlier]
     return {name: max(own[name] for own in each if name in own) for name in {name for own in each for name in own}}
 
 
 def scores_of(pool: Pool, *, split: SplitName = "validation", but: Container[str] = ()) -> dict[str, float]:
     """The main metric of each task of a pool, but of some."""
-    found: dict[str, float] = {}
-    for name in (name for name in pool.tasks if name not in but):
-        adapter = pool.adapter(name)
-        found[name] = evaluate(adapter, backbone=pool.backbone, split=split)[task_of(adapter).main_metric]
-    return found
+    names = [name for name in pool.tasks if name not in but]
+    return {name: pool.evaluate(name, split=split)[pool.task(name).main_metric] for name in names}
 
 
 def measure(
@@ -197,18 +206,21 @@ def measure(
         mean=sum(scores.values()) / len(scores),
         forgetting=sum(lost) / len(lost) if lost else 0.0,
         nbytes=pool.nbytes,
-        seconds=seconds_of(pool.backbone, pool.adapter(last), split),
+        seconds=seconds_of(pool.backbone, pool.adapter(last), split, task=pool.task(last)),
     )
 
 
-def seconds_of(backbone: Backbone, adapter: Adapter, split: SplitName = "validation") -> float:
+def seconds_of(
+    backbone: Backbone, adapter: Adapter, split: SplitName = "validation", *, task: Task | None = None
+) -> float:
     """In which an adapter predicts 100 inputs of its task, of the shortest of three times.
 
     Args:
         backbone: the adapter's, held by no model.
         split: the split with the inputs.
+        task: with the data; None: that on which the adapter was tuned.
     """
-    rows = load_split(task_of(adapter), split, grouped=True)
+    rows = load_split(task or task_of(adapter), split, grouped=True)
     inputs = list(KINDS[adapter.kind].inputs_of(rows))[:TIMED]
     model = AdaptedModel(backbone, {"timed": adapter})
     try:

@@ -59,20 +59,26 @@ class Teacher(ABC):
         """
         if labels is None or self.labels is None:
             return None
-        missing = [label for label in labels if label not in self.labels]
-        unknown = [label for label in self.labels if label not in labels]
-        if missing or unknown:
-            parts = [
-                *([f"it lacks {', '.join(map(repr, missing[:5]))}"] if missing else []),
-                *([f"it has {', '.join(map(repr, unknown[:5]))} in addition"] if unknown else []),
-            ]
+        differences = other_labels(self.labels, labels)
+        if differences:
             raise RecipeError(
-                f"teacher {self.folder!r} has other labels than the task: {' and '.join(parts)}",
+                f"teacher {self.folder!r} has other labels than the task: {differences}",
                 expected=f"the labels {', '.join(map(repr, labels))}, in any order (id2label in its config.json)",
                 change="--teacher, or the task's labels",
             )
         order = [self.labels.index(label) for label in labels]
         return None if order == sorted(order) else order
+
+
+def other_labels(known: Sequence[str], wanted: Sequence[str]) -> str:
+    """How the labels of an adapter or model differ from those of a task, in whatever order; empty: they do not."""
+    missing = [label for label in wanted if label not in known]
+    unknown = [label for label in known if label not in wanted]
+    parts = [
+        *([f"it lacks {', '.join(map(repr, missing[:5]))}"] if missing else []),
+        *([f"it has {', '.join(map(repr, unknown[:5]))} in addition"] if unknown else []),
+    ]
+    return " and ".join(parts)
 
 
 def of_words(said: Tensor, places: Sequence[int]) -> Tensor:

@@ -12,7 +12,7 @@ from graftwork.model import AdaptedModel
 from graftwork.settings.checked import require_count
 from graftwork.tasks import BUILTIN, SplitName, Task, load_split
 from graftwork.tasks.task import HUB
-from graftwork.training.display import shown_on_stderr
+from graftwork.training.display import Display, shown_on_stderr
 from graftwork.training.run_summary import joined, of_backbone, of_loading, of_task
 from graftwork.training.score_warnings import warn_of_scores
 from graftwork.training.scoring import Scorer
@@ -87,29 +87,74 @@ def evaluate(
             display.say(of_loading(adapter.backbone.name))
             backbone = Backbone.load(adapter.backbone.name)
         model = AdaptedModel(backbone, allow_backbone_mismatch=allow_backbone_mismatch)
-        try:
-            model.add(adapter.task.name, adapter)
-            pooling = adapter.pooling and f"pooling {adapter.pooling}"
-            parts = (f"method {adapter.method.name}", pooling, of_task(task, {which: len(rows)}))
-            display.say(joined(of_backbone(backbone), *parts))
-            scorer = Scorer(
-                model,
-                adapter.task.name,
-                task,
-                rows,
-                batch_size=batch_size,
-                generation_examples=generation_examples,
-                max_new_tokens=max_new_tokens,
-                num_beams=num_beams,
-                split=which,
-                display=display,
-            )
-            scores = scorer()
-        finally:
-            model.detach()
+        scores, outcome = _scored(
+            model,
+            adapter,
+            task,
+            rows,
+            split=which,
+            display=display,
+            batch_size=batch_size,
+            generation_examples=generation_examples,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+        )
     of_file = split is None and data is not None and Path(data).is_file()
-    warn_of_scores(adapter.task.name, str(data) if of_file else split or "validation", task, len(rows), scorer.outcome)
+    warn_of_scores(adapter.task.name, str(data) if of_file else split or "validation", task, len(rows), outcome)
     return {name: scores[name] for name in task.metrics}
+
+
+def evaluate_on(task: Task, adapter: Adapter, *, backbone: Backbone, split: SplitName) -> dict[str, float]:
+    """The scores of an adapter on a split of this task, whatever the data that it was tuned on.
+
+    Args:
+        task: of the adapter's kind and labels.
+        adapter: the adapter.
+        backbone: the one that it was made for, held by no model.
+        split: the split.
+
+    Returns:
+        The task's metrics by name.
+
+    Raises:
+        DataError: the split does not exist, has no labels, or has labels that the adapter does not know.
+    """
+    task = task.override(labels=adapter.task.labels)
+    rows = load_split(task, split, grouped=True)
+    with shown_on_stderr(shown=False) as display:
+        scores, outcome = _scored(AdaptedModel(backbone), adapter, task, rows, split=split, display=display)
+    warn_of_scores(task.name, split, task, len(rows), outcome)
+    return {name: scores[name] for name in task.metrics}
+
+
+def _scored(
+    model: AdaptedModel,
+    adapter: Adapter,
+    task: Task,
+    rows: Any,
+    *,
+    split: str,
+    display: Display,
+    batch_size: int = 64,
+    **generation: Any,
+) -> tuple[dict[str, float], tuple[Any, Any] | None]:
+    """The scores of an adapter on rows, and what they are computed from. The model is detached.
+
+    Args:
+        model: an empty one, which takes in the adapter.
+        split: what the rows are called.
+        generation: settings of generation, as of `Scorer`.
+    """
+    name = adapter.task.name
+    try:
+        model.add(name, adapter)
+        pooling = adapter.pooling and f"pooling {adapter.pooling}"
+        parts = (f"method {adapter.method.name}", pooling, of_task(task, {split: len(rows)}))
+        display.say(joined(of_backbone(model.backbone), *parts))
+        scorer = Scorer(model, name, task, rows, batch_size=batch_size, split=split, display=display, **generation)
+        return scorer(), scorer.outcome
+    finally:
+        model.detach()
 
 
 def _task_of_identity(adapter: Adapter, data: str, columns: Mapping[str, Any]) -> Task:

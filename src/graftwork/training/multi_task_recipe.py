@@ -16,6 +16,9 @@ from graftwork.training.joint_recipe import NAME
 from graftwork.training.recipe import Recipe, override
 
 TASKS = "tasks"
+
+OF_ONE = ("task", "trained_with", "consolidated_with", "train")
+"""Fields of a task's recipe that are not common to all tasks of a run."""
 """The key by which a recipe of several tasks is known."""
 
 RESERVED = ("tasks.json", "recipe.yaml", "log.jsonl", "shared.safetensors")
@@ -151,7 +154,7 @@ class MultiTaskRecipe:
             key: value if all(other["train"][key] == value for other in others) else self.given.get(key)
             for key, value in values["train"].items()
         }
-        common = {key: value for key, value in values.items() if key not in ("task", "trained_with", "train")}
+        common = {key: value for key, value in values.items() if key not in OF_ONE}
         return {
             **common,
             TASKS: {name: own["task"] for name, own in every.items()},

@@ -40,6 +40,8 @@ class Recipe(BaseModel):
             not meant to be set.
         generated_by: digests of the adapters of the hypernetwork that generated the adapter from examples, by the tasks
             that trained it; written by `generate_adapter`, not meant to be set.
+        consolidated_with: names of the other tasks of a pool's adapter, with which this one was consolidated; written
+            by `Pool.adapter`, not meant to be set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +58,7 @@ class Recipe(BaseModel):
     distill: Distillation | None = None
     trained_with: tuple[str, ...] | None = None
     generated_by: dict[str, str] | None = None
+    consolidated_with: tuple[str, ...] | None = None
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, origin: str = "the recipe", given: Collection[str] = ()) -> "Recipe":
@@ -123,7 +126,8 @@ class Recipe(BaseModel):
         """The recipe with every default filled in, and with paths that are valid from any folder.
 
         Raises:
-            RecipeError: it is of one task of several that trained one adapter, or of an adapter that was generated.
+            RecipeError: it is of one task of several that trained one adapter, of an adapter that was generated, or of a
+                task whose adapter became one with others.
         """
         if self.trained_with is not None:
             raise RecipeError(
@@ -135,6 +139,12 @@ class Recipe(BaseModel):
                 f"the recipe is of an adapter for {task.name!r} that a hypernetwork generated, which was trained by "
                 f"{', '.join(self.generated_by)}",
                 expected="graftwork generate with that hypernetwork, or a recipe without generated_by",
+            )
+        if self.consolidated_with is not None:
+            raise RecipeError(
+                f"the recipe is of an adapter that a pool made of those of {task.name!r} and "
+                f"{', '.join(self.consolidated_with)}; a run by it would make another one",
+                expected="a recipe without consolidated_with, to tune an adapter of the task alone",
             )
         return Recipe(
             backbone=backbone.name,
