@@ -10,7 +10,7 @@ import torch
 from closeness import close
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import make_adapter, make_backbone
+from tiny import batch_for, make_adapter, make_backbone
 from training.workbench import FAST, backbone, backbone_folder, data, one_thread, sentence, write_csv
 
 from graftwork import IA3, AdaptedModel, Adapter, FullFineTuning, Houlsby, LoRA, Task, evaluate, tune
@@ -33,6 +33,7 @@ from graftwork.arithmetic.data.linearforms import linear_form
 from graftwork.arithmetic.data.reading import rows_of, source_for
 from graftwork.arithmetic.data.regressionmeans import grams_of
 from graftwork.errors import AdapterError, DataError, MethodError, RecipeError
+from graftwork.heads import IGNORED, LanguageHead
 
 __all__ = ["backbone", "backbone_folder", "data", "one_thread"]
 
@@ -260,6 +261,44 @@ def test_the_inputs_of_linear_maps_are_those_that_enter_without_padding(kind, ta
     x = torch.cat(seen).detach()
     close(found[f"{name}.weight"], (x.T @ x / sum(lengths)).float(), 512)
     assert torch.equal(found["layers.0.attention.query.weight"], found["layers.0.attention.value.weight"])
+
+
+@pytest.mark.parametrize("width", [7, 5], ids=["as long as the source", "shorter"])
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_padding_counts_in_neither_stack_of_an_encoder_decoder(kind, width):
+    """Also not where both masks have one shape, and in cross-attention, into which tokens of both stacks enter."""
+    backbone = make_backbone(kind, head=True, dtype=torch.float64)
+    adapter = make_adapter(backbone, LoRA(rank=3), trained=True, head=LanguageHead(shifted=False))
+    bodies = bodies_of({"a": adapter}, backbone)
+    batch = batch_for(backbone, 7, 4, 5)
+    wanted = (2, width, 3)
+    real = torch.arange(width) < torch.tensor(wanted)[:, None]
+    batch["labels"] = torch.randint(5, 100, real.shape, generator=torch.Generator().manual_seed(1))
+    batch["labels"][~real] = IGNORED
+
+    class Rows:
+        def __init__(self, *batches):
+            self.own = batches
+
+        def __len__(self):
+            return 3
+
+        def batches(self, size, *, start=0):
+            yield from enumerate(self.own, start=1)
+
+    rows = [
+        {
+            **{name: batch[name][i : i + 1, :length] for name in ("input_ids", "attention_mask")},
+            "labels": batch["labels"][i : i + 1, :own],
+        }
+        for i, (length, own) in enumerate(zip((7, 4, 5), wanted, strict=True))
+    ]
+    together = grams_of(adapter, bodies, Rows(batch), batch_size=3)
+    apart = grams_of(adapter, bodies, Rows(*rows), batch_size=1)
+    stacks = {name.split(".layers")[0] for name in together}
+    assert stacks == {"encoder", "decoder"}
+    for name in together:
+        close(together[name], apart[name], 512)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -166,11 +166,17 @@ def test_the_documented_settings_and_defaults_are_so():
     rows = dict(re.findall(r"^\| `([\w-]+)` \| (`\w+` [^|]*) \|$", page, re.MULTILINE))
     assert rows.keys() == {name for name, own in MERGE_METHODS.items() if own.over == "adapters"}
     for name, text in rows.items():
-        written = {
-            key: None if value == "none" else read_value(value) for key, value in re.findall(r"`(\w+)` ([\w.]+)", text)
-        }
-        assert written.keys() == settings_of(name).model_fields.keys()
-        assert settings_of(name)(**written) == settings_of(name)()
+        made, named = settings_of(name), set()
+        for part in text.split("; or "):  # the formulas of `knots` have settings of their own
+            pairs = re.findall(r"`(\w+)` ([\w.]+)", part)
+            written = {key: None if value == "none" else read_value(value) for key, value in pairs}
+            if formula := re.match(r"(?:`formula` )?(\w+): ", part):
+                chosen = {"formula": formula[1]}
+                assert made(**written | chosen).settled() == made(**chosen).settled()
+            else:
+                assert made(**written) == made()
+            named |= written.keys()
+        assert named == made.model_fields.keys()
 
 
 def test_a_single_head_of_models_is_a_model_s_folder(graftwork, backbone, backbone_folder, models, tasks, tmp_path):
@@ -316,6 +322,19 @@ def test_a_dry_run_of_adapters_tells_every_tensor_and_head(graftwork, adapters, 
     assert f"gives {plan['method']}" in text.out
 
 
+WRONG_NUMBERS = [
+    ("ties", ["--method.keep", 1.5]),
+    ("ties", ["--method.keep", "[0.1, 0.2]"]),
+    ("ties", ["--method.scale", '[{"filter": "nowhere", "value": 0.5}, {"value": 1.0}]']),
+    ("ties", ["--weights", '[[{"filter": "nowhere", "value": 2.0}, {"value": 1.0}], 1.0]']),
+    ("dare", ["--method.drop", 1.0]),
+    ("della", ["--method.drop", 0.95]),
+    ("breadcrumbs", ["--method.keep", 0.9, "--method.outliers", 0.2]),
+    ("emr", ["--method.task", 7]),
+]
+"""What is known to be wrong of numbers before any tensor is read."""
+
+
 @pytest.mark.parametrize(
     ("method", "names", "more"),
     [
@@ -328,14 +347,38 @@ def test_a_dry_run_of_adapters_tells_every_tensor_and_head(graftwork, adapters, 
         ("arithmetic", ["mood-houlsby", "pace-houlsby"], []),
         ("adamerging", ["mood-houlsby", "pace-houlsby"], []),
         ("regmean", ["mood-houlsby", "pace-houlsby"], []),
+        *((method, ["mood", "pace"], more) for method, more in WRONG_NUMBERS),
+        ("knots", ["mood", "pace"], ["--method.keep", 1.5]),
+        ("ties", ["mood", "pace"], ["--sweep", "keep=0.5,1.5"]),
     ],
 )
 def test_a_dry_run_refuses_what_the_merge_would(graftwork, adapters, tmp_path, method, names, more):
-    own = [adapters / name for name in names]
+    refused_by_both(graftwork, method, [adapters / name for name in names], more, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        *WRONG_NUMBERS,
+        ("average", ["--weights", '[[{"filter": "nowhere", "value": 2.0}, {"value": 1.0}], 1.0]']),
+        ("average", ["--weights", "1,-1"]),
+        ("interpolate", ["--method.t", '[{"filter": "layer.0", "value": 1.0}]']),
+        ("rebasin", ["--weights", '[[{"filter": "nowhere", "value": 2.0}, {"value": 1.0}], 1.0]']),
+    ],
+)
+def test_a_dry_run_of_models_refuses_what_the_merge_would(graftwork, models, backbone_folder, tmp_path, method, more):
+    base = ["--base", backbone_folder] if MERGE_METHODS[method].base == "needed" else []
+    own, heads = [models / "mood", models / "pace"], ["--heads", "keep"]
+    refused_by_both(graftwork, method, own, [*more, *base, *heads], tmp_path / "out")
+
+
+def refused_by_both(graftwork, method, own, more, output):
+    """A dry run and the merge say the same."""
     told = graftwork("merge", method, *own, *more, "--dry-run")
-    ran = graftwork("merge", method, *own, *more, "--output", tmp_path / "out", "--quiet")
+    ran = graftwork("merge", method, *own, *more, "--output", output, "--quiet")
     assert told.status == ran.status == 2
     assert told.err == ran.err
+    assert not output.exists()
 
 
 def test_a_dry_run_reads_no_numbers(graftwork, adapters, models, tasks, backbone_folder, tmp_path):

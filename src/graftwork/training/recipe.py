@@ -126,8 +126,8 @@ class Recipe(BaseModel):
         """The recipe with every default filled in, and with paths that are valid from any folder.
 
         Raises:
-            RecipeError: it is of one task of several that trained one adapter, of an adapter that was generated, or of a
-                task whose adapter became one with others.
+            RecipeError: it is of one task of several that trained one adapter, of an adapter that was generated, or of
+                one that became one with others.
         """
         if self.trained_with is not None:
             raise RecipeError(

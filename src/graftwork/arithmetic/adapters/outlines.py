@@ -32,11 +32,13 @@ class OutlinedBody:
     Attributes:
         method: the name of its method.
         tensors: by name.
+        vectors: shapes of the vectors that are calculated with.
         at_most: whether the numbers decide the rank, which is at most the one of the shapes.
     """
 
     method: str
     tensors: Mapping[str, OutlinedTensor]
+    vectors: Mapping[str, tuple[int, ...]]
     at_most: bool = False
 
 
@@ -75,26 +77,30 @@ def outlined_body(
         first = next(iter(adapters.values()))
         kind(adapters, backbone).refuse_rank(rank)
         own = {name: OutlinedTensor(tuple(t.shape), tuple(adapters)) for name, t in body_of(first).items()}
-        return OutlinedBody(first.method.name, own)
+        return OutlinedBody(first.method.name, own, {name: tensor.shape for name, tensor in own.items()})
     changed = {name: _changed(adapter, backbone) for name, adapter in adapters.items()}
     names = [*dict.fromkeys(weight for own in changed.values() for weight in own)]
+    vectors = {name: tuple(backbone.weights.where(name).shape) for name in names}
     of = {weight: tuple(name for name, own in changed.items() if weight in own) for weight in names}
     if kind is LowRankBodies and (coefficients is not None or basis or rank is not None):
         ranks = [ranks_of(adapter, backbone) for adapter in adapters.values()]
         total = max(sum(own[w][0] for own in ranks if w in own) for w in names)
         joined = total if rank is None else rank
-        return OutlinedBody("lora", _lora(names, joined, backbone, of), at_most=basis and rank is None)
+        return OutlinedBody("lora", _lora(names, joined, backbone, of), vectors, at_most=basis and rank is None)
     if rank is not None:
-        return OutlinedBody("lora", _lora([n for n in names if is_low_rank(n, backbone)], rank, backbone, of))
-    return OutlinedBody("full-fine-tuning", _full(backbone, [*adapters.values()], of))
+        low = [name for name in names if is_low_rank(name, backbone)]
+        return OutlinedBody("lora", _lora(low, rank, backbone, of), vectors)
+    return OutlinedBody("full-fine-tuning", _full(backbone, [*adapters.values()], of), vectors)
 
 
-def _changed(adapter: Adapter, backbone: Backbone) -> set[str]:
-    """The canonical names of the weights that an adapter changes."""
+def _changed(adapter: Adapter, backbone: Backbone) -> dict[str, None]:
+    """The canonical names of the weights that an adapter changes, in order."""
     if is_low_rank_method(adapter.method):
-        return {*ranks_of(adapter, backbone)}
+        return dict.fromkeys(ranks_of(adapter, backbone))
     sites = [backbone.sites[name] for name in adapter.sites]
-    return {place.name for site in sites for place in backbone.weights.within(site.path) if not place.buffer}
+    return dict.fromkeys(
+        place.name for site in sites for place in backbone.weights.within(site.path) if not place.buffer
+    )
 
 
 def _lora(

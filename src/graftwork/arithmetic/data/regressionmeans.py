@@ -31,8 +31,9 @@ from graftwork.arithmetic.data.fisher import refuse_other_shapes
 from graftwork.arithmetic.data.keeping import Kept, release_memory
 from graftwork.arithmetic.data.reading import Rows, rows_of
 from graftwork.arithmetic.data.settings import RegMeanSettings
-from graftwork.backbones import Backbone
+from graftwork.backbones import Backbone, Site
 from graftwork.errors import MethodError
+from graftwork.heads import IGNORED, Head
 from graftwork.model import AdaptedModel
 from graftwork.training.display import SILENT, Display, shown_on_stderr
 
@@ -166,7 +167,7 @@ def grams_of(
     """XᵀX / n of what enters the linear maps under an adapter, by the name of the weight, float32 on the CPU. Those
     that are kept are read when they are asked for.
 
-    Padding does not count.
+    Padding does not count, of the decoder's inputs neither.
 
     Args:
         adapter: the adapter.
@@ -187,7 +188,7 @@ def grams_of(
     model = AdaptedModel(backbone)
     try:
         model.add("a", adapter)
-        inputs = _Inputs(model, names)
+        inputs = _Inputs(model, names, adapter.head)
         if state is not None:
             inputs.restore(state[0])
         with display.bar(f"{label}, inputs of linear maps", len(rows), "rows", done=done, stays=False) as bar:
@@ -224,32 +225,42 @@ def _means(state: Mapping[str, Tensor], paths: Mapping[str, str]) -> Vector:
 class _Inputs:
     """Sums of XᵀX of what enters linear maps. Those with one input have one sum."""
 
-    def __init__(self, model: AdaptedModel, names: Sequence[str]) -> None:
-        self.model = model
-        places = {name: model.backbone.weights.where(name) for name in names}
+    def __init__(self, model: AdaptedModel, names: Sequence[str], head: Head) -> None:
+        self.model, self.head = model, head
+        backbone = model.backbone
+        places = {name: backbone.weights.where(name) for name in names}
         self.sums = {
             place.path: torch.zeros(place.shape[1], place.shape[1], dtype=torch.float64) for place in places.values()
         }
         self.counts = dict.fromkeys(self.sums, 0)
+        # Whether tokens of the decoder enter, by the path.
+        self.decodes = {
+            place.path: backbone.is_encoder_decoder and not _enters_encoded(backbone.sites[place.site])
+            for place in places.values()
+            if place.site is not None
+        }
 
     @contextmanager
     def counted(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, what enters is added; padding by the batch's masks."""
-        masks = [mask for name, mask in batch.items() if name.endswith("attention_mask")]
-        flat = [mask.flatten(0, -2).bool() for mask in masks]
+        """Inside, what enters is added; padding by the masks of the tokens that enter."""
+        masks = (_flat(batch.get("attention_mask")), _flat(_decoded(batch, self.head)))
         root = self.model.graft.root
-        hooks = [root.get_submodule(path).register_forward_pre_hook(self._hook(path, flat)) for path in self.sums]
+        hooks = [
+            root.get_submodule(path).register_forward_pre_hook(self._hook(path, masks[self.decodes[path]]))
+            for path in self.sums
+        ]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _hook(self, path: str, masks: Sequence[Tensor]) -> Any:
+    def _hook(self, path: str, mask: Tensor | None) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0].detach()
-            mask = next((own for own in masks if own.shape == x.shape[:-1]), None)
-            rows = (x[mask] if mask is not None else x.flatten(0, -2)).double()
+            # A pooler reads one token of each row, which is never padding.
+            by_token = mask is not None and mask.shape == x.shape[:-1]
+            rows = (x[mask] if by_token else x.flatten(0, -2)).double()
             self.sums[path] += (rows.T @ rows).cpu()
             self.counts[path] += len(rows)
 
@@ -262,6 +273,24 @@ class _Inputs:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self.sums = {path: state[f"sum.{path}"].clone() for path in self.sums}
         self.counts = {path: int(state[f"count.{path}"]) for path in self.counts}
+
+
+def _enters_encoded(site: Site) -> bool:
+    """Whether what enters a linear map of an encoder-decoder are the encoder's tokens, as in cross-attention's keys and
+    values."""
+    crossing = site.sublayer == "cross_attention" and site.name.endswith((".key", ".value"))
+    return site.stack == "encoder" or crossing
+
+
+def _decoded(batch: Mapping[str, Tensor], head: Head) -> Tensor | None:
+    """Which inputs of a decoder are real: the wanted tokens, moved by one place. None: each row has one start token."""
+    tokens = batch.get("labels") if head.labels_are_tokens else batch.get("targets")
+    return None if tokens is None else tokens != IGNORED
+
+
+def _flat(mask: Tensor | None) -> Tensor | None:
+    """A mask with choices as rows."""
+    return None if mask is None else mask.flatten(0, -2).bool()
 
 
 def _is_linear(name: str, backbone: Backbone) -> bool:

@@ -258,11 +258,11 @@ def _by_changes(chosen: ChosenMethod, operands: AdapterOperands, *, basis: bool 
     if given is not None:
         how: dict[str, Any] = {"coefficients": given, "scale": scale_of(chosen)}
     else:
-        how = {"formula": _formula(chosen, operands.weights), "basis": basis}
+        how = {"formula": formula_of(chosen, operands.weights), "basis": basis}
     return AdapterResult(merge_adapters(operands.adapters, operands.backbone, **how, **operands.options))
 
 
-def _formula(chosen: ChosenMethod, weights: Sequence[Any] | None) -> "Formula":
+def formula_of(chosen: ChosenMethod, weights: Sequence[Any] | None) -> "Formula":
     """What makes one vector of several, its scale included."""
 
     def combined(vectors: "Sequence[Vector]") -> "Vector":

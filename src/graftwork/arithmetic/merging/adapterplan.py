@@ -16,6 +16,7 @@ from graftwork.arithmetic.data.learnedcoefficients import refuse_unlearnable
 from graftwork.arithmetic.data.regressionmeans import refuse_weightless
 from graftwork.arithmetic.data.settings import AdaMergingMergeSettings
 from graftwork.arithmetic.merging.adaptermethods import coefficients_of, described, scale_of
+from graftwork.arithmetic.merging.checking import check_formula
 from graftwork.arithmetic.merging.folders import base_of, checked, named, tasks_of
 from graftwork.arithmetic.merging.method import ChosenMethod, make_merge_method
 from graftwork.arithmetic.merging.plan import PlannedTensor
@@ -95,15 +96,20 @@ def plan_adapters(recipe: MergeRecipe) -> AdapterPlan:
     refuse = _REFUSALS.get(chosen.name)
     if refuse is not None:
         refuse(adapters, kind_of_bodies(adapters))
+    formula = _formula_of(chosen)
     body = outlined_body(
         adapters,
         backbone,
         coefficients=_scaled(chosen, given, len(adapters)),
-        formula=_formula_of(chosen),
+        formula="" if formula is None else described(formula),
         basis=chosen.name == "knots",
         rank=recipe.rank,
         align=options["align"],
     )
+    for one in recipe.each_of_sweep(chosen):
+        inner = _formula_of(one)
+        if inner is not None and (one.name == "knots" or coefficients_of(one, recipe.weights, len(adapters)) is None):
+            check_formula(inner, body.vectors, len(adapters), recipe.weights)
     groups = _groups(chosen, adapters, options, given)
     tensors = [
         _planned(name, "body", own.shape, "merged" if own.of else "unchanged", own.of, len(adapters))
@@ -141,11 +147,11 @@ def _scaled(chosen: ChosenMethod, given: Sequence[float] | None, count: int) -> 
     return None if given is None else [own * scale_of(chosen) for own in given]
 
 
-def _formula_of(chosen: ChosenMethod) -> str:
-    """What a formula is called, where the method is one."""
+def _formula_of(chosen: ChosenMethod) -> ChosenMethod | None:
+    """The formula over vectors; None where the method is none."""
     if isinstance(chosen.settings, Knots):
         chosen = make_merge_method(chosen.settings.formula, chosen.settings.inner())
-    return "" if chosen.method.over == "adapters" else described(chosen)
+    return None if chosen.method.over == "adapters" else chosen
 
 
 def _groups(

@@ -158,7 +158,7 @@ class MergeRecipe(BaseModel):
         """What it does with each tensor, decided from headers alone.
 
         Raises:
-            RecipeError: the method does not take these operands, or has not the setting that is swept.
+            RecipeError: the method does not take these operands or numbers, or has not the setting that is swept.
             WeightsError: the operands do not fit each other.
         """
         chosen = self.find_method()
@@ -171,7 +171,23 @@ class MergeRecipe(BaseModel):
         base = None if self.base is None else Checkpoint.read(self.base)
         heads = self.heads or "average"
         assert heads != "auto"
-        return planned(models, base, heads=heads, dtype=self.dtype, vectors=chosen.method.over == "vectors")
+        plan = planned(models, base, heads=heads, dtype=self.dtype, vectors=chosen.method.over == "vectors")
+        self._check_numbers(chosen, plan)
+        return plan
+
+    def _check_numbers(self, chosen: ChosenMethod, plan: Plan) -> None:
+        """Refuse numbers that do not suit the tensors that are merged. Defaults suit all, so that torch is imported for
+        what is given alone."""
+        if self.weights is None and self.sweep is None and not chosen.settings.model_fields_set:
+            return
+        from graftwork.arithmetic.merging.checking import check_numbers
+        from graftwork.arithmetic.values.dtypes import TYPES
+
+        merged = {name: plan.like.entries[name] for name in plan.named("merged")}
+        shapes = {name: entry.shape for name, entry in merged.items()}
+        dtypes = {name: TYPES[entry.dtype] for name, entry in merged.items()}
+        for one in self.each_of_sweep(chosen):
+            check_numbers(one, shapes, dtypes, len(plan.models), base=plan.base is not None, weights=self.weights)
 
     def refuse(self, given: Mapping[str, Any], of: str = "of whole models") -> None:
         """Refuse flags that a merge has no use for.
@@ -199,6 +215,16 @@ class MergeRecipe(BaseModel):
                 raise RecipeError(f"{name} has no setting {key!r}", expected=nearest(key, known), change="--sweep")
             if not scored:
                 raise RecipeError("a sweep chooses by scores, and no task is given", change="--task")
+
+    def each_of_sweep(self, chosen: ChosenMethod) -> list[ChosenMethod]:
+        """The method with each value of the setting that is swept; itself where there is no sweep.
+
+        Raises:
+            MethodError: a value is of the wrong type.
+        """
+        for name, values in (self.sweep or {}).items():
+            return [chosen.with_settings({name: value}) for value in values]
+        return [chosen]
 
     def resolved(self, paths: Sequence[Path], base: str | Path | None, chosen: ChosenMethod) -> "MergeRecipe":
         """The recipe with every default filled in, and with paths that are valid from any folder.

@@ -47,8 +47,7 @@ class EMR(Generic[M]):
         Raises:
             RecipeError: there is no such task.
         """
-        if not 0 <= task < len(self.scales):
-            raise RecipeError(f"there is no task {task}", expected=f"from 0 to {len(self.scales) - 1}", change="task")
+        _require_task(task, len(self.scales))
         whole, mask = Weights.of(self.unified), Weights.of(self.masks[task])
         masked = Weights(_Masked(whole.source, mask.source, self.scales[task]), origin=whole.origin)
         return cast(M, masked if isinstance(self.unified, Weights) else dict(masked))
@@ -74,7 +73,12 @@ def emr(vectors: Sequence[M]) -> EMR[M]:
 
 
 def vector_of_task(vectors: Sequence[M], *, task: int = 0) -> M:
-    """What a task has of the unified vector: `emr(vectors).vector(task)`."""
+    """What a task has of the unified vector: `emr(vectors).vector(task)`.
+
+    Raises:
+        RecipeError: there is no such task. It is told before anything is read.
+    """
+    _require_task(task, len(vectors))
     return emr(vectors).vector(task)
 
 
@@ -116,6 +120,11 @@ class _Masked(Source):
 
     def sources(self) -> Iterable[Source]:
         return (self.unified, self.mask)
+
+
+def _require_task(task: int, count: int) -> None:
+    if not 0 <= task < count:
+        raise RecipeError(f"there is no task {task}", expected=f"from 0 to {count - 1}", change="task")
 
 
 def _lengths(own: Sequence[Source], unified: Source) -> list[tuple[float, float]]:
