@@ -113,11 +113,12 @@ def report(records: list[Record]) -> str:
 
 MiniLM, Pfeiffer's bottlenecks (reduction 16); at most {domains.TRAIN} rows a task, {EPOCHS} epochs for each task's
 adapter and for each student, texts of at most {LENGTH} tokens. The rate of all is that at which the tasks' own
-adapters are best on the validation rows with seed 0, of 1e-3 and 3e-3. `{FUSION}`: as each task comes, a fusion of its
-own adapter and all earlier ones (AdapterFusion); all adapters are kept for it. Test score after the last task, in the
-mean over all tasks; forgetting is how much lower that is than at its highest, over earlier tasks; each with half the
-width of its 95 % interval over seeds. TransRate chooses the member. A prediction runs one adapter, whatever K; a fusion
-runs all of its parts (benchmarks/fuse.py says what that takes). Made by `python -m studies.consolidating`.
+adapters are best on the validation rows with seed 0, of 1e-3 and 3e-3 (over the domains, as `studies.fusing` found).
+`{FUSION}`: as each task comes, a fusion of its own adapter and all earlier ones (AdapterFusion); all adapters are kept
+for it. Test score after the last task, in the mean over all tasks; forgetting is how much lower that is than at its
+highest, over earlier tasks; each with half the width of its 95 % interval over seeds. TransRate chooses the member. A
+prediction runs one adapter, whatever K; a fusion runs all of its parts (benchmarks/fuse.py says what that takes). Made
+by `python -m studies.consolidating`.
 
 {chr(10).join(tables)}
 """

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from studies import basins, domains, epochs, every_method, fast_step, pooling, rates, table_to_text
+from studies import analogies, basins, domains, epochs, every_method, fast_step, pooling, rates, table_to_text
 from studies.grid import Grid, markdown
 from studies.labelled import TASKS
 
@@ -155,3 +156,31 @@ def test_the_study_of_methods_is_a_study():
     assert len(study.tasks) == 13
     for name, own in study.tasks.items():
         find_task(name if own.task is None else own.task["base"])
+
+
+def test_an_analogy_is_scored_at_the_scale_that_validation_chooses():
+    scores = {"validation": [0.5, 0.6, 0.7, 0.6], "test": [0.50, 0.60, 0.55, 0.90], "own": 0.8}
+    cells = [{"known": known, "asked": asked, "seed": 0, **scores} for known, asked in analogies.PAIRS]
+    # Half of the pairs are measured before the others.
+    assert "No seed has all of its pairs yet" in analogies.report(cells[::2])
+    page = analogies.report([*cells, {**cells[0], "seed": 1}])
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| the ")]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("| the known domain's model", "50.0 |"),
+        ("| the analogy", "55.0 |"),
+        ("| the asked domain's own", "80.0 |"),
+    ]
+
+
+def test_halves_of_texts_go_on_or_do_not():
+    assert analogies.halves(["a b c d", "e f", "g h i j k l"]) == [
+        {"text": "a b", "pair": "c d", "label": "same"},
+        {"text": "e", "pair": "j k l", "label": "other"},
+        {"text": "g h i", "pair": "j k l", "label": "same"},
+    ]
+
+
+def test_an_analogy_moves_the_body_and_leaves_the_head():
+    start, away, near = ({"w": torch.tensor([value])} for value in (1.0, 2.0, 5.0))
+    start["head.weight"] = torch.tensor([7.0])
+    assert analogies.moved(start, away, near, 0.5) == {"w": torch.tensor([2.5]), "head.weight": torch.tensor([7.0])}

@@ -257,6 +257,12 @@ def test_the_recipe_makes_the_same_again(whole, backbone, tmp_path):
     assert contents(tmp_path / "again") == contents(folder)
 
 
+def test_the_recipe_has_nothing_of_one_task_alone(whole):
+    said = read_yaml(whole[0] / "recipe.yaml")
+    assert {"tasks", "train", "method", "backbone"} <= said.keys()
+    assert not {"task", "trained_with", "generated_by", "consolidated_with"} & said.keys()
+
+
 def test_the_recipe_of_one_of_the_tasks_is_not_run_alone(whole, backbone, tmp_path):
     from graftwork.training import Recipe, tune_recipe
 

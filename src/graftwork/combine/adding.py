@@ -156,9 +156,8 @@ class Adding:
         members, tasks = list(pool.members), dict(pool.tasks)
         earlier: tuple[str, ...] = members.pop(step.member).tasks if step.consolidated else ()
         for name in earlier:
-            tasks[name] = tasks[name].model_copy(
-                update={"metrics": {}, "rows": {}}
-            )  # the scores were another adapter's
+            # The scores were another adapter's.
+            tasks[name] = tasks[name].model_copy(update={"metrics": {}, "rows": {}})
         tasks[step.task] = PoolTask(
             member=step.member,
             identity=new.task,

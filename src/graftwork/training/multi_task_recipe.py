@@ -16,10 +16,10 @@ from graftwork.training.joint_recipe import NAME
 from graftwork.training.recipe import Recipe, override
 
 TASKS = "tasks"
-
-OF_ONE = ("task", "trained_with", "consolidated_with", "train")
-"""Fields of a task's recipe that are not common to all tasks of a run."""
 """The key by which a recipe of several tasks is known."""
+
+OF_ONE = ("task", "trained_with", "generated_by", "consolidated_with", "train")
+"""Fields of a task's recipe that a recipe of several tasks has not in common."""
 
 RESERVED = ("tasks.json", "recipe.yaml", "log.jsonl", "shared.safetensors")
 """Names of files beside the tasks' folders."""
