@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters import Adapter
+from graftwork.arithmetic.values.filters import Number, at_each
 from graftwork.errors import AdapterError
 
 HeadsMode = Literal["auto", "average", "keep"]
@@ -39,23 +40,24 @@ class HeadGroup:
 
 
 def head_groups(
-    adapters: Mapping[str, Adapter], mode: HeadsMode, coefficients: Sequence[float] | None = None
+    adapters: Mapping[str, Adapter], mode: HeadsMode, shares: Sequence[Number] | None = None
 ) -> list[HeadGroup]:
     """The heads of the merge of adapters, in the order of the adapters.
 
     Args:
         adapters: by name.
         mode: what becomes of them.
-        coefficients: how much each adapter's head counts in a mean, as shares; None: all alike. Unless all are kept,
-            those of 0 and below do not count: what is to be forgotten has no say in the answers.
+        shares: how much each adapter's head counts in a mean; None: all alike. Unless all are kept, those of 0 and
+            below do not count: what is to be forgotten has no say in the answers. Where none counts, all do alike.
 
     Raises:
         AdapterError: all are to be averaged, and two differ in what their outputs mean.
+        RecipeError: no filter of a share matches a tensor of a head.
     """
     names = [*adapters]
-    given = [1.0] * len(names) if coefficients is None else [max(0.0, c) for c in coefficients]
-    counted = [name for name, c in zip(names, given, strict=True) if c > 0.0 or mode == "keep"] or names
-    share = dict(zip(names, given, strict=True)) if any(given) else dict.fromkeys(names, 1.0)
+    given = [1.0] * len(names) if shares is None else shares
+    share = {name: _at_head(own, adapters[name]) for name, own in zip(names, given, strict=True)}
+    counted = [name for name in names if any(share[name].values()) or mode == "keep"] or names
     groups: list[list[str]] = []
     for name in counted:
         found = next((g for g in groups if mode != "keep" and agree(adapters[g[0]], adapters[name])), None)
@@ -71,6 +73,12 @@ def head_groups(
             change="--heads auto, which keeps a head for each task",
         )
     return [_group(adapters, group, [share[name] for name in group]) for group in groups]
+
+
+def _at_head(share: Number, adapter: Adapter) -> dict[str, float]:
+    """How much an adapter counts at each tensor of its head."""
+    names = [name for name in adapter.tensors if name.startswith("head.")]
+    return {name: max(0.0, own) for name, own in at_each(share, names, "weight", beside=None).items()}
 
 
 def agree(one: Adapter, other: Adapter) -> bool:
@@ -96,13 +104,16 @@ def _listed(adapter: Adapter) -> str:
     return ", ".join(labels[:4]) + (" …" if len(labels) > 4 else "") or "none"
 
 
-def _group(adapters: Mapping[str, Adapter], names: Sequence[str], shares: Sequence[float]) -> HeadGroup:
+def _group(adapters: Mapping[str, Adapter], names: Sequence[str], shares: Sequence[Mapping[str, float]]) -> HeadGroup:
     each = [{n: t for n, t in adapters[name].tensors.items() if n.startswith("head.")} for name in names]
     if len(names) == 1:
         return HeadGroup(tuple(names), adapters[names[0]], each[0])
-    total = sum(shares)
-    tensors = {
-        name: torch.stack([share / total * own[name] for own, share in zip(each, shares, strict=True)]).sum(dim=0)
-        for name in each[0]
-    }
+    tensors = {name: _mean([own[name] for own in each], [share[name] for share in shares]) for name in each[0]}
     return HeadGroup(tuple(names), adapters[names[0]], tensors)
+
+
+def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """The mean by shares; of those that are all 0, the plain one."""
+    total = sum(shares)
+    parts = [share / total for share in shares] if total else [1.0 / len(shares)] * len(shares)
+    return torch.stack([part * own for part, own in zip(parts, tensors, strict=True)]).sum(dim=0)

@@ -16,6 +16,7 @@ from graftwork.arithmetic.adapters.bodies import Align, Bodies, Body, LowRankBod
 from graftwork.arithmetic.adapters.commonbasis import Formula, knots
 from graftwork.arithmetic.adapters.heads import HeadGroup, HeadsMode, head_groups
 from graftwork.arithmetic.adapters.mergeable import bodies_of
+from graftwork.arithmetic.values.filters import Number
 from graftwork.backbones import Backbone
 from graftwork.errors import AdapterError, MethodError
 from graftwork.folders import replacing_folder
@@ -93,6 +94,7 @@ def merge_adapters(
     scale: float = 1.0,
     rank: int | None = None,
     heads: HeadsMode = "auto",
+    head_shares: Sequence[Number] | None = None,
     align: Align = "auto",
 ) -> MergedAdapters:
     """Merge adapters of one backbone by what they change, whatever their parametrisation is.
@@ -113,6 +115,8 @@ def merge_adapters(
             fine-tuning, and with `basis` again a LoRA of that rank.
         heads: `auto`: averaged where kind, labels and settings agree, else kept per task; `average`: refused where they
             do not agree; `keep`: one for each adapter.
+        head_shares: how much each adapter's head counts in a mean of heads; those of 0 and below do not. None: as much
+            as its coefficient.
         align: permute the units of bottlenecks: `auto`: where the adapters did not begin alike; `units`; `none`.
 
     Returns:
@@ -127,7 +131,7 @@ def merge_adapters(
     bodies = bodies_of(named, backbone, align=align)
     if basis and formula is None:
         raise MethodError("a basis would do nothing without a formula", change="formula")
-    groups = head_groups(named, heads, coefficients)
+    groups = head_groups(named, heads, coefficients if head_shares is None else head_shares)
     if formula is None:
         body = bodies.combined([scale * c for c in weights], rank)
     else:

@@ -9,6 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from graftwork.arithmetic.alignment.permutations import AxisGroups, Factor, Segment, Specification
+from graftwork.arithmetic.values.roles import role_of
 from graftwork.backbones import Backbone, Location
 from graftwork.backbones.families.symmetries import SHARED, WITHIN, AxisNames, Symmetries
 from graftwork.errors import BackboneError, WeightsError, nearest
@@ -58,7 +59,10 @@ def checkpoint_specification(backbone: Backbone, shapes: Mapping[str, tuple[int,
     prefix = f"{backbone.base.base_model_prefix}."
     known = {key: names for key in backbone.weights.checkpoint_keys for names in [backbone.weights.names_of(key)]}
     segments: dict[str, tuple[Segment, ...]] = {}
+    buffers = [key for key in shapes if role_of(key, floating=True) == "buffer"]
     for key, shape in shapes.items():
+        if key in buffers:
+            continue
         body = next((own for own in (key, key.removeprefix(prefix), prefix + key) if own in known), None)
         if body is None:
             segments[key] = table.head(key, shape)
@@ -71,6 +75,11 @@ def checkpoint_specification(backbone: Backbone, shapes: Mapping[str, tuple[int,
                 offset = stored.start if segment.dim == stored.dim and stored.size is not None else 0
                 found[Segment(segment.dim, segment.start + offset, segment.factors)] = None
         segments[key] = tuple(found)
+    # Statistics of a batch norm lie along the units of its weight; other buffers are of positions.
+    for key in buffers:
+        beside = f"{key.rpartition('.')[0]}.weight"
+        segments[key] = segments.get(beside, ()) if shapes[key] == shapes.get(beside) else ()
+    segments = {key: segments[key] for key in shapes}
     return Specification(segments, {key: tuple(shape) for key, shape in shapes.items()}, table.within)
 
 

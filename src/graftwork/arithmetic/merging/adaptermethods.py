@@ -105,6 +105,11 @@ def check_adapters(
         "--rank": rank is not None,
     }
     known = {*method.takes} | ({"align", "heads", "rank"} if method.over != "adapters" else set())
+    if chosen.result_of is not None and heads != "auto":
+        raise RecipeError(
+            f"--heads {heads} does not suit {method.name}, whose result is for one task and has its adapter's head",
+            change="--heads",
+        )
     idle = [flag for flag, there in given.items() if there and flag.removeprefix("--") not in known]
     if idle:
         raise RecipeError(
@@ -259,6 +264,7 @@ def _by_changes(chosen: ChosenMethod, operands: AdapterOperands, *, basis: bool 
         how: dict[str, Any] = {"coefficients": given, "scale": scale_of(chosen)}
     else:
         how = {"formula": formula_of(chosen, operands.weights), "basis": basis}
+    how["head_shares"] = chosen.shares(operands.weights, len(operands.adapters))
     return AdapterResult(merge_adapters(operands.adapters, operands.backbone, **how, **operands.options))
 
 

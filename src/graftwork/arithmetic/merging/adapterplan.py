@@ -22,6 +22,7 @@ from graftwork.arithmetic.merging.method import ChosenMethod, make_merge_method
 from graftwork.arithmetic.merging.plan import PlannedTensor
 from graftwork.arithmetic.merging.recipe import MergeRecipe
 from graftwork.arithmetic.merging.settings import Knots
+from graftwork.arithmetic.values.filters import Number
 from graftwork.backbones import Backbone
 
 FLOAT32 = 4
@@ -110,7 +111,7 @@ def plan_adapters(recipe: MergeRecipe) -> AdapterPlan:
         inner = _formula_of(one)
         if inner is not None and (one.name == "knots" or coefficients_of(one, recipe.weights, len(adapters)) is None):
             check_formula(inner, body.vectors, len(adapters), recipe.weights)
-    groups = _groups(chosen, adapters, options, given)
+    groups = _groups(chosen, adapters, options, chosen.shares(recipe.weights, len(adapters)))
     tensors = [
         _planned(name, "body", own.shape, "merged" if own.of else "unchanged", own.of, len(adapters))
         for name, own in body.tensors.items()
@@ -155,13 +156,13 @@ def _formula_of(chosen: ChosenMethod) -> ChosenMethod | None:
 
 
 def _groups(
-    chosen: ChosenMethod, adapters: dict[str, Adapter], options: dict[str, Any], given: list[float] | None
+    chosen: ChosenMethod, adapters: dict[str, Adapter], options: dict[str, Any], shares: Sequence[Number] | None
 ) -> list[HeadGroup]:
     """The heads of the result; of a donor merge the target's, and of learned coefficients each task's own."""
     if chosen.name == "donor":
         name = next(iter(adapters))
         return head_groups({name: adapters[name]}, "keep")
-    return head_groups(adapters, "keep" if chosen.name == "adamerging" else options["heads"], given)
+    return head_groups(adapters, "keep" if chosen.name == "adamerging" else options["heads"], shares)
 
 
 def _planned(

@@ -13,7 +13,7 @@ from graftwork.arithmetic.merging.method import ChosenMethod, Operands
 from graftwork.arithmetic.merging.plan import Plan
 from graftwork.arithmetic.merging.recipe import FILE, MergeRecipe
 from graftwork.arithmetic.merging.result import MergeResult, Scores
-from graftwork.arithmetic.operations.operations import average
+from graftwork.arithmetic.merging.shares import shares_at
 from graftwork.arithmetic.values.checkpoint import Checkpoint
 from graftwork.arithmetic.values.filters import Number
 from graftwork.arithmetic.values.roles import matching
@@ -106,17 +106,18 @@ def merged(
         tell: told in a sentence what was chosen.
     """
     names = plan.named("merged")
+    averaged = _averaged(plan, chosen, weights)
     operands = Operands(
         models=[_part(plan, model, names) for model in plan.models],
         base=None if plan.base is None else _part(plan, plan.base, names),
         weights=weights,
-        score=None if score is None else lambda own: score(_completed(plan, own)),
+        score=None if score is None else lambda own: score(_completed(plan, own, averaged)),
         tell=tell,
     )
-    return _completed(plan, chosen.merge(operands), weights)
+    return _completed(plan, chosen.merge(operands), averaged)
 
 
-def _completed(plan: Plan, result: Weights, weights: Sequence[Number] | None = None) -> Weights:
+def _completed(plan: Plan, result: Weights, averaged: Weights | None) -> Weights:
     """What was merged, and what is averaged or kept beside it."""
     like, kept = _stored(plan.like), {*plan.named("kept")}
     whole = like.only(plan.named("kept")) | result
@@ -125,11 +126,25 @@ def _completed(plan: Plan, result: Weights, weights: Sequence[Number] | None = N
         mates = sorted(group & {*result})
         if mates and group & kept:
             whole = whole | result.under(dict.fromkeys(group & kept, mates[0]))
+    return Weights((whole if averaged is None else whole | averaged).source, origin=plan.like)
+
+
+def _averaged(plan: Plan, chosen: ChosenMethod, weights: Sequence[Number] | None) -> Weights | None:
+    """What is averaged beside the merge. Where no model counts, it is the base's; what the base lacks is then averaged
+    alike."""
     names = plan.named("averaged")
-    if names:
-        shares = weights if weights is not None and all(isinstance(own, float) and own > 0 for own in weights) else None
-        whole = whole | average([_part(plan, model, names) for model in plan.models], weights=shares)
-    return Weights(whole.source, origin=plan.like)
+    if not names:
+        return None
+    shares = shares_at(chosen, weights, len(plan.models), names, beside=plan.named("merged"))
+    counted = [name for name in names if any(own[name] for own in shares)]
+    known = {} if plan.base is None else matching(names, plan.base.entries.keys())
+    alike = {name: 1.0 / len(shares) for name in names if name not in counted and name not in known}
+    parts = [_part(plan, model, [*counted, *alike]) for model in plan.models]
+    whole, *others = [part.scaled({**own, **alike}) for part, own in zip(parts, shares, strict=True)]
+    for other in others:
+        whole = whole + other
+    kept = [name for name in names if name not in counted and name in known]
+    return whole | _part(plan, plan.base, kept) if plan.base is not None and kept else whole
 
 
 def _part(plan: Plan, checkpoint: Checkpoint, names: Sequence[str]) -> Weights:

@@ -59,6 +59,15 @@ class ChosenMethod:
         """The method's name."""
         return self.method.name
 
+    @property
+    def result_of(self) -> int | None:
+        """The place of the model for whose task alone the result is; see `MergeSettings.result_of`."""
+        return self.settings.result_of if isinstance(self.settings, MergeSettings) else None
+
+    def shares(self, weights: Sequence[Number] | None, count: int) -> Sequence[Number] | None:
+        """How much each operand counts in what is averaged beside the merge; see `MergeSettings.shares`."""
+        return self.settings.shares(weights, count) if isinstance(self.settings, MergeSettings) else weights
+
     def check(self, count: int, *, base: bool, weights: bool, tasks: int, what: str = "models") -> None:
         """Refuse operands that the method does not take.
 
@@ -87,6 +96,10 @@ class ChosenMethod:
             raise RecipeError(f"{own.name} does not use a base", expected="the models alone", change="--base")
         if weights and not own.weighs:
             raise RecipeError(f"{own.name} takes no weights of {what}", expected="none", change="--weights")
+        if (self.result_of or 0) >= count:
+            raise RecipeError(
+                f"there is no task {self.result_of}", expected=f"from 0 to {count - 1}", change="--method.task"
+            )
         if own.scored and not tasks:
             raise RecipeError(f"{own.name} chooses models by their scores, and no task is given", change="--task")
 

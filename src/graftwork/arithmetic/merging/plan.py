@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from graftwork.arithmetic.merging.method import ChosenMethod
 from graftwork.arithmetic.values.checkpoint import SIZES, Checkpoint
 from graftwork.arithmetic.values.roles import Role, matching, refuse, roles_of, shape_problems
 from graftwork.errors import RecipeError
 
 Heads = Literal["average", "keep", "base"]
+Action = Literal["merged", "averaged", "kept", "unchanged"]
 
 DTYPES = {
     "float64": "F64",
@@ -37,7 +39,7 @@ class PlannedTensor:
 
     name: str
     role: Role
-    action: Literal["merged", "averaged", "kept", "unchanged"]
+    action: Action
     source: str
     shape: tuple[int, ...]
     dtype: str
@@ -83,7 +85,12 @@ class Plan:
 
 
 def planned(
-    models: Sequence[Checkpoint], base: Checkpoint | None, *, heads: Heads, dtype: str | None, vectors: bool
+    models: Sequence[Checkpoint],
+    base: Checkpoint | None,
+    *,
+    heads: Heads,
+    dtype: str | None,
+    chosen: ChosenMethod,
 ) -> Plan:
     """Decide what is done with each tensor.
 
@@ -91,24 +98,32 @@ def planned(
         models: the models.
         base: what they come from.
         heads: what becomes of heads: `average` merges them with the body, or averages them where the base has none;
-            `keep` takes the first model's, `base` the base's.
+            `keep` takes the first model's, or that of the model for whose task the result is, `base` the base's.
         dtype: type of the output's floating-point numbers; None: as in the operands, which must then agree.
-        vectors: whether differences from the base are merged.
+        chosen: the method.
 
     Raises:
         WeightsError: the operands differ in tensors, shapes, vocabularies, heads, labels or types; names the tensors.
-        RecipeError: `heads` is base, and there is none; or there is no such dtype.
+        RecipeError: `heads` is base, and there is none; it is average, and the result is for one task; or there is no
+            such dtype.
     """
     if heads == "base" and base is None:
         raise RecipeError("--heads base takes the head of the base, and none is given", change="--base, or --heads")
     if dtype is not None and dtype not in DTYPES:
         raise RecipeError(f"unknown dtype {dtype!r}", expected=", ".join(DTYPES), change="--dtype")
-    like = base if heads == "base" and base is not None else models[0]
+    if heads == "average" and chosen.result_of is not None:
+        raise RecipeError(
+            f"--heads average does not suit {chosen.name}, whose result is for the task of one model",
+            expected="keep, which takes the head of that model, or base",
+            change="--heads",
+        )
+    like = base if heads == "base" and base is not None else models[chosen.result_of or 0]
     operands = (*(() if base is None else (base,)), *models)
     names = [[*operand.entries] for operand in operands]
     roles = _roles(like, names)
     has_head = [name for name, role in roles.items() if role == "head"]
-    merged_heads = heads == "average" and (not vectors or base is None or _has(base, has_head, like))
+    headless = chosen.method.over == "vectors" and base is not None and not _has(base, has_head, like)
+    merged_heads = heads == "average" and not headless
     problems: list[str] = []
     left_out: dict[int, tuple[str, ...]] = {}
     for number, operand in enumerate(operands):
@@ -134,20 +149,14 @@ def planned(
     tensors = []
     for name, entry in like.entries.items():
         role = roles[name]
-        action, source = _action(name, role, entry.floating, heads, merged_heads, like)
+        merged = role == "body" or (merged_heads if role == "head" else chosen.method.means)
+        action: Action = "merged" if merged else "averaged"
+        if not entry.floating or (role == "head" and heads != "average"):
+            action = "kept"
         kind = DTYPES[dtype] if dtype is not None and entry.floating else entry.dtype
+        source = like.name if action == "kept" else ""
         tensors.append(PlannedTensor(name, role, action, source, entry.shape, kind, entry.numel * SIZES[kind]))
     return Plan(tuple(models), base, like, tuple(tensors), left_out)
-
-
-def _action(
-    name: str, role: Role, floating: bool, heads: Heads, merged_heads: bool, like: Checkpoint
-) -> tuple[Literal["merged", "averaged", "kept"], str]:
-    if not floating or (role == "head" and heads != "average"):
-        return "kept", like.name
-    if role == "buffer" or (role == "head" and not merged_heads):
-        return "averaged", ""
-    return "merged", ""
 
 
 def _roles(checkpoint: Checkpoint, others: Sequence[Sequence[str]]) -> dict[str, Role]:

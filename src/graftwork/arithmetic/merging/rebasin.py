@@ -14,6 +14,9 @@ from graftwork.arithmetic.values.weights import Weights
 from graftwork.backbones import Backbone
 from graftwork.errors import WeightsError
 
+STATISTICS = ("running_mean", "running_var")
+"""Ends of the names of a batch norm's statistics."""
+
 
 def rebasin(
     models: Sequence[Weights],
@@ -44,6 +47,8 @@ def rebasin(
     total = sum(specification.identity()[name].numel() for name in specification.groups)
     for model, permutations in zip(models[1:], found[1:], strict=True):
         tell(f"{permutations.num_moved:,} of {total:,} units of {model.called} are moved")
+    if any(name.endswith(STATISTICS) for name in models[0].shapes):
+        tell("the statistics of batch norms are means, which say little: compute them anew (recompute_batch_norm)")
     pairs = zip(models[1:], found[1:], strict=True)
     moved = [Weights.of(permutations.apply(model)) for model, permutations in pairs]
     return average([models[0], *moved], weights=weights)

@@ -48,7 +48,8 @@ class MergeRecipe(BaseModel):
         models: the models or adapters, each a path, or a path with its weight.
         base: the model that they come from.
         heads: what becomes of heads: `average`, `keep` (the first model's; of adapters, one for each), `base`, or, of
-            adapters, `auto` (averaged where the labels agree). None: `average`, or of adapters `auto`.
+            adapters, `auto` (averaged where the labels agree). None: `average`, or of adapters `auto`; of a result for
+            the task of one model (EMR), that model's.
         dtype: type of the output's numbers. None: as in the operands.
         rank: of adapters, rank of the LoRA that the result is to be. None: the result says the merge exactly.
         align: of bottleneck adapters, whether their units are permuted to match. None: `auto`.
@@ -169,24 +170,34 @@ class MergeRecipe(BaseModel):
         self.check_sweep(scored=bool(self.tasks))
         models = [Checkpoint.read(one.model) for one in self.models]
         base = None if self.base is None else Checkpoint.read(self.base)
-        heads = self.heads or "average"
+        heads = self._heads(chosen)
         assert heads != "auto"
-        plan = planned(models, base, heads=heads, dtype=self.dtype, vectors=chosen.method.over == "vectors")
+        plan = planned(models, base, heads=heads, dtype=self.dtype, chosen=chosen)
         self._check_numbers(chosen, plan)
         return plan
 
+    def _heads(self, chosen: ChosenMethod) -> Heads | Literal["auto"]:
+        """What becomes of heads, with its default."""
+        if self.heads is None and not self.of_adapters:
+            return "average" if chosen.result_of is None else "keep"
+        return self.heads or "auto"
+
     def _check_numbers(self, chosen: ChosenMethod, plan: Plan) -> None:
-        """Refuse numbers that do not suit the tensors that are merged. Defaults suit all, so that torch is imported for
-        what is given alone."""
+        """Refuse numbers that do not suit the tensors that are merged or averaged. Defaults suit all, so that torch is
+        imported for what is given alone."""
         if self.weights is None and self.sweep is None and not chosen.settings.model_fields_set:
             return
         from graftwork.arithmetic.merging.checking import check_numbers
+        from graftwork.arithmetic.merging.shares import shares_at
         from graftwork.arithmetic.values.dtypes import TYPES
 
         merged = {name: plan.like.entries[name] for name in plan.named("merged")}
         shapes = {name: entry.shape for name, entry in merged.items()}
         dtypes = {name: TYPES[entry.dtype] for name, entry in merged.items()}
+        averaged = plan.named("averaged")
         for one in self.each_of_sweep(chosen):
+            if averaged:
+                shares_at(one, self.weights, len(plan.models), averaged, beside=merged)
             check_numbers(one, shapes, dtypes, len(plan.models), base=plan.base is not None, weights=self.weights)
 
     def refuse(self, given: Mapping[str, Any], of: str = "of whole models") -> None:
@@ -208,11 +219,14 @@ class MergeRecipe(BaseModel):
         Raises:
             RecipeError: names what is wrong.
         """
-        name = self.find_method().name
+        chosen = self.find_method()
+        name = chosen.name
         known = settings_of(name).model_fields
         for key in self.sweep or ():
             if key not in known:
                 raise RecipeError(f"{name} has no setting {key!r}", expected=nearest(key, known), change="--sweep")
+            if {one.result_of for one in self.each_of_sweep(chosen)} != {chosen.result_of}:
+                raise RecipeError(f"a sweep over {key} compares results for different tasks", change="--sweep")
             if not scored:
                 raise RecipeError("a sweep chooses by scores, and no task is given", change="--task")
 
@@ -239,7 +253,7 @@ class MergeRecipe(BaseModel):
             "method": chosen.described(),
             "models": tuple(models),
             "base": None if base is None else str(base),
-            "heads": self.heads or ("auto" if self.of_adapters else "average"),
+            "heads": self._heads(chosen),
             "tasks": tuple(resolved_path(Path(task)) if Path(task).is_file() else task for task in self.tasks),
             "sweep": None,
         }

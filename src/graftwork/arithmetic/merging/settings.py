@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from graftwork.arithmetic.values.filters import Number
+from graftwork.arithmetic.values.filters import Number, less
 from graftwork.errors import GraftworkError, MethodError
 from graftwork.settings.checked import Checked
 from graftwork.settings.problems import describe, flags
@@ -30,6 +30,21 @@ class MergeSettings(Checked, ABC):
         Returns:
             A number for each; None where the merge is no such sum, or its numbers differ from tensor to tensor.
         """
+        return None
+
+    def shares(self, weights: Sequence[Number] | None, count: int) -> Sequence[Number] | None:
+        """How much each operand counts in what is averaged beside the merge: heads that the base lacks, and buffers.
+        Those of 0 and below do not count: what is to be forgotten has no say there.
+
+        Args:
+            weights: a number for each model; None: all alike.
+            count: how many models.
+        """
+        return weights
+
+    @property
+    def result_of(self) -> int | None:
+        """The place of the model for whose task the result is, and whose head it has; None: it is for all tasks."""
         return None
 
     def settled(self) -> "MergeSettings":
@@ -60,6 +75,9 @@ class Analogy(MergeSettings):
     def coefficients(self, weights: Sequence[float] | None, count: int) -> list[float] | None:
         return [-1.0, 1.0, 1.0]
 
+    def shares(self, weights: Sequence[Number] | None, count: int) -> Sequence[Number] | None:
+        return [-1.0, 1.0, 1.0]
+
 
 class Interpolate(MergeSettings):
     """A straight line from one model to another: (1 − t) θ₀ + t θ₁. From the pre-trained model, this is WiSE-FT.
@@ -75,6 +93,9 @@ class Interpolate(MergeSettings):
             return None
         return [1.0 - self.t, self.t][-count:]
 
+    def shares(self, weights: Sequence[Number] | None, count: int) -> Sequence[Number] | None:
+        return [less(self.t), self.t][-count:]
+
 
 class Slerp(MergeSettings):
     """An arc from one model to another, tensor by tensor.
@@ -84,6 +105,9 @@ class Slerp(MergeSettings):
     """
 
     t: Number = 0.5
+
+    def shares(self, weights: Sequence[Number] | None, count: int) -> Sequence[Number] | None:
+        return [less(self.t), self.t][-count:]
 
 
 class OfVectors(MergeSettings):
@@ -210,10 +234,18 @@ class Emr(OfVectors):
     """EMR: the vector that a task has of the unified one, by its mask and its scale.
 
     Attributes:
-        task: number of the model whose vector it is, from 0 on.
+        task: number of the model whose vector it is, from 0 on. The result is that model, as far as the unified vector
+            has it: its head and its buffers are the result's.
     """
 
     task: int = Field(default=0, ge=0)
+
+    def shares(self, weights: Sequence[Number] | None, count: int) -> Sequence[Number] | None:
+        return [float(place == self.task) for place in range(count)]
+
+    @property
+    def result_of(self) -> int | None:
+        return self.task
 
 
 class Knots(MergeSettings):

@@ -34,6 +34,7 @@ class MergeMethod:
             adapters a method over adapters has a use for.
         base: whether it needs the model that the others come from.
         reads: what it reads.
+        means: whether the result is a mean of the models, so that heads and buffers are merged as all other tensors.
         start: whether all operands have to come from one start, as units do otherwise not match.
         acts: on what it acts: models' folders, adapters' folders.
         least, most: how many models it takes.
@@ -48,6 +49,7 @@ class MergeMethod:
     takes: tuple[str, ...] = ()
     base: Base = "none"
     reads: Reads = "weights"
+    means: bool = False
     start: bool = True
     acts: tuple[str, ...] = BOTH
     least: int = 1
@@ -79,6 +81,7 @@ _METHODS = (
         function=f"{OPERATIONS}.average",
         settings="merging.settings.Average",
         takes=("weights",),
+        means=True,
         least=2,
         paper="Wortsman et al. 2022, arXiv:2203.05482",
         when="runs of one task from one start",
@@ -88,6 +91,7 @@ _METHODS = (
         function="merging.choosing.soup",
         takes=("score", "tell"),
         reads="scores",
+        means=True,
         acts=("models",),
         least=2,
         paper="Wortsman et al. 2022, arXiv:2203.05482",
@@ -98,6 +102,7 @@ _METHODS = (
         function=f"{OPERATIONS}.interpolate",
         settings="merging.settings.Interpolate",
         base="optional",
+        means=True,
         least=2,
         most=2,
         paper="Wortsman et al. 2022, arXiv:2109.01903",
@@ -108,6 +113,7 @@ _METHODS = (
         function=f"{OPERATIONS}.slerp",
         settings="merging.settings.Slerp",
         base="optional",
+        means=True,
         acts=("models",),
         least=2,
         most=2,
@@ -228,6 +234,7 @@ _METHODS = (
         function="merging.rebasin.rebasin",
         settings="alignment.settings.MatchingSettings",
         takes=("weights", "tell"),
+        means=True,
         start=False,
         acts=("models",),
         least=2,

@@ -44,6 +44,11 @@ class Slerp(Step):
         first, second = vectors.facts(piece.name)
         return stack[0].mul(first).add_(stack[1], alpha=second)
 
+    def mean(self, stack: Stack, piece: Piece, vectors: Vectors) -> Float[Tensor, "n"]:
+        """What is not trained lies on the straight line between the two."""
+        t = at(resolved(self.t, [piece.name], "t", beside=vectors.names), piece.name)
+        return stack[0].mul(1 - t).add_(stack[1], alpha=t)
+
 
 class ModelStock(Step):
     """The mean of N fine-tuned models drawn towards the pre-trained one, by how far they point apart (Jang et al. 2024,

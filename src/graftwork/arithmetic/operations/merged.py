@@ -40,6 +40,19 @@ class Step(ABC):
             vectors: all of them; `vectors.facts(name)` is what `facts` found of a tensor.
         """
 
+    def mean(self, stack: Stack, piece: Piece, vectors: "Vectors") -> Float[Tensor, "n"]:
+        """The numbers of a piece of what is not trained: the mean with the vectors' weights. Those of 0 and below do
+        not count; where none does, nothing is left.
+
+        Args:
+            stack: the weighed vectors' numbers.
+            piece: where they are.
+            vectors: all of them.
+        """
+        counted = [i for i, weight in enumerate(vectors.weights_at(piece.name)) if weight > 0]
+        total = sum(vectors.weights_at(piece.name)[i] for i in counted)
+        return stack[counted].sum(0) / (total or 1.0)
+
     def unit(self, shape: tuple[int, ...]) -> int:
         """How many numbers of a tensor of that shape are merged together."""
         return 1
@@ -146,8 +159,8 @@ class Vectors:
 class Merged(Source):
     """What a step makes of vectors.
 
-    Whole numbers are as in the first vector; buffers of floating-point numbers, which are not trained, are averaged
-    with the vectors' weights. A tied tensor is merged once.
+    Whole numbers are as in the first vector; of buffers of floating-point numbers, which are not trained, it is the
+    step's `mean`. A tied tensor is merged once.
 
     Args:
         sources: the vectors, under the same names.
@@ -200,14 +213,10 @@ class Merged(Source):
         name = self._same.get(piece.name, piece.name)
         own = Piece(name, piece.start, piece.stop)
         if name not in self.vectors.units:
-            return self._mean(own)
+            return self._step.mean(self.vectors.read(own), own, self.vectors)
         if not self._prepared:
             self.prepare(SILENT)
         return self._step.merge(self.vectors.read(own), own, self.vectors)
-
-    def _mean(self, piece: Piece) -> Tensor:
-        weights = self.vectors.weights_at(piece.name)
-        return self.vectors.read(piece).sum(0) / (sum(weights) or 1.0)
 
     def _facts_of(self, name: str) -> Any:
         with self._lock:

@@ -55,13 +55,16 @@ Number = Annotated[Finite | Gradient | tuple[Filtered, ...], BeforeValidator(_pl
 """A number; numbers over the layers; or values by filters of names."""
 
 
-def resolved(number: Number, names: Collection[str], what: str) -> float | dict[str, float]:
+def resolved(
+    number: Number, names: Collection[str], what: str, *, beside: Collection[str] | None = ()
+) -> float | dict[str, float]:
     """A number for each tensor; one alone where it is the same for all.
 
     Args:
         number: the number as it was given.
         names: of all tensors.
         what: the setting's name, for errors.
+        beside: names of other tensors, which filters may be for; None: it is not known which there are.
 
     Raises:
         RecipeError: a filter matches no tensor, or no filter matches a tensor.
@@ -69,9 +72,9 @@ def resolved(number: Number, names: Collection[str], what: str) -> float | dict[
     if isinstance(number, int | float):
         return float(number)
     rules = number if number and isinstance(number[0], Filtered) else (Filtered(value=number),)  # type: ignore[arg-type]
-    layers = layers_of(names)
+    layers = layers_of([*names, *(beside or ())])
     found: dict[str, float] = {}
-    used: set[int] = set()
+    used = {i for i, rule in enumerate(rules) if isinstance(rule, Filtered) and any(map(rule.matches, beside or ()))}
     for name in names:
         matching = [i for i, rule in enumerate(rules) if isinstance(rule, Filtered) and rule.matches(name)]
         if not matching:
@@ -83,13 +86,30 @@ def resolved(number: Number, names: Collection[str], what: str) -> float | dict[
         used |= {*matching}
         found[name] = _at(rules[matching[0]], name, layers)
     idle = [rule for i, rule in enumerate(rules) if i not in used and isinstance(rule, Filtered) and rule.filter]
-    if idle:
+    if idle and beside is not None:
         raise RecipeError(
             f"filter {idle[0].filter!r} of {what} matches no tensor",
             expected=f"parts of names such as {min(names)!r}",
             change=what,
         )
     return found
+
+
+def at_each(
+    number: Number, names: Collection[str], what: str, *, beside: Collection[str] | None = ()
+) -> dict[str, float]:
+    """The same for each tensor, also where it is one number; see `resolved`."""
+    found = resolved(number, names, what, beside=beside)
+    return found if isinstance(found, dict) else dict.fromkeys(names, found)
+
+
+def less(number: Number) -> Number:
+    """1 less a number, wherever it is another one."""
+    if isinstance(number, int | float):
+        return 1.0 - number
+    return tuple(
+        own.model_copy(update={"value": less(own.value)}) if isinstance(own, Filtered) else 1.0 - own for own in number
+    )  # type: ignore[return-value]
 
 
 def the_one(number: Number, what: str, why: str) -> float:
