@@ -36,6 +36,7 @@ class MergeMethod:
         reads: what it reads.
         start: whether all operands have to come from one start, as units do otherwise not match.
         acts: on what it acts: models' folders, adapters' folders.
+        by_angle: whether it goes by the angle between two operands, which nothing has with what changes nothing.
         least, most: how many models it takes.
         paper: where it comes from.
         when: when to use it.
@@ -50,6 +51,7 @@ class MergeMethod:
     reads: Reads = "weights"
     start: bool = True
     acts: tuple[str, ...] = BOTH
+    by_angle: bool = False
     least: int = 1
     most: int | None = None
     paper: str
@@ -64,11 +66,6 @@ class MergeMethod:
     def scored(self) -> bool:
         """Whether it chooses by scores on a task that is given."""
         return self.reads == "scores"
-
-    @property
-    def reads_rows(self) -> bool:
-        """Whether it reads rows of the tasks' data."""
-        return self.reads in ("texts", "labels")
 
 
 OPERATIONS = "operations.operations"
@@ -88,7 +85,6 @@ _METHODS = (
         function="merging.choosing.soup",
         takes=("score", "tell"),
         reads="scores",
-        acts=("models",),
         least=2,
         paper="Wortsman et al. 2022, arXiv:2203.05482",
         when="many runs of one task, some of them bad",
@@ -108,7 +104,7 @@ _METHODS = (
         function=f"{OPERATIONS}.slerp",
         settings="merging.settings.Slerp",
         base="optional",
-        acts=("models",),
+        by_angle=True,
         least=2,
         most=2,
         paper="Shoemake 1985",
