@@ -146,10 +146,28 @@ def test_bottlenecks_make_a_soup_as_their_mean_is(backbone, runs):
     assert str(told.value) == str(said.value)
 
 
-def test_an_adapter_without_data_is_refused(graftwork, backbone):
+def test_heads_that_are_kept_are_scored_each(backbone, runs):
+    """Of two adapters of one task, each with its own head over the mean of what they change."""
+    own = {name: Adapter.load(runs / name) for name in ("second", "third")}
+    found = soup_adapters(own, backbone, heads="keep")
+    assert found.scores == pytest.approx({name: accuracy(adapter, backbone) for name, adapter in own.items()})
+    both = merge_adapters(own, backbone, heads="keep").adapters.values()
+    together = sum(accuracy(adapter, backbone) for adapter in both) / 2
+    assert found.score == pytest.approx(max(found.scores["second"], together))
+    assert len(found.merged.adapters) == len(found.taken)
+
+
+def test_an_adapter_without_data_is_refused(graftwork, backbone, tmp_path):
     own = {name: make_adapter(backbone, LoRA(rank=2), trained=True, seed=i) for i, name in enumerate("ab")}
     with pytest.raises(DataError, match="does not say on which data"):
         soup_adapters(own, backbone)
+    for name, adapter in own.items():
+        adapter.save(tmp_path / name)
+    command = ["merge", "soup", tmp_path / "a", tmp_path / "b"]
+    told, ran = graftwork(*command, "--dry-run"), graftwork(*command, "--output", tmp_path / "out", "--quiet")
+    assert (told.status, told.err) == (ran.status, ran.err)
+    assert "does not say on which data" in told.err
+    assert names_in(tmp_path) == ["a", "b"]
 
 
 def test_an_interrupted_soup_goes_on(graftwork, backbone, runs, tasks, tmp_path, monkeypatch):

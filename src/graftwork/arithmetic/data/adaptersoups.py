@@ -15,6 +15,7 @@ from graftwork.arithmetic.data.keeping import Kept
 from graftwork.arithmetic.operations.soups import greedy_soup
 from graftwork.backbones import Backbone
 from graftwork.training.display import shown_on_stderr
+from graftwork.training.evaluation import task_of
 
 Names = tuple[str, ...]
 
@@ -77,10 +78,12 @@ def soup_adapters(
         taken = {name: adapter for name, adapter in named.items() if name in names}
         return merge_adapters(taken, backbone, rank=rank, heads=heads, align=align)
 
-    of = {"rank": rank, "heads": heads, "align": align, "data": own}
-    kept = Kept(
-        None if working is None else Path(working), "soup", {**of, **{n: one.digest for n, one in named.items()}}
-    )
+    of = {
+        **{"rank": rank, "heads": heads, "align": align},
+        "adapters": {name: adapter.digest for name, adapter in named.items()},
+        "tasks": {n: task_of(one, data=own.get(n)).resolved().model_dump(mode="json") for n, one in named.items()},
+    }
+    kept = Kept(None if working is None else Path(working), "soup", of)
     state = kept.read()
     known: dict[str, float] = {} if state is None else dict(state[1])
     most = 2 * len(named) - 1
