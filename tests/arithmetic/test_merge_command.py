@@ -236,11 +236,14 @@ def test_an_interrupted_merge_is_resumed_by_command(graftwork, adapters, tmp_pat
         (["average", "--heads", "base"], "--heads base would do nothing in a merge of adapters"),
         (["donor", "--rank", "2", "--heads", "keep"], "--heads would do nothing: donor"),
         (["donor", "EXTRA"], "donor was given 3 adapters"),
-        (["soup", "--task", "x"], "'soup' is for whole models"),
+        (["soup", "--weights", "1,2"], "--weights would do nothing: soup has no use for it"),
+        (["soup", "--heads", "average"], "the heads of 'mood' and 'pace' cannot be averaged"),
+        (["rebasin"], "'rebasin' is for whole models"),
         (["interpolate", "--sweep", "s=0,1"], "interpolate has no setting 's'"),
         (["regmean", "--weights", "1,2"], "--weights would do nothing: regmean has no use for it"),
         (["adamerging", "--heads", "keep"], "--heads would do nothing: adamerging"),
-        (["slerp"], "'slerp' is for whole models"),
+        (["slerp", "EXTRA"], "slerp was given 3 adapters"),
+        (["slerp", "--weights", "1,2"], "--weights would do nothing: slerp has no use for it"),
         (["tie"], "unknown merge method 'tie'"),
         (["fisher", "--method.example", "3"], "unknown key 'example'"),
         (["average", "--train.seed", "1"], "unknown setting"),
@@ -288,6 +291,8 @@ def made_of(folder):
         ("average", ["mood", "mood-again"], []),
         ("average", ["mood-houlsby", "pace-houlsby"], []),
         ("interpolate", ["mood"], []),
+        ("slerp", ["mood", "pace"], ["--method.t", 0.25]),
+        ("slerp", ["mood", "mood-again"], ["--rank", 4]),
         ("ties", ["mood", "pace"], ["--heads", "keep"]),
         ("ties", ["mood", "pace"], ["--rank", 4]),
         ("arithmetic", ["mood", "pace"], ["--weights", "1,-1"]),
@@ -320,6 +325,7 @@ def test_a_dry_run_of_adapters_tells_every_tensor_and_head(graftwork, adapters, 
     else:
         assert planned == found
     assert plan["bytes"] == sum(4 * math.prod(shape) for shape in planned.values())
+    assert not plan["chosen"]
     assert bool(plan["reads"]) == (method in ("fisher", "donor", "regmean", "adamerging"))
     text = graftwork("merge", method, *own, *more, "--dry-run")
     assert text.status == 0
@@ -351,6 +357,14 @@ WRONG_NUMBERS = [
         ("arithmetic", ["mood-houlsby", "pace-houlsby"], []),
         ("adamerging", ["mood-houlsby", "pace-houlsby"], []),
         ("regmean", ["mood-houlsby", "pace-houlsby"], []),
+        ("slerp", ["mood-houlsby", "pace-houlsby"], []),
+        ("slerp", ["mood"], []),
+        ("slerp", ["mood", "pace"], ["--method.t", '[{"filter": "nowhere", "value": 0.5}, {"value": 1.0}]']),
+        ("soup", ["mood"], []),
+        ("soup", ["mood", "mood-houlsby"], []),
+        ("soup", ["mood-houlsby", "pace-houlsby"], ["--rank", 2]),
+        ("soup", ["mood", "pace"], ["--heads", "average"]),
+        ("soup", ["mood", "pace"], ["--sweep", "t=1,2"]),
         *((method, ["mood", "pace"], more) for method, more in WRONG_NUMBERS),
         ("knots", ["mood", "pace"], ["--method.keep", 1.5]),
         ("ties", ["mood", "pace"], ["--sweep", "keep=0.5,1.5"]),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         specification_of,
     )
     from graftwork.arithmetic.alignment.straightthrough import StraightThroughSettings, straight_through
+    from graftwork.arithmetic.data.adaptersoups import AdapterSoup, soup_adapters
     from graftwork.arithmetic.data.donors import DonorMerge, donor_merge
     from graftwork.arithmetic.data.fisher import fisher_merge
     from graftwork.arithmetic.data.fishermerging import fisher_adapters
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdaMerged": "data.learnedcoefficients",
     "AdaMergingSettings": "data.settings",
+    "AdapterSoup": "data.adaptersoups",
     "DonorMerge": "data.donors",
     "EMR": "operations.unifying",
     "Extracted": "adapters.extracting",
@@ -106,6 +108,7 @@ _HOMES = {
     "sce": "operations.operations",
     "sequential_specification": "alignment.specifications",
     "slerp": "operations.operations",
+    "soup_adapters": "data.adaptersoups",
     "specification_of": "alignment.specifications",
     "straight_through": "alignment.straightthrough",
     "task_arithmetic": "operations.operations",
@@ -120,6 +123,7 @@ __all__ = [
     "EMR",
     "AdaMerged",
     "AdaMergingSettings",
+    "AdapterSoup",
     "DonorMerge",
     "Extracted",
     "ExtractedTensor",
@@ -171,6 +175,7 @@ __all__ = [
     "sce",
     "sequential_specification",
     "slerp",
+    "soup_adapters",
     "specification_of",
     "straight_through",
     "task_arithmetic",

@@ -105,6 +105,7 @@ def _show_adapters(plan: "AdapterPlan", *, as_json: bool) -> None:
             "adapters": {name: {"method": method, "folder": str(p)} for name, (method, p) in plan.adapters.items()},
             "method": plan.method,
             "at_most": plan.at_most,
+            "chosen": plan.chosen,
             "heads": [asdict(head) for head in plan.heads],
             "tensors": [asdict(tensor) for tensor in plan.tensors],
             "reads": list(plan.reads),
@@ -131,6 +132,8 @@ def _show_adapters(plan: "AdapterPlan", *, as_json: bool) -> None:
         print(f"reads {line}")
     rank = "; its rank is at most that of the shapes" if plan.at_most else ""
     print(f"gives {plan.method}{rank}")
+    if plan.chosen:
+        print("scores decide which of the adapters it is of; this is that of all of them")
     print(_sum(plan))
 
 

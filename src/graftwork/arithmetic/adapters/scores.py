@@ -160,6 +160,51 @@ def scores_of_merged(
     return found, sum(worth) / len(worth)
 
 
+def goodness_on_all(
+    adapters: Mapping[str, Adapter],
+    merged: MergedAdapters,
+    backbone: Backbone,
+    *,
+    data: Mapping[str, str] | None = None,
+    display: Display = SILENT,
+) -> float:
+    """How good a merge of some adapters is on the tasks of all of them: the mean over the tasks of how good their first
+    metrics are, at most 1. On a task it is scored with the heads of the adapters of that task that are in it; where
+    none is, with those that they have by themselves.
+
+    Args:
+        adapters: those that could be merged, by name. Two that were tuned on one task have one task in common.
+        merged: the result.
+        backbone: of all of them. It is in use meanwhile.
+        data: other data than those that an adapter was tuned on, by its name.
+        display: where it is shown how far it is.
+
+    Raises:
+        AdapterError: it lacks layers that the head of another task reads.
+        DataError: the data of an adapter are not known, or cannot be read.
+    """
+    in_it = {name: merged.adapters[head] for head, names in merged.members.items() for name in names}
+    body = next(iter(merged.adapters.values()))
+    found = []
+    for names in _by_task(adapters, data or {}):
+        own = {id(in_it[name]): in_it[name] for name in names if name in in_it}
+        tried = [*own.values()] or [with_head_of(body, adapters[name]) for name in names]
+        with scorer_for(adapters[names[0]], backbone, data=(data or {}).get(names[0]), display=display) as scorer:
+            metric = scorer.task.main_metric
+            each = [METRICS[metric].goodness(scorer(adapter)[metric]) for adapter in tried]
+        found.append(sum(each) / len(each))
+    return sum(found) / len(found)
+
+
+def _by_task(adapters: Mapping[str, Adapter], data: Mapping[str, str]) -> list[list[str]]:
+    """The names of adapters, those of one task together. Two tasks that differ in nothing but their names are one."""
+    groups: dict[str, list[str]] = {}
+    for name, adapter in adapters.items():
+        task = task_of(adapter, data=data.get(name)).resolved()
+        groups.setdefault(task.model_dump_json(exclude={"name"}), []).append(name)
+    return [*groups.values()]
+
+
 def with_head_of(body: Adapter, head: Adapter) -> Adapter:
     """The method of one adapter with the head of another one."""
     if body is head:

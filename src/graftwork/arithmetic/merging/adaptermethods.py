@@ -115,9 +115,16 @@ def check_adapters(
         raise RecipeError(
             f"{', '.join(idle)} would do nothing: {method.name} has no use for it", change=", ".join(idle)
         )
+    if method.by_angle and count == 1:
+        raise RecipeError(
+            f"{method.name} goes by the angle between what two adapters change, and the backbone alone changes nothing",
+            expected="two adapters; from the backbone to one, interpolate",
+            change="the adapters, METHOD",
+        )
     # The backbone is the base; from it to one adapter, or from one adapter to another.
     base = method.base == "needed" or (method.base == "optional" and count == 1)
-    chosen.check(count, base=base, weights=weights is not None, tasks=0, what="adapters")
+    # An adapter says itself what its task is.
+    chosen.check(count, base=base, weights=weights is not None, tasks=count, what="adapters")
 
 
 def run_on_adapters(chosen: ChosenMethod, operands: AdapterOperands) -> AdapterResult:
@@ -130,7 +137,7 @@ def run_on_adapters(chosen: ChosenMethod, operands: AdapterOperands) -> AdapterR
     if chosen.method.over == "adapters":
         found: AdapterResult = chosen.function()(operands, chosen.settings)
         return found
-    return _by_changes(chosen, operands)
+    return _soup(operands) if chosen.method.scored else _by_changes(chosen, operands)
 
 
 def knots(operands: AdapterOperands, settings: Knots) -> AdapterResult:
@@ -249,6 +256,17 @@ def scale_of(chosen: ChosenMethod) -> float:
     return float(factor)
 
 
+def _soup(operands: AdapterOperands) -> AdapterResult:
+    """A greedy soup, chosen by scores on the tasks of the adapters."""
+    from graftwork.arithmetic.data.adaptersoups import soup_adapters
+
+    found = soup_adapters(operands.adapters, operands.backbone, **operands.options, **operands.reading)
+    names = ", ".join(f"{name} ({found.scores[name]:.4f})" for name in found.taken)
+    said = f"the soup ({found.score:.4f}) is of {len(found.taken)} of {len(found.scores)} adapters: {names}"
+    details = {"taken": list(found.taken), "score": found.score, "scores": dict(found.scores)}
+    return AdapterResult(found.merged, (said,), {"soup": details})
+
+
 def described(chosen: ChosenMethod) -> str:
     """A method as a formula, with its settings."""
     settings = chosen.settings.model_dump(mode="json", exclude_none=True)
@@ -279,6 +297,12 @@ def formula_of(chosen: ChosenMethod, weights: Sequence[Any] | None) -> "Formula"
         if chosen.method.base == "optional" and len(given) == 1:
             given = [given[0] * 0.0, *given]  # from the backbone, which changes nothing
         made = chosen.combine(given, weights)
+        if chosen.method.by_angle and not all(any(bool(t.any()) for t in vector.values()) for vector in vectors):
+            raise MethodError(
+                f"an adapter changes nothing, so that {chosen.name} has no angle to go by",
+                expected="two adapters that change something; or interpolate",
+                change="the adapters, METHOD",
+            )
         if isinstance(chosen.settings, OfVectors):
             made = made.scaled(resolved(chosen.settings.factor, made.shapes, "scale"))
         return made

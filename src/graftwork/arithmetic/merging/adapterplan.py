@@ -17,13 +17,14 @@ from graftwork.arithmetic.data.regressionmeans import refuse_weightless
 from graftwork.arithmetic.data.settings import AdaMergingMergeSettings
 from graftwork.arithmetic.merging.adaptermethods import coefficients_of, described, scale_of
 from graftwork.arithmetic.merging.checking import check_formula
-from graftwork.arithmetic.merging.folders import base_of, checked, named, tasks_of
+from graftwork.arithmetic.merging.folders import base_of, checked, for_task, named, tasks_of
 from graftwork.arithmetic.merging.method import ChosenMethod, make_merge_method
 from graftwork.arithmetic.merging.plan import PlannedTensor
 from graftwork.arithmetic.merging.recipe import MergeRecipe
 from graftwork.arithmetic.merging.settings import Knots
 from graftwork.arithmetic.values.filters import Number
 from graftwork.backbones import Backbone
+from graftwork.training.evaluation import task_of
 
 FLOAT32 = 4
 
@@ -53,6 +54,7 @@ class AdapterPlan:
         heads: the result's.
         tensors: the result's, in order; those of heads under the head's name where there are several.
         at_most: whether the numbers decide the rank, which is at most the one of the shapes.
+        chosen: whether the adapters are chosen by scores, so that the result is of some; planned is that of all.
         reads: what of the tasks' data is read.
         bytes_read: size of the operands' and the backbone's tensors.
     """
@@ -62,6 +64,7 @@ class AdapterPlan:
     heads: tuple[PlannedHead, ...]
     tensors: tuple[PlannedTensor, ...]
     at_most: bool
+    chosen: bool
     reads: tuple[str, ...]
     bytes_read: int
 
@@ -89,7 +92,7 @@ def plan_adapters(recipe: MergeRecipe) -> AdapterPlan:
     models = [is_model_folder(path) and not (path / CONFIG).is_file() for path in paths]
     backbone = Backbone.outline(base_of(paths, models, recipe.base))
     loaded = [
-        finetuned_outline(path, backbone, task=task) if model else Adapter(**read_outline(path))
+        finetuned_outline(path, backbone, task=task) if model else for_task(Adapter(**read_outline(path)), task)
         for path, model, task in zip(paths, models, tasks_of(recipe), strict=True)
     ]
     adapters = named(paths, loaded)
@@ -124,20 +127,34 @@ def plan_adapters(recipe: MergeRecipe) -> AdapterPlan:
             for name, t in group.tensors.items()
         ]
     method = chosen.method
-    rows = "texts and labels" if method.reads == "labels" else "texts"
     read = sum(prod(t.shape) for adapter in adapters.values() for t in adapter.tensors.values())
     return AdapterPlan(
         adapters={name: (own.method.name, path) for (name, own), path in zip(adapters.items(), paths, strict=True)},
         method=body.method,
         heads=tuple(PlannedHead(g.name, g.names, tuple(g.adapter.task.labels or ())) for g in groups),
         tensors=tuple(tensors),
-        at_most=body.at_most,
-        reads=tuple(f"{rows} of {name}" for name in adapters) if method.reads_rows else (),
+        at_most=body.at_most or (method.scored and recipe.rank is None and body.method == "lora"),
+        chosen=method.scored,
+        reads=tuple(f"{_ROWS[method.reads]} of {name}" for name in adapters) if method.reads in _ROWS else (),
         bytes_read=FLOAT32 * (read + backbone.num_parameters),
     )
 
 
-_REFUSALS: Mapping[str, Any] = {"adamerging": refuse_unlearnable, "regmean": refuse_weightless}
+_ROWS = {"scores": "validation rows", "texts": "texts", "labels": "texts and labels"}
+"""What a method reads of an adapter's task."""
+
+
+def _refuse_unscorable(adapters: Mapping[str, Adapter], kind: Any) -> None:
+    """Refuse adapters that do not say on which data they are scored."""
+    for adapter in adapters.values():
+        task_of(adapter)
+
+
+_REFUSALS: Mapping[str, Any] = {
+    "adamerging": refuse_unlearnable,
+    "regmean": refuse_weightless,
+    "soup": _refuse_unscorable,
+}
 """What methods refuse of adapters, beside what all refuse."""
 
 
@@ -145,6 +162,8 @@ def _scaled(chosen: ChosenMethod, given: Sequence[float] | None, count: int) -> 
     """The coefficients of what adapters change; those that will be learned are not known."""
     if isinstance(chosen.settings, AdaMergingMergeSettings):
         return [1.0] * count if chosen.settings.keep is None else None
+    if chosen.method.scored:
+        return [1.0 / count] * count
     return None if given is None else [own * scale_of(chosen) for own in given]
 
 
@@ -152,7 +171,7 @@ def _formula_of(chosen: ChosenMethod) -> ChosenMethod | None:
     """The formula over vectors; None where the method is none."""
     if isinstance(chosen.settings, Knots):
         chosen = make_merge_method(chosen.settings.formula, chosen.settings.inner())
-    return None if chosen.method.over == "adapters" else chosen
+    return None if chosen.method.over == "adapters" or chosen.method.scored else chosen
 
 
 def _groups(

@@ -72,7 +72,7 @@ def merge_folders(
         # One at a time is in memory; then it is on disk.
         loaded = [
             _put_by(
-                finetuned_adapter(path, frozen, task=task) if model else _for_task(Adapter.load(path), task),
+                finetuned_adapter(path, frozen, task=task) if model else for_task(Adapter.load(path), task),
                 working,
                 f"operand-{i}",
             )
@@ -190,8 +190,12 @@ def base_of(paths: Sequence[Path], models: Sequence[bool], base: str | None) -> 
     return str(read_outline(paths[0])["backbone"].name)
 
 
-def _for_task(adapter: Adapter, task: Task | None) -> Adapter:
-    """An adapter whose data are those of a task."""
+def for_task(adapter: Adapter, task: Task | None) -> Adapter:
+    """An adapter whose data are those of a task.
+
+    Raises:
+        RecipeError: the task is of another kind.
+    """
     if task is None:
         return adapter
     if task.kind != adapter.kind:

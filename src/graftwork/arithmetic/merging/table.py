@@ -37,6 +37,7 @@ class MergeMethod:
         means: whether the result is a mean of the models, so that heads and buffers are merged as all other tensors.
         start: whether all operands have to come from one start, as units do otherwise not match.
         acts: on what it acts: models' folders, adapters' folders.
+        by_angle: whether it goes by the angle between two operands, which nothing has with what changes nothing.
         least, most: how many models it takes.
         paper: where it comes from.
         when: when to use it.
@@ -52,6 +53,7 @@ class MergeMethod:
     means: bool = False
     start: bool = True
     acts: tuple[str, ...] = BOTH
+    by_angle: bool = False
     least: int = 1
     most: int | None = None
     paper: str
@@ -66,11 +68,6 @@ class MergeMethod:
     def scored(self) -> bool:
         """Whether it chooses by scores on a task that is given."""
         return self.reads == "scores"
-
-    @property
-    def reads_rows(self) -> bool:
-        """Whether it reads rows of the tasks' data."""
-        return self.reads in ("texts", "labels")
 
 
 OPERATIONS = "operations.operations"
@@ -92,7 +89,6 @@ _METHODS = (
         takes=("score", "tell"),
         reads="scores",
         means=True,
-        acts=("models",),
         least=2,
         paper="Wortsman et al. 2022, arXiv:2203.05482",
         when="many runs of one task, some of them bad",
@@ -114,7 +110,7 @@ _METHODS = (
         settings="merging.settings.Slerp",
         base="optional",
         means=True,
-        acts=("models",),
+        by_angle=True,
         least=2,
         most=2,
         paper="Shoemake 1985",

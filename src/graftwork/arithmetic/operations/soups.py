@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, TypeVar, cast
 
-from graftwork.arithmetic.operations.operations import M, average
+from graftwork.arithmetic.operations.operations import average
 from graftwork.errors import RecipeError
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
-class GreedySoup(Generic[M]):
+class GreedySoup(Generic[S]):
     """What `greedy_soup` gives.
 
     Attributes:
@@ -19,19 +21,22 @@ class GreedySoup(Generic[M]):
         score: that of the soup.
     """
 
-    soup: M
+    soup: S
     taken: tuple[int, ...]
     scores: tuple[float, ...]
     score: float
 
 
-def greedy_soup(models: Sequence[M], score: Callable[[M], float]) -> GreedySoup[M]:
+def greedy_soup(
+    models: Sequence[S], score: Callable[[S], float], *, mean: Callable[[Sequence[S]], S] | None = None
+) -> GreedySoup[S]:
     """A greedy soup (Wortsman et al. 2022, "Model soups", arXiv:2203.05482): the best model, and of the
     others, from the better to the worse, each with which the mean scores no less.
 
     Args:
-        models: `Weights`, or plain mappings from names to tensors.
+        models: `Weights`, or plain mappings from names to tensors; with `mean`, whatever it takes.
         score: how good one is on held-out validation data, the more the better.
+        mean: makes one of several. None: `average`.
 
     Raises:
         RecipeError: there are no models.
@@ -39,11 +44,12 @@ def greedy_soup(models: Sequence[M], score: Callable[[M], float]) -> GreedySoup[
     """
     if isinstance(models, Mapping) or not models:
         raise RecipeError("there are no models to choose from", expected="a list of weights", change="the models")
+    averaged = cast("Callable[[Sequence[S]], S]", average) if mean is None else mean
     scores = tuple(score(model) for model in models)
     order = sorted(range(len(models)), key=lambda i: (-scores[i], i))
     taken, best, soup = order[:1], scores[order[0]], models[order[0]]
     for place in order[1:]:
-        with_it: M = average([models[i] for i in (*taken, place)])
+        with_it = averaged([models[i] for i in (*taken, place)])
         found = score(with_it)
         if found >= best:
             taken, best, soup = [*taken, place], found, with_it
