@@ -219,6 +219,7 @@ def test_heads_of_adapters_have_the_weight_behind_the_last_layer(backbone, adapt
     a, b = (head(own) for own in adapters.values())
     near(heads_of(backbone, adapters, "average", [(0.0, 3.0), (5.0, 1.0)])["a+b"], 0.75 * a + 0.25 * b)
     near(heads_of(backbone, adapters, "interpolate", None, t=(0.9, 0.25))["a+b"], 0.75 * a + 0.25 * b)
+    near(heads_of(backbone, adapters, "slerp", None, t=0.25)["a+b"], 0.75 * a + 0.25 * b)
 
 
 def test_emr_of_adapters_has_the_head_of_its_task(backbone, adapters):
