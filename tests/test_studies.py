@@ -7,10 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from training.workbench import backbone_folder
 
-from studies import analogies, basins, domains, epochs, every_method, fast_step, pooling, rates, table_to_text
+from studies import (
+    analogies,
+    basins,
+    domains,
+    epochs,
+    every_method,
+    fast_step,
+    pooling,
+    rates,
+    table_to_text,
+    which_method,
+)
 from studies.grid import Grid, markdown
 from studies.labelled import TASKS
+
+__all__ = ["backbone_folder"]
 
 
 def measure(letter, number, *, calls):
@@ -156,6 +170,66 @@ def test_the_study_of_methods_is_a_study():
     assert len(study.tasks) == 13
     for name, own in study.tasks.items():
         find_task(name if own.task is None else own.task["base"])
+
+
+def test_a_task_of_the_study_of_methods_is_measured_and_shown(backbone_folder, tmp_path, monkeypatch):
+    rows = [f"{('good', 'bad')[i % 2]} film {i},{('yes', 'no')[i % 2]}" for i in range(24)]
+    (tmp_path / "films").mkdir()
+    for split in ("train", "validation", "test"):
+        (tmp_path / "films" / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (tmp_path / "study.yaml").write_text(f"""
+backbone: {backbone_folder}
+tasks: {{films: {{task: {{name: films, text: text, metrics: accuracy}}, data: data/films}}}}
+methods: {{full-fine-tuning: {{}}, houlsby: {{bottleneck: [8, 64]}}}}
+train: {{num_train_epochs: 1}}
+search: {{grid: {{learning_rate: {{times: [1, 3]}}}}}}
+seeds: 1
+""")
+    monkeypatch.setattr(which_method, "STUDY", tmp_path / "study.yaml")
+    assert which_method.tasks() == ["films"]
+    found = which_method.measure("films", data=tmp_path, work=tmp_path / "work", workers=1)
+    record = json.loads(json.dumps({"task": "films", **found}))
+    assert {one["method"] for one in record["results"]} == {"full-fine-tuning", "houlsby"}
+    assert {*record["rates"].values()} <= {1.0, 3.0}
+    assert len(record["spans"]) == 3, "two layers have three spans"
+    page = which_method.report([record])
+    assert "| houlsby (bottleneck=64) |" in page
+    assert "still to be run" not in page
+    which_method.draw([record], tmp_path)
+    assert (tmp_path / "which_method.svg").exists()
+
+
+def test_what_the_study_of_methods_says_of_claims():
+    def run(task, label, test):
+        method, _, setting = label.rstrip(")").partition(" (")
+        size = {
+            "trained_parameters": 110,
+            "head_parameters": 10,
+            "backbone_parameters": 1000,
+            "nbytes": 1,
+            "seconds": 2.0,
+        }
+        scores = {"main_metric": "accuracy", "validation": {"accuracy": 0.5}, "test": {"accuracy": test}}
+        return {"task": task, "method": method, "setting": setting, "learning_rate": 1e-3, "seed": 0, **scores, **size}
+
+    scores = {"full-fine-tuning": (0.80, 0.70), "houlsby (bottleneck=64)": (0.79, 0.69), "not-shared": (0.9, 0.72)}
+    scores["one-a-layer"] = (0.1, 0.70)
+    records = [
+        {
+            "task": task,
+            "results": [run(task, label, own[i]) for label, own in scores.items()],
+            "rates": dict.fromkeys(scores, 3.0),
+            "spans": [[0, 0, -0.01], [0, 1, -0.4], [1, 1, -0.03]],
+        }
+        for i, task in enumerate(("rte", "emotion"))
+    ]
+    page = which_method.report(records)
+    assert "| houlsby (bottleneck=64) | 110 | 10.00 % | 74.0 | -1.0 | 2 s | 3 x 2 |" in page
+    assert "houlsby (bottleneck=64) less full-fine-tuning: -1.0 points in the mean over 2 tasks" in page
+    assert "not-shared less one-a-layer: +2.0 points in the mean over 1 tasks" in page
+    assert "-3.0 % for the worst layer, -2.0 % in the mean" in page
+    assert "-40.0 % in the mean over 2 tasks" in page
+    assert "11 are still to be run: cola, mrpc" in page
 
 
 def test_an_analogy_is_scored_at_the_scale_that_validation_chooses():
