@@ -28,11 +28,12 @@ from graftwork import (
     VeRA,
 )
 from graftwork.arithmetic import Weights, dare_merge, fisher_merge, iso_c, knots, merge_adapters, regmean, ties, tsv_m
-from graftwork.arithmetic.adapters.differences import weights_of
-from graftwork.arithmetic.adapters.lowrank import Factors, best_of_rank, concatenated, truncated
+from graftwork.arithmetic.adapters.differences import factors_of, weights_of
+from graftwork.arithmetic.adapters.lowrank import Factors, Products, best_of_rank, concatenated, truncated
 from graftwork.arithmetic.adapters.units import matched, permuted
 from graftwork.arithmetic.merging.adaptermethods import AdapterOperands, run_on_adapters
 from graftwork.arithmetic.merging.method import make_merge_method
+from graftwork.arithmetic.values.running import Piece
 from graftwork.errors import AdapterError, MethodError, OutputError
 
 F32 = torch.finfo(torch.float32).eps
@@ -152,6 +153,22 @@ def test_what_is_subtracted_is_what_would_be_added(backbone, formula, basis):
     assert any(bool(tensor.any()) for tensor in one.values())
     for name, tensor in one.items():
         close(other[name], -tensor, PASS, what=name)
+
+
+@pytest.mark.parametrize("formula", [iso_c, tsv_m])
+@pytest.mark.parametrize("ranks", [(3, 3), (2, 20)], ids=["small", "cut"])
+def test_merges_by_singular_values_are_lora_and_those_of_the_differences(backbone, formula, ranks):
+    """Of 20 triples of a matrix of 32, TSV-M takes 16."""
+    own = adapters_of(backbone, LoRA(rank=ranks[0]), LoRA(rank=ranks[1]))
+    dense = merge_adapters(own, backbone, formula=formula, scale=0.5).adapter
+    found = merge_adapters(own, backbone, formula=formula, by_singular_values=True, scale=0.5).adapter
+    assert dense.method.name == "full-fine-tuning"
+    assert found.method.name == "lora"
+    assert max(t.shape[0] for n, t in found.tensors.items() if n.endswith(".A")) <= sum(ranks)
+    expected, own = (weights_of(one, backbone) for one in (dense, found))
+    assert expected.keys() == own.keys()
+    for name, tensor in expected.items():
+        close(own[name], tensor, PASS, what=name)
 
 
 OPTIONS = [
@@ -399,6 +416,29 @@ def test_bottlenecks_are_merged_by_a_mean_only(backbone, options):
 def test_bottlenecks_are_not_merged_by_a_formula(backbone):
     with pytest.raises(MethodError, match=r"by a mean only, and not by largest"):
         merge_adapters(adapters_of(backbone, Houlsby(bottleneck=6)), backbone, formula=largest)
+
+
+def test_products_are_read_in_pieces_of_the_same_bits():
+    generator = torch.Generator().manual_seed(0)
+    own = Factors(A=torch.randn(3, 7, generator=generator), B=torch.randn(600, 3, generator=generator))
+    source = Products({"w": own, "none": Factors(A=torch.zeros(0, 7), B=torch.zeros(5, 0))})
+    whole = source.whole("w")
+    close(whole.double(), own.B.double() @ own.A.double(), precision=torch.float32)
+    for start, stop in ((0, 1), (5, 29), (7, 14), (1790, 1800), (1792, 4200), (4199, 4200), (13, 4193)):
+        assert torch.equal(source.read(Piece("w", start, stop)), whole.flatten()[start:stop])
+    assert not source.whole("none").any()
+
+
+def test_a_formula_over_lora_holds_no_difference_whole_but_the_result(backbone, monkeypatch):
+    own = adapters_of(backbone, LoRA(rank=3))
+    dense = [{n: f.dense() for n, f in factors_of(one, backbone).items()} for one in own.values()]
+    monkeypatch.setattr(Factors, "dense", None)
+    merged = merge_adapters(own, backbone, formula=partial(ties, keep=0.3)).adapter
+    expected = ties(dense, keep=0.3)
+    found = weights_of(merged, backbone)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor)
 
 
 # -- heads -------------------------------------------------------------------------------------------------------------

@@ -23,9 +23,10 @@ from torch import Tensor
 from graftwork.adapters import Adapter
 from graftwork.arithmetic.adapters.commonbasis import Formula, knots_of_factors
 from graftwork.arithmetic.adapters.differences import as_full, as_lora, factors_of, is_low_rank
-from graftwork.arithmetic.adapters.lowrank import Factors, best_of_rank, concatenated, truncated
+from graftwork.arithmetic.adapters.lowrank import Factors, Products, best_of_rank, concatenated, truncated
 from graftwork.arithmetic.adapters.units import matched
 from graftwork.arithmetic.adapters.vectors import Computed, Vector, changes_of, nothing
+from graftwork.arithmetic.values.weights import Weights
 from graftwork.backbones import Backbone
 from graftwork.errors import MethodError
 from graftwork.methods import IA3, BitFit, HeadOnly, LayerNormTuning, Method
@@ -155,15 +156,15 @@ class LowRankBodies(Bodies):
 
     @cached_property
     def vectors(self) -> tuple[Vector, ...]:
-        return tuple({name: own.dense() for name, own in one.items()} for one in self.factors)
+        return tuple(Weights(Products(one)) for one in self.factors)
 
     def combined(self, coefficients: Sequence[float], rank: int | None = None) -> Body:
         joined = {name: concatenated([one[name] for one in self.factors], coefficients) for name in self.factors[0]}
         return self._lora(joined, rank)
 
-    def knotted(self, formula: Formula, scale: float, rank: int | None = None) -> Body:
+    def knotted(self, formula: Formula, scale: float, rank: int | None = None, *, full_size: bool = False) -> Body:
         """The body that KnOTS makes: the formula is applied in the basis that the differences have in common."""
-        merged = knots_of_factors(self.factors, formula)
+        merged = knots_of_factors(self.factors, formula, full_size=full_size)
         return self._lora({name: own.scaled(scale) for name, own in merged.items()}, rank)
 
     def written(self, vector: Vector, rank: int | None = None) -> Body:

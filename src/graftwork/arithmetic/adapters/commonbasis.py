@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from graftwork.arithmetic.adapters.lowrank import Factors
@@ -53,18 +54,29 @@ def given_back(given: Sequence[M], result: Mapping[str, Tensor]) -> M:
     return cast(M, Weights.of(result) if any(isinstance(own, Weights) for own in given) else result)
 
 
-def knots_of_factors(each: Sequence[Mapping[str, Factors]], formula: Formula) -> dict[str, Factors]:
+def knots_of_factors(
+    each: Sequence[Mapping[str, Factors]], formula: Formula, *, full_size: bool = False
+) -> dict[str, Factors]:
     """The same of low-rank differences, none of which is made dense.
 
     Args:
         each: N differences with the same names.
+        formula: merges them.
+        full_size: give it matrices of the differences' own shapes, whose rows behind the first R are zeros and stay
+            so: it goes by the shape.
 
     Returns:
         U and the merged S Vᵀ as the factors B and A of each difference, of rank R.
     """
     found = {name: _in_common([one[name] for one in each]) for name in each[0]}
-    merged = formula([{name: turned[i] for name, (_, turned) in found.items()} for i in range(len(each))])
-    return {name: Factors(A=merged[name].float(), B=basis.float()) for name, (basis, _) in found.items()}
+    more = {name: basis.shape[0] - basis.shape[1] if full_size else 0 for name, (basis, _) in found.items()}
+    vectors = [
+        {name: F.pad(own[i], (0, 0, 0, more[name])) for name, (_, own) in found.items()} for i in range(len(each))
+    ]
+    merged = formula(vectors)
+    return {
+        name: Factors(A=merged[name][: basis.shape[1]].float(), B=basis.float()) for name, (basis, _) in found.items()
+    }
 
 
 def common_basis(matrices: Sequence[Tensor]) -> Tensor:

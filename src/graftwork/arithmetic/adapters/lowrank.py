@@ -6,13 +6,19 @@ All of it is computed in float64 and rounded to float32 once.
 Notation: Δ (out, in), A (r, in), B (out, r); R is the sum of the ranks of several.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from graftwork.arithmetic.values.running import Piece
+from graftwork.arithmetic.values.sources import Source
+
+ROWS = 256
+"""So many rows of a Δ are computed at once. It is the same number for every piece, so that the last bit is the same."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,31 @@ class Factors:
         """The same Δ, with rows and columns of zeros up to a rank."""
         more = rank - self.rank
         return Factors(A=F.pad(self.A, (0, 0, 0, more)), B=F.pad(self.B, (0, more)))
+
+
+class Products(Source):
+    """Differences that are made piece by piece, and of which none is ever in memory whole; float32.
+
+    Args:
+        factors: of each, by name.
+    """
+
+    def __init__(self, factors: Mapping[str, Factors]) -> None:
+        self._factors = factors
+        self.shapes = {name: (own.B.shape[0], own.A.shape[1]) for name, own in factors.items()}
+        self.dtypes = dict.fromkeys(factors, torch.float32)
+
+    @property
+    def arrays(self) -> int:
+        return 3
+
+    def read(self, piece: Piece) -> Tensor:
+        own = self._factors[piece.name]
+        width = own.A.shape[1]
+        first, last = piece.start // width, -(-piece.stop // width)
+        A, begin = own.A.double(), first - first % ROWS
+        blocks = [(own.B[row : row + ROWS].double() @ A).float().flatten() for row in range(begin, last, ROWS)]
+        return torch.cat(blocks)[piece.start - begin * width : piece.stop - begin * width] if blocks else torch.empty(0)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def merge_adapters(
     coefficients: Sequence[float] | None = None,
     formula: Formula | None = None,
     basis: bool = False,
+    by_singular_values: bool = False,
     scale: float = 1.0,
     rank: int | None = None,
     heads: HeadsMode = "auto",
@@ -109,10 +110,12 @@ def merge_adapters(
         coefficients: c_i of Σ c_i τ_i; None: 1/N each, the mean. Negative ones subtract.
         formula: merges the vectors τ_i in the place of a sum, such as `partial(ties, keep=0.2)`. Not for bottlenecks.
         basis: apply the formula in the basis that the differences have in common (KnOTS, Stoica et al. 2024).
+        by_singular_values: the formula gives U f(X) for matrices U X with any orthonormal U, as `iso_c` and `tsv_m` do:
+            LoRA adapters are then merged in the basis that they have in common, which is the same and much faster.
         scale: λ, the factor of what is merged.
         rank: of the LoRA that the result is to be: the best of that rank. None: the result says the merge exactly. A
             sum of LoRA adapters is then a LoRA of the sum of their ranks; what a formula makes of them is a full
-            fine-tuning, and with `basis` again a LoRA of that rank.
+            fine-tuning, and with `basis` or `by_singular_values` again a LoRA of that rank.
         heads: `auto`: averaged where kind, labels and settings agree, else kept per task; `average`: refused where they
             do not agree; `keep`: one for each adapter.
         head_shares: how much each adapter's head counts in a mean of heads; those of 0 and below do not. None: as much
@@ -129,13 +132,14 @@ def merge_adapters(
     named = named_adapters(adapters)
     weights = _coefficients(named, coefficients, formula)
     bodies = bodies_of(named, backbone, align=align)
-    if basis and formula is None:
+    if (basis or by_singular_values) and formula is None:
         raise MethodError("a basis would do nothing without a formula", change="formula")
     groups = head_groups(named, heads, coefficients if head_shares is None else head_shares)
     if formula is None:
         body = bodies.combined([scale * c for c in weights], rank)
     else:
-        body = _by_formula(bodies, formula, basis=basis, scale=scale, rank=rank)
+        turned = by_singular_values and isinstance(bodies, LowRankBodies)
+        body = _by_formula(bodies, formula, basis=basis or turned, full_size=turned, scale=scale, rank=rank)
     said: dict[str, Any] = {"scale": scale, "rank": rank, "basis": basis, "align": align}
     said |= {"coefficients": list(weights)} if formula is None else {"formula": name_of(formula)}
     return with_heads(body, groups, named, backbone, said)
@@ -206,10 +210,12 @@ def _with_head(body: Body, group: HeadGroup, backbone: Backbone, merged: Mapping
     return made
 
 
-def _by_formula(bodies: Bodies, formula: Formula, *, basis: bool, scale: float, rank: int | None) -> Body:
+def _by_formula(
+    bodies: Bodies, formula: Formula, *, basis: bool, full_size: bool, scale: float, rank: int | None
+) -> Body:
     bodies.refuse_formula(bodies.adapters, name_of(formula))
     if basis and isinstance(bodies, LowRankBodies):
-        return bodies.knotted(formula, scale, rank)
+        return bodies.knotted(formula, scale, rank, full_size=full_size)
     merged = knots(bodies.vectors, formula) if basis else formula(bodies.vectors)
     lost = sorted({*bodies.vectors[0]} ^ {*merged})
     if lost:

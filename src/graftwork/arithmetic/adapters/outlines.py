@@ -59,7 +59,7 @@ def outlined_body(
         backbone: of all of them; its numbers are not read.
         coefficients: of a sum, whose factors are concatenated; None: it is none.
         formula: the name of a formula over vectors; empty: there is none.
-        basis: whether it is applied in the common basis (KnOTS).
+        basis: whether it is applied to low-rank differences in the common basis (KnOTS, Iso-C, TSV-M).
         rank, align: see `merge_adapters`.
 
     Raises:

@@ -281,7 +281,8 @@ def _by_changes(chosen: ChosenMethod, operands: AdapterOperands, *, basis: bool 
     if given is not None:
         how: dict[str, Any] = {"coefficients": given, "scale": scale_of(chosen)}
     else:
-        how = {"formula": formula_of(chosen, operands.weights), "basis": basis}
+        spectral = chosen.method.by_singular_values
+        how = {"formula": formula_of(chosen, operands.weights), "basis": basis, "by_singular_values": spectral}
     how["head_shares"] = chosen.shares(operands.weights, len(operands.adapters))
     return AdapterResult(merge_adapters(operands.adapters, operands.backbone, **how, **operands.options))
 

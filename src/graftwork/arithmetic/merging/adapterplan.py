@@ -100,13 +100,13 @@ def plan_adapters(recipe: MergeRecipe) -> AdapterPlan:
     refuse = _REFUSALS.get(chosen.name)
     if refuse is not None:
         refuse(adapters, kind_of_bodies(adapters))
-    formula = _formula_of(chosen)
+    formula, method = _formula_of(chosen), chosen.method
     body = outlined_body(
         adapters,
         backbone,
         coefficients=_scaled(chosen, given, len(adapters)),
         formula="" if formula is None else described(formula),
-        basis=chosen.name == "knots",
+        basis=chosen.name == "knots" or method.by_singular_values,
         rank=recipe.rank,
         align=options["align"],
     )
@@ -126,7 +126,6 @@ def plan_adapters(recipe: MergeRecipe) -> AdapterPlan:
             _planned(f"{before}{name}", "head", tuple(t.shape), action, group.names, len(adapters))
             for name, t in group.tensors.items()
         ]
-    method = chosen.method
     read = sum(prod(t.shape) for adapter in adapters.values() for t in adapter.tensors.values())
     return AdapterPlan(
         adapters={name: (own.method.name, path) for (name, own), path in zip(adapters.items(), paths, strict=True)},

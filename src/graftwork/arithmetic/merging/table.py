@@ -37,6 +37,7 @@ class MergeMethod:
         means: whether the result is a mean of the models, so that heads and buffers are merged as all other tensors.
         start: whether all operands have to come from one start, as units do otherwise not match.
         acts: on what it acts: models' folders, adapters' folders.
+        by_singular_values: whether it goes by those of matrices, so that it can be done in any basis.
         by_angle: whether it goes by the angle between two operands, which nothing has with what changes nothing.
         least, most: how many models it takes.
         paper: where it comes from.
@@ -53,6 +54,7 @@ class MergeMethod:
     means: bool = False
     start: bool = True
     acts: tuple[str, ...] = BOTH
+    by_singular_values: bool = False
     by_angle: bool = False
     least: int = 1
     most: int | None = None
@@ -203,6 +205,7 @@ _METHODS = (
         over="vectors",
         takes=("weights",),
         base="needed",
+        by_singular_values=True,
         paper="Marczak et al. 2025, arXiv:2502.04959",
         when="many tasks, best without data",
     ),
@@ -213,6 +216,7 @@ _METHODS = (
         over="vectors",
         takes=("weights",),
         base="needed",
+        by_singular_values=True,
         paper="Gargiulo et al. 2025, arXiv:2412.00081",
         when="many tasks, best without data",
     ),
