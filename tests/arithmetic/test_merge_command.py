@@ -467,6 +467,24 @@ def test_a_sweep_takes_the_value_that_scores_best(graftwork, adapters, tasks, tm
     assert text.out.splitlines()[0].split() == ["value", "mood", "accuracy"]
 
 
+@pytest.mark.parametrize("method", ["interpolate", "slerp"])
+def test_all_values_of_a_sweep_are_scored_on_the_same_tasks(graftwork, adapters, tmp_path, method):
+    """Also at the ends, where the result has the head of one task alone."""
+    own = [adapters / "mood", adapters / "pace"]
+    ran = graftwork("merge", method, *own, "--sweep", "t=0,0.5,1", "--output", tmp_path / "out", "--quiet", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    each = json.loads(ran.out)["sweep"]
+    assert [sorted({*one} - {"value"}) for one in each] == [["mood accuracy", "pace accuracy"]] * 3
+
+
+def test_what_is_forgotten_is_not_scored_in_a_sweep(graftwork, adapters, tmp_path):
+    own = [adapters / "mood", adapters / "pace", "--weights", "1,-1"]
+    more = ["--sweep", "scale=0.5,1", "--output", tmp_path / "out", "--quiet", "--json"]
+    ran = graftwork("merge", "arithmetic", *own, *more)
+    assert (ran.status, ran.err) == (0, "")
+    assert [sorted({*one} - {"value"}) for one in json.loads(ran.out)["sweep"]] == [["mood accuracy"]] * 2
+
+
 def test_interpolation_of_adapters_goes_from_one_to_the_other(graftwork, backbone, adapters, tmp_path):
     a, b = (weights_of(Adapter.load(adapters / name), backbone) for name in ("mood", "pace"))
     own = [adapters / "mood", adapters / "pace"]

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelF
 from graftwork.arithmetic import MergeRecipe, Weights, average, greedy_soup, merge, ties
 from graftwork.arithmetic.merging.method import make_merge_method, settings_of
 from graftwork.arithmetic.merging.table import MERGE_METHODS
-from graftwork.errors import GraftworkError, MethodError, OutputError, RecipeError, WeightsError
+from graftwork.errors import DivergedError, GraftworkError, MethodError, OutputError, RecipeError, WeightsError
 
 BODY = "bert.encoder.layer.0.attention.self.query.weight"
 
@@ -377,6 +377,19 @@ def test_a_greedy_soup_by_hand():
     close(found.soup["w"], torch.tensor([1.05]))
     assert found.scores == pytest.approx([-1, -0.5, -0.1, -4, -0.2])
     assert found.score == pytest.approx(-0.05, abs=1e-6)
+
+
+def test_what_diverges_is_in_no_soup():
+    def score(own):
+        if own["w"] > 2:
+            raise DivergedError("the loss is inf")
+        return -abs(float(own["w"]) - 1)
+
+    found = greedy_soup([{"w": torch.tensor([value])} for value in (5.0, 0.9, 1.2)], score)
+    assert found.taken == (1, 2)
+    assert found.scores[0] == float("-inf")
+    with pytest.raises(DivergedError, match="the loss is inf"):
+        greedy_soup([{"w": torch.tensor([value])} for value in (5.0, 6.0)], score)
 
 
 def test_a_greedy_soup_is_chosen_by_scores(models, task, tmp_path, graftwork):

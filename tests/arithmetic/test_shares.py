@@ -1,18 +1,22 @@
 """How much each operand counts in heads and buffers, which are averaged beside a merge: by its weight there, and not at
 all where that is 0 or below."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from arithmetic.models import save_classifier, tensors_in
+from arithmetic.models import save_classifier, save_tensors, tensors_in
 from closeness import close
-from tiny import make_adapter, make_config, make_model, randomised
-from transformers import AutoConfig, AutoModelForImageClassification
+from tiny import make_adapter, make_backbone, make_config, make_model, randomised
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
 from graftwork.adapters import Adapter
-from graftwork.arithmetic import MergeRecipe, Weights, merge, slerp, task_arithmetic
+from graftwork.arithmetic import MergeRecipe, Weights, emr, merge, merge_adapters, slerp, task_arithmetic
 from graftwork.arithmetic.merging.adaptermethods import AdapterOperands, run_on_adapters
 from graftwork.arithmetic.merging.method import make_merge_method
-from graftwork.errors import RecipeError
+from graftwork.arithmetic.values.filters import as_number
+from graftwork.errors import AdapterError, RecipeError
+from graftwork.heads import LanguageHead
 from graftwork.methods import LoRA
 
 STATISTICS = ("running_mean", "running_var")
@@ -87,7 +91,7 @@ def test_statistics_lie_on_a_straight_line(networks, tmp_path):
             near(own, 0.75 * a[name].double() + 0.25 * b[name].double())
     by_python = slerp([Weights.open(networks[name]) for name in "ab"], t=0.25)
     for name, own in found.items():
-        assert torch.equal(by_python[name], own)
+        near(by_python[name], own)
 
 
 @pytest.mark.parametrize(
@@ -111,12 +115,13 @@ def test_what_is_forgotten_leaves_the_statistics_of_the_base(networks, tmp_path)
 def test_a_soup_has_the_statistics_of_those_that_are_taken(networks):
     from graftwork.arithmetic.merging.merging import merged as planned_merge
 
-    recipe = MergeRecipe(method="average", models=[str(networks[name]) for name in "ab"])
-    soup = make_merge_method("soup", {})
+    recipe = MergeRecipe(method="soup", models=[str(networks[name]) for name in "ab"], tasks=("rte",))
     a, b = (buffers(tensors_in(networks[name])) for name in "ab")
     key = next(iter(a))
     # The score is how near a network's statistics are to the second's: only that one is taken.
-    found = planned_merge(recipe.plan(), soup, score=lambda own: -float((own[key] - b[key]).abs().sum()))
+    found = planned_merge(
+        recipe.plan(), recipe.find_method(), score=lambda own: -float((own[key] - b[key]).abs().sum())
+    )
     assert all(torch.equal(found[name], tensor) for name, tensor in b.items())
 
 
@@ -148,7 +153,7 @@ def test_heads_that_the_base_lacks_are_averaged_by_weights(models, tmp_path):
 
 def test_a_filter_for_no_tensor_at_all_is_refused(models, tmp_path):
     weights = (({"filter": "nothing", "value": 2.0}, {"value": 1.0}), 1.0)
-    with pytest.raises(RecipeError, match="'nothing' of weight matches no tensor"):
+    with pytest.raises(RecipeError, match="'nothing' of --weights matches no tensor"):
         merged(models, tmp_path / "out", "arithmetic", weights=weights, base="bare")
 
 
@@ -183,6 +188,73 @@ def test_vectors_that_are_subtracted_have_no_say_in_statistics():
     assert torch.equal(ties(vectors, weights=[2.0, -1.0])["b.running_var"], torch.full((3,), 1.0))
     assert torch.equal(ties(vectors, weights=[-2.0, -1.0])["b.running_var"], torch.zeros(3))
     assert task_arithmetic(vectors)["b.running_var"][0] == 6.0
+
+
+@pytest.mark.parametrize("method", ["interpolate", "slerp", "average", "rebasin"])
+def test_no_variance_is_below_0(networks, tmp_path, method):
+    how = {"name": method, "t": 2.0} if method in ("interpolate", "slerp") else method
+    weights = () if isinstance(how, dict) else (-1.0, 1.5)
+    found = merged(networks, tmp_path / "out", how, weights=weights)
+    for name, own in buffers(found).items():
+        assert (own > 0).all(), name
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    assert model(torch.ones(1, 3, 32, 32)).logits.isfinite().all()
+
+
+def test_filters_can_name_what_is_averaged(models, networks, tmp_path):
+    a, b = (tensors_in(models[name])["classifier.weight"].double() for name in "ab")
+    own = ({"filter": "bert", "value": 1.0}, {"filter": "classifier", "value": 3.0})
+    found = merged(models, tmp_path / "head", "arithmetic", weights=(own, 1.0), base="bare")
+    near(found["classifier.weight"], 0.75 * a + 0.25 * b)
+    with pytest.raises(RecipeError, match="no filter of --weights matches the tensor 'classifier"):
+        merged(models, tmp_path / "no", "arithmetic", weights=(own[:1], 1.0), base="bare")
+    a, b = (buffers(tensors_in(networks[name])) for name in "ab")
+    t = ({"filter": "running_mean", "value": 0.25}, {"value": 0.75})
+    for method in ("slerp", "interpolate"):
+        found = merged(networks, tmp_path / method, {"name": method, "t": t})
+        for name, tensor in buffers(found).items():
+            share = 0.25 if name.endswith("running_mean") else 0.75
+            near(tensor, (1 - share) * a[name].double() + share * b[name].double())
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "said"),
+    [
+        (
+            {"name": "slerp", "t": ({"filter": "weight", "value": 0.5}, {"filter": "bias", "value": 0.5})},
+            (),
+            "--method.t",
+        ),
+        ("rebasin", (1.0, -1.0), "the weights of a mean add up to 0"),
+    ],
+)
+def test_a_plan_refuses_what_the_merge_would(networks, method, weights, said):
+    operands = [
+        {"model": str(networks[name]), **({"weight": weights[i]} if weights else {})} for i, name in enumerate("ab")
+    ]
+    with pytest.raises(RecipeError, match=said):
+        MergeRecipe(method=method, models=operands).plan()
+
+
+def test_emr_has_the_buffers_of_its_task_in_python_too(networks):
+    base, *each = (Weights.open(networks[name]) for name in ("pre", "a", "b"))
+    found = base + emr([own - base for own in each]).vector(1)
+    for name, own in buffers(dict(each[1])).items():
+        near(found[name], own)
+
+
+def test_a_tied_head_that_is_stored_beside_the_body_stays_tied(tmp_path):
+    for number, name in enumerate("ab"):
+        model = AutoModelForCausalLM.from_config(make_config("gpt2", tie_word_embeddings=True))
+        randomised(model, seed=number)
+        model.save_pretrained(tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        own = tensors_in(tmp_path / name)
+        save_tensors(file, {**own, "lm_head.weight": own["transformer.wte.weight"].clone()})
+    make_model("gpt2", seed=9).save_pretrained(tmp_path / "bare")
+    folders = {name: tmp_path / name for name in ("a", "b", "bare")}
+    found = merged(folders, tmp_path / "out", {"name": "arithmetic", "scale": 0.7}, base="bare")
+    assert torch.equal(found["lm_head.weight"], found["transformer.wte.weight"])
 
 
 # -- adapters ----------------------------------------------------------------------------------------------------------
@@ -220,6 +292,32 @@ def test_heads_of_adapters_have_the_weight_behind_the_last_layer(backbone, adapt
     near(heads_of(backbone, adapters, "average", [(0.0, 3.0), (5.0, 1.0)])["a+b"], 0.75 * a + 0.25 * b)
     near(heads_of(backbone, adapters, "interpolate", None, t=(0.9, 0.25))["a+b"], 0.75 * a + 0.25 * b)
     near(heads_of(backbone, adapters, "slerp", None, t=0.25)["a+b"], 0.75 * a + 0.25 * b)
+
+
+def test_filters_can_name_the_heads_of_adapters(backbone, adapters):
+    a, b = (head(own) for own in adapters.values())
+    own = as_number([{"filter": "layers", "value": 1.0}, {"filter": "head", "value": 3.0}])
+    for method in ("average", "ties"):
+        near(heads_of(backbone, adapters, method, [own, 1.0])["a+b"], 0.75 * a + 0.25 * b)
+    layers = as_number([{"filter": "layers", "value": 1.0}])
+    with pytest.raises(RecipeError, match=r"no filter of --weights, or --method\.t matches the tensor 'head"):
+        heads_of(backbone, adapters, "ties", [layers, 1.0])
+    one = {"a": adapters["a"]}  # of which nothing is averaged
+    assert torch.equal(heads_of(backbone, one, "interpolate", None, t=layers)["a"], a)
+
+
+def test_heads_that_are_the_backbone_s_count_like_others():
+    backbone = make_backbone("gpt2", head=True)
+    own = {
+        "cls": make_adapter(backbone, LoRA(rank=2), trained=True, seed=0),
+        "gen": make_adapter(backbone, LoRA(rank=2), trained=True, seed=1, head=LanguageHead(shifted=True)),
+    }
+    assert [*merge_adapters(own, backbone).members.values()] == [("cls",), ("gen",)]
+    with pytest.raises(AdapterError, match="cannot be averaged"):
+        merge_adapters(own, backbone, heads="average")
+    two = {name: replace(own["gen"], task=own["gen"].task.model_copy(update={"name": name})) for name in ("x", "y")}
+    assert [*merge_adapters(two, backbone).members.values()] == [("x", "y")]
+    assert [*merge_adapters(two, backbone, coefficients=[1.0, -1.0]).members.values()] == [("x",)]
 
 
 def test_emr_of_adapters_has_the_head_of_its_task(backbone, adapters):

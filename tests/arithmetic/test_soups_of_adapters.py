@@ -14,7 +14,7 @@ from tiny import make_adapter, make_backbone
 from training.workbench import FAST, backbone, backbone_folder, names_in, one_thread, sentence, write_csv
 
 from graftwork import IA3, Adapter, Houlsby, LoRA, tune
-from graftwork.arithmetic import greedy_soup, merge_adapters, slerp, soup_adapters
+from graftwork.arithmetic import donor_merge, greedy_soup, merge_adapters, slerp, soup_adapters
 from graftwork.arithmetic.adapters.differences import weights_of
 from graftwork.arithmetic.adapters.scores import scorer_for
 from graftwork.arithmetic.data import adaptersoups
@@ -191,6 +191,33 @@ def test_an_interrupted_soup_goes_on(graftwork, backbone, runs, tasks, tmp_path,
     whole = soup_adapters({name: Adapter.load(runs / name) for name in NAMES[:3]}, backbone)
     assert json.loads(ran.out)["soup"]["taken"] == [*whole.taken]
     assert Adapter.load(tmp_path / "out").digest == whole.merged.adapter.digest
+
+
+@pytest.mark.parametrize("merge", ["soup", "donor"])
+def test_what_is_kept_of_other_rows_is_not_taken_up(backbone, runs, tasks, tmp_path, merge):
+    """The labels of the data are exchanged between two calls."""
+    labels = {"dull": "fine", "fine": "dull"}
+    own = {}
+    data = tmp_path / "mood.csv"
+    shutil.copy(tasks["mood"].with_suffix(".csv"), data)
+    for name in ("second", "third"):
+        adapter = Adapter.load(runs / name)
+        task = {**adapter.recipe["task"], "data": str(data)}
+        own[name] = replace(adapter, recipe={**adapter.recipe, "task": task})
+
+    def scores(working):
+        if merge == "soup":
+            return soup_adapters(own, backbone, working=working).scores
+        return donor_merge(*own.values(), backbone, by="mean", points=2, working=working).points
+
+    before = scores(tmp_path / "working")
+    assert scores(tmp_path / "working") == before
+    header, *lines = data.read_text().splitlines()
+    swapped = [",".join((*line.split(",")[:-1], labels[line.split(",")[-1]])) for line in lines]
+    data.write_text("\n".join([header, *swapped]) + "\n")
+    after = scores(tmp_path / "working")
+    assert after != before
+    assert after == scores(tmp_path / "afresh")
 
 
 def test_a_dry_run_of_a_soup_is_that_of_all(graftwork, runs, tasks, tmp_path):

@@ -57,8 +57,9 @@ def merge(
     weights
         A number for each model, with commas between them.
     heads
-        average: merged like the body, or averaged where the base has none. keep: the first model's. base: the base's.
-        Default: average. Of adapters: auto (averaged where the labels agree, else kept for each task), average or keep.
+        average: merged like the body, or averaged where the base has none. keep: the first model's, in emr that of its
+        task. base: the base's. Default: average, in emr keep. Of adapters: auto (averaged where the labels agree, else
+        kept for each task), average or keep.
     dtype
         Type of the result's numbers, such as bfloat16. Default: as in the models. Arithmetic is in float32.
     rank

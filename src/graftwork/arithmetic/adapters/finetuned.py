@@ -22,6 +22,7 @@ from graftwork.adapters.identity import BackboneIdentity
 from graftwork.adapters.new import identity_of
 from graftwork.arithmetic.adapters.differences import as_full
 from graftwork.arithmetic.adapters.vectors import changes_of
+from graftwork.arithmetic.values.roles import STATISTICS as RUNNING
 from graftwork.arithmetic.values.saving import refuse_existing
 from graftwork.backbones import Backbone, Pooling
 from graftwork.backbones.checkpoints import UNREADABLE
@@ -70,7 +71,7 @@ LAYOUTS: Mapping[str, HeadLayout] = {
 }
 """Models with a task head, by class."""
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+STATISTICS = (*RUNNING, "num_batches_tracked")
 """Of batch norms."""
 
 BESIDE = (".json", ".txt", ".model", ".jinja")

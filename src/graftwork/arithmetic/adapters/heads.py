@@ -48,16 +48,17 @@ def head_groups(
         adapters: by name.
         mode: what becomes of them.
         shares: how much each adapter's head counts in a mean; None: all alike. Unless all are kept, those of 0 and
-            below do not count: what is to be forgotten has no say in the answers. Where none counts, all do alike.
+            below do not count: what is to be forgotten has no say in the answers. Where none counts, all do alike. Of
+            one adapter, and of heads that are all kept, they are not asked for.
 
     Raises:
         AdapterError: all are to be averaged, and two differ in what their outputs mean.
         RecipeError: no filter of a share matches a tensor of a head.
     """
     names = [*adapters]
-    given = [1.0] * len(names) if shares is None else shares
+    given = [1.0] * len(names) if shares is None or len(names) == 1 or mode == "keep" else shares
     share = {name: _at_head(own, adapters[name]) for name, own in zip(names, given, strict=True)}
-    counted = [name for name in names if any(share[name].values()) or mode == "keep"] or names
+    counted = [name for name in names if any(share[name].values())] or names
     groups: list[list[str]] = []
     for name in counted:
         found = next((g for g in groups if mode != "keep" and agree(adapters[g[0]], adapters[name])), None)
@@ -76,9 +77,15 @@ def head_groups(
 
 
 def _at_head(share: Number, adapter: Adapter) -> dict[str, float]:
-    """How much an adapter counts at each tensor of its head."""
-    names = [name for name in adapter.tensors if name.startswith("head.")]
-    return {name: max(0.0, own) for name, own in at_each(share, names, "weight", beside=None).items()}
+    """How much an adapter counts at each tensor of its head; under `head`, where it is the backbone's own."""
+    names = head_names(adapter) or ["head"]
+    found = at_each(share, names, "--weights, or --method.t", beside=None)
+    return {name: max(0.0, own) for name, own in found.items()}
+
+
+def head_names(adapter: Adapter) -> list[str]:
+    """Names of the tensors of an adapter's head."""
+    return [name for name in adapter.tensors if name.startswith("head.")]
 
 
 def agree(one: Adapter, other: Adapter) -> bool:

@@ -1,6 +1,6 @@
 """Scores of several adapters of one task, one after another, on rows that are read once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import isfinite
@@ -138,25 +138,32 @@ def score_table(
 
 
 def scores_of_merged(
-    adapters: Mapping[str, Adapter], merged: MergedAdapters, backbone: Backbone, *, display: Display = SILENT
+    adapters: Mapping[str, Adapter],
+    merged: MergedAdapters,
+    backbone: Backbone,
+    *,
+    names: Collection[str] | None = None,
+    display: Display = SILENT,
 ) -> tuple[dict[str, float], float]:
-    """The scores of a merge on the task of each adapter whose head it has, by `task metric`; and how good their first
-    metrics are in the mean, the more the better.
+    """The scores of a merge on the tasks of adapters, by `task metric`; and how good their first metrics are in the
+    mean, the more the better. On the task of an adapter whose head it has not, it is scored with that head.
 
     Args:
         adapters: what was merged, by name.
         merged: the result.
         backbone: of all of them. It is in use meanwhile.
+        names: of the adapters; None: those whose head it has.
         display: where it is shown how far it is.
     """
+    heads = {name: merged.adapters[head] for head, own in merged.members.items() for name in own}
+    body = next(iter(merged.adapters.values()))
     found: dict[str, float] = {}
     worth = []
-    for head, names in merged.members.items():
-        for name in names:
-            with scorer_for(adapters[name], backbone, display=display) as scorer:
-                scores = scorer(merged.adapters[head])
-                found |= {f"{name} {metric}": value for metric, value in scores.items()}
-                worth.append(METRICS[scorer.task.main_metric].goodness(scores[scorer.task.main_metric]))
+    for name in heads if names is None else names:
+        with scorer_for(adapters[name], backbone, display=display) as scorer:
+            scores = scorer(heads[name] if name in heads else with_head_of(body, adapters[name]))
+            found |= {f"{name} {metric}": value for metric, value in scores.items()}
+            worth.append(METRICS[scorer.task.main_metric].goodness(scores[scorer.task.main_metric]))
     return found, sum(worth) / len(worth)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from graftwork.arithmetic.alignment.assignment import Names, solve, value_of
 from graftwork.arithmetic.alignment.permutations import Permutations, Segment, Specification
 from graftwork.arithmetic.alignment.settings import MatchingSettings
+from graftwork.arithmetic.values.roles import STATISTICS
 from graftwork.errors import WeightsError, nearest
 
 GAIN = 1e-12
@@ -256,4 +257,4 @@ def owners_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def tells(name: str, tensor: Tensor) -> bool:
     """Whether a tensor is trained, and tells which units are alike: not the running statistics of a batch norm, nor
     counters."""
-    return tensor.is_floating_point() and not name.endswith(("running_mean", "running_var"))
+    return tensor.is_floating_point() and not name.endswith(STATISTICS)

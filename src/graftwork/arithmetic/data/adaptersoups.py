@@ -12,7 +12,8 @@ from graftwork.arithmetic.adapters.mergeable import bodies_of
 from graftwork.arithmetic.adapters.merging import MergedAdapters, merge_adapters, named_adapters
 from graftwork.arithmetic.adapters.scores import goodness_on_all
 from graftwork.arithmetic.data.keeping import Kept
-from graftwork.arithmetic.operations.soups import greedy_soup
+from graftwork.arithmetic.data.reading import contents_of
+from graftwork.arithmetic.operations.soups import DIVERGED, greedy_soup
 from graftwork.backbones import Backbone
 from graftwork.training.display import shown_on_stderr
 from graftwork.training.evaluation import task_of
@@ -27,7 +28,7 @@ class AdapterSoup:
     Attributes:
         merged: the mean of the adapters that were taken.
         taken: their names, in the order in which they were added.
-        scores: how good each adapter is alone, by name; 1 is perfect.
+        scores: how good each adapter is alone, by name; 1 is perfect, and what diverges has minus infinity.
         score: how good the soup is.
     """
 
@@ -82,6 +83,7 @@ def soup_adapters(
         **{"rank": rank, "heads": heads, "align": align},
         "adapters": {name: adapter.digest for name, adapter in named.items()},
         "tasks": {n: task_of(one, data=own.get(n)).resolved().model_dump(mode="json") for n, one in named.items()},
+        "rows": {n: contents_of(one, "validation", data=own.get(n)) for n, one in named.items()},
     }
     kept = Kept(None if working is None else Path(working), "soup", of)
     state = kept.read()
@@ -106,9 +108,14 @@ def soup_adapters(
 
 def _saying(merged: MergedAdapters, taken: Names, scores: Mapping[str, float], score: float) -> MergedAdapters:
     """With the choice in the recipe of each adapter."""
-    said = {"taken": list(taken), "score": score, "scores": dict(scores)}
+    said = {"taken": list(taken), "score": score, "scores": plain_scores(scores)}
     made = {
         name: replace(one, recipe={**one.recipe, "merged": {**one.recipe["merged"], "soup": said}})
         for name, one in merged.adapters.items()
     }
     return MergedAdapters(made, merged.members)
+
+
+def plain_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Scores as files have them: none of what diverges."""
+    return {name: None if own == DIVERGED else own for name, own in scores.items()}

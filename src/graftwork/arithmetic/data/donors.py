@@ -24,7 +24,7 @@ from graftwork.arithmetic.adapters.vectors import Computed, Vector
 from graftwork.arithmetic.data.fisher import FLOOR, fisher_means
 from graftwork.arithmetic.data.information import fishers_of
 from graftwork.arithmetic.data.keeping import Kept
-from graftwork.arithmetic.data.reading import rows_of
+from graftwork.arithmetic.data.reading import contents_of, rows_of
 from graftwork.arithmetic.data.settings import FisherSettings
 from graftwork.backbones import Backbone
 from graftwork.settings.checked import require_count
@@ -101,6 +101,7 @@ def donor_merge(
             **(settings.model_dump() if by == "fisher" else {}),
         }
         of = {**said, "target": target.digest, "donor": donor.digest, "data": data, "donor_data": donor_data}
+        of["rows"] = contents_of(target, "validation", data=data)
         kept = Kept(folder, "points", of)
         state = kept.read()
         scores: dict[int, dict[str, float]] = {}

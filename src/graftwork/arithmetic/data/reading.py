@@ -1,6 +1,6 @@
 """The rows of an adapter's task, as data-driven merges read them: encoded as the adapter reads them, in batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -94,5 +94,25 @@ def rows_of(
     chosen = sorted(np.random.RandomState(seed).permutation(len(inputs))[:count].tolist())
     encoder = kind.encoder(backbone, adapter.task, adapter.head, prompt_tokens=adapter.method.num_prompt_tokens)
     encoded = encoder.encode([inputs[i] for i in chosen], [labels[i] for i in chosen] if labelled else None)
-    digest = blake2b(repr([(str(inputs[i]), labels[i]) for i in chosen]).encode(), digest_size=16).hexdigest()
+    digest = _digest((inputs[i], labels[i]) for i in chosen)
     return Rows(task, encoder, encoded, f"{task.name} {split} {count} {seed} {digest}")
+
+
+def contents_of(adapter: Adapter, split: SplitName, *, data: str | None = None) -> str:
+    """What tells the rows of an adapter's task apart from other rows.
+
+    Args:
+        adapter: the adapter.
+        split: of which split.
+        data: other data than those that it was tuned on.
+
+    Raises:
+        DataError: the data are not known, cannot be read, or have no such split.
+    """
+    task = task_of(adapter, data=data)
+    rows, kind = load_split(task, split, grouped=False), KINDS[task.kind]
+    return _digest(zip(kind.inputs_of(rows), kind.labels_of(rows), strict=True))
+
+
+def _digest(rows: Iterable[tuple[Any, Any]]) -> str:
+    return blake2b(repr([(str(own), label) for own, label in rows]).encode(), digest_size=16).hexdigest()

@@ -1,6 +1,6 @@
 """Merge methods on adapters: those that are over adapters, and those of models and vectors on what adapters change."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -258,12 +258,12 @@ def scale_of(chosen: ChosenMethod) -> float:
 
 def _soup(operands: AdapterOperands) -> AdapterResult:
     """A greedy soup, chosen by scores on the tasks of the adapters."""
-    from graftwork.arithmetic.data.adaptersoups import soup_adapters
+    from graftwork.arithmetic.data.adaptersoups import plain_scores, soup_adapters
 
     found = soup_adapters(operands.adapters, operands.backbone, **operands.options, **operands.reading)
     names = ", ".join(f"{name} ({found.scores[name]:.4f})" for name in found.taken)
     said = f"the soup ({found.score:.4f}) is of {len(found.taken)} of {len(found.scores)} adapters: {names}"
-    details = {"taken": list(found.taken), "score": found.score, "scores": dict(found.scores)}
+    details = {"taken": list(found.taken), "score": found.score, "scores": plain_scores(found.scores)}
     return AdapterResult(found.merged, (said,), {"soup": details})
 
 
@@ -275,29 +275,39 @@ def described(chosen: ChosenMethod) -> str:
 
 def _by_changes(chosen: ChosenMethod, operands: AdapterOperands, *, basis: bool = False) -> AdapterResult:
     """A method of models or vectors on what adapters change."""
+    from graftwork.arithmetic.adapters.heads import head_names
     from graftwork.arithmetic.adapters.merging import merge_adapters
 
     given = None if basis else coefficients_of(chosen, operands.weights, len(operands.adapters))
     if given is not None:
         how: dict[str, Any] = {"coefficients": given, "scale": scale_of(chosen)}
     else:
+        heads = {name for adapter in operands.adapters.values() for name in head_names(adapter)}
+        formula = formula_of(chosen, operands.weights, heads)
         spectral = chosen.method.by_singular_values
-        how = {"formula": formula_of(chosen, operands.weights), "basis": basis, "by_singular_values": spectral}
+        how = {"formula": formula, "basis": basis, "by_singular_values": spectral}
     how["head_shares"] = chosen.shares(operands.weights, len(operands.adapters))
     return AdapterResult(merge_adapters(operands.adapters, operands.backbone, **how, **operands.options))
 
 
-def formula_of(chosen: ChosenMethod, weights: Sequence[Any] | None) -> "Formula":
-    """What makes one vector of several, its scale included."""
+def formula_of(chosen: ChosenMethod, weights: Sequence[Any] | None, heads: Collection[str] = ()) -> "Formula":
+    """What makes one vector of several, its scale included.
+
+    Args:
+        chosen: the method.
+        weights: a number for each vector.
+        heads: names of the tensors of heads, for which filters of numbers may be.
+    """
 
     def combined(vectors: "Sequence[Vector]") -> "Vector":
-        from graftwork.arithmetic.values.filters import resolved
+        from graftwork.arithmetic.values.filters import relevant, resolved
         from graftwork.arithmetic.values.weights import Weights
 
         given = [Weights.of(vector) for vector in vectors]
         if chosen.method.base == "optional" and len(given) == 1:
             given = [given[0] * 0.0, *given]  # from the backbone, which changes nothing
-        made = chosen.combine(given, weights)
+        names = given[0].shapes
+        made = chosen.at(names, heads).combine(given, weights and [relevant(own, names, heads) for own in weights])
         if chosen.method.by_angle and not all(any(bool(t.any()) for t in vector.values()) for vector in vectors):
             raise MethodError(
                 f"an adapter changes nothing, so that {chosen.name} has no angle to go by",

@@ -9,7 +9,7 @@ from typing import Any
 from graftwork.adapters import Adapter
 from graftwork.adapters.folder import CONFIG, read_outline
 from graftwork.arithmetic.adapters.finetuned import finetuned_outline, is_model_folder
-from graftwork.arithmetic.adapters.heads import HeadGroup, head_groups
+from graftwork.arithmetic.adapters.heads import HeadGroup, head_groups, head_names
 from graftwork.arithmetic.adapters.mergeable import kind_of_bodies
 from graftwork.arithmetic.adapters.outlines import outlined_body
 from graftwork.arithmetic.data.learnedcoefficients import refuse_unlearnable
@@ -110,10 +110,11 @@ def plan_adapters(recipe: MergeRecipe) -> AdapterPlan:
         rank=recipe.rank,
         align=options["align"],
     )
+    heads = {name for adapter in adapters.values() for name in head_names(adapter)}
     for one in recipe.each_of_sweep(chosen):
         inner = _formula_of(one)
         if inner is not None and (one.name == "knots" or coefficients_of(one, recipe.weights, len(adapters)) is None):
-            check_formula(inner, body.vectors, len(adapters), recipe.weights)
+            check_formula(inner, body.vectors, len(adapters), recipe.weights, heads=heads)
     groups = _groups(chosen, adapters, options, chosen.shares(recipe.weights, len(adapters)))
     tensors = [
         _planned(name, "body", own.shape, "merged" if own.of else "unchanged", own.of, len(adapters))

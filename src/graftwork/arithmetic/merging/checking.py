@@ -2,7 +2,7 @@
 names and shapes alone, and goes on to where it would read numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from graftwork.arithmetic.merging.adaptermethods import formula_of
 from graftwork.arithmetic.merging.method import ChosenMethod, Operands
 from graftwork.arithmetic.merging.settings import MergeSettings
+from graftwork.arithmetic.operations.operations import average
 from graftwork.arithmetic.values.filters import Number, resolved
 from graftwork.arithmetic.values.outlines import NoNumbersError, outlined
 
@@ -38,16 +39,23 @@ def check_numbers(
     """
     for weight in weights or ():
         resolved(weight, shapes, "weight")
+    models = [outlined(shapes, dtypes) for _ in range(count)]
+    if weights is not None and chosen.method.over == "models":
+        average(models, weights=weights)  # of which all such methods make one
     if not isinstance(chosen.settings, MergeSettings):
         return  # whose settings are whole numbers and choices
-    models = [outlined(shapes, dtypes) for _ in range(count)]
     start = outlined(shapes, dtypes) if base else None
     with suppress(NoNumbersError):
         chosen.merge(Operands(models, base=start, weights=weights, score=_unscored))
 
 
 def check_formula(
-    chosen: ChosenMethod, shapes: Mapping[str, tuple[int, ...]], count: int, weights: Sequence[Number] | None = None
+    chosen: ChosenMethod,
+    shapes: Mapping[str, tuple[int, ...]],
+    count: int,
+    weights: Sequence[Number] | None = None,
+    *,
+    heads: Collection[str] = (),
 ) -> None:
     """Refuse the same of a formula over what adapters change.
 
@@ -56,12 +64,13 @@ def check_formula(
         shapes: of the vectors' tensors.
         count: how many adapters there are.
         weights: a number for each.
+        heads: names of the tensors of heads, for which filters may be.
 
     Raises:
         RecipeError: as `check_numbers`.
     """
     with suppress(NoNumbersError):
-        formula_of(chosen, weights)([outlined(shapes) for _ in range(count)])
+        formula_of(chosen, weights, heads)([outlined(shapes) for _ in range(count)])
 
 
 def _unscored(weights: Any) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from graftwork.adapters import Adapter
 from graftwork.adapters.folder import CONFIG, adapters_in, read_outline
 from graftwork.arithmetic.adapters.finetuned import finetuned_adapter, is_model_folder, save_finetuned
+from graftwork.arithmetic.adapters.heads import head_groups
 from graftwork.arithmetic.adapters.merging import (
     HEADS,
     MergedAdapters,
@@ -140,17 +141,31 @@ def _best(
     if not recipe.sweep:
         return chosen, run_on_adapters(chosen, operands), []
     [(name, values)] = recipe.sweep.items()
+    scored = _with_heads(recipe.each_of_sweep(chosen), operands)
     best: tuple[float, ChosenMethod, AdapterResult] | None = None
     swept: list[tuple[Any, Scores]] = []
     for value in values:
         one = chosen.with_settings({name: value})
         result = run_on_adapters(one, operands)
-        scores, worth = scores_of_merged(operands.adapters, result.merged, operands.backbone, display=display)
+        scores, worth = scores_of_merged(
+            operands.adapters, result.merged, operands.backbone, names=scored, display=display
+        )
         swept.append((value, scores))
         if best is None or worth > best[0]:
             best = worth, one, result
     assert best is not None  # there is a value at least
     return best[1], best[2], swept
+
+
+def _with_heads(each: Sequence[ChosenMethod], operands: AdapterOperands) -> list[str] | None:
+    """The adapters whose heads some result of a sweep has, so that all are scored on the same tasks; None where the
+    method says by itself which it has."""
+    if any(one.method.over == "adapters" for one in each):
+        return None
+    own = operands.adapters
+    groups = [head_groups(own, operands.heads, one.shares(operands.weights, len(own))) for one in each]
+    names = {name for group in groups for head in group for name in head.names}
+    return [name for name in own if name in names]
 
 
 def _refuse(target: Path, *, of_models: bool, overwrite: bool) -> None:

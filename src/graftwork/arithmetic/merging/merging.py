@@ -3,7 +3,7 @@ written with the card and the recipe.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from graftwork.arithmetic.merging.method import ChosenMethod, Operands
 from graftwork.arithmetic.merging.plan import Plan
 from graftwork.arithmetic.merging.recipe import FILE, MergeRecipe
 from graftwork.arithmetic.merging.result import MergeResult, Scores
-from graftwork.arithmetic.merging.shares import shares_at
+from graftwork.arithmetic.merging.shares import mean_by, shares_at
 from graftwork.arithmetic.values.checkpoint import Checkpoint
-from graftwork.arithmetic.values.filters import Number
+from graftwork.arithmetic.values.filters import Number, relevant
 from graftwork.arithmetic.values.roles import matching
 from graftwork.arithmetic.values.saving import CARD, refuse_existing, save_model
 from graftwork.arithmetic.values.sources import Stored
@@ -106,27 +106,34 @@ def merged(
         tell: told in a sentence what was chosen.
     """
     names = plan.named("merged")
-    averaged = _averaged(plan, chosen, weights)
+    averaged, beside = _averaged(plan, chosen, weights), plan.named("averaged")
     operands = Operands(
         models=[_part(plan, model, names) for model in plan.models],
         base=None if plan.base is None else _part(plan, plan.base, names),
-        weights=weights,
+        weights=None if weights is None else [relevant(weight, names, beside) for weight in weights],
         score=None if score is None else lambda own: score(_completed(plan, own, averaged)),
         tell=tell,
     )
-    return _completed(plan, chosen.merge(operands), averaged)
+    return _completed(plan, chosen.at(names, beside).merge(operands), averaged)
 
 
 def _completed(plan: Plan, result: Weights, averaged: Weights | None) -> Weights:
     """What was merged, and what is averaged or kept beside it."""
     like, kept = _stored(plan.like), {*plan.named("kept")}
     whole = like.only(plan.named("kept")) | result
+    whole = whole if averaged is None else whole | averaged
     # What is tied to a merged tensor, and stored beside it, is that tensor, and no head of its own.
     for group in like.tied:
-        mates = sorted(group & {*result})
-        if mates and group & kept:
-            whole = whole | result.under(dict.fromkeys(group & kept, mates[0]))
-    return Weights((whole if averaged is None else whole | averaged).source, origin=plan.like)
+        mates, others = sorted(group & {*result}), {name for name in group if name not in result}
+        if mates and others and (others <= kept or all(_has_tied(model, group) for model in plan.models)):
+            whole = whole | result.under(dict.fromkeys(others, mates[0]))
+    return Weights(whole.source, origin=plan.like)
+
+
+def _has_tied(model: Checkpoint, names: Collection[str]) -> bool:
+    """Whether tensors are one in a model."""
+    own = {*matching(names, model.entries.keys()).values()}
+    return any(own <= group for group in _stored(model).tied)
 
 
 def _averaged(plan: Plan, chosen: ChosenMethod, weights: Sequence[Number] | None) -> Weights | None:
@@ -135,15 +142,13 @@ def _averaged(plan: Plan, chosen: ChosenMethod, weights: Sequence[Number] | None
     names = plan.named("averaged")
     if not names:
         return None
-    shares = shares_at(chosen, weights, len(plan.models), names, beside=plan.named("merged"))
-    counted = [name for name in names if any(own[name] for own in shares)]
+    between = plan.base is not None and chosen.method.base == "optional"
+    operands = plan.operands if between else plan.models
+    shares = shares_at(chosen, weights, len(operands), names, beside=plan.named("merged"))
     known = {} if plan.base is None else matching(names, plan.base.entries.keys())
-    alike = {name: 1.0 / len(shares) for name in names if name not in counted and name not in known}
-    parts = [_part(plan, model, [*counted, *alike]) for model in plan.models]
-    whole, *others = [part.scaled({**own, **alike}) for part, own in zip(parts, shares, strict=True)]
-    for other in others:
-        whole = whole + other
-    kept = [name for name in names if name not in counted and name in known]
+    kept = [name for name in names if name in known and not any(own[name] for own in shares)]
+    meant = [name for name in names if name not in kept]
+    whole = mean_by([_part(plan, one, meant) for one in operands], shares)
     return whole | _part(plan, plan.base, kept) if plan.base is not None and kept else whole
 
 

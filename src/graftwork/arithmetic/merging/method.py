@@ -4,14 +4,14 @@ What computes is imported when a merge begins.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from graftwork.arithmetic.merging.settings import MergeSettings, OfVectors
 from graftwork.arithmetic.merging.table import MERGE_METHODS, MergeMethod
-from graftwork.arithmetic.values.filters import Number
+from graftwork.arithmetic.values.filters import Number, relevant
 from graftwork.errors import MethodError, RecipeError, nearest
 from graftwork.settings.checked import Checked
 
@@ -63,6 +63,18 @@ class ChosenMethod:
     def result_of(self) -> int | None:
         """The place of the model for whose task alone the result is; see `MergeSettings.result_of`."""
         return self.settings.result_of if isinstance(self.settings, MergeSettings) else None
+
+    @property
+    def shared_by(self) -> str:
+        """The flag by which operands have their shares."""
+        return self.settings.shared_by if isinstance(self.settings, MergeSettings) else "--weights"
+
+    def at(self, names: Collection[str], beside: Collection[str]) -> "ChosenMethod":
+        """The method at some tensors: without the filters of `t` that are for other ones alone."""
+        t = getattr(self.settings, "t", None)
+        if t is None:
+            return self
+        return replace(self, settings=self.settings.model_copy(update={"t": relevant(t, names, beside)}))
 
     def shares(self, weights: Sequence[Number] | None, count: int) -> Sequence[Number] | None:
         """How much each operand counts in what is averaged beside the merge; see `MergeSettings.shares`."""

@@ -149,7 +149,7 @@ def planned(
     tensors = []
     for name, entry in like.entries.items():
         role = roles[name]
-        merged = role == "body" or (merged_heads if role == "head" else chosen.method.means)
+        merged = role == "body" or (merged_heads if role == "head" else chosen.method.buffers)
         action: Action = "merged" if merged else "averaged"
         if not entry.floating or (role == "head" and heads != "average"):
             action = "kept"

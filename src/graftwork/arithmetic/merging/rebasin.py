@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from graftwork.arithmetic.alignment.matching import merge_many
 from graftwork.arithmetic.alignment.settings import MatchingSettings
 from graftwork.arithmetic.alignment.specifications import checkpoint_specification
+from graftwork.arithmetic.merging.shares import mean_by, shares_of
 from graftwork.arithmetic.operations.operations import average
-from graftwork.arithmetic.values.filters import Number
+from graftwork.arithmetic.values.filters import Number, relevant
+from graftwork.arithmetic.values.roles import STATISTICS, role_of
 from graftwork.arithmetic.values.weights import Weights
 from graftwork.backbones import Backbone
 from graftwork.errors import WeightsError
-
-STATISTICS = ("running_mean", "running_var")
-"""Ends of the names of a batch norm's statistics."""
 
 
 def rebasin(
@@ -51,4 +50,12 @@ def rebasin(
         tell("the statistics of batch norms are means, which say little: compute them anew (recompute_batch_norm)")
     pairs = zip(models[1:], found[1:], strict=True)
     moved = [Weights.of(permutations.apply(model)) for model, permutations in pairs]
-    return average([models[0], *moved], weights=weights)
+    every = [models[0], *moved]
+    trained = [name for name in models[0] if role_of(name, floating=True) != "buffer"]
+    buffers = [name for name in models[0] if name not in trained]
+    given = None if weights is None else [relevant(weight, trained, buffers) for weight in weights]
+    mean = average([model.only(trained) for model in every], weights=given)
+    if not buffers:
+        return mean
+    shares = shares_of(weights, len(every), buffers, "--weights", beside=trained)
+    return mean | mean_by([model.only(buffers) for model in every], shares)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from graftwork.arithmetic.merging.method import ChosenMethod, make_merge_method, settings_of
 from graftwork.arithmetic.merging.plan import Heads, Plan, planned
 from graftwork.arithmetic.values.checkpoint import Checkpoint
-from graftwork.arithmetic.values.filters import Number
+from graftwork.arithmetic.values.filters import Number, relevant
 from graftwork.errors import RecipeError, nearest
 from graftwork.folders import resolved_path
 from graftwork.settings.problems import describe
@@ -196,9 +196,12 @@ class MergeRecipe(BaseModel):
         dtypes = {name: TYPES[entry.dtype] for name, entry in merged.items()}
         averaged = plan.named("averaged")
         for one in self.each_of_sweep(chosen):
+            between = plan.base is not None and one.method.base == "optional"
             if averaged:
-                shares_at(one, self.weights, len(plan.models), averaged, beside=merged)
-            check_numbers(one, shapes, dtypes, len(plan.models), base=plan.base is not None, weights=self.weights)
+                shares_at(one, self.weights, len(plan.models) + between, averaged, beside=merged)
+            weights = None if self.weights is None else [relevant(own, merged, averaged) for own in self.weights]
+            own = one.at(merged, averaged)
+            check_numbers(own, shapes, dtypes, len(plan.models), base=plan.base is not None, weights=weights)
 
     def refuse(self, given: Mapping[str, Any], of: str = "of whole models") -> None:
         """Refuse flags that a merge has no use for.

@@ -43,6 +43,11 @@ class MergeSettings(Checked, ABC):
         return weights
 
     @property
+    def shared_by(self) -> str:
+        """The flag by which operands have their shares."""
+        return "--weights"
+
+    @property
     def result_of(self) -> int | None:
         """The place of the model for whose task the result is, and whose head it has; None: it is for all tasks."""
         return None
@@ -96,6 +101,10 @@ class Interpolate(MergeSettings):
     def shares(self, weights: Sequence[Number] | None, count: int) -> Sequence[Number] | None:
         return [less(self.t), self.t][-count:]
 
+    @property
+    def shared_by(self) -> str:
+        return "--method.t"
+
 
 class Slerp(MergeSettings):
     """An arc from one model to another, tensor by tensor.
@@ -108,6 +117,10 @@ class Slerp(MergeSettings):
 
     def shares(self, weights: Sequence[Number] | None, count: int) -> Sequence[Number] | None:
         return [less(self.t), self.t][-count:]
+
+    @property
+    def shared_by(self) -> str:
+        return "--method.t"
 
 
 class OfVectors(MergeSettings):

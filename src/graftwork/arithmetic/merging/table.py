@@ -34,7 +34,7 @@ class MergeMethod:
             adapters a method over adapters has a use for.
         base: whether it needs the model that the others come from.
         reads: what it reads.
-        means: whether the result is a mean of the models, so that heads and buffers are merged as all other tensors.
+        buffers: whether what it makes has buffers too, those of its own choice of models or units.
         start: whether all operands have to come from one start, as units do otherwise not match.
         acts: on what it acts: models' folders, adapters' folders.
         by_singular_values: whether it goes by those of matrices, so that it can be done in any basis.
@@ -51,7 +51,7 @@ class MergeMethod:
     takes: tuple[str, ...] = ()
     base: Base = "none"
     reads: Reads = "weights"
-    means: bool = False
+    buffers: bool = False
     start: bool = True
     acts: tuple[str, ...] = BOTH
     by_singular_values: bool = False
@@ -80,7 +80,6 @@ _METHODS = (
         function=f"{OPERATIONS}.average",
         settings="merging.settings.Average",
         takes=("weights",),
-        means=True,
         least=2,
         paper="Wortsman et al. 2022, arXiv:2203.05482",
         when="runs of one task from one start",
@@ -90,7 +89,7 @@ _METHODS = (
         function="merging.choosing.soup",
         takes=("score", "tell"),
         reads="scores",
-        means=True,
+        buffers=True,
         least=2,
         paper="Wortsman et al. 2022, arXiv:2203.05482",
         when="many runs of one task, some of them bad",
@@ -100,7 +99,6 @@ _METHODS = (
         function=f"{OPERATIONS}.interpolate",
         settings="merging.settings.Interpolate",
         base="optional",
-        means=True,
         least=2,
         most=2,
         paper="Wortsman et al. 2022, arXiv:2109.01903",
@@ -111,7 +109,6 @@ _METHODS = (
         function=f"{OPERATIONS}.slerp",
         settings="merging.settings.Slerp",
         base="optional",
-        means=True,
         by_angle=True,
         least=2,
         most=2,
@@ -234,7 +231,7 @@ _METHODS = (
         function="merging.rebasin.rebasin",
         settings="alignment.settings.MatchingSettings",
         takes=("weights", "tell"),
-        means=True,
+        buffers=True,
         start=False,
         acts=("models",),
         least=2,

@@ -45,8 +45,9 @@ class Slerp(Step):
         return stack[0].mul(first).add_(stack[1], alpha=second)
 
     def mean(self, stack: Stack, piece: Piece, vectors: Vectors) -> Float[Tensor, "n"]:
-        """What is not trained lies on the straight line between the two."""
+        """What is not trained lies on the straight line between the two, or is that of the nearer one."""
         t = at(resolved(self.t, [piece.name], "t", beside=vectors.names), piece.name)
+        t = min(max(t, 0.0), 1.0)
         return stack[0].mul(1 - t).add_(stack[1], alpha=t)
 
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
 from graftwork.arithmetic.operations.operations import average
-from graftwork.errors import RecipeError
+from graftwork.errors import DivergedError, RecipeError
 
 S = TypeVar("S")
+
+DIVERGED = float("-inf")
+"""The score of what gives no finite numbers."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +38,33 @@ def greedy_soup(
 
     Args:
         models: `Weights`, or plain mappings from names to tensors; with `mean`, whatever it takes.
-        score: how good one is on held-out validation data, the more the better.
+        score: how good one is on held-out validation data, the more the better. One that diverges
+            (`DivergedError`) is worse than any.
         mean: makes one of several. None: `average`.
 
     Raises:
         RecipeError: there are no models.
+        DivergedError: all diverge.
         WeightsError: they differ in tensors or shapes.
     """
     if isinstance(models, Mapping) or not models:
         raise RecipeError("there are no models to choose from", expected="a list of weights", change="the models")
     averaged = cast("Callable[[Sequence[S]], S]", average) if mean is None else mean
-    scores = tuple(score(model) for model in models)
+    scores = tuple(_scored(model, score) for model in models)
+    if max(scores) == DIVERGED:
+        score(models[0])  # tells why
     order = sorted(range(len(models)), key=lambda i: (-scores[i], i))
     taken, best, soup = order[:1], scores[order[0]], models[order[0]]
     for place in order[1:]:
         with_it = averaged([models[i] for i in (*taken, place)])
-        found = score(with_it)
-        if found >= best:
+        found = _scored(with_it, score)
+        if found >= best and found > DIVERGED:
             taken, best, soup = [*taken, place], found, with_it
     return GreedySoup(soup, tuple(taken), scores, best)
+
+
+def _scored(model: S, score: Callable[[S], float]) -> float:
+    try:
+        return score(model)
+    except DivergedError:
+        return DIVERGED

@@ -32,11 +32,13 @@ class EMR(Generic[M]):
         unified: the unified vector.
         masks: for each task, which numbers of the unified vector are its own.
         scales: by how much they are multiplied.
+        buffers: for each task, what is not trained.
     """
 
     unified: M
     masks: tuple[M, ...]
     scales: tuple[float, ...]
+    buffers: tuple[M, ...]
 
     def vector(self, task: int) -> M:
         """The vector of a task, λᵢ · Mᵢ ⊙ ε.
@@ -50,7 +52,8 @@ class EMR(Generic[M]):
         _require_task(task, len(self.scales))
         whole, mask = Weights.of(self.unified), Weights.of(self.masks[task])
         masked = Weights(_Masked(whole.source, mask.source, self.scales[task]), origin=whole.origin)
-        return cast(M, masked if isinstance(self.unified, Weights) else dict(masked))
+        own = masked | Weights.of(self.buffers[task]) if len(self.buffers[task]) else masked
+        return cast(M, own if isinstance(self.unified, Weights) else dict(own))
 
 
 def emr(vectors: Sequence[M]) -> EMR[M]:
@@ -64,12 +67,16 @@ def emr(vectors: Sequence[M]) -> EMR[M]:
     """
     unified = elected(vectors)
     first = Weights.of(unified)
-    own = [aligned(first, vector).source for vector in vectors]
+    each = [aligned(first, vector) for vector in vectors]
+    own = [vector.source for vector in each]
+    untrained = [name for name in first if role_of(name, floating=first.source.floating(name)) == "buffer"]
+    buffers = [vector.only(untrained) for vector in each]
     masks = [Weights(_Mask(source, first.source)) for source in own]
     lengths = _lengths(own, first.source)
-    given = masks if any(isinstance(vector, Weights) for vector in vectors) else [dict(mask) for mask in masks]
+    values = any(isinstance(vector, Weights) for vector in vectors)
+    given, beside = ([value if values else dict(value) for value in found] for found in (masks, buffers))
     scales = tuple(length / left if left > 0 else 1.0 for length, left in lengths)
-    return EMR(unified, tuple(cast(M, mask) for mask in given), scales)
+    return EMR(unified, tuple(cast(M, own) for own in given), scales, tuple(cast(M, own) for own in beside))
 
 
 def vector_of_task(vectors: Sequence[M], *, task: int = 0) -> M:
@@ -102,7 +109,7 @@ class _Mask(Source):
 
 
 class _Masked(Source):
-    """A unified vector where a mask is true, scaled. Buffers are as they are there."""
+    """A unified vector where a mask is true, scaled; buffers as they are there."""
 
     def __init__(self, unified: Source, mask: Source, scale: float) -> None:
         self.unified, self.mask, self.scale = unified, mask, scale

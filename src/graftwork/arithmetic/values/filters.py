@@ -103,6 +103,25 @@ def at_each(
     return found if isinstance(found, dict) else dict.fromkeys(names, found)
 
 
+def relevant(number: Number, names: Collection[str], beside: Collection[str]) -> Number:
+    """A number without the filters that are for other tensors alone.
+
+    Args:
+        number: the number as it was given.
+        names: of the tensors that it is asked for.
+        beside: names of other ones.
+    """
+    if not isinstance(number, tuple) or not isinstance(number[0], Filtered):
+        return number
+    kept = [
+        rule
+        for rule in number
+        if isinstance(rule, Filtered)
+        and (any(map(rule.matches, names)) or not any(map(rule.matches, beside)) or rule.filter is None)
+    ]
+    return tuple(kept) or number
+
+
 def less(number: Number) -> Number:
     """1 less a number, wherever it is another one."""
     if isinstance(number, int | float):

@@ -23,7 +23,10 @@ HEADS = frozenset(
 )
 """The modules of transformers' models that stand beside the bare model."""
 
-BUFFERS = frozenset({"running_mean", "running_var", "num_batches_tracked", "position_ids", "inv_freq", "masked_bias"})
+STATISTICS = ("running_mean", "running_var")
+"""Last parts of the names of a batch norm's statistics."""
+
+BUFFERS = frozenset({*STATISTICS, "num_batches_tracked", "position_ids", "inv_freq", "masked_bias"})
 """Last parts of the names of tensors that are not trained."""
 
 FEW = 5
