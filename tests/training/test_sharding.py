@@ -43,8 +43,8 @@ def ran(script, folder, *arguments):
 def test_passes_and_gradients_are_those_of_a_whole_backbone(tmp_path):
     """To the bit: the same products of the same numbers. Then the backbone is what it was."""
     cases = [
-        *("bert:lora", "bert:houlsby", "bert:adamix", "bert:dora", "bert:bitfit", "bert:lora:recomputed"),
-        *("llama:lora", "gpt2:houlsby", "t5:lora", "albert:lora"),
+        *("bert:houlsby", "bert:lora:recomputed", "bert:adamix", "bert:dora", "albert:lora"),
+        *("llama:lora", "gpt2:houlsby", "t5:lora"),
     ]
     (statuses, *found), said = ran("sharded_passes.py", tmp_path, *cases)
     assert statuses == [0, 0], said
@@ -113,7 +113,7 @@ def test_what_cannot_be_sharded_is_refused(backbone_folder, data, tmp_path, back
         return Recipe.parse(given, origin="it")
 
     refuse_sharing(recipe(), Processes(2, 1))
-    with pytest.raises(RecipeError, match=r"there is one process(.|\n)*torchrun(.|\n)*--train.fsdp"):
+    with pytest.raises(RecipeError, match=r"here one process does(.|\n)*torchrun(.|\n)*--train.fsdp"):
         refuse_sharing(recipe(), Processes())
     for method in ("full-fine-tuning", {"name": "full-fine-tuning", "top_layers": 1}):
         with pytest.raises(RecipeError, match=r"trains the backbone's weights(.|\n)*--train.fsdp"):
@@ -125,10 +125,10 @@ def test_what_cannot_be_sharded_is_refused(backbone_folder, data, tmp_path, back
     task = recipe().find_task()
     for tuned in (
         lambda: tune(backbone, task=task, fsdp=True, **FAST),
-        lambda: tune_many(backbone, {"a": task}, output=tmp_path / "many", fsdp=True, **FAST),
+        lambda: tune_many(backbone, {"a": {"task": task}}, output=tmp_path / "many", fsdp=True, **FAST),
         lambda: tune_tasks(backbone, [task, task.model_copy(update={"name": "b"})], fsdp=True, **FAST),
     ):
-        with pytest.raises(RecipeError, match=r"there is one process(.|\n)*--train.fsdp"):
+        with pytest.raises(RecipeError, match=r"here one process does(.|\n)*--train.fsdp"):
             tuned()
 
 

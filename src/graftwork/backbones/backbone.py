@@ -32,7 +32,6 @@ from graftwork.backbones.pooling import (
     warn_of_unknown,
 )
 from graftwork.backbones.positions import longest_by
-from graftwork.backbones.sharding import require_weights
 from graftwork.backbones.sites import WORD, Site, Sites
 from graftwork.backbones.tokenizers import fit_tokenizer, refuse_tokens_without_rows, with_tokens
 from graftwork.backbones.weights import Weights
@@ -174,7 +173,7 @@ class Backbone:
         Raises:
             BackboneError: another one has it, or its weights are lost.
         """
-        require_weights(self)
+        self.weights.require_whole(self.name)
         if not hold(self.model, graft):
             raise BackboneError(
                 f"backbone {self.name!r} is in use by another AdaptedModel",

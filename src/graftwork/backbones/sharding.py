@@ -6,22 +6,19 @@ run the same passes in the same order. What stands outside of the layers, such a
 stays whole on each process.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
+from graftwork.backbones.backbone import Backbone
 from graftwork.backbones.devices import on
 from graftwork.backbones.holding import is_held_by_another
 from graftwork.backbones.offloading import offloaded
 from graftwork.errors import BackboneError
-
-if TYPE_CHECKING:
-    from graftwork.backbones.backbone import Backbone
 
 FLAG = "--train.fsdp"
 
@@ -29,61 +26,8 @@ HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks
 """Where torch keeps the hooks of a layer's passes."""
 
 
-class GatheredParameters(Mapping[str, Tensor]):
-    """Parameters of which each process holds a part: one that is asked for is gathered, by all processes together.
-
-    Args:
-        own: gives, by name, what makes the canonical tensor of a whole one, and what is held.
-    """
-
-    def __init__(self, own: Mapping[str, tuple[Callable[[Tensor], Tensor], Tensor]]) -> None:
-        self._own = own
-
-    def __getitem__(self, name: str) -> Tensor:
-        canonical, held = self._own[name]
-        return canonical(whole(held))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._own)
-
-    def __len__(self) -> int:
-        return len(self._own)
-
-
-def is_part(tensor: Tensor) -> bool:
-    """Whether a process holds but a part of a tensor."""
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or the whole of one that is held in parts, which all processes then have to ask for."""
-    from torch.distributed.tensor import DTensor
-
-    if not isinstance(tensor, DTensor):
-        return tensor
-    # Not in inference mode, whose tensors could not take part in a later pass with gradients.
-    with torch.inference_mode(False), torch.no_grad():
-        found: Tensor = tensor.full_tensor()  # type: ignore[no-untyped-call]
-    return found
-
-
-def require_weights(backbone: "Backbone") -> None:
-    """Refuse a backbone whose weights are left in parts.
-
-    Raises:
-        BackboneError: they are.
-    """
-    if backbone.weights.lost:
-        raise BackboneError(
-            f"the weights of backbone {backbone.name!r} were sharded by a run that failed, and are in parts",
-            expected="a backbone that is loaded again",
-        )
-
-
 @contextmanager
-def sharded(backbone: "Backbone", device: torch.device) -> Iterator[None]:
+def sharded(backbone: Backbone, device: torch.device) -> Iterator[None]:
     """Inside, each process of the default group holds its part of the layers' weights. Afterwards each has the whole
     again; after an exception, which the others may not have had, nobody has, and the backbone cannot be used.
 
@@ -99,7 +43,7 @@ def sharded(backbone: "Backbone", device: torch.device) -> Iterator[None]:
             f"backbone {backbone.name!r} is in use by an AdaptedModel, and its weights cannot be sharded now",
             change="call detach() on the AdaptedModel, or load the backbone again",
         )
-    require_weights(backbone)
+    backbone.weights.require_whole(backbone.name)
     layers = {path: backbone.model.get_submodule(path) for path in backbone.layer_paths()}
     _refuse(backbone, layers)
     _ = backbone.fingerprint  # it is over whole weights, and kept
@@ -178,7 +122,7 @@ class _Sharded:
         _module_state_mapping.pop(self.layer, None)
 
 
-def _refuse(backbone: "Backbone", layers: Mapping[str, nn.Module]) -> None:
+def _refuse(backbone: Backbone, layers: Mapping[str, nn.Module]) -> None:
     """Refuse weights that cannot be in parts.
 
     Raises:

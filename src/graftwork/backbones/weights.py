@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from graftwork.backbones.checkpoint_tensors import CheckpointTensor, checkpoint_tensors
 from graftwork.backbones.offloading import OffloadedParameters, offloaded
-from graftwork.backbones.sharding import GatheredParameters, is_part, whole
+from graftwork.backbones.parts import GatheredParameters, is_part, whole
 from graftwork.backbones.sites import Site, Sites
 from graftwork.errors import BackboneError, SiteError, nearest
 
@@ -122,6 +122,21 @@ class Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._covering)
+
+    def require_whole(self, backbone: str) -> None:
+        """Refuse weights that a run has left in parts.
+
+        Args:
+            backbone: whose they are, by name.
+
+        Raises:
+            BackboneError: they are.
+        """
+        if self.lost:
+            raise BackboneError(
+                f"the weights of backbone {backbone!r} were sharded by a run that failed, and are in parts",
+                expected="a backbone that is loaded again",
+            )
 
     def where(self, name: str) -> Location:
         """Where a tensor is in the model.

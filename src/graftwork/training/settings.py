@@ -315,7 +315,7 @@ def refuse_unsharded(settings: TrainingSettings, *, several: bool) -> None:
     """
     if settings.fsdp and not several:
         raise RecipeError(
-            "fsdp shards the backbone over the processes that tune one adapter, and there is one process",
+            "fsdp shards the backbone over several processes that tune one adapter, and here one process does",
             expected="a run started by torchrun or accelerate launch, with one task and one adapter; or false",
             change="--train.fsdp",
         )
