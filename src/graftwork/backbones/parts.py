@@ -42,5 +42,5 @@ def whole(tensor: Tensor) -> Tensor:
         return tensor
     # Not in inference mode, whose tensors could not take part in a later pass with gradients.
     with torch.inference_mode(False), torch.no_grad():
-        found: Tensor = tensor.full_tensor()  # type: ignore[no-untyped-call]
+        found: Tensor = tensor.full_tensor()
     return found
