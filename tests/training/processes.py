@@ -178,6 +178,42 @@ def together(recipe: str) -> Any:
     return found
 
 
+PARTS = {
+    # The last batch of an epoch has one row, so that a process has none; and the frozen backbone is compared with.
+    "encoder": ["recipe.yml", "--method", "houlsby", "--train.baseline", "auto", *SHARED["odd"]],
+    "decoder": ["texts.yml", "--train.max_steps", "4", "--train.eval_steps", "2"],
+}
+
+
+def sharded(recipe: str) -> Any:
+    """Runs of one process, and the same of two that share out the backbone; one of these that is killed and gone on
+    with; some that are refused."""
+    tune_recipe(Recipe.from_yaml(recipe, {"train.max_steps": 1, "train.eval_steps": 1}))
+    found: dict[str, Any] = {}
+    for name, flags in PARTS.items():
+        one, said = wait(fork(*command(*flags[:1], f"one-{name}", *flags[1:], "--json")))
+        parts = [*flags[1:], "--train.fsdp", "true", "--json"]
+        two = [wait(process) for process in fork_together(2, *command(*flags[:1], f"two-{name}", *parts))]
+        found[name] = {"statuses": [one, *(status for status, _ in two)], "said": [said, *(said for _, said in two)]}
+    flags = [*PARTS["encoder"][1:], "--train.fsdp", "true"]
+    running = fork_together(2, *command(recipe, "cut", *flags))
+    while not list(Path().glob(".cut.tuning/checkpoint-2/trainer_state.json")):
+        time.sleep(0.001)
+    for process in running:
+        os.kill(process, signal.SIGKILL)
+        wait(process)
+    resumed = [wait(process) for process in fork_together(2, *command(recipe, "cut", *flags, "--resume"))]
+    found["cut"] = {
+        "statuses": [status for status, _ in resumed],
+        "same": digest("cut") == digest("two-encoder"),
+        "said": resumed[0][1],
+    }
+    full = ("--method", "full-fine-tuning", "--train.fsdp", "true")
+    refused = [wait(process) for process in fork_together(2, *command(recipe, "no", *full))]
+    found["refused"] = {"statuses": [status for status, _ in refused], "said": refused[0][1]}
+    return found
+
+
 def methods(recipe: str) -> Any:
     """What some methods make, as digests."""
     found = {}
@@ -195,5 +231,6 @@ if __name__ == "__main__":
         "kills": kills,
         "methods": methods,
         "together": together,
+        "sharded": sharded,
     }
     print(json.dumps(chosen[sys.argv[1]](sys.argv[2])))

@@ -171,14 +171,20 @@ class Backbone:
         nobody any more has let go of it.
 
         Raises:
-            BackboneError: another one has it.
+            BackboneError: another one has it, or its weights are lost.
         """
+        self.weights.require_whole(self.name)
         if not hold(self.model, graft):
             raise BackboneError(
                 f"backbone {self.name!r} is in use by another AdaptedModel",
                 expected="one AdaptedModel on a backbone at a time",
                 change="call detach() on the other one, or load the backbone again",
             )
+
+    def layer_paths(self) -> list[str]:
+        """The paths of its layers, of all stacks."""
+        start = base_path(self.model)
+        return [path for stack in self.family.stacks for path in stack.layer_paths(self.model, start)]
 
     def release(self, graft: object) -> None:
         """Let another one take the backbone. Does nothing when this one does not have it."""
@@ -287,6 +293,8 @@ class Backbone:
         """
         if self.device.type == "meta":
             raise BackboneError(f"the outline of backbone {self.name!r} has no weights", expected="Backbone.load")
+        if self.weights.in_parts and self._fingerprint is not None:
+            return self._fingerprint
         versions = self._versions_now()
         if self._fingerprint is None or versions != self._versions:
             self._fingerprint, self._versions = fingerprint_of(self.model), versions

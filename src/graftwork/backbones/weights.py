@@ -5,7 +5,7 @@ map's weight is (out, in) and its bias (out), also where the module holds them t
 product; all else is as the module holds it. What stands at no site goes by its module's path.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from graftwork.backbones.checkpoint_tensors import CheckpointTensor, checkpoint_tensors
 from graftwork.backbones.offloading import OffloadedParameters, offloaded
+from graftwork.backbones.parts import GatheredParameters, is_part, whole
 from graftwork.backbones.sites import Site, Sites
 from graftwork.errors import BackboneError, SiteError, nearest
 
@@ -71,9 +72,15 @@ class Weights(Mapping[str, Tensor]):
     Args:
         model: the model.
         sites: its sites.
+
+    Attributes:
+        in_parts: whether each of several processes holds a part of the layers' weights; then these are copies, which
+            all processes have to ask for together.
+        lost: whether they stay so, because the run failed whose processes these were.
     """
 
     def __init__(self, model: PreTrainedModel, sites: Sites) -> None:
+        self.in_parts = self.lost = False
         self._model = model
         self._held: dict[str, _Held] = dict(_held_by(model))
         wholes, parts = self._at_sites(sites)
@@ -116,6 +123,21 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._covering)
 
+    def require_whole(self, backbone: str) -> None:
+        """Refuse weights that a run has left in parts.
+
+        Args:
+            backbone: whose they are, by name.
+
+        Raises:
+            BackboneError: they are.
+        """
+        if self.lost:
+            raise BackboneError(
+                f"the weights of backbone {backbone!r} were sharded by a run that failed, and are in parts",
+                expected="a backbone that is loaded again",
+            )
+
     def where(self, name: str) -> Location:
         """Where a tensor is in the model.
 
@@ -143,6 +165,8 @@ class Weights(Mapping[str, Tensor]):
         """
         own = self._by_site[site.name]
         read = partial(_read, own, turned=site.kind == "linear")
+        if self.in_parts and any(is_part(held.tensor) for _, held, _ in own):
+            return GatheredParameters(_parts(own, turned=site.kind == "linear"))
         away = next((module for module in {held.module for _, held, _ in own} if offloaded(module)), None)
         return read() if away is None else OffloadedParameters(away, read)
 
@@ -289,8 +313,10 @@ class Weights(Mapping[str, Tensor]):
                 self._locations[name] = replace(self._locations[name], tied=others)
 
     def _tensor(self, location: Location) -> Tensor:
-        """What the module holds; a copy where it is offloaded."""
+        """What the module holds; a copy where it is offloaded or in parts."""
         held = self._held[location.key]
+        if self.in_parts:
+            return whole(held.tensor)
         return (
             OffloadedParameters(held.module, lambda: {"": held.tensor})[""] if offloaded(held.module) else held.tensor
         )
@@ -322,6 +348,10 @@ _Own = tuple[tuple[str, _Held, Location], ...]
 
 def _read(own: _Own, *, turned: bool) -> dict[str, Tensor]:
     return {name: location.of(held.tensor) if turned else held.tensor for name, held, location in own}
+
+
+def _parts(own: _Own, *, turned: bool) -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
+    return {name: (location.of if turned else lambda tensor: tensor, held.tensor) for name, held, location in own}
 
 
 def _held_by(model: nn.Module) -> Iterator[tuple[str, _Held]]:

@@ -108,6 +108,8 @@ def _search(
     with runner.bank.use(group.present):
         with runner.graft.lock, torch.no_grad():
             ops = {} if modules is not None else group.ops(runner.backbone, runner.bank, in_order=in_order)
+        if runner.backbone.weights.in_parts:  # who is done takes part in the others' passes until they are
+            options = {"synced_gpus": True, **options}
         model: Any = stepwise(runner.backbone.model, lambda: runner.acting(lambda: ops, modules=modules))
         return model.generate(*args, **as_of_text(options, ops))
 

@@ -15,7 +15,7 @@ from graftwork.errors import DataError
 from graftwork.tasks import TaskData
 from graftwork.training.recipe import Recipe
 
-IDLE = ("report_to", "logging_steps", "prefix_cache_gb", "baseline")
+IDLE = ("report_to", "logging_steps", "prefix_cache_gb", "baseline", "fsdp")
 """Training settings that change nothing of the result."""
 
 NAMES = ("name", "data")

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from graftwork.backbones.families.family import base_path
 from graftwork.errors import RecipeError
 from graftwork.model import AdaptedModel
 
@@ -108,9 +107,7 @@ def _call_of(layer: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
 
 def _layers(model: AdaptedModel) -> list[nn.Module]:
     """The backbone's layers, of all its stacks."""
-    whole = model.backbone.model
-    paths = [path for stack in model.backbone.family.stacks for path in stack.layer_paths(whole, base_path(whole))]
-    return [whole.get_submodule(path) for path in paths]
+    return [model.backbone.model.get_submodule(path) for path in model.backbone.layer_paths()]
 
 
 def _said(error: BaseException) -> str:

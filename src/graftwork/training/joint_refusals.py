@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from graftwork.errors import RecipeError
 from graftwork.training.recipe import Recipe
+from graftwork.training.settings import refuse_unsharded
 
 OF_THE_BACKBONE = ("backbone_dropout", "gradient_checkpointing")
 """Training settings that all rows of a pass have in common."""
@@ -21,6 +22,8 @@ def refuse_unlike(recipes: Mapping[str, Recipe]) -> None:
     _refuse_different_backbones(recipes)
     _refuse_caches(recipes)
     _refuse_compiling(recipes)
+    for recipe in recipes.values():
+        refuse_unsharded(recipe.train, several=False)
 
 
 def _refuse_different_backbones(recipes: Mapping[str, Recipe]) -> None:

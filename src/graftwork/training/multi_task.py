@@ -34,6 +34,7 @@ from graftwork.training.multi_task_run import MultiTaskRun
 from graftwork.training.outputs import Output, refuse_differences
 from graftwork.training.recipe import Recipe
 from graftwork.training.run_summary import joined, of_backbone, of_loading
+from graftwork.training.settings import refuse_unsharded
 from graftwork.training.tuning import adapted_for, refuse_idle
 
 
@@ -181,6 +182,7 @@ def _run(
 def _refuse_unusable(recipe: Recipe) -> None:
     """Refuse sections and training settings that are of one task's run."""
     settings = recipe.train
+    refuse_unsharded(settings, several=False)
     for section, what in (("start", "begin with the tensors of another adapter"), ("distill", "learn from teachers")):
         if getattr(recipe, section) is not None:
             raise RecipeError(

@@ -1,12 +1,15 @@
 """Processes that tune one adapter together, as `torchrun` and `accelerate launch` start them.
 
-Each has all of the backbone and the adapter, and takes its share of the rows of each batch. Gradients are summed over
-the processes, so that a step is that of one process with the whole batch, to rounding. The first process alone scores,
-saves and finishes; the others are told.
+Each has all of the adapter and of the backbone, or of the latter its part of each layer, and takes its share of the
+rows of each batch. Gradients are summed over the processes, so that a step is that of one process with the whole batch,
+to rounding. The first process alone scores, saves and finishes; the others are told. Where the backbone is in parts,
+all of them score and finish, as one does, and the first one's word counts.
 """
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -99,6 +102,23 @@ class Processes:
             raise raised
         return cast(T, value)
 
+    def by_all(self, function: Callable[[], T]) -> T:
+        """What a function returns or raises in the first process, which all call: its passes need all of them. The
+        others say nothing of it."""
+        if not self.several:
+            return function()
+        found: tuple[T | None, Exception | None]
+        with nullcontext() if self.first else _silent():
+            try:
+                found = (function(), None)
+            except Exception as error:
+                found = (None, error)
+        own = found[1]
+        value, raised = self.of_first(found if self.first else None)
+        if raised is not None or own is not None:
+            raise raised or own  # type: ignore[misc] # one of them is there
+        return cast(T, value)
+
     def share(self, rows: S) -> S:
         """This process's rows of a batch; none, where there are fewer rows than processes."""
         return cast(S, rows[self.index :: self.count])
@@ -127,6 +147,17 @@ class Processes:
             dist.all_reduce(flat)
             for tensor, part in zip(own, torch.split(flat, [t.numel() for t in own]), strict=True):
                 tensor.grad = part.view_as(tensor)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Inside, nothing is logged but errors."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 ALONE = Processes()

@@ -17,11 +17,16 @@ DEFAULTS: Mapping[str, tuple[str, ...]] = {
 """What is said to be a default, where none of these settings was given."""
 
 
-def of_backbone(backbone: Backbone) -> str:
-    """Its name, layout, size, device and precision."""
+def of_backbone(backbone: Backbone, *, parts: int = 1) -> str:
+    """Its name, layout, size, device and precision.
+
+    Args:
+        parts: over how many processes its layers are sharded.
+    """
     size = f"{backbone.num_parameters / 1e6:.1f}M"
     precision = str(backbone.dtype).removeprefix("torch.")
-    return f"backbone {backbone.name} ({backbone.family.name}, {size}) on {backbone.device}, {precision}"
+    sharded = f", layers sharded over {parts} processes" if parts > 1 else ""
+    return f"backbone {backbone.name} ({backbone.family.name}, {size}) on {backbone.device}, {precision}{sharded}"
 
 
 def of_task(task: Task, rows: Mapping[str, int]) -> str:

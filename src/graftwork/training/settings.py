@@ -90,6 +90,8 @@ class TrainingSettings(Checked):
             graftwork's cache folder: `auto` (if that is possible and there are at least two epochs), `on` (an error if
             it is not possible), or `off`.
         prefix_cache_gb: maximum size of that cache, in gigabytes (10⁹ bytes).
+        fsdp: for several processes, on which the backbone does not fit as a whole: each holds a part of the weights of
+            each frozen layer, which are gathered when the layer runs.
         torch_compile: compile the backbone's layers with `torch.compile` for training steps.
         baseline: `auto` also fits a linear model on the frozen backbone's output, for comparison, if the task is
             classification or regression of texts; `off` does not.
@@ -127,6 +129,7 @@ class TrainingSettings(Checked):
     backbone_dropout: Literal["auto", "keep", "off"] = "auto"
     prefix_cache: Literal["auto", "on", "off"] = "auto"
     prefix_cache_gb: PositiveFloat = 4.0
+    fsdp: bool = False
     torch_compile: bool = False
     baseline: Literal["auto", "off"] = "auto"
     report_to: str = "none"
@@ -180,6 +183,12 @@ class TrainingSettings(Checked):
     def _compiled_layers_keep_activations(self) -> "TrainingSettings":
         if self.torch_compile and self.gradient_checkpointing:
             raise ValueError("torch_compile and gradient_checkpointing cannot be combined: expected one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_layers_are_whole(self) -> "TrainingSettings":
+        if self.torch_compile and self.fsdp:
+            raise ValueError("torch_compile and fsdp cannot be combined: expected one of the two")
         return self
 
     def resolved(self, method: Method, backbone: Backbone, kind: str = DEFAULT_KIND) -> "TrainingSettings":
@@ -243,9 +252,11 @@ class TrainingSettings(Checked):
             shared: whether several processes train the adapter together.
 
         Raises:
-            RecipeError: the run was started as several processes, and is not shared.
+            RecipeError: the run was started as several processes, and is not shared; or it is not shared, and the
+                backbone is to be.
         """
         # transformers makes the machine's first device the current one.
+        refuse_unsharded(self, several=shared)
         with on(device), quiet_transformers():
             arguments = self._arguments(folder, metric, greater_is_better, device)
         if arguments.processes > 1 and not shared:
@@ -290,6 +301,23 @@ class TrainingSettings(Checked):
             disable_tqdm=True,
             use_cpu=device.type == "cpu",
             dataloader_pin_memory=device.type != "cpu",
+        )
+
+
+def refuse_unsharded(settings: TrainingSettings, *, several: bool) -> None:
+    """Refuse to shard a backbone over one process.
+
+    Args:
+        several: whether there are others that train the same adapter.
+
+    Raises:
+        RecipeError: it is asked for, and there are none.
+    """
+    if settings.fsdp and not several:
+        raise RecipeError(
+            "fsdp shards the backbone over several processes that tune one adapter, and here one process does",
+            expected="a run started by torchrun or accelerate launch, with one task and one adapter; or false",
+            change="--train.fsdp",
         )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,12 +30,16 @@ class SharedTrainer(AdapterTrainer):
         processes: these.
         apart: whether each draws random numbers of its own, from the seed, the step and the process: where attention
             drops weights, what is drawn depends on the rows of a pass.
+        sharded: whether each holds a part of the backbone's layers, so that all take part in each pass: one without
+            rows in a batch runs another's, which counts as nothing.
     """
 
-    def __init__(self, *args: Any, processes: Processes, apart: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, processes: Processes, apart: bool, sharded: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.processes = processes
         self.apart = apart
+        self.sharded = sharded
+        self._counts = True
 
     def create_accelerator_and_postprocess(self) -> None:
         """accelerate does not wrap the model, which would have its gradients averaged over the processes."""
@@ -52,6 +57,9 @@ class SharedTrainer(AdapterTrainer):
         rows = len(next(iter(inputs.values())))
         own = {name: self.processes.share(values) for name, values in inputs.items()}
         count = len(self.processes.share(range(rows)))
+        self._counts = count > 0
+        if self.sharded and not self._counts:
+            own, count = {name: values[:1] for name, values in inputs.items()}, 1
         if self.apart:
             torch.manual_seed(seed_of("share", self.args.seed, *self._moment, self.processes.index))
         draws = nullcontext() if self.apart else WholeDraws(rows, count, self.processes)
@@ -65,18 +73,37 @@ class SharedTrainer(AdapterTrainer):
             self.processes.sum_gradients([tensor for tensor, _ in self.declared() if tensor.requires_grad])
         return self.processes.sum(loss)
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss: Any = super().compute_loss(*args, **kwargs)
+        return loss if self._counts else loss * 0.0
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The first process's scores, logged by all."""
         scorer = self.scorer
         assert scorer is not None
-        self.scorer = partial(self.processes.by_first, scorer)
+        self.scorer = partial(self.processes.by_all if self.sharded else self.processes.by_first, scorer)
         try:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         finally:
             self.scorer = scorer
             self.processes.share_randomness()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        ended = super().train(*args, **kwargs)
+        self._share_best()
+        return ended
+
+    def resume_from(self, checkpoint: Path) -> None:
+        super().resume_from(checkpoint)
+        self._share_best()
+
+    def _share_best(self) -> None:
+        """The first process alone knows the best checkpoint. Where the backbone is in parts, all finish the adapter."""
+        if self.sharded:
+            best = self.processes.of_first(self.adapter.tensors)
+            self.adapted.in_training(self.adapter_name).assign(best)
 
     def _load_best_model(self) -> None:
         # It is the first process's, which finishes the adapter.
@@ -94,7 +121,7 @@ class WholeDraws(TorchFunctionMode):
 
     Args:
         rows: of the whole batch.
-        own: of this process.
+        own: of this process; 1 also where it has none, and runs the first of all.
         processes: these.
     """
 
@@ -123,4 +150,5 @@ class WholeDraws(TorchFunctionMode):
         assert not rest, f"dropout of {tuple(values.shape)}, which has no part for each of {self.own} rows"
         # Where a row has several places in the first dimension, such as its choices, they stand together.
         whole = F.dropout(values.new_ones(self.rows, each, *values.shape[1:]), p)
-        return values * self.processes.share(whole).flatten(0, 1)
+        own = self.processes.share(whole)
+        return values * (own if len(own) else whole[:1]).flatten(0, 1)

@@ -60,7 +60,8 @@ def trainer_for(
     rows = examples(encoder, task.kind, data.train)
     # Generating is slow: unless it chooses the checkpoint, it is done once, at the end.
     apart = settings.backbone_dropout == "keep"
-    kind = partial(SharedTrainer, processes=processes, apart=apart) if processes.several else AdapterTrainer
+    shared = partial(SharedTrainer, processes=processes, apart=apart, sharded=settings.fsdp)
+    kind = shared if processes.several else AdapterTrainer
     trainer = kind(
         model=model if coroutine is None else OneAdapter(model, name),
         args=arguments,

@@ -42,6 +42,7 @@ from graftwork.training.recipe import Recipe, recipe_of
 from graftwork.training.run_summary import joined, of_backbone, of_loading, of_pooling, of_task, of_training
 from graftwork.training.scoring import Scorer
 from graftwork.training.settings import TrainingSettings
+from graftwork.training.sharding import load_backbone, parts_of, refuse_sharding
 from graftwork.training.task_features import with_features
 from graftwork.training.trainer import has_ended, last_checkpoint, tell_of_late_thawing
 from graftwork.training.trainer_of_run import trainer_for
@@ -156,9 +157,10 @@ def _run(
     method, task = recipe.find_method(), recipe.find_task()
     refuse_sharing(recipe, processes)
     with shown_on_stderr(shown=progress) as display:
+        given_backbone = backbone is not None
         if backbone is None:
             display.say(of_loading(recipe.backbone))
-            backbone = Backbone.load(recipe.backbone, dtype=recipe.dtype)
+            backbone = load_backbone(recipe)
         if processes.of_first(place.finished):
             resolved = recipe.resolved(backbone, task, method)
             return processes.by_first(lambda: place.finished_adapter(resolved)), ""
@@ -167,28 +169,31 @@ def _run(
         if resolved.distill is not None:  # teachers may be asked for hours, and what they say is kept
             place.begin(resolved, resume=resume)
         data, lesson = load_lesson(resolved, backbone, place.working, display, given)
-        model = adapted_for(backbone, resolved.train)
-        try:
-            run = Run(
-                model,
-                task.name,
-                resolved,
-                data,
-                place,
-                resume=resume,
-                display=display,
-                lesson=lesson,
-                callbacks=callbacks,
-                processes=processes,
-            )
-            about, training = run.summary(recipe.train)
-            display.say(joined(of_backbone(backbone), about), training)
-            run.baseline = processes.by_first(run.measure_baseline)
-            with quiet_transformers():
-                run.train()
-            return processes.by_first(run.finish)
-        finally:
-            model.detach()
+        together = processes.by_all if recipe.train.fsdp else processes.by_first
+        with parts_of(backbone, recipe, given=given_backbone):
+            model = adapted_for(backbone, resolved.train)
+            try:
+                run = Run(
+                    model,
+                    task.name,
+                    resolved,
+                    data,
+                    place,
+                    resume=resume,
+                    display=display,
+                    lesson=lesson,
+                    callbacks=callbacks,
+                    processes=processes,
+                )
+                about, training = run.summary(recipe.train)
+                parts = processes.count if recipe.train.fsdp else 1
+                display.say(joined(of_backbone(backbone, parts=parts), about), training)
+                run.baseline = together(run.measure_baseline)
+                with quiet_transformers():
+                    run.train()
+                return together(run.finish)
+            finally:
+                model.detach()
 
 
 def refuse_idle(recipe: Recipe, backbone: Backbone) -> None:
@@ -208,8 +213,9 @@ def refuse_sharing(recipe: Recipe, processes: Processes) -> None:
     """Refuse what several processes cannot do together.
 
     Raises:
-        RecipeError: teachers are asked, or the states of a frozen prefix are to be cached.
+        RecipeError: teachers are asked, or the states of a frozen prefix are to be cached; or as `refuse_sharding`.
     """
+    refuse_sharding(recipe, processes)
     if not processes.several:
         return
     started = f"the run was started as {processes.count} processes"
