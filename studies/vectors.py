@@ -193,9 +193,16 @@ def wanted(studies: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, str,
     return [(study, of, seed) for study in studies for seed in seeds for of in ofs[study]]
 
 
+def whole_seeds(records: Sequence[Record], study: str) -> list[Record]:
+    """The records of a study, of seeds of which everything was measured."""
+    own = [record for record in records if record["study"] == study]
+    there = {(study, record["of"], record["seed"]) for record in own}
+    return [record for record in own if {*wanted([study], [record["seed"]])} <= there]
+
+
 def averaged(records: Sequence[Record], study: str) -> dict[str, list[list[float]]]:
     """By curve of a study, one curve a seed: the mean over what was measured with it."""
-    own = [record for record in records if record["study"] == study]
+    own = whole_seeds(records, study)
     seeds = sorted({record["seed"] for record in own})
     curves = own[0]["scores"] if own else {}
     return {
@@ -209,7 +216,7 @@ def averaged(records: Sequence[Record], study: str) -> dict[str, list[list[float
 
 def report(records: list[Record]) -> str:
     """The page that is kept beside the records."""
-    parts = [title(study, records) for study in STUDIES if any(record["study"] == study for record in records)]
+    parts = [title(study, own) for study in STUDIES if (own := whole_seeds(records, study))]
     return f"""# Lines that task vectors span
 
 MiniLM; full fine-tuning at {RATE}, heads alone at {HEAD_RATE}, {EPOCHS} epochs, texts of at most {LENGTH} tokens. Means
@@ -221,9 +228,9 @@ over seeds, and half the width of their 95 % interval (Student's t). Made by `py
 def title(study: str, records: Sequence[Record]) -> str:
     """A section of the page."""
     if study == "donors":
-        return donors_table([record for record in records if record["study"] == study])
-    own = averaged(records, study)
-    at = next(record["at"] for record in records if record["study"] == study)
+        return donors_table(records)
+    own, at = averaged(records, study), records[0]["at"]
+    seeds = len({record["seed"] for record in records})
     lines = [
         [f"{place:g}", *(domains.interval([curve[i] for curve in own[name]]) for name in own)]
         for i, place in enumerate(at)
@@ -232,7 +239,8 @@ def title(study: str, records: Sequence[Record]) -> str:
         return f"""## WiSE-FT
 
 From a head on the pre-trained body (α = 0) to the model that is fine-tuned from there (α = 1), head included; on
-{" and ".join(SOURCES)}. Test accuracy in the domain, and in the mean over the others ({OTHERS} rows of each).
+{" and ".join(SOURCES)}. Test accuracy in the domain, and in the mean over the others ({OTHERS} rows of each); {seeds}
+seeds.
 
 {markdown(["α", "in the domain, %", "other domains, %"], lines)}
 
@@ -241,7 +249,8 @@ From a head on the pre-trained body (α = 0) to the model that is fine-tuned fro
     return f"""## Negation
 
 A task's vector times λ is subtracted from the pre-trained body; every task is read by a head that was tuned on that
-body alone. Validation score of the task, and of the other tasks relative to λ = 0; in the mean over the tasks.
+body alone. Validation score of the task, and of the other tasks relative to λ = 0; in the mean over the tasks;
+{seeds} seeds.
 
 {markdown(["λ", "the task that is to be forgotten, %", "the others, % of λ = 0"], lines)}
 

@@ -19,6 +19,7 @@ from studies import (
     pooling,
     rates,
     table_to_text,
+    vectors,
     which_method,
 )
 from studies.grid import Grid, markdown
@@ -126,7 +127,10 @@ def test_the_interval_is_students():
 
 @pytest.mark.parametrize(
     "grid",
-    [basins.GRID, epochs.GRID, every_method.GRID, fast_step.GRID, pooling.GRID, rates.GRID, table_to_text.GRID],
+    [
+        *(analogies.GRID, basins.GRID, epochs.GRID, every_method.GRID, fast_step.GRID, pooling.GRID, rates.GRID),
+        *(table_to_text.GRID, vectors.GRID, which_method.GRID),
+    ],
     ids=lambda grid: grid.page.stem,
 )
 def test_a_published_page_is_that_of_its_records(grid):
@@ -258,3 +262,17 @@ def test_an_analogy_moves_the_body_and_leaves_the_head():
     start, away, near = ({"w": torch.tensor([value])} for value in (1.0, 2.0, 5.0))
     start["head.weight"] = torch.tensor([7.0])
     assert analogies.moved(start, away, near, 0.5) == {"w": torch.tensor([2.5]), "head.weight": torch.tensor([7.0])}
+
+
+def test_lines_of_task_vectors_are_means_over_whole_seeds():
+    def line(of, seed, own):
+        scores = {"own": [own] * len(vectors.ALPHAS), "others": [0.5] * len(vectors.ALPHAS)}
+        return {"study": "wise-ft", "of": of, "seed": seed, "at": list(vectors.ALPHAS), "scores": scores, "seconds": 1}
+
+    one, other = vectors.SOURCES
+    records = [line(one, 0, 0.6), line(other, 0, 0.8), line(one, 1, 0.1)]
+    assert vectors.averaged(records, "wise-ft")["own"] == [[pytest.approx(0.7)] * len(vectors.ALPHAS)]
+    page = vectors.report(records)
+    assert "| 0.4 | 70.0 | 50.0 |" in page
+    assert "1\nseeds" in page
+    assert "## " not in vectors.report(records[:1])
