@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from tiny import GENERATORS, SAMPLES, bits, inputs_for, make_adapter, make_backbone
+from torch.distributed.fsdp import fully_shard
 
 from graftwork.backbones import Backbone
 from graftwork.backbones.sharding import sharded
@@ -75,6 +76,9 @@ def check(case: str, index: int) -> dict[str, Any]:
             parts = held(backbone)
             found.append(seen(backbone, method, index, recomputed=bool(rest)))
             assert held(backbone) == parts, "between passes, each has its part"
+            layers = [backbone.model.get_submodule(path) for path in backbone.layer_paths()]
+            shared = {id(fully_shard.state(layer)._comm_ctx) for layer in layers}
+            assert len(shared) == 1, "else each layer would keep what was gathered of it last"
     assert bits(backbone.model) == before, "and all of it is as it was"
     assert [type(module) for module in backbone.model.modules()] == classes
     assert [vars(module).keys() for module in backbone.model.modules()] == kept

@@ -36,8 +36,18 @@ def sharded(backbone: Backbone, device: torch.device) -> Iterator[None]:
         device: where it is run.
 
     Raises:
-        BackboneError: weights of its layers cannot be in parts; somebody uses it; or a run failed that had them so.
+        BackboneError: weights of its layers cannot be in parts; somebody uses it; a run failed that had them so; or
+            torch is too old.
     """
+    try:
+        from torch.distributed.fsdp import share_comm_ctx
+    except ImportError:
+        raise BackboneError(
+            f"torch {torch.__version__} cannot shard layers that run by themselves (share_comm_ctx)",
+            expected="a newer torch",
+            change=FLAG,
+        ) from None
+
     if is_held_by_another(backbone.model):
         raise BackboneError(
             f"backbone {backbone.name!r} is in use by an AdaptedModel, and its weights cannot be sharded now",
@@ -55,10 +65,17 @@ def sharded(backbone: Backbone, device: torch.device) -> Iterator[None]:
                 if module not in inside:
                     module._apply(lambda tensor: tensor.to(device), recurse=False)  # type: ignore[no-untyped-call]
             parts = [_Sharded(layer, device) for layer in layers.values()]
+            # Of what is gathered the last layer's is kept until the next one is: else each would keep its own.
+            share_comm_ctx([own.part for own in parts])
+            # The room for gathered weights is made now: if it were in inference mode, no later pass could have
+            # gradients.
+            for own in parts:
+                own.part.unshard()
+                own.part.reshard()
         yield
         with torch.inference_mode(False), torch.no_grad(), on(device):
-            for layer in parts:
-                layer.gather()
+            for own in parts:
+                own.gather()
     except BaseException:
         backbone.weights.lost = True
         raise
@@ -94,9 +111,6 @@ class _Sharded:
         self.hooks = {name: set(vars(layer)[name]) - known for name, known in hooks.items()}
         for _, _, parameter in self.parameters:
             parameter.data = parameter.new_empty(0)
-        # The room for gathered weights is made now: if it were in inference mode, no later pass could have gradients.
-        self.part.unshard()
-        self.part.reshard()
 
     def gather(self) -> None:
         """Have the layer be as it was."""
