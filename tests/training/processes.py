@@ -154,6 +154,22 @@ SHARED = {
 }
 
 
+def cut_and_resumed(recipe: str, *flags: str, like: str) -> dict[str, Any]:
+    """A run of two processes that are killed and gone on with: how these end, and whether the files are another's."""
+    running = fork_together(2, *command(recipe, "cut", *flags))
+    while not list(Path().glob(".cut.tuning/checkpoint-2/trainer_state.json")):
+        time.sleep(0.001)
+    for process in running:
+        os.kill(process, signal.SIGKILL)
+        wait(process)
+    resumed = [wait(process) for process in fork_together(2, *command(recipe, "cut", *flags, "--resume"))]
+    return {
+        "statuses": [status for status, _ in resumed],
+        "same": digest("cut") == digest(like),
+        "said": resumed[0][1],
+    }
+
+
 def together(recipe: str) -> Any:
     """Runs of one process, and the same of two; one of two that are killed and gone on with; one that is refused."""
     # What is imported by the way is imported once.
@@ -163,15 +179,7 @@ def together(recipe: str) -> Any:
         one, said = wait(fork(*command(recipe, f"one-{name}", *flags, "--json")))
         two = [wait(process) for process in fork_together(2, *command(recipe, f"two-{name}", *flags, "--json"))]
         found[name] = {"statuses": [one, *(status for status, _ in two)], "said": [said, *(said for _, said in two)]}
-    flags = SHARED["drawn"]
-    running = fork_together(2, *command(recipe, "cut", *flags))
-    while not list(Path().glob(".cut.tuning/checkpoint-2/trainer_state.json")):
-        time.sleep(0.001)
-    for process in running:
-        os.kill(process, signal.SIGKILL)
-        wait(process)
-    resumed = [wait(process)[0] for process in fork_together(2, *command(recipe, "cut", *flags, "--resume"))]
-    found["cut"] = {"statuses": resumed, "same": digest("cut") == digest("two-drawn")}
+    found["cut"] = cut_and_resumed(recipe, *SHARED["drawn"], like="two-drawn")
     refused = [wait(process) for process in fork_together(2, *command(recipe, "no", "--train.prefix_cache", "on"))]
     found["refused"] = {"statuses": [status for status, _ in refused], "said": refused[0][1]}
     found["names"] = sorted(path.name for path in Path().iterdir() if path.suffix != ".log")
@@ -195,19 +203,7 @@ def sharded(recipe: str) -> Any:
         parts = [*flags[1:], "--train.fsdp", "true", "--json"]
         two = [wait(process) for process in fork_together(2, *command(*flags[:1], f"two-{name}", *parts))]
         found[name] = {"statuses": [one, *(status for status, _ in two)], "said": [said, *(said for _, said in two)]}
-    flags = [*PARTS["encoder"][1:], "--train.fsdp", "true"]
-    running = fork_together(2, *command(recipe, "cut", *flags))
-    while not list(Path().glob(".cut.tuning/checkpoint-2/trainer_state.json")):
-        time.sleep(0.001)
-    for process in running:
-        os.kill(process, signal.SIGKILL)
-        wait(process)
-    resumed = [wait(process) for process in fork_together(2, *command(recipe, "cut", *flags, "--resume"))]
-    found["cut"] = {
-        "statuses": [status for status, _ in resumed],
-        "same": digest("cut") == digest("two-encoder"),
-        "said": resumed[0][1],
-    }
+    found["cut"] = cut_and_resumed(recipe, *PARTS["encoder"][1:], "--train.fsdp", "true", like="two-encoder")
     full = ("--method", "full-fine-tuning", "--train.fsdp", "true")
     refused = [wait(process) for process in fork_together(2, *command(recipe, "no", *full))]
     found["refused"] = {"statuses": [status for status, _ in refused], "said": refused[0][1]}

@@ -87,7 +87,7 @@ def test_two_processes_tune_one_adapter_as_one_does(processes, tmp_path):
         files = [{path.name for path in (here / f"{who}-{name}").iterdir()} for who in ("one", "two")]
         assert files[0] == files[1]
         assert (here / f"one-{name}" / "recipe.yaml").read_text() == (here / f"two-{name}" / "recipe.yaml").read_text()
-    assert found["cut"] == {"statuses": [0, 0], "same": True}, "killed and gone on with, to the bit"
+    assert (found["cut"]["statuses"], found["cut"]["same"]) == ([0, 0], True), found["cut"]["said"]
     assert found["refused"]["statuses"] == [2, 2]
     assert "--train.prefix_cache" in found["refused"]["said"]
     assert found["names"] == ["cut", "one-drawn", "one-odd", "recipe.yml", "two-drawn", "two-odd"]

@@ -351,6 +351,7 @@ def _read(own: _Own, *, turned: bool) -> dict[str, Tensor]:
 
 
 def _parts(own: _Own, *, turned: bool) -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
+    """The same of what is held in parts: how each is read once it is whole, and what is held."""
     return {name: (location.of if turned else lambda tensor: tensor, held.tensor) for name, held, location in own}
 
 

@@ -4,7 +4,7 @@ The outputs of two heads mean the same where their kinds of task, labels and set
 a head. Any other head is kept for its task.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,14 +78,14 @@ def head_groups(
 
 def _at_head(share: Number, adapter: Adapter) -> dict[str, float]:
     """How much an adapter counts at each tensor of its head; under `head`, where it is the backbone's own."""
-    names = head_names(adapter) or ["head"]
+    names = head_names([adapter]) or ["head"]
     found = at_each(share, names, "--weights, or --method.t", beside=None)
     return {name: max(0.0, own) for name, own in found.items()}
 
 
-def head_names(adapter: Adapter) -> list[str]:
-    """Names of the tensors of an adapter's head."""
-    return [name for name in adapter.tensors if name.startswith("head.")]
+def head_names(adapters: Iterable[Adapter]) -> list[str]:
+    """Names of the tensors of adapters' heads, each once."""
+    return [*dict.fromkeys(name for own in adapters for name in own.tensors if name.startswith("head."))]
 
 
 def agree(one: Adapter, other: Adapter) -> bool:
@@ -112,7 +112,7 @@ def _listed(adapter: Adapter) -> str:
 
 
 def _group(adapters: Mapping[str, Adapter], names: Sequence[str], shares: Sequence[Mapping[str, float]]) -> HeadGroup:
-    each = [{n: t for n, t in adapters[name].tensors.items() if n.startswith("head.")} for name in names]
+    each = [{n: adapters[name].tensors[n] for n in head_names([adapters[name]])} for name in names]
     if len(names) == 1:
         return HeadGroup(tuple(names), adapters[names[0]], each[0])
     tensors = {name: _mean([own[name] for own in each], [share[name] for share in shares]) for name in each[0]}

@@ -282,8 +282,7 @@ def _by_changes(chosen: ChosenMethod, operands: AdapterOperands, *, basis: bool 
     if given is not None:
         how: dict[str, Any] = {"coefficients": given, "scale": scale_of(chosen)}
     else:
-        heads = {name for adapter in operands.adapters.values() for name in head_names(adapter)}
-        formula = formula_of(chosen, operands.weights, heads)
+        formula = formula_of(chosen, operands.weights, head_names(operands.adapters.values()))
         spectral = chosen.method.by_singular_values
         how = {"formula": formula, "basis": basis, "by_singular_values": spectral}
     how["head_shares"] = chosen.shares(operands.weights, len(operands.adapters))

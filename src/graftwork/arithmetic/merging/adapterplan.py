@@ -110,7 +110,7 @@ def plan_adapters(recipe: MergeRecipe) -> AdapterPlan:
         rank=recipe.rank,
         align=options["align"],
     )
-    heads = {name for adapter in adapters.values() for name in head_names(adapter)}
+    heads = head_names(adapters.values())
     for one in recipe.each_of_sweep(chosen):
         inner = _formula_of(one)
         if inner is not None and (one.name == "knots" or coefficients_of(one, recipe.weights, len(adapters)) is None):

@@ -12,7 +12,7 @@ from graftwork.arithmetic.merging.adaptermethods import formula_of
 from graftwork.arithmetic.merging.method import ChosenMethod, Operands
 from graftwork.arithmetic.merging.settings import MergeSettings
 from graftwork.arithmetic.operations.operations import average
-from graftwork.arithmetic.values.filters import Number, resolved
+from graftwork.arithmetic.values.filters import Number
 from graftwork.arithmetic.values.outlines import NoNumbersError, outlined
 
 
@@ -37,8 +37,6 @@ def check_numbers(
     Raises:
         RecipeError: a number is out of its range, differs where it must not, or has filters that do not suit the names.
     """
-    for weight in weights or ():
-        resolved(weight, shapes, "weight")
     models = [outlined(shapes, dtypes) for _ in range(count)]
     if weights is not None and chosen.method.over == "models":
         average(models, weights=weights)  # of which all such methods make one
